@@ -1,0 +1,81 @@
+"""Random changes of a training sample: one affine map, then changes of the pixels alone."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import albumentations
+import numpy as np
+
+from facelab.landmarks.geometry import Array, around_centre, mirror_image
+
+
+class Warp(NamedTuple):
+    """A drawn affine change of a crop."""
+
+    matrix: Array  # (3, 3) float64, crop to changed crop, both in pixels
+    mirrored: bool
+    degrees: float  # clockwise, after the mirror
+
+
+class Augmentation:
+    """What may happen to a training crop. Each change is drawn by its own coin.
+
+    Mirror, rotation, scale and shift are one matrix, so that the photo is interpolated once and the points follow
+    exactly; points that leave the crop keep their true place. Albumentations then changes pixels only: it neither
+    swaps left and right points nor keeps their number, nor tells its matrix.
+
+    Args:
+        mirror_probability: left-right.
+        shift_probability: of a shift, uniform in +-``shift_limit``, x and y apart.
+        shift_limit: fraction of the crop's side.
+        scale_probability: of a change of size about the crop's centre by a factor uniform in 1 +- ``scale_limit``.
+        scale_limit: under 1.
+        rotation_probability: of a rotation about the crop's centre, uniform in +-``rotation_limit``.
+        rotation_limit: degrees.
+        pixels: albumentations transforms of the image alone, each with its own ``p``.
+    """
+
+    def __init__(
+        self,
+        mirror_probability: float,
+        shift_probability: float,
+        shift_limit: float,
+        scale_probability: float,
+        scale_limit: float,
+        rotation_probability: float,
+        rotation_limit: float,
+        pixels: Sequence[albumentations.BasicTransform],
+    ) -> None:
+        if not 0 <= scale_limit < 1:
+            raise ValueError(f"augment.scale_limit must be in [0, 1), got {scale_limit}")
+        self.mirror_probability = mirror_probability
+        self.shift_probability, self.shift_limit = shift_probability, shift_limit
+        self.scale_probability, self.scale_limit = scale_probability, scale_limit
+        self.rotation_probability, self.rotation_limit = rotation_probability, rotation_limit
+        self.pixels = albumentations.Compose(list(pixels)) if pixels else None
+
+    def draw(self, rng: np.random.Generator, size: int) -> Warp:
+        """Draw the affine change of a crop of ``size`` x ``size`` pixels: shift, mirror, scale and rotation in turn."""
+        coins = rng.random(4)
+        x, y, scale, angle = rng.uniform(-1, 1, 4)
+        moved, mirrored, scaled, turned = coins < (
+            self.shift_probability,
+            self.mirror_probability,
+            self.scale_probability,
+            self.rotation_probability,
+        )
+        reach = self.shift_limit * size if moved else 0.0
+        matrix = around_centre(size, shift=(x * reach, y * reach))
+        if mirrored:
+            matrix = mirror_image(size) @ matrix
+        degrees = float(angle * self.rotation_limit) if turned else 0.0
+        factor = 1 + float(scale * self.scale_limit) if scaled else 1.0
+        return Warp(around_centre(size, degrees, factor) @ matrix, bool(mirrored), degrees)
+
+    def change_pixels(self, rng: np.random.Generator, image: Array) -> Array:
+        """Change the pixels of an RGB image ``(H, W, 3)`` uint8; the points stay where they are."""
+        if self.pixels is None:
+            return image
+        # Forked workers would all repeat the parent's draws, epoch after epoch: albumentations 2.0.8 seeds itself once.
+        self.pixels.set_random_seed(int(rng.integers(2**32)))
+        return np.asarray(self.pixels(image=image)["image"])

@@ -1,0 +1,246 @@
+"""How every landmark method is fed: one face per sample, cut from its photo by one interpolation."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import cv2
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
+
+from datamodules.augmentation import Augmentation, Warp
+from facelab.landmarks.batch import LandmarkBatch
+from facelab.landmarks.crop import Crop
+from facelab.landmarks.face import Annotations, Face, Split
+from facelab.landmarks.geometry import Array, apply, reduce_image
+from facelab.landmarks.image import FaultyImage, image_size, read_image
+from facelab.landmarks.layouts import Layout
+from facelab.landmarks.pose import estimate_pose, mirrored, turned
+
+log = logging.getLogger(__name__)
+
+PoseSource = Literal["labelled", "estimated", "labelled and estimated", "none"]
+
+
+class NoBoxError(ValueError):
+    """A face without the box that the crop is built around."""
+
+
+class EpochSampler(DistributedSampler[tuple[int, int]]):
+    """Yields (epoch, row), so that a sample's random draws can be a function of (seed, epoch, row) alone.
+
+    Order and draws then depend neither on the number of workers nor on whether the run was resumed. Torch's
+    distributed sampler deals the rows out to processes and repeats some to make their numbers equal.
+    """
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Rows of this process in the order of this epoch."""
+        return ((self.epoch, row) for row in super().__iter__())
+
+
+class FaceDataset(Dataset[LandmarkBatch]):
+    """The faces of one split, cut out and, in training, changed at random.
+
+    Args:
+        data: the reader.
+        split: whose faces.
+        crop: what part of the photo is cut out.
+        augment: None for evaluation: the crop as it is.
+        seed: of the random draws.
+    """
+
+    def __init__(self, data: Annotations, split: Split, crop: Crop, augment: Augmentation | None, seed: int) -> None:
+        self.layout: Layout = data.layout
+        self.tag_names = data.tags
+        self.crop, self.augment, self.seed = crop, augment, seed
+        rows = [(photo.path, face) for photo in data.photos(split) for face in photo.faces]
+        self.paths: list[Path] = [path for path, _ in rows]
+        self.faces: list[Face] = [face for _, face in rows]
+        self.pose, self.pose_source = self._poses()
+        self._reported: set[int] = set()
+
+    def _poses(self) -> tuple[Array, PoseSource]:
+        """Labelled poses, completed by estimates from the points where there is no label, ``(F, 3)`` degrees."""
+        if not self.faces:
+            return np.zeros((0, 3), np.float32), "none"
+        pose = np.stack([face.pose for face in self.faces]).astype(np.float32)
+        missing = np.isnan(pose).any(axis=1)
+        if not missing.any():
+            return pose, "labelled"
+        pose[missing] = estimate_pose(np.stack([face.points for face in self.faces])[missing], self.layout)
+        if np.isnan(pose).all():
+            return pose, "none"
+        return pose, "estimated" if missing.all() else "labelled and estimated"
+
+    def __len__(self) -> int:
+        return len(self.faces)
+
+    def __getitem__(self, key: tuple[int, int]) -> LandmarkBatch:
+        """The sample of (epoch, row); a face that cannot be read becomes a blank one with no valid point."""
+        epoch, row = key
+        rng = np.random.default_rng((self.seed, epoch, row))
+        try:
+            return self._sample(row, rng)
+        except (FaultyImage, NoBoxError) as error:
+            if row not in self._reported:
+                self._reported.add(row)
+                log.warning("face %d is left out: %s", row, error)
+            return self._blank(row)
+
+    def to_crop(self, row: int) -> Array:
+        """The map from the photo of a face to its unchanged crop, ``(3, 3)`` float64."""
+        width, height = image_size(self.paths[row]) if self.crop.box == "image" else (0, 0)
+        try:
+            return self.crop.matrix(self.crop.source(self.faces[row], width, height))
+        except ValueError as error:
+            raise NoBoxError(f"{self.paths[row]}: {error}") from error
+
+    def _sample(self, row: int, rng: np.random.Generator) -> LandmarkBatch:
+        face, size = self.faces[row], self.crop.size
+        warp = self.augment.draw(rng, size) if self.augment else Warp(np.eye(3), mirrored=False, degrees=0.0)
+        matrix = warp.matrix @ self.to_crop(row)
+        image = cut_out(self.paths[row], matrix, size)
+        if self.augment:
+            image = self.augment.change_pixels(rng, image)
+        points, visible = apply(matrix, face.points.astype(np.float64)).astype(np.float32), face.visible
+        pose = self.pose[row]
+        if warp.mirrored:
+            points, visible = self.layout.mirrored(points), visible[np.asarray(self.layout.mirror)]
+            pose = mirrored(pose)
+        if warp.degrees:
+            pose = turned(pose, warp.degrees)
+        return self._row(row, image, points, visible, pose, np.linalg.inv(matrix))
+
+    def _blank(self, row: int) -> LandmarkBatch:
+        n, size = self.layout.num_points, self.crop.size
+        image = np.zeros((size, size, 3), np.uint8)
+        points, visible = np.full((n, 2), np.nan, np.float32), np.zeros(n, bool)
+        return self._row(row, image, points, visible, self.pose[row], np.eye(3))
+
+    def _row(
+        self, row: int, image: Array, points: Array, visible: Array, pose: Array, to_photo: Array
+    ) -> LandmarkBatch:
+        face = self.faces[row]
+        return LandmarkBatch(
+            image=torch.from_numpy(image).permute(2, 0, 1),
+            points=torch.from_numpy(points),
+            valid=torch.from_numpy(np.isfinite(points).all(axis=1)),
+            visible=torch.from_numpy(visible),
+            tags=torch.tensor([tag in face.tags for tag in self.tag_names], dtype=torch.bool),
+            box=torch.from_numpy(face.box.astype(np.float32)),
+            pose=torch.from_numpy(pose.astype(np.float32)),
+            to_photo=torch.from_numpy(to_photo.astype(np.float32)),
+            face_id=torch.tensor(row),
+        )
+
+
+def cut_out(path: Path, matrix: Array, size: int) -> Array:
+    """Cut a crop out of a photo, interpolating once.
+
+    Args:
+        path: the photo. A JPEG that is more than twice as large as needed is decoded at a half, a quarter or an
+            eighth, which is faster and avoids aliasing.
+        matrix: ``(3, 3)`` photo pixels to crop pixels.
+        size: side of the crop.
+
+    Returns:
+        ``(size, size, 3)`` uint8 RGB, black outside the photo.
+
+    Raises:
+        FaultyImage: the file cannot be read whole.
+    """
+    shrink = 1 / np.sqrt(abs(np.linalg.det(matrix[:2, :2])))
+    reduce = 1
+    if path.suffix.lower() in {".jpg", ".jpeg"}:
+        reduce = max(factor for factor in (1, 2, 4, 8) if factor <= max(shrink, 1))
+    image = read_image(path, reduce=reduce)
+    to_crop = matrix @ np.linalg.inv(reduce_image(reduce))
+    return cv2.warpAffine(image, to_crop[:2], (size, size), flags=cv2.INTER_LINEAR)
+
+
+def collate(samples: list[LandmarkBatch]) -> LandmarkBatch:
+    """Stack samples. Images stay in the order of their bytes (channels last), which convolutions prefer on a CPU."""
+    image = torch.stack([sample.image.permute(1, 2, 0) for sample in samples]).permute(0, 3, 1, 2)
+    rest: list[Tensor] = default_collate([tuple(sample[1:]) for sample in samples])
+    return LandmarkBatch(image, *rest)
+
+
+class LandmarkDataModule(LightningDataModule):
+    """Train, validation and test faces of one dataset in the crops of one method.
+
+    Args:
+        data: reader of the dataset.
+        crop: the method's input contract.
+        augment: what happens to training crops; None for nothing.
+        batch_size: per process.
+        num_workers: processes that prepare batches. Changes no result.
+        seed: of order and draws.
+        test_split: the split that ``test`` measures, ``test`` but for ``evaluate.py split=...``.
+    """
+
+    batch_type: ClassVar[type] = LandmarkBatch
+
+    def __init__(
+        self,
+        data: Annotations,
+        crop: Crop,
+        augment: Augmentation | None,
+        batch_size: int,
+        num_workers: int,
+        seed: int,
+        test_split: Split,
+    ) -> None:
+        super().__init__()
+        self.data, self.crop, self.augment = data, crop, augment
+        self.batch_size, self.num_workers, self.seed, self.test_split = batch_size, num_workers, seed, test_split
+        self.faces: dict[str, FaceDataset] = {}
+
+    def setup(self, stage: str) -> None:
+        """Read the annotations that this stage needs. No photo is opened.
+
+        Raises:
+            DataFault: by the reader, or when a split has no face.
+        """
+        needed: dict[str, tuple[Split, Augmentation | None]] = {}
+        if stage == "fit":
+            needed["train"] = ("train", self.augment)
+        if stage in ("fit", "validate"):
+            needed["val"] = ("val", None)
+        if stage == "test":
+            needed["test"] = (self.test_split, None)
+        for role, (split, augment) in needed.items():
+            if role not in self.faces:
+                self.faces[role] = FaceDataset(self.data, split, self.crop, augment, self.seed)
+                log.info("%s %s: %d faces", self.data.name, split, len(self.faces[role]))
+
+    def train_dataloader(self) -> DataLoader[LandmarkBatch]:
+        """Shuffled; a last batch that is not full is left out, since batch statistics of a few faces are noise."""
+        return self._loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[LandmarkBatch]:
+        """Every face once, never changed."""
+        return self._loader("val", shuffle=False)
+
+    def test_dataloader(self) -> DataLoader[LandmarkBatch]:
+        """Every face once, never changed."""
+        return self._loader("test", shuffle=False)
+
+    def _loader(self, role: str, *, shuffle: bool) -> DataLoader[LandmarkBatch]:
+        faces = self.faces[role]
+        world = self.trainer.world_size if self.trainer else 1
+        rank = self.trainer.global_rank if self.trainer else 0
+        sampler = EpochSampler(faces, num_replicas=world, rank=rank, shuffle=shuffle, seed=self.seed)  # type: ignore[arg-type]
+        return DataLoader(
+            faces,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            drop_last=shuffle and len(faces) >= self.batch_size * world,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )

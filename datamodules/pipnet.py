@@ -1,0 +1,38 @@
+"""How PIPNet is fed."""
+
+import numpy as np
+
+from datamodules.landmark import LandmarkDataModule, NoBoxError
+from facelab.landmarks.face import DataFault
+from facelab.landmarks.geometry import Array, apply
+from facelab.landmarks.image import FaultyImage
+
+
+class PIPNetDataModule(LandmarkDataModule):
+    """Faces for PIPNet (Jin, Liao, Shao, IJCV 2021), and the mean shape that says which landmarks are neighbours."""
+
+    def mean_shape(self) -> Array:
+        """The mean of every landmark over the training faces, in pixels of the unchanged crop, ``(N, 2)``.
+
+        The reference code keeps it as ``meanface.txt`` and divides by the crop's side. Missing points are left out of
+        the mean.
+
+        Raises:
+            DataFault: a landmark is annotated in no training face.
+        """
+        train = self.faces["train"]
+        shapes = []
+        for row, face in enumerate(train.faces):
+            try:
+                shapes.append(apply(train.to_crop(row), face.points))
+            except (NoBoxError, FaultyImage):
+                continue  # the face is reported and left out when it is asked for
+        points = np.stack(shapes) if shapes else np.empty((0, train.layout.num_points, 2))
+        seen = np.isfinite(points).all(axis=2).sum(axis=0)  # (N,)
+        if not seen.all():
+            unseen = np.flatnonzero(seen == 0).tolist()
+            raise DataFault(
+                f"{self.data.name}: no training face has the landmarks {unseen}, so PIPNet cannot know their "
+                f"neighbours; use a layout without them"
+            )
+        return np.nanmean(points, axis=0)

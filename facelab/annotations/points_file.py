@@ -1,0 +1,228 @@
+"""Points in text files, and the images they belong to: what the readers of the datasets share."""
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from facelab.landmarks.face import DataFault, Face, Photo
+from facelab.landmarks.geometry import Array
+from facelab.landmarks.layouts import Layout
+
+log = logging.getLogger(__name__)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file without the blank ones at its end.
+
+    A byte that is not UTF-8 is kept as a mark, so that the parser that meets it can name the line.
+
+    Raises:
+        DataFault: the file cannot be read or is empty.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").rstrip().splitlines()
+    except OSError as error:
+        raise DataFault(f"{path}: {error.strerror}") from error
+    if not lines:
+        raise DataFault(f"{path} is empty")
+    return lines
+
+
+def read_table(
+    lines: Sequence[str],
+    width: int,
+    meaning: str,
+    path: Path,
+    first_line: int,
+    *,
+    delimiter: str | None,
+    may_lack: bool,
+) -> Array:
+    """Parse lines of numbers.
+
+    Args:
+        lines: R lines, each with the same number of fields.
+        width: how many numbers a line has to hold.
+        meaning: what these numbers are, for the message.
+        path: the file the lines come from, for the message.
+        first_line: number of the first of them in that file, counted from 1, for the message.
+        delimiter: what stands between two numbers; None is white space.
+        may_lack: whether ``nan`` may stand for "not annotated".
+
+    Returns:
+        ``(R, width)`` float32.
+
+    Raises:
+        DataFault: naming the first line that does not hold ``width`` finite numbers.
+    """
+    try:
+        table = np.loadtxt(lines, np.float32, comments=None, delimiter=delimiter, ndmin=2)
+    except ValueError as error:
+        fault = str(error)
+    else:
+        allowed = ~np.isinf(table) if may_lack else np.isfinite(table)
+        if table.shape == (len(lines), width) and allowed.all():
+            return table
+        fault = f"found {table.shape[0]} x {table.shape[1]} numbers, expected {len(lines)} x {width}"
+    for number, line in enumerate(lines, first_line):
+        _check_line(line.split(delimiter), width, meaning, f"{path}, line {number}", may_lack)
+    raise DataFault(f"{path}: {fault}")
+
+
+def _check_line(fields: Sequence[str], width: int, meaning: str, place: str, may_lack: bool) -> None:
+    if len(fields) != width:
+        raise DataFault(f"{place}: found {len(fields)} values, expected {width} ({meaning})")
+    for field in fields:
+        try:
+            value = float(field.replace("_", "x"))  # Python reads 1_0 as 10, which a coordinate never means
+        except ValueError as error:
+            raise DataFault(f"{place}: {field!r} is not a number") from error
+        if abs(value) > float(np.finfo(np.float32).max):
+            raise DataFault(f"{place}: {field!r} is not a finite number")
+        if np.isnan(value) and not may_lack:
+            raise DataFault(f"{place}: {field!r}, but every point of this dataset is annotated")
+
+
+def read_txt(path: Path, layout: Layout, *, may_lack: bool) -> Array:
+    """Read a .txt of one face: "x y" per line, with or without the number of points on a line before them.
+
+    Args:
+        path: the file; coordinates count from 0.
+        layout: how many points there have to be.
+        may_lack: whether ``nan nan`` may stand for a point that is not annotated.
+
+    Returns:
+        ``(N, 2)`` float32, pixels of the image.
+
+    Raises:
+        DataFault: naming file and line.
+    """
+    lines = read_lines(path)
+    first = lines[0].split()
+    if len(first) != 1:
+        return _points(lines, path, 1, layout, may_lack)
+    _check_announced(first[0], f"{path}, line 1", layout)
+    return _points(lines[1:], path, 2, layout, may_lack)
+
+
+def read_pts(path: Path, layout: Layout, *, origin: int, may_lack: bool) -> Array:
+    """Read a .pts of one face, the format of 300-W: a header, then "x y" per line between braces.
+
+    Args:
+        path: the file.
+        layout: how many points there have to be.
+        origin: the file's coordinates of the centre of the top-left pixel: 1 in the files of 300-W, made with Matlab.
+        may_lack: whether ``nan nan`` may stand for a point that is not annotated.
+
+    Returns:
+        ``(N, 2)`` float32, pixels of the image.
+
+    Raises:
+        DataFault: naming file and line.
+    """
+    lines = [line.strip() for line in read_lines(path)]
+    if "{" not in lines or lines[-1] != "}":
+        raise DataFault(f"{path}: not a .pts file; expected the points between a line '{{' and a last line '}}'")
+    start = lines.index("{")
+    for number, line in enumerate(lines[:start], 1):
+        key, _, value = line.partition(":")
+        if key.strip() == "n_points":
+            _check_announced(value.strip(), f"{path}, line {number}", layout)
+    return _points(lines[start + 1 : -1], path, start + 2, layout, may_lack) - np.float32(origin)
+
+
+def _check_announced(count: str, place: str, layout: Layout) -> None:
+    if count != str(layout.num_points):
+        raise DataFault(
+            f"{place}: expected the number of points of the layout {layout.name}, {layout.num_points}, found {count!r}"
+        )
+
+
+def _points(lines: Sequence[str], path: Path, first_line: int, layout: Layout, may_lack: bool) -> Array:
+    points = np.empty((0, 2), np.float32)
+    if lines:
+        points = read_table(lines, 2, "x y", path, first_line, delimiter=None, may_lack=may_lack)
+    if len(points) != layout.num_points:
+        raise DataFault(
+            f"{path}, line {first_line + len(points)}: expected the {layout.num_points} points of the layout "
+            f"{layout.name}, found {len(points)}"
+        )
+    missing = np.isnan(points)
+    half = missing.any(axis=-1) & ~missing.all(axis=-1)
+    if half.any():
+        raise DataFault(f"{path}, line {first_line + half.argmax()}: one coordinate is nan and the other is not")
+    return points
+
+
+def plain_face(points: Array) -> Face:
+    """The face of a dataset that gives points ``(N, 2)`` and nothing else; every annotated point counts as visible."""
+    return Face(
+        box=np.full(4, np.nan, np.float32),
+        points=points,
+        visible=~np.isnan(points[:, 0]),
+        pose=np.full(3, np.nan, np.float32),
+        tags=frozenset(),
+    )
+
+
+def draw(name: str) -> float:
+    """A number in [0, 1) that is the same for a name on every machine: the first byte of its SHA-256 over 256."""
+    return hashlib.sha256(name.encode()).digest()[0] / 256
+
+
+def not_found(root: Path, expected: str, source: str) -> DataFault:
+    """The fault of a folder that is not the dataset it should be.
+
+    Args:
+        root: the folder.
+        expected: what was looked for in it.
+        source: one sentence on how to get the dataset, without its full stop.
+    """
+    held = "is not an existing folder"
+    if root.is_dir():
+        names = sorted(path.name for path in root.iterdir())
+        held = f"holds {_first_three(names)}" if names else "is empty"
+    return DataFault(f"{root} {held}; looked for {expected}. {source}, and give its place with data.root=FOLDER")
+
+
+def with_images(root: Path, photos: Sequence[Photo], *, skip: bool) -> list[Photo]:
+    """The listed photos whose image is there.
+
+    Raises:
+        DataFault: images are absent and ``skip`` is False, or all are.
+    """
+    absent = [photo.path for photo in photos if not photo.path.is_file()]
+    names = [str(path.relative_to(root)) for path in absent]
+    what = f"of {len(photos)} listed images are absent"
+    report_unpaired(root, {what: names}, left=len(photos) - len(absent), skip=skip)
+    left_out = set(absent)
+    return [photo for photo in photos if photo.path not in left_out]
+
+
+def report_unpaired(root: Path, unpaired: Mapping[str, Sequence[str]], *, left: int, skip: bool) -> None:
+    """Refuse a dataset of which images or annotations are absent, or warn how many are left out.
+
+    Args:
+        root: the folder of the dataset.
+        unpaired: what is wrong -> the names of which it is true.
+        left: how many photos there are without these.
+        skip: warn instead.
+
+    Raises:
+        DataFault: there is any name, and ``skip`` is False or nothing is left.
+    """
+    text = "; ".join(f"{len(names)} {what} ({_first_three(names)})" for what, names in unpaired.items() if names)
+    if not text:
+        return
+    if not left:
+        raise DataFault(f"{root}: {text}, and nothing else is there. Complete the dataset")
+    if not skip:
+        raise DataFault(f"{root}: {text}. Complete the dataset, or leave these out with data.skip_unpaired=true")
+    log.warning("%s: left out %s", root, text)
+
+
+def _first_three(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

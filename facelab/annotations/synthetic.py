@@ -1,0 +1,628 @@
+"""Rendered faces: a dataset that needs no download and whose labels are exact.
+
+It is a test bed. A head is one closed surface with a relief for nose, lips, brows and eye sockets; eyes, brows and lips
+are patches between curves on that surface. The landmarks of every markup are samples of the same curves, so position,
+pose, visibility and tags are exact. A number measured here says that a method learns, and nothing about photographs.
+
+Head frame: x to the right of the image, y down, z away from the viewer (the nose points to -z). The unit is half the
+width of an average face, y = 0 the line of the eyes. The projection is orthographic.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import uuid
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from facelab.landmarks.face import DataFault, Face, Photo, Split
+from facelab.landmarks.geometry import Array, from_cells, image_box, tight_box, to_cells
+from facelab.landmarks.layouts import Layout
+from facelab.landmarks.pose import rotation
+
+VERSION = 1
+"""Part of the name of a rendered set: raise it when the same parameters give other pictures or labels."""
+TAGS = ("profile", "frontal", "head_up", "head_down", "expression", "occlusion")
+"""The six classes of PFLD (Guo et al., arXiv 1902.10859, section 3.1); the paper does not define them, we do in
+:func:`tags_of`."""
+PROFILE_YAW, FRONTAL_PITCH, OPEN_MOUTH, SHUT_EYE, BROAD_SMILE, OCCLUDED_SHARE = 30.0, 15.0, 0.4, 0.3, 0.6, 0.05
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+CURVE = 96  # steps of a curve: 2, 3, 4, 6, 16 and 32 equal parts of it, as the markups want them, end on its samples
+T = np.linspace(0, 1, CURVE + 1)
+ARC = np.sin(np.pi * T)
+PATCH = 8  # steps of a curve per quad of a patch
+MIDDLE = np.array([0.0, 0.5, -0.6])  # what View.centre shows, in the head frame
+OVERSAMPLING, SUBPIXEL_BITS = 2, 4
+OVERLAP = 0.15  # head units by which something must lie before a point to hide it: the depth of a quad seen aslant
+DEPTH_NEAR, DEPTH_STEPS, OCCLUDER = 2.0, 62.0, 255  # the canvas's fourth channel: steps of depth, 0 the background
+
+WHOLE, REVERSED, BACK_INNER = slice(None), slice(None, None, -1), slice(-2, 0, -1)
+BACK_FROM_END, BACK_TO_START = slice(None, 0, -1), slice(-2, None, -1)
+Piece = tuple[str, int, slice]  # a curve, the number of equally spaced samples on it, which of them in which order
+
+
+def _eye(side: str, samples: int) -> tuple[Piece, ...]:
+    return (f"eye_{side}_upper", samples, WHOLE), (f"eye_{side}_lower", samples, BACK_INNER)
+
+
+CONTOUR_AND_BROWS: tuple[Piece, ...] = (
+    ("contour", 33, WHOLE),
+    *(("brow_left_upper", 5, WHOLE), ("brow_left_lower", 5, BACK_FROM_END)),
+    *(("brow_right_upper", 5, WHOLE), ("brow_right_lower", 5, BACK_TO_START)),
+)
+BRIDGE, BASE = ("nose_bridge", 4, WHOLE), ("nose_base", 5, WHOLE)
+MOUTH: tuple[Piece, ...] = (
+    *(("lip_outer_upper", 7, WHOLE), ("lip_outer_lower", 7, BACK_INNER)),
+    *(("lip_inner_upper", 5, WHOLE), ("lip_inner_lower", 5, BACK_INNER)),
+)
+PUPILS: tuple[Piece, Piece] = ("pupil_left", 1, WHOLE), ("pupil_right", 1, WHOLE)
+PIECES: dict[str, tuple[Piece, ...]] = {
+    "ibug68": (
+        ("contour", 17, WHOLE),
+        *(("brow_left_middle", 5, WHOLE), ("brow_right_middle", 5, WHOLE)),
+        *(BRIDGE, BASE, *_eye("left", 4), *_eye("right", 4), *MOUTH),
+    ),
+    "wflw98": (*CONTOUR_AND_BROWS, BRIDGE, BASE, *_eye("left", 5), *_eye("right", 5), *MOUTH, *PUPILS),
+    "lapa106": (
+        *(*CONTOUR_AND_BROWS, BRIDGE, ("nose_side_left", 3, WHOLE), BASE, ("nose_side_right", 3, REVERSED)),
+        *(*_eye("left", 5), PUPILS[0], *_eye("right", 5), PUPILS[1]),  # LaPa's eye centre coincides with the pupil
+        *(*MOUTH, *PUPILS),
+    ),
+}
+"""Name of a markup to the curves it samples, in its order."""
+
+
+class Head(NamedTuple):
+    """Shape and expression; lengths and places in head units."""
+
+    width: float  # half width at the eyes
+    chin: float  # y of the chin when the mouth is shut
+    jaw: float  # exponent of the jaw line: low is pointed, high is square
+    nose_base: float  # y
+    nose_width: float  # half width over the wings
+    nose_height: float
+    eye_x: float  # of the eye's middle
+    eye_width: float  # half width
+    eye_open: float  # 0 shut, 1 usual
+    eye_tilt: float  # how much higher the outer corner is than the inner
+    gaze_x: float  # -1 .. 1
+    gaze_y: float
+    brow_height: float  # above the eye
+    brow_arch: float
+    brow_width: float
+    lip_line: float  # from the base of the nose down to the corners of the mouth
+    mouth_width: float  # half width
+    mouth_open: float  # 0 shut, 1 as high as half the mouth is wide
+    smile: float  # -1 corners down .. 1 corners up and wide
+    lips: float  # thickness, 1 usual
+    hairline: float  # y
+
+    @property
+    def mouth(self) -> float:
+        """Y of the corners of the mouth."""
+        return self.nose_base + self.lip_line
+
+    @property
+    def jaw_end(self) -> float:
+        """Y of the chin."""
+        return self.chin + 0.3 * self.mouth_open * self.mouth_width
+
+
+LOW = Head(0.93, 1.52, 1.75, 0.58, 0.2, 0.3, 0.42, 0.185, 0.7, -0.02, -1, -1, 0.21, 0.03, 0.07, 0.31, 0.31, 0, -0.6, 0.75, -1.1)  # fmt: skip # noqa: E501
+HIGH = Head(1.05, 1.72, 2.5, 0.7, 0.28, 0.42, 0.47, 0.225, 1.3, 0.05, 1, 1, 0.34, 0.12, 0.12, 0.38, 0.4, 1, 1, 1.25, -0.75)  # fmt: skip # noqa: E501
+
+
+class View(NamedTuple):
+    """How a head stands before the camera."""
+
+    pose: Array  # (3,) yaw, pitch, roll in degrees, see facelab.landmarks.pose
+    scale: float  # pixels per head unit
+    centre: Array  # (2,) pixels of the photo where MIDDLE is seen
+
+
+class Look(NamedTuple):
+    """Colours, (3,) blue green red in 0 .. 1, and the light of a picture."""
+
+    skin: Array
+    hair: Array
+    lips: Array
+    iris: Array
+    cloth: Array
+    light: Array  # (3,) direction to the lamp, in the axes of the camera
+    ambient: float  # share of the light that comes from everywhere
+
+
+def random_head(rng: Generator) -> Head:
+    """Every measure is uniform between LOW and HIGH; half of the mouths and one pair of eyes in twelve are shut."""
+    head = Head(*rng.uniform(LOW, HIGH))
+    shut_mouth, shut_eyes = rng.random() < 1 / 2, rng.random() < 1 / 12
+    return head._replace(
+        mouth_open=0.0 if shut_mouth else head.mouth_open, eye_open=0.1 * head.eye_open if shut_eyes else head.eye_open
+    )
+
+
+def random_look(rng: Generator) -> Look:
+    """Skin from dark to pale, hair black, brown, blond, grey or red, a lamp somewhere before the face."""
+    tones = np.array([[0.2, 0.27, 0.42], [0.42, 0.55, 0.78], [0.68, 0.76, 0.95]])
+    skin = _along(rng.random(), [0, 0.5, 1], tones) * rng.uniform(0.9, 1.05, 3)
+    hair = np.array([[0.05, 0.06, 0.08], [0.1, 0.17, 0.28], [0.35, 0.6, 0.8], [0.6, 0.6, 0.62], [0.1, 0.25, 0.55]])
+    light = rng.normal([0, -0.3, -1], [0.6, 0.4, 0.2])
+    return Look(
+        skin=skin,
+        hair=rng.choice(hair, p=[0.35, 0.3, 0.15, 0.1, 0.1]) * rng.uniform(0.7, 1.1),
+        lips=skin * [0.62, 0.52, 0.85] * rng.uniform(0.85, 1.1),
+        iris=rng.uniform(0.1, 0.5, 3) * [0.9, 0.8, 0.7],
+        cloth=rng.uniform(0.05, 0.9, 3),
+        light=light / np.linalg.norm(light),
+        ambient=rng.uniform(0.35, 0.6),
+    )
+
+
+def _along(at: Array | float, knots: Array | list[float], values: Array) -> Array:
+    """Linear interpolation of every column of ``values (K, C)`` over its knots ``(K,)``."""
+    return np.stack([np.interp(at, knots, column) for column in values.T], axis=-1)
+
+
+def _relief(head: Head, x: Array, y: Array) -> Array:
+    """How far the face stands out of the plain head, in head units, at the places (x, y) seen from the front."""
+
+    def hill(at_x: float, at_y: float, width: float, height: float, top: float) -> Array:
+        return top * np.exp(-(((np.abs(x) - at_x) / width) ** 2) - ((y - at_y) / height) ** 2)
+
+    base, tip, low = head.nose_base, head.nose_base - 0.16, head.mouth + 0.5 * head.mouth_width * head.mouth_open
+    along, under = np.clip((y + 0.1) / (tip + 0.1), 0, 1), np.clip((y - tip) / (base + 0.03 - tip), 0, 1)
+    ridge = head.nose_height * (0.12 + 0.88 * along**1.4) * np.clip((y + 0.35) / 0.25, 0, 1) * (1 - under**2.5)
+    nose = ridge * np.exp(-((np.abs(x) / (0.1 + 0.06 * along)) ** 2.2))
+    mouth = hill(0.3, head.mouth, 0.3, 0.2, 0.05) + hill(0.0, head.mouth - 0.07, 0.25, 0.06, 0.05)
+    lip_and_chin = hill(0.0, low + 0.08, 0.22, 0.07, 0.05) - hill(0.0, low + 0.22, 0.25, 0.07, 0.04)
+    eye = hill(0.4, -0.27, 0.35, 0.1, 0.06) - hill(head.eye_x - 0.08, 0.0, 0.24, 0.17, 0.13)
+    return (
+        np.maximum(nose, hill(head.nose_width - 0.07, base - 0.09, 0.08, 0.09, 0.16))
+        + (mouth + lip_and_chin + hill(0.0, low + 0.42, 0.25, 0.15, 0.05))
+        + (eye + hill(head.eye_x, 0.0, 0.17, 0.1, 0.05) + hill(0.6, 0.4, 0.2, 0.2, 0.05))
+    )
+
+
+def _level(head: Head, y: Array) -> tuple[Array, Array, Array, Array]:
+    """The level y of the plain head: half width, z of the widest line, depth from there to the front and the back."""
+    lower = y > 0
+    part = np.clip(np.abs(y) / np.where(lower, head.jaw_end, 1.55), 0, 1)
+    narrow = np.sqrt(np.maximum(1 - part ** np.where(lower, head.jaw, 2.4), 1e-9))
+    widest = np.where(lower, -0.85 * part**3, 0.4 * part**2) - 0.12
+    return head.width * narrow, widest, 1.1 * narrow ** np.where(lower, 1.0, 0.6), 1.4 * narrow
+
+
+def around(head: Head, angle: Array, y: Array) -> Array:
+    """Points ``(..., 3)`` of the head at ``angle`` radians about the vertical: 0 the front, positive to the right."""
+    width, widest, front, back = _level(head, y)
+    x, ahead = width * np.sin(angle), np.cos(angle)
+    z = widest - np.where(ahead > 0, front, back) * ahead - _relief(head, x, y) * np.clip(2 * ahead, 0, 1)
+    return np.stack(np.broadcast_arrays(x, y, z), axis=-1)
+
+
+def ahead(head: Head, line: Array) -> Array:
+    """Points ``(..., 3)`` of the head that are seen from the front at the places ``line (..., 2)``."""
+    return around(head, np.arcsin(np.clip(line[..., 0] / _level(head, line[..., 1])[0], -1, 1)), line[..., 1])
+
+
+def curves(head: Head) -> dict[str, Array]:
+    """The named lines of a face, each ``(CURVE + 1, 3)`` in the head frame and from left to right in the image.
+
+    The contour is the widest line of the head from ear to ear: its outline from the front, and the edge of the jaw
+    from the side. It stays where it is on the head when that turns.
+    """
+    right = _eye_lines(head) | _brow_lines(head) | _nose_side_lines(head)
+    left = {name.replace("_right", "_left"): line[::-1] * [-1, 1] for name, line in right.items()}
+    flat = right | left | _nose_lines(head) | _mouth_lines(head)
+    angle = np.deg2rad(125) * (2 * T - 1)
+    fringe = around(head, angle, hairline(head, angle))
+    hair = around(head, angle, hairline(head, angle) - 0.25) * 1.05
+    lines = {"contour": _contour(head), "fringe_upper": hair, "fringe_lower": fringe}
+    return {name: ahead(head, line) for name, line in flat.items()} | lines
+
+
+def _line(x: Array, y: Array) -> Array:
+    return np.stack([x, y], axis=-1)
+
+
+def _eye_lines(head: Head) -> dict[str, Array]:
+    """The right eye from the front: lids, what is drawn along them, iris and pupil, both cut off by the lids."""
+    x = head.eye_x + head.eye_width * (2 * T - 1)
+    upper = head.eye_tilt * (0.5 - T) - 0.125 * head.eye_open * ARC**0.8
+    lower = head.eye_tilt * (0.5 - T) + (0.02 + 0.045 * head.eye_open) * ARC
+    look_x, look_y = head.eye_x + 0.05 * head.gaze_x, 0.02 * head.gaze_y - 0.03 * head.eye_open
+    look_y = np.clip(look_y, np.interp(look_x, x, upper), np.interp(look_x, x, lower))
+    lines = {
+        "eye_right_upper": _line(x, upper),
+        "eye_right_lower": _line(x, lower),
+        "lash_right_upper": _line(x, upper - 0.012 - 0.02 * ARC),
+        "lash_right_lower": _line(x, lower + 0.012),
+        "crease_right_upper": _line(x, upper - 0.055 - 0.04 * ARC),
+        "crease_right_lower": _line(x, upper - 0.04 - 0.03 * ARC),
+        "pupil_right": np.tile([look_x, look_y], (CURVE + 1, 1)),
+    }
+    for name, radius in (("iris", 0.09), ("black", 0.04)):
+        across, half = look_x + radius * (2 * T - 1), radius * np.sqrt(1 - (2 * T - 1) ** 2)
+        lids = np.interp(across, x, upper), np.interp(across, x, lower)
+        lines[f"{name}_right_upper"] = _line(across, np.clip(look_y - half, *lids))
+        lines[f"{name}_right_lower"] = _line(across, np.clip(look_y + half, *lids))
+    return lines
+
+
+def _brow_lines(head: Head) -> dict[str, Array]:
+    """The borders of the right brow, thick at the nose and pointed at the outer end, and its middle."""
+    x = 0.19 + (head.eye_x + head.eye_width - 0.01) * T
+    y = -head.brow_height + 0.12 * T**3 - head.brow_arch * np.sin(np.pi * T**1.2)
+    half = head.brow_width / 2 * (1 - T**3)
+    borders = (("upper", -half), ("middle", 0 * half), ("lower", half))
+    return {f"brow_right_{name}": _line(x, y + offset) for name, offset in borders}
+
+
+def _nose_side_lines(head: Head) -> dict[str, Array]:
+    """The right side of the nose from its root to the wing, the fold behind the wing, and the nostril."""
+    width, base = head.nose_width, head.nose_base
+    side = _along(T, [0, 0.5, 1], np.array([[0.13, -0.02], [width - 0.03, base - 0.21], [width, base - 0.1]]))
+    hole = _line(0.05 + (width - 0.13) * T, base - 0.055 + 0 * T)
+    return {
+        "nose_side_right": side,
+        "fold_right_upper": side + np.outer(0.03 * np.sin(np.pi * np.clip(2 * T - 0.8, 0, 1)), [1, 0]),
+        "fold_right_lower": side,
+        "nostril_right_upper": hole - np.outer(0.02 * ARC, [0, 1]),
+        "nostril_right_lower": hole + np.outer(0.02 * ARC, [0, 1]),
+    }
+
+
+def _nose_lines(head: Head) -> dict[str, Array]:
+    across = 2 * T - 1
+    y = head.nose_base - 0.015 + 0.015 * np.cos(2 * np.pi * across) - 0.02 * np.abs(across)
+    return {
+        "nose_bridge": _line(0 * T, (head.nose_base - 0.16) * T),
+        "nose_base": _line((head.nose_width - 0.06) * across, y),
+        "nose_shadow": _line((head.nose_width - 0.06) * across, y + 0.025 * ARC),
+    }
+
+
+def _mouth_lines(head: Head) -> dict[str, Array]:
+    """The borders of the lips and of the upper teeth."""
+    across = 2 * T - 1
+    width = head.mouth_width * (1 + 0.12 * head.smile - 0.15 * head.mouth_open)
+    gap, middle = head.mouth_width * head.mouth_open * ARC, head.mouth - 0.07 * head.smile * across**2
+    bow = 0.1 * head.lips * (ARC**0.7 - 0.16 * np.exp(-((across / 0.15) ** 2)))
+    upper, lower = middle - 0.15 * gap - 0.006 * ARC, middle + 0.85 * gap + 0.006 * ARC
+    return {
+        "lip_outer_upper": _line(width * across, upper - bow),
+        "lip_outer_lower": _line(width * across, lower + 0.14 * head.lips * ARC**0.9),
+        "lip_inner_upper": _line(0.88 * width * across, upper),
+        "lip_inner_lower": _line(0.88 * width * across, lower),
+        "teeth": _line(0.88 * width * across, upper + np.minimum(0.3 * gap, 0.09)),
+    }
+
+
+def _contour(head: Head) -> Array:
+    """From ear to ear in steps of equal length as seen from the front, ``(CURVE + 1, 3)``."""
+    y = head.jaw_end * np.sin(np.linspace(-0.03, np.pi / 2, 400))
+    right = around(head, np.full(400, np.pi / 2), y)
+    line = np.concatenate([right * [-1, 1, 1], right[-2::-1]])
+    length = np.concatenate([[0], np.linalg.norm(np.diff(line[:, :2], axis=0), axis=-1).cumsum()])
+    return _along(length[-1] * T, length, line)
+
+
+def hairline(head: Head, angle: Array) -> Array:
+    """Y above which there is hair at an angle (radians) about the head: over the brow, before the ears, the nape."""
+    turned = np.abs(np.arctan2(np.sin(angle), np.cos(angle)))
+    return head.hairline + np.interp(turned, np.deg2rad([0, 50, 80, 95, 110, 180]), [0, 0.1, 0.5, 0.95, 1.5, 1.8])
+
+
+def landmarks(lines: dict[str, Array], markup: str) -> Array:
+    """The points of a markup on the curves of a head, ``(N, 3)`` in the head frame."""
+    return np.concatenate(
+        [lines[name][np.linspace(0, CURVE, samples).astype(int)][part] for name, samples, part in PIECES[markup]]
+    )
+
+
+def to_camera(points: Array, view: View) -> Array:
+    """Head frame to the photo: ``(..., 3)`` x, y and depth (larger is farther), all in pixels."""
+    turn = rotation(view.pose)
+    return (points @ turn.T - [*(turn @ MIDDLE)[:2], 0]) * view.scale + [*view.centre, 0]
+
+
+def _quads(vertices: Array) -> Array:
+    """Vertices ``(R, C, K)`` to the corners of the quads between them, ``(Q, 4, K)``."""
+    corners = vertices[:-1, :-1], vertices[:-1, 1:], vertices[1:, 1:], vertices[1:, :-1]
+    return np.stack(corners, axis=2).reshape(-1, 4, vertices.shape[-1])
+
+
+def _head_quads(head: Head, look: Look) -> tuple[Array, Array]:
+    """The plain head ``(Q, 4, 3)`` and its colours ``(Q, 3)``; rows and columns are dense where the nose is."""
+    low = head.nose_base + 0.1
+    chin = low + (head.jaw_end - low) * np.sin(np.linspace(0, np.pi / 2, 18))
+    y = np.concatenate([-1.55 * np.cos(np.linspace(0, np.pi / 2, 13))[:-1], np.linspace(0, low, 16)[:-1], chin])[
+        :, None
+    ]
+    u = np.linspace(-1, 1, 33)
+    angle = np.concatenate([np.sign(u) * np.abs(u) ** 1.3, np.linspace(1, 3, 13)[1:]])[None] * np.pi / 2
+    hair = (y < hairline(head, angle) - 0.2)[..., None]
+    below = ((y > 0.3) & (np.cos(angle) < -0.01))[..., None]  # the jaw throws a shadow on what lies behind it
+    colour = np.where(hair, look.hair, np.where(below, 0.7 * look.skin, look.skin))
+    return _quads(around(head, angle, y) * np.where(hair, 1.05, 1)), _quads(colour).mean(axis=1)
+
+
+def _ear_quads(head: Head, look: Look) -> tuple[Array, Array]:
+    t = np.linspace(0, 1, 9)
+    front = around(head, np.deg2rad(96 - 4 * t), -0.12 + 0.68 * t)
+    rim = np.outer(np.sin(np.pi * t) ** 0.7 * (1.1 - 0.35 * t), [0.15, 0, 0.26])
+    shell, edge = (_quads(np.stack([front + a * rim, front + b * rim])) for a, b in ((0, 0.75), (0.75, 1)))
+    right = np.concatenate([shell, edge])
+    colour = np.repeat([look.skin * 0.75, look.skin], len(shell), axis=0)
+    return np.concatenate([right, right * [-1, 1, 1]]), np.concatenate([colour, colour])
+
+
+def _patch_quads(head: Head, look: Look) -> tuple[Array, Array, Array]:
+    """What is drawn on the head: quads ``(Q, 4, 3)``, colours ``(Q, 3)``, and how many patches lie under each."""
+    lines, white, red = curves(head), np.array([0.88, 0.9, 0.92]), np.array([0.1, 0.08, 0.22])
+    table = [
+        ("fringe_upper", "fringe_lower", look.hair, 0),
+        ("nose_base", "nose_shadow", look.skin * 0.75, 0),
+        ("lip_outer_upper", "lip_inner_upper", look.lips * 0.9, 0),
+        ("lip_inner_lower", "lip_outer_lower", look.lips, 0),
+        ("lip_inner_upper", "lip_inner_lower", red, 0),
+        ("lip_inner_upper", "teeth", white, 1),
+    ]
+    for side in ("left", "right"):
+        table += [
+            (f"fold_{side}_upper", f"fold_{side}_lower", look.skin * 0.75, 0),
+            (f"nostril_{side}_upper", f"nostril_{side}_lower", look.skin * 0.4, 1),
+            (f"brow_{side}_upper", f"brow_{side}_lower", look.hair * 0.7, 0),
+            (f"crease_{side}_upper", f"crease_{side}_lower", look.skin * 0.75, 0),
+            (f"eye_{side}_upper", f"eye_{side}_lower", white, 0),
+            (f"iris_{side}_upper", f"iris_{side}_lower", look.iris, 1),
+            (f"black_{side}_upper", f"black_{side}_lower", np.full(3, 0.03), 2),
+            (f"eye_{side}_lower", f"lash_{side}_lower", look.skin * 0.7, 2),
+            (f"lash_{side}_upper", f"eye_{side}_upper", look.hair * 0.5, 3),
+        ]
+    quads = np.concatenate([_quads(np.stack([lines[up][::PATCH], lines[low][::PATCH]])) for up, low, *_ in table])
+    each = len(quads) // len(table)
+    return quads, np.repeat([row[2] for row in table], each, axis=0), np.repeat([row[3] for row in table], each)
+
+
+def paint(canvas: NDArray[np.uint8], head: Head, look: Look, view: View) -> None:
+    """Paint neck, shoulders and head on a canvas ``(H, W, 4)``, far quads first; its last channel becomes the depth."""
+    neck = to_camera(np.array([0, 0.75, 0.3]), view)[:2]
+    trunk = np.array([[-0.55, 0], [0.55, 0], [0.6, 1.5], [2.2, 2.1], [2.2, 9], [-2.2, 9], [-2.2, 2.1], [-0.6, 1.5]])
+    trunk = _to_canvas(neck + trunk * view.scale)
+    cv2.fillPoly(canvas, [trunk[[0, 1, 2, 7]]], (*(160 * look.skin), 0), shift=SUBPIXEL_BITS)
+    cv2.fillPoly(canvas, [trunk[2:]], (*(220 * look.cloth), 0), shift=SUBPIXEL_BITS)
+
+    (plain, skin), (ears, ear_skin), (patches, paints, under) = (
+        *(_head_quads(head, look), _ear_quads(head, look)),
+        _patch_quads(head, look),
+    )
+    quads, colour = to_camera(np.concatenate([plain, ears, patches]), view), np.concatenate([skin, ear_skin, paints])
+    normal = np.cross(quads[:, 3] - quads[:, 1], quads[:, 2] - quads[:, 0])
+    normal /= np.linalg.norm(normal, axis=-1, keepdims=True) + 1e-9
+    ear = slice(len(plain), len(plain) + len(ears))
+    normal[ear] *= -np.sign(normal[ear, 2:])  # an ear is seen from both sides
+    shade = look.ambient + (1.2 - look.ambient) * np.clip(normal @ look.light, 0, None)
+    depth = quads[..., 2].mean(axis=1) / view.scale
+    nearer = np.concatenate([np.zeros(ear.stop), 0.05 + 0.03 * under])  # so that a patch lies on what it is drawn on
+    order = np.argsort(nearer - depth, kind="stable")
+    order = order[normal[order, 2] < 0]
+    values = np.column_stack([255 * np.clip(colour * shade[:, None], 0, 1), _steps(depth)])[order].tolist()
+    for corners, value in zip(_to_canvas(quads[order, :, :2]), values, strict=True):
+        cv2.fillConvexPoly(canvas, corners, value, cv2.LINE_8, SUBPIXEL_BITS)
+
+
+def _to_canvas(points: Array) -> NDArray[np.int32]:
+    """Photo pixels to canvas pixels in the fixed point that OpenCV draws with."""
+    return np.rint(from_cells(to_cells(points, 1), OVERSAMPLING) * 2**SUBPIXEL_BITS).astype(np.int32)
+
+
+def _steps(depth: Array) -> Array:
+    return np.clip((DEPTH_NEAR - depth) * DEPTH_STEPS, 1, OCCLUDER)
+
+
+def visible(canvas: NDArray[np.uint8], points: Array, scale: float) -> NDArray[np.bool_]:
+    """Which points ``(N, 3)`` of :func:`to_camera` lie in the photo and behind nothing, ``(N,)``."""
+    x, y = (_to_canvas(points[:, :2]) >> SUBPIXEL_BITS).T
+    inside = (x >= 0) & (y >= 0) & (x < canvas.shape[1]) & (y < canvas.shape[0])
+    painted = canvas[np.where(inside, y, 0), np.where(inside, x, 0), 3]
+    return inside & (painted <= _steps(points[:, 2] / scale) + OVERLAP * DEPTH_STEPS)
+
+
+def _background(rng: Generator, size: int) -> NDArray[np.uint8]:
+    """Smooth noise with a few shapes on it, ``(H, W, 4)`` with no depth."""
+    noise = rng.uniform(0, 255, (*rng.integers(2, 12, 2), 3))
+    canvas = np.clip(cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC), 0, 255)
+    for _ in range(rng.integers(0, 8)):
+        colour, centre, axes = rng.uniform(0, 255, 3), rng.uniform(0, size, 2), rng.uniform(0.03, 0.3, 2) * size
+        shape = centre, axes, rng.uniform(0, 180)
+        if rng.random() < 0.5:
+            cv2.ellipse(canvas, shape, colour, -1)
+        else:
+            cv2.fillConvexPoly(canvas, np.int32(cv2.boxPoints(shape)), colour)
+    return cv2.cvtColor(canvas.astype(np.uint8), cv2.COLOR_BGR2BGRA) * np.array([1, 1, 1, 0], np.uint8)
+
+
+def _occlude(rng: Generator, canvas: NDArray[np.uint8], at: Array, unit: float, skin: Array) -> None:
+    """Draw a bar, an ellipse or a hand over the canvas pixel ``at``; ``unit`` is a head unit in canvas pixels."""
+    colour, turn = (*rng.uniform(0, 255, 3), OCCLUDER), rng.uniform(0, 360)
+    kind = rng.integers(3)
+    if kind == 0:
+        bar = cv2.boxPoints((at, (6 * unit, rng.uniform(0.25, 0.6) * unit), turn))
+        cv2.fillConvexPoly(canvas, np.int32(bar), colour)
+    elif kind == 1:
+        cv2.ellipse(canvas, (at, rng.uniform(0.6, 1.4, 2) * unit, turn), colour, -1)
+    else:
+        out = np.array([np.cos(np.deg2rad(turn)), np.sin(np.deg2rad(turn))]) * unit
+        side = out[::-1] * [-0.24, 0.24]
+        lines = [(at + (k - 1.5) * side, at + (k - 1.5) * 1.3 * side - rng.uniform(0.75, 1) * out) for k in range(4)]
+        lines += [(at + 0.3 * out, at + 2.6 * side - 0.3 * out), (at + 0.2 * out, at + 5 * out)]
+        for width, tone in ((0.28, 130), (0.23, 230)):
+            for start, end in lines:
+                cv2.line(canvas, np.int32(start), np.int32(end), (*(tone * skin), OCCLUDER), int(width * unit))
+            cv2.ellipse(canvas, (at + 0.2 * out, (1.2 * unit, 0.95 * unit), turn), (*(tone * skin), OCCLUDER), -1)
+
+
+def tags_of(pose: Array, head: Head, hidden: float) -> frozenset[str]:
+    """The classes a face belongs to.
+
+    profile: yaw beyond 30 degrees. frontal: yaw within 30 and pitch within 15. head_up, head_down: pitch over 15,
+    under -15. expression: the mouth wide open or smiling broadly, or the eyes shut. occlusion: the occluder hides more
+    than one landmark in 20 (``hidden`` is the share).
+    """
+    yaw, pitch = pose[:2]
+    expression = head.mouth_open > OPEN_MOUTH or head.smile > BROAD_SMILE or head.eye_open < SHUT_EYE
+    level = abs(pitch) <= FRONTAL_PITCH
+    holds = (abs(yaw) > PROFILE_YAW, abs(yaw) <= PROFILE_YAW and level, pitch > FRONTAL_PITCH, pitch < -FRONTAL_PITCH)
+    return frozenset(tag for tag, true in zip(TAGS, (*holds, expression, hidden > OCCLUDED_SHARE), strict=True) if true)
+
+
+class Synthetic:
+    """Rendered faces, one per photo, written once and then read like any set on disk.
+
+    The photos lie in ``root/<hash>/<split>/``, their labels in ``root/<hash>/faces.npz`` with the points of every
+    markup, so that one set serves all of them. The hash stands for everything that changes a picture or a label. A
+    photo depends on the seed, its split and its number alone. The box of a face is that of its points and the hairline.
+    """
+
+    tags = TAGS
+
+    def __init__(
+        self,
+        name: str,
+        root: str,
+        layout: Layout,
+        seed: int,
+        train: int,
+        val: int,
+        test: int,
+        size: int,
+        yaw: float,
+        wide_yaw: float,
+        wide_share: float,
+        pitch: float,
+        roll: float,
+        occlusion: float,
+    ):
+        """Nothing is rendered before the first call of :meth:`photos`.
+
+        Args:
+            name: of the dataset, in run names and tables.
+            root: folder of the rendered sets.
+            layout: one of the markups in PIECES.
+            seed: another seed, other faces.
+            train: number of photos. val: the same. test: the same.
+            size: side of a photo in pixels.
+            yaw: largest yaw in degrees, to both sides. pitch, roll: the same.
+            wide_yaw: largest yaw in the wide part of the test split.
+            wide_share: expected share of that part.
+            occlusion: probability of an occluder.
+
+        Raises:
+            ValueError: for a layout whose curves are not known.
+        """
+        if layout.name not in PIECES:
+            raise ValueError(f"rendered faces have the layouts {', '.join(PIECES)}, not {layout.name!r}")
+        self.name, self.layout = name, layout
+        self.counts = dict(zip(SPLITS, (train, val, test), strict=True))
+        self.seed, self.size, self.yaw, self.pitch, self.roll = seed, size, yaw, pitch, roll
+        self.wide_yaw, self.wide_share, self.occlusion = wide_yaw, wide_share, occlusion
+        recipe = {key: value for key, value in vars(self).items() if key not in ("name", "layout")}
+        digest = hashlib.sha256(json.dumps([VERSION, recipe], sort_keys=True).encode()).hexdigest()
+        self.folder = Path(root) / digest[:12]
+
+    def photos(self, split: Split) -> list[Photo]:
+        """The photos of a split, rendered first if they are not there.
+
+        Raises:
+            DataFault: when the set on disk has lost its labels.
+        """
+        if not self.folder.exists():
+            self._write()
+        file = self.folder / "faces.npz"
+        try:
+            with np.load(file) as labels:
+                columns = [labels[key] for key in ("path", "box", self.layout.name, f"visible_{self.layout.name}")]
+                rows = list(zip(*columns, labels["pose"], labels["tags"], strict=True))
+        except (OSError, KeyError, ValueError) as error:
+            raise DataFault(f"{file}: {error}. Delete {self.folder}: the photos are then rendered anew") from error
+        return [
+            Photo(self.folder / path, (Face(box, points, seen, pose, frozenset(np.array(TAGS)[tags])),))
+            for path, box, points, seen, pose, tags in rows
+            if split in ("all", path.split("/")[0])
+        ]
+
+    def _write(self) -> None:
+        """Render into a folder of this process's own and rename it, so that a set is there as a whole or not at all."""
+        jobs = [(split, index) for split in SPLITS for index in range(self.counts[split])]
+        logging.getLogger(__name__).info("rendering %d photos of faces into %s", len(jobs), self.folder)
+        own = self.folder.with_name(f".{self.folder.name}-{uuid.uuid4().hex}")
+        try:
+            for split in SPLITS:
+                (own / split).mkdir(parents=True)
+            rows = self._rows([(own / split / f"{index:05d}.jpg", split, index) for split, index in jobs])
+            np.savez(own / "faces.npz", **{key: np.stack([row[key] for row in rows]) for key in rows[0]})
+            try:
+                own.rename(self.folder)
+            except OSError:
+                if not self.folder.exists():  # else another process was faster: its photos are the same
+                    raise
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
+
+    def _rows(self, jobs: list[tuple[Path, Split, int]]) -> list[dict[str, Array]]:
+        processes = min(len(os.sched_getaffinity(0)), len(jobs) // 50)
+        if processes < 2:
+            return [self.write_photo(job) for job in jobs]
+        # fork: a fresh interpreter would run the caller's script again, which may lack a __main__ guard
+        with ProcessPoolExecutor(processes, get_context("fork"), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+            return list(pool.map(self.write_photo, jobs, chunksize=20))
+
+    def write_photo(self, job: tuple[Path, Split, int]) -> dict[str, Array]:
+        """Render one photo into a file and return its labels."""
+        path, split, index = job
+        rng = np.random.default_rng([self.seed, SPLITS.index(split), index])
+        head, look = random_head(rng), random_look(rng)
+        yaw = self.wide_yaw if split == "test" and rng.random() < self.wide_share else self.yaw
+        pose = rng.uniform(-1, 1, 3) * [yaw, self.pitch, self.roll]
+        scale = rng.uniform(0.24, 0.33) * self.size
+        view = View(pose, scale, self.size * rng.normal([0.5, 0.54], 0.05))
+
+        canvas = _background(rng, OVERSAMPLING * self.size)
+        paint(canvas, head, look, view)
+        points = {name: to_camera(landmarks(curves(head), name), view) for name in PIECES}
+        every = np.concatenate(list(points.values()))
+        seen = visible(canvas, every, scale)
+        if rng.random() < self.occlusion:
+            at = _to_canvas(rng.choice(every)[:2]) >> SUBPIXEL_BITS
+            _occlude(rng, canvas, at.astype(float), OVERSAMPLING * scale, look.skin)
+        hidden = (seen & ~visible(canvas, every, scale)).mean()
+        cv2.imwrite(str(path), _expose(rng, canvas, self.size), [cv2.IMWRITE_JPEG_QUALITY, 92])
+
+        brow = ahead(head, np.array([[0, head.hairline]]))
+        labels = {
+            "path": np.array(f"{split}/{path.name}"),
+            "box": tight_box(np.concatenate([every, to_camera(brow, view)])[:, :2]),
+            "pose": pose.astype(np.float32),
+            "tags": np.array([tag in tags_of(pose, head, float(hidden)) for tag in TAGS]),
+        }
+        for name, place in points.items():
+            labels |= {name: place[:, :2].astype(np.float32), f"visible_{name}": visible(canvas, place, scale)}
+        return labels
+
+
+def _expose(rng: Generator, canvas: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """The canvas as a camera sees it ``(size, size, 3)``: brightness, contrast, blur, noise."""
+    photo = cv2.resize(canvas[..., :3], (size, size), interpolation=cv2.INTER_AREA) / 255.0
+    photo = cv2.GaussianBlur(rng.uniform(0.7, 1.1) * photo ** rng.uniform(0.7, 1.3), (0, 0), rng.uniform(0.3, 1))
+    return np.clip(255 * photo + rng.uniform(0, 8) * rng.standard_normal(photo.shape), 0, 255).astype(np.uint8)

@@ -1,0 +1,108 @@
+"""WFLW: 98 points, a detection rectangle and six attributes per face; several faces per image.
+
+*Source.* Wu, Qian, Yang, Wang, Cai, Zhou: Look at Boundary: A Boundary-Aware Face Alignment Algorithm, CVPR 2018;
+https://wywu.github.io/projects/LAB/WFLW.html. The images are WIDER FACE's; for research.
+
+*On disk.* ``WFLW_images/EVENT/NAME.jpg`` and
+``WFLW_annotations/list_98pt_rect_attr_train_test/list_98pt_rect_attr_{train,test}.txt``, one face per line in 207
+fields: x0 y0 ... x97 y97, the rectangle x_min y_min x_max y_max, six flags, ``EVENT/NAME.jpg``. The lists of the test
+subsets in ``list_98pt_test/`` repeat what the flags say (326 large pose, 314 expression, 698 illumination, 206
+make-up, 736 occlusion, 773 blur) and are not needed.
+
+*Counts.* 7,500 faces to train, 2,500 faces on 2,118 images to test.
+
+*Quirks.* Coordinates may be negative or beyond the image, down to -105: they are real, not missing. Whether they count
+from 0 or from 1 is nowhere stated, and they are taken as counting from 0, as everybody does. The rectangle is a
+detector's, taller than the points. There is no official val: a fixed share of the train photos is val, chosen by the
+SHA-256 of ``EVENT/NAME.jpg``, so that the faces of one photo stay together.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from facelab.annotations.points_file import draw, not_found, read_lines, read_table, with_images
+from facelab.landmarks.face import DataFault, Face, Photo, Split
+from facelab.landmarks.geometry import Array
+from facelab.landmarks.layouts import Layout
+
+SOURCE = "WFLW's images and lists are at https://wywu.github.io/projects/LAB/WFLW.html; unpack both into one folder"
+LISTS = Path("WFLW_annotations", "list_98pt_rect_attr_train_test")
+
+
+class WFLW:
+    """Reader of WFLW and of sets in its format. ``Face.box`` is the detection rectangle; no face has a pose.
+
+    Args:
+        name: of the set, for run names and tables.
+        root: the folder that holds ``WFLW_images`` and ``WFLW_annotations``.
+        layout: what the points mean, and how many there have to be.
+        val_share: share of the train photos that is val: those whose draw, the first byte of SHA-256 over 256, is
+            under it. With 0 all of the list trains, as in the papers, and there is no val.
+        skip_unpaired: leave out faces whose image is absent, with a warning, instead of refusing the set.
+    """
+
+    tags: tuple[str, ...] = ("pose", "expression", "illumination", "makeup", "occlusion", "blur")
+
+    def __init__(self, name: str, root: str, layout: Layout, val_share: float, skip_unpaired: bool) -> None:
+        self.name = name
+        self.root = Path(root)
+        self.layout = layout
+        self.val_share = val_share
+        self.skip_unpaired = skip_unpaired
+
+    def photos(self, split: Split) -> list[Photo]:
+        """The photos of a split in the order in which the list first names them.
+
+        Raises:
+            DataFault: no list for this split; a line that is not as described; an image that is absent; no photo.
+        """
+        lists = {part: self._list(part) for part in ("train", "test") if self._list(part).is_file()}
+        if not lists:
+            raise not_found(self.root, str(LISTS / "list_98pt_rect_attr_{train,test}.txt"), SOURCE)
+        if split == "all":
+            photos = [photo for path in lists.values() for photo in self._read(path).values()]
+            return with_images(self.root, photos, skip=self.skip_unpaired)
+        part = "train" if split == "val" else split
+        if part not in lists:
+            raise DataFault(
+                f"{self._list(part)} does not exist, so there is no split {split!r}; the lists are those of "
+                f"{', '.join(lists)}"
+            )
+        photos = [photo for name, photo in self._read(lists[part]).items() if self._split(part, name) == split]
+        if not photos:
+            raise DataFault(f"{lists[part]}: no photo of it is in {split!r} with val_share={self.val_share}")
+        return with_images(self.root, photos, skip=self.skip_unpaired)
+
+    def _list(self, part: str) -> Path:
+        return self.root / LISTS / f"list_98pt_rect_attr_{part}.txt"
+
+    def _split(self, part: str, name: str) -> str:
+        return "val" if part == "train" and draw(name) < self.val_share else part
+
+    def _read(self, path: Path) -> dict[str, Photo]:
+        """Name of a photo -> the photo."""
+        lines = [line.rsplit(maxsplit=1) for line in read_lines(path)]
+        numbers = [line[0] if len(line) > 1 else "" for line in lines]
+        end = 2 * self.layout.num_points
+        width = end + 4 + len(self.tags)
+        meaning = f"{self.layout.num_points} points of the layout {self.layout.name}, rectangle, flags; then the name"
+        table = read_table(numbers, width, meaning, path, 1, delimiter=None, may_lack=False)
+        points, boxes, flags = np.split(table, [end, end + 4], axis=1)
+        wrong = ~np.isin(flags, (0, 1)).all(axis=1)
+        if wrong.any():
+            row = wrong.argmax()
+            raise DataFault(f"{path}, line {row + 1}: the flags have to be 0 or 1, found {flags[row].tolist()}")
+        faces: dict[str, list[Face]] = {}
+        for (_, name), xy, box, flag in zip(lines, points, boxes, flags, strict=True):
+            faces.setdefault(name, []).append(self._face(xy.reshape(-1, 2), box, flag))
+        return {name: Photo(self.root / "WFLW_images" / name, tuple(its)) for name, its in faces.items()}
+
+    def _face(self, points: Array, box: Array, flags: Array) -> Face:
+        return Face(
+            box=box,
+            points=points,
+            visible=np.ones(len(points), np.bool_),
+            pose=np.full(3, np.nan, np.float32),
+            tags=frozenset(tag for tag, flag in zip(self.tags, flags, strict=True) if flag),
+        )

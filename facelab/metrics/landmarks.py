@@ -1,0 +1,369 @@
+"""Every landmark number as a pure function of the table of errors per face.
+
+An error per face ``e`` is the mean distance over its annotated points divided by a normaliser, as a fraction. It is
+NaN where it is not defined (no annotated point, or a normaliser that is unknown or under one pixel) and every
+function here leaves such faces out; it is infinite where a point was not predicted, which fails at every threshold,
+adds nothing to an AUC and makes the mean infinite.
+"""
+
+import csv
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+
+from facelab.landmarks.geometry import Array
+from facelab.landmarks.layouts import Layout
+from facelab.metrics.faces import FaceTable
+
+Normaliser = Literal["ioc", "ipd", "box", "diag"]
+NORMALISERS: tuple[Normaliser, ...] = get_args(Normaliser)
+Statistic = Callable[[Array], Array]
+"""Errors ``(..., F)`` to a number ``(...)``, for instance :func:`nme` or ``partial(auc, threshold=0.1)``."""
+
+SMALLEST_NORMALISER = 1.0
+"""Pixels of the photo. Below it the error of a face is a ratio of roundings."""
+THRESHOLDS = {"08": 0.08, "10": 0.10}
+"""Name to normalised error: 0.08 is usual on 300W, 0.10 on WFLW and COFW."""
+YAW_BUCKETS = ("0_30", "30_60", "60_90")
+YAW_EDGES = (30.0, 60.0)
+"""Degrees of absolute yaw; an edge belongs to the bucket below it. The last bucket has no end (3DDFA, Zhu et al.,
+TPAMI 2017, and its code)."""
+SIZE_BUCKETS = ("0_32", "32_64", "64_128", "128_up")
+SIZE_EDGES = (32.0, 64.0, 128.0)
+"""sqrt(w h) of the tight box in pixels of the photo; an edge belongs to the bucket above it."""
+BLOCK = 1 << 20
+"""Most numbers that a bootstrap draws at a time."""
+
+
+def mean_error(table: FaceTable, points: Sequence[int] | None = None) -> Array:
+    """Mean distance over the annotated points of each face in pixels of the photo.
+
+    Args:
+        table: the faces.
+        points: the points to take; all where None.
+
+    Returns:
+        ``(F,)``, NaN where none of the points is annotated.
+    """
+    return _mean(table.error if points is None else table.error[:, list(points)])
+
+
+def nme_per_face(table: FaceTable, normaliser: Normaliser, points: Sequence[int] | None = None) -> Array:
+    """Normalised mean error of each face.
+
+    Args:
+        table: the faces.
+        normaliser: what the error is divided by, see :class:`facelab.metrics.faces.FaceTable`.
+        points: the points to take; all where None.
+
+    Returns:
+        ``(F,)``, a fraction; NaN where not defined.
+    """
+    length = getattr(table, normaliser)
+    return mean_error(table, points) / np.where(length >= SMALLEST_NORMALISER, length, np.nan)
+
+
+def nme(e: Array) -> Array:
+    """Mean error of the faces.
+
+    Args:
+        e: ``(..., F)``.
+
+    Returns:
+        ``(...)``; infinite if one face is, NaN if there is none.
+    """
+    return _mean(e)
+
+
+def failure_rate(e: Array, threshold: float) -> Array:
+    """Share of faces ``(...)`` whose error ``(..., F)`` is over the threshold, as in the evaluation of WFLW."""
+    return _mean(np.where(np.isnan(e), np.nan, e > threshold))
+
+
+def auc(e: Array, threshold: float) -> Array:
+    """Area under the cumulative error distribution from 0 to ``threshold``, divided by ``threshold``.
+
+    This is the exact integral of the step function, ``mean(max(0, t - e)) / t``. The reference codes of DAN and PIPNet
+    sum it with Simpson's rule on a grid of 1e-4, which differs by less than 2e-5.
+
+    Args:
+        e: ``(..., F)``.
+        threshold: the largest error that counts.
+
+    Returns:
+        ``(...)``, 1 for perfect predictions.
+    """
+    return _mean(np.maximum(0, 1 - e / threshold))
+
+
+def ced(e: Array, x: Array) -> Array:
+    """Cumulative error distribution: the share of faces whose error is at most x.
+
+    Args:
+        e: ``(F,)``.
+        x: ``(X,)``.
+
+    Returns:
+        ``(X,)``; NaN if there is no face.
+    """
+    known = np.sort(e[~np.isnan(e)])
+    if not len(known):
+        return np.full(np.shape(x), np.nan)
+    return np.searchsorted(known, x, side="right") / len(known)
+
+
+def yaw_buckets(table: FaceTable) -> dict[str, Array]:
+    """Name of a bucket of absolute yaw to its faces ``(F,)`` bool; a face whose yaw is unknown is in none."""
+    return _buckets(np.abs(table.pose[:, 0]), YAW_BUCKETS, YAW_EDGES, right=True)
+
+
+def size_buckets(table: FaceTable) -> dict[str, Array]:
+    """Name of a bucket of face size to its faces ``(F,)`` bool; a face without annotated points is in none."""
+    return _buckets(table.box, SIZE_BUCKETS, SIZE_EDGES, right=False)
+
+
+def errors(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[str, Array]:
+    """Name of a mean error to the errors ``(G,)`` of the faces it is about, NaN for those that it leaves out.
+
+    The names depend on the layout, the tags and on whether any yaw is known, and on nothing else: a bucket without
+    faces has an empty array.
+
+    Raises:
+        ValueError: the table has another number of tags.
+    """
+    if len(tags) != table.tags.shape[1]:
+        raise ValueError(f"the table has {table.tags.shape[1]} tags per face, but these are named: {list(tags)}")
+    ioc, box = nme_per_face(table, "ioc"), nme_per_face(table, "box")
+    by_name = {"nme_ioc": ioc}
+    if all(layout.pupils):
+        by_name["nme_ipd"] = nme_per_face(table, "ipd")
+    by_name |= {"nme_box": box, "nme_diag": nme_per_face(table, "diag")}
+    if np.isfinite(table.pose[:, 0]).any():
+        by_name |= {f"nme_box_yaw_{name}": box[faces] for name, faces in yaw_buckets(table).items()}
+    by_name |= {f"nme_ioc_tag_{tag}": ioc[faces] for tag, faces in zip(tags, table.tags.T, strict=True)}
+    for region, lines in layout.regions.items():
+        points = sorted({point for line in lines for point in line})
+        by_name[f"nme_ioc_region_{region}"] = nme_per_face(table, "ioc", points)
+    return by_name | {f"nme_box_size_{name}": box[faces] for name, faces in size_buckets(table).items()}
+
+
+def summary(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[str, float]:
+    """All numbers of a table, as fractions, by the names under which they are logged.
+
+    A number that the layout or the data cannot have (pupils, pose) is not there; one that has no face this time is
+    NaN. ``nme_box_yaw_mean`` is the unweighted mean of the three buckets, as in 3DDFA's evaluation, and NaN if one is
+    empty. ``faces`` have an annotated point, ``faces_skipped`` have none; together they are the rows of the table.
+
+    Args:
+        table: the faces.
+        layout: their markup.
+        tags: Annotations.tags, the columns of ``table.tags``.
+
+    Raises:
+        ValueError: the table has another number of tags.
+    """
+    by_name = errors(table, layout, tags)
+    numbers = {name: float(nme(e)) for name, e in by_name.items()}
+    for name, threshold in THRESHOLDS.items():
+        numbers[f"fr{name}_ioc"] = float(failure_rate(by_name["nme_ioc"], threshold))
+        numbers[f"auc{name}_ioc"] = float(auc(by_name["nme_ioc"], threshold))
+    buckets = [numbers[name] for name in numbers if name.startswith("nme_box_yaw_")]
+    if buckets:
+        numbers["nme_box_yaw_mean"] = float(np.mean(buckets))
+    readable = table.valid.any(axis=1)
+    return numbers | {"faces": float(readable.sum()), "faces_skipped": float((~readable).sum())}
+
+
+def counts(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[str, int]:
+    """Number of faces that each mean error of :func:`summary` is taken over; rates and areas share ``nme_ioc``'s."""
+    faces = {name: int((~np.isnan(e)).sum()) for name, e in errors(table, layout, tags).items()}
+    buckets = [faces[name] for name in faces if name.startswith("nme_box_yaw_")]
+    return faces | ({"nme_box_yaw_mean": sum(buckets)} if buckets else {})
+
+
+def left_out(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[str, int]:
+    """Number of faces that each mean error of :func:`summary` is about but cannot measure.
+
+    For ``nme_box_yaw_mean`` these are all faces in no bucket or without an error, so also those of unknown yaw.
+    """
+    missing = {name: int(np.isnan(e).sum()) for name, e in errors(table, layout, tags).items()}
+    measured = counts(table, layout, tags).get("nme_box_yaw_mean")
+    return missing | ({} if measured is None else {"nme_box_yaw_mean": len(table.face_id) - measured})
+
+
+def bootstrap(e: Array, statistic: Statistic, resamples: int, seed: int) -> tuple[float, float]:
+    """95 % percentile interval of a number over faces drawn with replacement (Efron and Tibshirani 1993, chapter 13).
+
+    Args:
+        e: ``(F,)`` errors per face.
+        statistic: the number.
+        resamples: how often to draw; 1,000 is usual.
+        seed: of the draws.
+
+    Returns:
+        Lower and upper end; NaN if no face has an error.
+    """
+    low, high = _interval(_resampled(e[~np.isnan(e)], statistic, resamples, seed))
+    return low, high
+
+
+class Difference(NamedTuple):
+    """How much higher a number is for a than for b on the same faces."""
+
+    value: float
+    low: float
+    """Ends of the 95 % percentile interval."""
+    high: float
+    probability: float
+    """Of a difference at least as far from zero if there were none: twice the smaller share of resamples that fall
+    on either side of zero, zero included. Like a p value; it is never below 2 / (resamples + 1)."""
+    faces: int
+    """Faces with an error in both."""
+
+
+def paired_bootstrap(a: Array, b: Array, statistic: Statistic, resamples: int, seed: int) -> Difference:
+    """Compare two runs on the faces both have: each resample draws the same faces for both.
+
+    Args:
+        a: ``(F,)`` errors per face, of the same faces in the same order as b, see :func:`common_faces`.
+        b: ``(F,)``.
+        statistic: the number to compare.
+        resamples: how often to draw.
+        seed: of the draws.
+
+    Returns:
+        The difference; NaN if there is no common face, or where both numbers are infinite.
+
+    Raises:
+        ValueError: the lengths differ.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"the runs have {len(a)} and {len(b)} faces; select those they share with common_faces first")
+    both = np.stack([a, b])[:, ~(np.isnan(a) | np.isnan(b))]
+    drawn = _resampled(both, statistic, resamples, seed)
+    with np.errstate(invalid="ignore"):
+        value, differences = float(np.subtract(*statistic(both))), drawn[0] - drawn[1]
+    low, high = _interval(differences)
+    beyond = 1 + min((differences <= 0).sum(), (differences >= 0).sum())
+    probability = np.nan if np.isnan(differences).any() else min(1.0, 2 * beyond / (resamples + 1))
+    return Difference(value, low, high, float(probability), both.shape[1])
+
+
+def common_faces(a: Array, b: Array) -> tuple[Array, Array]:
+    """Rows of the faces that two tables share, in the order of ``face_id``.
+
+    Args:
+        a: ``(F,)`` face_id of one.
+        b: ``(G,)`` face_id of the other.
+
+    Returns:
+        ``(C,)`` rows of a and ``(C,)`` rows of b.
+    """
+    _, rows_a, rows_b = np.intersect1d(a, b, assume_unique=True, return_indices=True)
+    return rows_a, rows_b
+
+
+def write_faces(table: FaceTable, path: Path, photos: Sequence[str], tags: tuple[str, ...]) -> None:
+    """Write one row per face. The file appears under its name only when it is complete.
+
+    Lengths and ``error_px`` are pixels of the photo, ``nme_*`` fractions, angles degrees, ``points`` the number of
+    annotated points, ``tag_*`` 0 or 1. What is not defined is an empty cell. Numbers are written in full.
+
+    Args:
+        table: the faces.
+        path: ``faces.csv`` of a run.
+        photos: the photo of each face of the split; ``photos[face_id]`` is that of a row.
+        tags: Annotations.tags, the columns of ``table.tags``.
+
+    Raises:
+        ValueError: the table has another number of tags, or a face that has no photo.
+    """
+    if len(tags) != table.tags.shape[1]:
+        raise ValueError(f"the table has {table.tags.shape[1]} tags per face, but these are named: {list(tags)}")
+    if len(table.face_id) and not 0 <= table.face_id.min() <= table.face_id.max() < len(photos):
+        raise ValueError(f"the table has face {table.face_id.max()}, but the split has {len(photos)} faces")
+    columns: dict[str, Sequence[object]] = {
+        "face_id": table.face_id.tolist(),
+        "photo": [photos[face] for face in table.face_id],
+        **{f"nme_{normaliser}": _cells(nme_per_face(table, normaliser)) for normaliser in NORMALISERS},
+        "error_px": _cells(mean_error(table)),
+        **{normaliser: _cells(getattr(table, normaliser)) for normaliser in NORMALISERS},
+        **{angle: _cells(table.pose[:, i]) for i, angle in enumerate(("yaw", "pitch", "roll"))},
+        "points": table.valid.sum(axis=1).tolist(),
+        **{f"tag_{tag}": faces.astype(int).tolist() for tag, faces in zip(tags, table.tags.T, strict=True)},
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+    temporary.replace(path)
+
+
+def read_faces(path: Path) -> dict[str, Array]:
+    """Read a file of :func:`write_faces`.
+
+    Returns:
+        Name of a column to its ``(F,)`` values: int64 ``face_id`` and ``points``, str ``photo``, bool ``tag_*``, the
+        rest float64 with NaN for an empty cell.
+
+    Raises:
+        ValueError: a line or a number that is not of such a file, with its place.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        names, *rows = list(csv.reader(file)) or [[]]
+    if names[:2] != ["face_id", "photo"]:
+        raise ValueError(f"{path}:1: starts with {names[:2]}, expected face_id, photo; this is not a table of faces")
+    for line, row in enumerate(rows, start=2):
+        if len(row) != len(names):
+            raise ValueError(f"{path}:{line}: {len(row)} cells, but the header names {len(names)} columns")
+    cells = zip(*rows, strict=True) if rows else [() for _ in names]
+    return {name: _column(path, name, column) for name, column in zip(names, cells, strict=True)}
+
+
+def _column(path: Path, name: str, cells: Sequence[str]) -> Array:
+    if name == "photo":
+        return np.array(cells, np.str_)
+    whole, flag = name in ("face_id", "points"), name.startswith("tag_")
+    values: list[float] = []
+    for line, cell in enumerate(cells, start=2):
+        try:
+            values.append(int(cell) if whole or flag else float(cell or "nan"))
+        except ValueError as error:
+            raise ValueError(f"{path}:{line}: column {name} holds {cell!r}, expected a number") from error
+    return np.array(values, np.int64 if whole else np.bool_ if flag else np.float64)
+
+
+def _cells(values: Array) -> list[float | str]:
+    return ["" if np.isnan(value) else value for value in values.tolist()]
+
+
+def _buckets(values: Array, names: Sequence[str], edges: Sequence[float], *, right: bool) -> dict[str, Array]:
+    bucket = np.where(np.isnan(values), -1, np.digitize(values, edges, right=right))
+    return {name: bucket == i for i, name in enumerate(names)}
+
+
+def _mean(values: Array) -> Array:
+    """Mean over the last axis of what is not NaN; NaN if nothing is."""
+    with np.errstate(invalid="ignore"):  # 0 / 0
+        return np.nansum(values, axis=-1) / (~np.isnan(values)).sum(axis=-1)
+
+
+def _resampled(e: Array, statistic: Statistic, resamples: int, seed: int) -> Array:
+    """The statistic ``(..., R)`` of R draws of F faces from ``(..., F)``, in blocks that fit into memory."""
+    faces = e.shape[-1]
+    if not faces:
+        return np.full((*e.shape[:-1], resamples), np.nan)
+    random = np.random.default_rng(seed)
+    block = max(1, BLOCK // faces)
+    sizes = [min(block, resamples - start) for start in range(0, resamples, block)]
+    return np.concatenate([statistic(e[..., random.integers(faces, size=(size, faces))]) for size in sizes], axis=-1)
+
+
+def _interval(drawn: Array) -> tuple[float, float]:
+    """The middle 95 %. An end is one of the draws, since between a number and infinity there is no other."""
+    low, high = np.quantile(drawn, [0.025, 0.975], method="inverted_cdf")
+    return float(low), float(high)

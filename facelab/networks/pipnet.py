@@ -1,0 +1,110 @@
+"""The network of PIPNet behind its backbone (Jin, Liao, Shao, IJCV 2021)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from facelab.coders.pipnet import PIPMaps
+
+RESAMPLED_CHANNELS = 512
+
+
+class PIPHead(nn.Module):
+    """Scores and offsets of all landmarks from the coarsest feature map, by 1x1 convolutions alone.
+
+    The five convolutions of the reference code (jhb86253817/PIPNet: ``cls x y nb_x nb_y``) stand here as one, with
+    the same initialisation, which a CPU computes up to a third faster for a single image. Its output channels are
+    theirs one after the other, so ``torch.cat`` over the five weights gives this one's.
+
+    Departure from the reference: it changes the stride of the grid by learned layers only for ResNet, crashes there
+    for ResNet-50 and 101, and ignores the stride for MobileNet. Here every backbone has them.
+
+    Args:
+        channels: of the backbone's feature maps, fine to coarse.
+        strides: of the backbone's feature maps; only the last map is used.
+        classifier: the backbone's last 1x1 convolution, or None where it has none.
+        num_points: N.
+        num_neighbours: C.
+        stride: of the grid: half the stride of the last feature map (a transposed convolution), the same, twice or
+            four times (one or two 3x3 convolutions of stride 2), each to 512 channels.
+        trunk: what stands before: ``"classifier"`` adopts the backbone's last 1x1 convolution with its pretrained
+            weights, if there is one, as the reference does (MobileNetV2: 1280 channels); a number puts a new 1x1
+            convolution to so many channels; None uses the features as they are.
+
+    Raises:
+        ValueError: a stride or trunk that does not exist.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        classifier: nn.Sequential | None,
+        num_points: int,
+        num_neighbours: int,
+        stride: int,
+        trunk: str | int | None,
+    ) -> None:
+        super().__init__()
+        self.num_points, self.num_neighbours = num_points, num_neighbours
+        self.trunk, width = _trunk(channels[-1], classifier, trunk)
+        self.resample, width = _resample(width, strides[-1], stride)
+        self.sizes = (num_points, 2 * num_points, 2 * num_points * num_neighbours)
+        self.predict = nn.Conv2d(width, sum(self.sizes), 1)
+        for module in (*self.resample.modules(), self.predict):
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.normal_(module.weight, std=0.001)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, features: Sequence[Tensor]) -> PIPMaps:
+        """Predict.
+
+        Args:
+            features: of the backbone, fine to coarse, ``(B, C, h, w)`` each.
+
+        Returns:
+            Views of one tensor.
+        """
+        features_ = self.resample(self.trunk(features[-1]))
+        # bfloat16 keeps eight bits: an offset of four cells would be rounded to half a pixel and more.
+        with torch.autocast(features_.device.type, enabled=False):
+            maps = self.predict(features_.float())
+        score, offset, neighbour = maps.split(self.sizes, dim=1)
+        offset = offset.unflatten(1, (2, self.num_points)).transpose(1, 2)
+        neighbour = neighbour.unflatten(1, (2, self.num_points, self.num_neighbours)).permute(0, 2, 3, 1, 4, 5)
+        return PIPMaps(score, offset, neighbour)
+
+
+def _trunk(channels: int, classifier: nn.Sequential | None, trunk: str | int | None) -> tuple[nn.Module, int]:
+    """The layers between the backbone and the rest, and how many channels they give."""
+    if trunk == "classifier" and classifier is not None:
+        convolution = classifier[0]
+        assert isinstance(convolution, nn.Conv2d)
+        return classifier, convolution.out_channels
+    if trunk is None or trunk == "classifier":
+        return nn.Identity(), channels
+    if isinstance(trunk, str) or trunk < 1:
+        raise ValueError(f"head.trunk={trunk}: must be classifier, a number of channels, or null")
+    layers = (nn.Conv2d(channels, trunk, 1, bias=False), nn.BatchNorm2d(trunk), nn.ReLU6(inplace=True))
+    return nn.Sequential(*layers), trunk
+
+
+def _resample(channels: int, feature_stride: int, stride: int) -> tuple[nn.Sequential, int]:
+    """The layers that change the stride, and how many channels they give."""
+    steps = {feature_stride // 2: -1, feature_stride: 0, 2 * feature_stride: 1, 4 * feature_stride: 2}
+    if stride not in steps:
+        raise ValueError(
+            f"coder.stride={stride}: on features of stride {feature_stride} it can be one of {sorted(steps)}"
+        )
+    width = RESAMPLED_CHANNELS
+    convolutions: list[nn.Conv2d | nn.ConvTranspose2d] = (
+        [nn.ConvTranspose2d(channels, width, 4, stride=2, padding=1, bias=False)]
+        if steps[stride] < 0
+        else [nn.Conv2d(width if step else channels, width, 3, stride=2, padding=1) for step in range(steps[stride])]
+    )
+    layers = [
+        layer for convolution in convolutions for layer in (convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+    ]
+    return nn.Sequential(*layers), width if layers else channels

@@ -1,0 +1,132 @@
+"""What is the same for every landmark method: training step, validation, test, prediction, optimizer."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from facelab.landmarks.batch import LandmarkBatch
+from facelab.landmarks.geometry import apply, mirror_image
+from facelab.landmarks.layouts import Layout
+from facelab.metrics.faces import FaceErrors, FaceTable
+from facelab.metrics.landmarks import summary
+
+
+class Prediction(NamedTuple):
+    """What a landmark method says about a batch of crops."""
+
+    points: Tensor  # (B, N, 2) float32
+    confidence: Tensor  # (B, N) in [0, 1]; what it means is up to the method's coder
+
+
+class LandmarkModule(LightningModule):
+    """Base of the landmark methods. A method builds its network, and overrides ``training_step`` if it needs more.
+
+    The parts meet in ``encode -> forward -> loss`` in training and ``forward -> decode`` everywhere else. After each
+    validation or test epoch ``table`` holds the errors of every face, and everything logged is computed from it.
+
+    Args:
+        layout: the markup that is predicted.
+        coder: points to what the network predicts and back.
+        loss: prediction, target, valid to named, weighted terms.
+        optimizer: finished with the parameters.
+        scheduler: finished with the optimizer, stepped at the end of each epoch; None for a constant rate.
+        flip_test: predict the mirrored crop too and average the points.
+    """
+
+    table: FaceTable
+
+    def __init__(
+        self,
+        layout: Layout,
+        coder: nn.Module,
+        loss: nn.Module,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None,
+        flip_test: bool,
+    ) -> None:
+        super().__init__()
+        self.layout, self.coder, self.loss = layout, coder, loss
+        self.optimizer, self.scheduler, self.flip_test = optimizer, scheduler, flip_test
+        self.register_buffer("mirror", torch.tensor(layout.mirror), persistent=False)
+
+    def fit_statistics(self, datamodule: Any) -> None:
+        """Take what the method must know of the training set before it trains, and keep it as buffers."""
+
+    def setup(self, stage: str) -> None:
+        """Prepare the tables of errors, and before training the method's statistics."""
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.errors = FaceErrors(self.layout, len(datamodule.data.tags))
+        if stage == "fit":
+            self.fit_statistics(datamodule)
+        # Convolutions on a CPU run 1.4 times faster so, and tensor cores ask for it too.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def training_step(self, batch: LandmarkBatch, batch_index: int) -> Tensor:
+        """One step: the sum of the loss's terms."""
+        target = self.coder.encode(batch.points, batch.valid, batch.image.shape[-1])
+        terms = self.loss(self(batch.image), target, batch.valid)
+        total = torch.stack(list(terms.values())).sum()
+        scalars = {"train/loss": total} | {f"train/loss_{name}": term for name, term in terms.items()}
+        self.log_dict({name: value.detach() for name, value in scalars.items()}, batch_size=len(batch.image))
+        return total
+
+    def predict_points(self, image: Tensor) -> Prediction:
+        """Find the landmarks of crops.
+
+        Args:
+            image: ``(B, 3, H, W)`` uint8 RGB.
+
+        Returns:
+            Points in pixels of ``image``.
+        """
+        prediction = Prediction(*self.coder.decode(self(image)))
+        if not self.flip_test:
+            return prediction
+        swapped = Prediction(*self.coder.decode(self(image.flip(-1))))
+        back = torch.as_tensor(mirror_image(image.shape[-1]), dtype=torch.float32, device=image.device)
+        points = apply(back, swapped.points)[:, self.mirror]
+        return Prediction(
+            (prediction.points + points) / 2, (prediction.confidence + swapped.confidence[:, self.mirror]) / 2
+        )
+
+    def validation_step(self, batch: LandmarkBatch, batch_index: int) -> Prediction:
+        """Measure a batch; the prediction is returned so that callbacks need not make it again."""
+        prediction = self.predict_points(batch.image)
+        self.errors.update(prediction.points, batch)
+        return prediction
+
+    def test_step(self, batch: LandmarkBatch, batch_index: int) -> Prediction:
+        """As in validation."""
+        return self.validation_step(batch, batch_index)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what the table says, as ``val/...``."""
+        self._log_table("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log what the table says, as ``test/...``."""
+        self._log_table("test")
+
+    def _log_table(self, role: str) -> None:
+        self.table = self.errors.compute()
+        self.errors.reset()
+        tags = self.trainer.datamodule.data.tags  # type: ignore[attr-defined]
+        numbers = summary(self.table, self.layout, tags)
+        self.log_dict({f"{role}/{name}": value for name, value in numbers.items()})
+
+    def predict_step(self, batch: LandmarkBatch, batch_index: int) -> Prediction:
+        """The prediction in pixels of the photos."""
+        prediction = self.predict_points(batch.image)
+        return prediction._replace(points=apply(batch.to_photo, prediction.points))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimizer over all parameters and, stepped once an epoch, the schedule."""
+        optimizer = self.optimizer(self.parameters())
+        if self.scheduler is None:
+            return {"optimizer": optimizer}
+        return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}

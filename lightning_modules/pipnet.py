@@ -1,0 +1,71 @@
+"""PIPNet: Pixel-in-Pixel Net (Jin, Liao, Shao, IJCV 2021, arXiv 2003.03771)."""
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from facelab.coders.pipnet import PIPCoder, PIPMaps
+from facelab.landmarks.geometry import Array
+from facelab.landmarks.layouts import Layout
+from facelab.networks.backbone import Timm
+from facelab.networks.pipnet import PIPHead
+from lightning_modules.landmark import LandmarkModule
+
+
+class HasMeanShape(Protocol):
+    """The datamodule that PIPNet trains with."""
+
+    def mean_shape(self) -> Array:
+        """Mean landmarks of the training faces, ``(N, 2)`` pixels of the crop."""
+        ...
+
+
+class PIPNet(LandmarkModule):
+    """Scores on the coarsest feature map, an offset inside the cell, and the offsets of each landmark's neighbours.
+
+    The neighbours come from the mean shape of the training faces (section 3.2), which is kept in the checkpoint.
+
+    Args:
+        layout: the markup that is predicted.
+        backbone: a pyramid of features; the coarsest is used.
+        head: finished with the backbone's channels and the coder's stride and number of neighbours.
+        coder: landmarks to maps and back.
+        loss: between maps.
+        optimizer: see :class:`LandmarkModule`.
+        scheduler: see :class:`LandmarkModule`.
+        flip_test: see :class:`LandmarkModule`.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        backbone: Timm,
+        head: Callable[..., PIPHead],
+        coder: PIPCoder,
+        loss: nn.Module,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None,
+        flip_test: bool,
+    ) -> None:
+        super().__init__(layout, coder, loss, optimizer, scheduler, flip_test)
+        self.backbone = backbone
+        self.head = head(
+            channels=backbone.channels,
+            strides=backbone.strides,
+            classifier=backbone.classifier,
+            num_points=layout.num_points,
+            num_neighbours=coder.num_neighbours,
+            stride=coder.stride,
+        )
+
+    def fit_statistics(self, datamodule: HasMeanShape) -> None:
+        """Keep the neighbours in the mean shape of the training faces."""
+        self.coder.set_mean_shape(torch.from_numpy(datamodule.mean_shape()))
+
+    def forward(self, image: Tensor) -> PIPMaps:
+        """Maps of crops ``(B, 3, H, W)`` uint8."""
+        return self.head(self.backbone(image))

@@ -1,0 +1,20 @@
+"""Learning-rate schedules whose shape is a fraction of the run, so that a shortened run keeps it."""
+
+from collections.abc import Sequence
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import MultiStepLR
+
+
+class Drops(MultiStepLR):
+    """Multiply the learning rate by ``factor`` after these fractions of the run.
+
+    Args:
+        optimizer: whose learning rate.
+        at: fractions of ``max_epochs``, rounded to whole epochs.
+        factor: of each drop.
+        max_epochs: length of the run.
+    """
+
+    def __init__(self, optimizer: Optimizer, at: Sequence[float], factor: float, max_epochs: int) -> None:
+        super().__init__(optimizer, milestones=[round(fraction * max_epochs) for fraction in at], gamma=factor)

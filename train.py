@@ -1,0 +1,36 @@
+"""Train a method on a dataset, test it, and leave a run folder: ``python train.py model=pipnet data=lapa106``."""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from facelab import runs
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(cfg: DictConfig) -> float | None:
+    """Train, test with ``test_with``, write the results, and return the monitored value for a sweeper."""
+    runs.check(cfg, runs.TRAIN_KEYS)
+    folder = Path(cfg.paths.run)
+    with runs.recorded(folder, cfg):
+        from lightning import seed_everything
+
+        seed_everything(cfg.seed, workers=True, verbose=False)
+        datamodule, module = runs.build(cfg.datamodule), runs.build(cfg.model)
+        module.save_hyperparameters(OmegaConf.to_container(cfg, resolve=False), logger=False)
+        loggers = runs.build_all(cfg.logger)
+        trainer = runs.build_trainer(cfg, loggers)
+        for logger in loggers:
+            logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+        trainer.fit(module, datamodule)
+        monitored = trainer.callback_metrics.get(cfg.monitor.name)
+        trainer.test(module, datamodule, ckpt_path=None if trainer.fast_dev_run else cfg.test_with, verbose=False)
+        results = runs.write_results(folder, module, datamodule)
+    runs.report(folder, results)
+    return None if monitored is None else float(monitored)
+
+
+if __name__ == "__main__":
+    runs.start()
+    main()
