@@ -25,8 +25,9 @@ def main(cfg: DictConfig) -> float | None:
             logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
         trainer.fit(module, datamodule)
         monitored = trainer.callback_metrics.get(cfg.monitor.name)
-        trainer.test(module, datamodule, ckpt_path=None if trainer.fast_dev_run else cfg.test_with, verbose=False)
-        results = runs.write_results(folder, module, datamodule)
+        checkpoint = None if trainer.fast_dev_run else runs.find_checkpoint(folder, cfg.test_with)
+        trainer.test(module, datamodule, ckpt_path=checkpoint, verbose=False)
+        results = runs.write_results(folder, module, datamodule, checkpoint)
     runs.report(folder, results)
     return None if monitored is None else float(monitored)
 

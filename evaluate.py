@@ -1,0 +1,29 @@
+"""Measure a trained run again, on its own or another dataset: ``python evaluate.py ckpt=RUN data=wflw98``."""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from facelab import runs
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+def main(cfg: DictConfig) -> None:
+    """Open the run, replace what was asked for, test, and write the results as a run of their own."""
+    runs.check(cfg, runs.EVALUATE_KEYS)
+    folder = Path(cfg.paths.run)
+    with runs.recorded(folder, cfg):
+        run = runs.load_run(Path(cfg.ckpt), cfg.paths)
+        datamodule = runs.evaluation_data(run, cfg)
+        if cfg.flip_test is not None:
+            run.module.flip_test = cfg.flip_test
+        trainer = runs.build_trainer(cfg, runs.build_all(cfg.logger))
+        trainer.test(run.module, datamodule, verbose=False)
+        results = runs.write_results(folder, run.module, datamodule, checkpoint=run.checkpoint)
+    runs.report(folder, results)
+
+
+if __name__ == "__main__":
+    runs.start()
+    main()
