@@ -10,7 +10,6 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from enum import Enum
 from functools import partial
 from types import ModuleType, NoneType, SimpleNamespace, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -388,8 +387,6 @@ def _fits(value: Any, annotation: Any) -> bool:
 
 
 def _scalar_fits(value: Any, kind: type) -> bool:
-    if value is not None and issubclass(kind, Enum):
-        return True
     if isinstance(value, bool) and kind is int:
         return False
     if isinstance(value, str) and kind is not str:
@@ -459,12 +456,16 @@ def _unread_faults(node: DictConfig, place: _Place, names: Collection[str], refe
             continue
         if is_node and value and "_target_" not in value and not OmegaConf.is_interpolation(node, key):
             yield from _unread_faults(value, here, names, references)
-        elif _dotted(here) in names or str(key).startswith("_"):
+        elif _dotted(here) in names or str(key).startswith("_") or _leads_on(here, references):
             continue
         elif not (_dotted(place) in names and (value is None or (is_node and "_target_" in value))):
             beside = {name.rpartition(".") for name in {*names, *references}}
             options = [last for parent, _, last in beside if parent == _dotted(place)]
             yield _fault(place, key, f"nothing reads this key{_hint(key, options)}")
+
+
+def _leads_on(place: _Place, references: set[str]) -> bool:
+    return any(reference.startswith(f"{_dotted(place)}.") for reference in references)
 
 
 # The two halves of a method
@@ -476,8 +477,8 @@ def _batch_faults(cfg: DictConfig) -> Iterator[str]:
     if module is None or datamodule is None or step is None or given is None:
         return
     parameter = inspect.signature(step).parameters.get("batch")
-    taken = _annotation(parameter, step) if parameter else None
-    if isinstance(given, type) and isinstance(taken, type) and not issubclass(given, taken):
+    taken = _annotation(parameter, step) if parameter else Any
+    if taken is not Any and isinstance(given, type) and isinstance(taken, type) and not issubclass(given, taken):
         yield (
             f"datamodule: `{datamodule.__qualname__}` gives {given.__name__}, "
             f"the model `{module.__qualname__}` takes {taken.__name__}"

@@ -1,0 +1,90 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from facelab.argv import normalise_argv
+
+
+@pytest.mark.parametrize(
+    ("typed", "sorted_"),
+    [
+        ("model=pipnet data=lapa106 -m backbone=a,b", "-m model=pipnet data=lapa106 backbone=a,b"),
+        ("a=1 --multirun", "--multirun a=1"),
+        ("a=1 --cfg job b=2 --resolve c=3", "--cfg job --resolve a=1 b=2 c=3"),
+        ("a=1 -c job -p data b=2", "-c job -p data a=1 b=2"),
+        ("a=1 --config-name=other b=2", "--config-name=other a=1 b=2"),
+        ("a=1 -cn other +b=2 ~c", "-cn other a=1 +b=2 ~c"),
+        ("a=1 --config-d /etc/conf b=2", "--config-d /etc/conf a=1 b=2"),
+        ("--info a=1", "--info=all a=1"),
+        ("a=1 -i ~b", "--info=all a=1 ~b"),
+        ("a=1 --info -- b=2", "--info=all -- a=1 b=2"),
+        ("a=1 --info", "--info=all a=1"),
+        ("a=1 --info defaults-tree b=2", "--info defaults-tree a=1 b=2"),
+        ("a=1 -sc query=bash", "-sc a=1 query=bash"),
+        ("a=1 -m -- -b=2 --cfg", "-m -- a=1 -b=2 --cfg"),
+        ("a=1 --cfg", "--cfg a=1"),
+        ("", ""),
+    ],
+)
+def test_options_come_first(typed: str, sorted_: str) -> None:
+    """An option that loses its value or takes an override for it; an order among overrides that changes."""
+    assert normalise_argv(typed.split()) == sorted_.split()
+
+
+def test_sorting_twice_changes_nothing() -> None:
+    """A child process gets the sorted line with more behind it and sorts again; nothing may wander."""
+    once = normalise_argv(["a=1", "-m", "b=1,2", "--info", "c=3", "--cfg", "job"])
+    assert normalise_argv([*once, "hydra.run.dir=x"]) == [*once, "hydra.run.dir=x"]
+
+
+APP = """
+import sys
+from pathlib import Path
+import hydra
+from facelab.argv import normalise_argv
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(cfg):
+    print("ran", cfg.model.name, cfg.data, cfg.backbone, cfg.epochs)
+
+sys.argv[1:] = normalise_argv(sys.argv[1:])
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("app")
+    (folder / "conf" / "model").mkdir(parents=True)
+    (folder / "conf" / "train.yaml").write_text(
+        "defaults: [_self_, {model: pfld}]\ndata: none\nbackbone: none\nepochs: 60\n"
+    )
+    for name in ("pfld", "pipnet"):
+        (folder / "conf" / "model" / f"{name}.yaml").write_text(f"name: {name}\n")
+    (folder / "app.py").write_text(APP)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        (
+            "model=pipnet data=lapa106 -m backbone=mbv2,resnet18 epochs=1",
+            ["ran pipnet lapa106 mbv2 1", "ran pipnet lapa106 resnet18 1"],
+        ),
+        ("backbone=a,b -m hydra.run.dir=out hydra.job.name=app_ddp_process_1", ["ran pfld none a 60"]),
+        ("model=pipnet --cfg job epochs=2", ["name: pipnet", "epochs: 2"]),
+        ("model=pipnet --info config epochs=2", ["Config", "name: pipnet"]),
+        ("model=pipnet --info", ["Installed Hydra Plugins"]),
+    ],
+    ids=["overrides on both sides", "appended by DDP", "cfg in the middle", "info with value", "info alone"],
+)
+def test_hydra_takes_the_line_as_typed(app: Path, typed: str, expected: list[str]) -> None:
+    """Hydra's parser changes its options, or the sorted line is refused by it all the same."""
+    command = [sys.executable, "app.py", *typed.split()]
+    result = subprocess.run(command, cwd=app, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    for text in expected:
+        assert text in result.stdout

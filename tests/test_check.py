@@ -1,0 +1,428 @@
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+import lightning_modules
+from facelab.check import check_config
+from facelab.landmarks import geometry
+
+LINEAR = {"_target_": "torch.nn.Linear", "in_features": 3, "out_features": 2}
+ADAM = {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.001}
+LAYOUT = {"_target_": "hydra.utils.get_object", "path": "facelab.landmarks.layouts.LAPA106"}
+MODULE = {"_target_": "lightning_modules.landmark.LandmarkModule", "_partial_": True}
+MARKUP = {"_target_": "facelab.landmarks.layouts.Layout", "_partial_": True}
+DROPS = {"_target_": "lightning_modules.schedule.Drops", "_partial_": True}
+TRAINER = {"_target_": "lightning.Trainer"}
+
+SOUND = f"""
+seed: 1
+monitor: {{name: val/loss, mode: min}}
+paths: {{run: runs/a}}
+model: {{_target_: torch.nn.Linear, in_features: "${{width.of[0]}}", out_features: 2, bias: true}}
+width: {{of: [3]}}
+optimizer: {{_target_: torch.optim.Adam, _partial_: true, lr: 1e-3, betas: [0.9, 0.99]}}
+scheduler: {{_target_: torch.optim.lr_scheduler.MultiStepLR, _partial_: true, milestones: [30, 50]}}
+layout: {LAYOUT}
+augment:
+  - {{_target_: albumentations.GaussianBlur, blur_limit: 0, sigma_limit: [0.1, 5.0], p: 0.3}}
+trainer: {{_target_: lightning.Trainer, max_epochs: 3, devices: 1, precision: 32-true, logger: "${{loggers.csv}}"}}
+callbacks:
+  checkpoint:
+    _target_: lightning.pytorch.callbacks.ModelCheckpoint
+    dirpath: ${{paths.run}}/checkpoints
+    monitor: ${{monitor.name}}
+    mode: ${{...monitor.mode}}
+  learning_rate: null
+loggers:
+  csv: {{_target_: lightning.pytorch.loggers.CSVLogger, save_dir: "${{paths.run}}", name: ""}}
+  wandb: {{_target_: lightning.pytorch.loggers.WandbLogger, offline: true, group: sweep}}
+metric: {{_target_: torchmetrics.MeanMetric, sync_on_compute: false}}
+"""
+NAMES = ("seed", "model", "optimizer", "scheduler", "layout", "augment", "trainer", "callbacks", "loggers", "metric")
+
+
+def faults(at: Any, **rest: Any) -> list[str]:
+    """The faults of a configuration whose node `at` is the one given and read by its door, as everything is."""
+    config = {"at": at, **rest}
+    return check_config(OmegaConf.create(config), list(config))
+
+
+def changed(*overrides: str) -> list[str]:
+    """The faults of the sound configuration after these overrides."""
+    cfg = OmegaConf.create(SOUND)
+    assert isinstance(cfg, DictConfig)
+    cfg.merge_with_dotlist(list(overrides))
+    return check_config(cfg, NAMES)
+
+
+def test_a_sound_configuration_passes() -> None:
+    """A rule that refuses what is right: interpolations of all kinds, partial nodes, lists, **kwargs of a library."""
+    assert changed() == []
+
+
+def test_all_faults_are_told_at_once() -> None:
+    """A check that stops at the first fault, or names no place."""
+    found = changed(
+        "seeed=2",
+        "model.in_feature=4",
+        "optimizer.lr='1e-4'",
+        "trainer.max_epochs=2.5",
+        "callbacks.checkpoint.save_top_k=???",
+        "paths.run=${nowhere}",
+        "scheduler._target_=torch.optim.lr_scheduler.MultiStepRL",
+    )
+    places = [fault.partition(": ")[0] for fault in found]
+    assert set(places) >= {
+        "seeed",
+        "model.in_feature",
+        "optimizer.lr",
+        "trainer.max_epochs",
+        "callbacks.checkpoint.save_top_k",
+        "paths.run",
+        "scheduler._target_",
+    }
+    assert len(places) == len(set(places))
+
+
+# What may be built
+
+
+HOSTILE = [
+    "os.system",
+    "builtins.eval",
+    "subprocess.Popen",
+    "functools.partial",
+    "pathlib.Path",
+    "antigravity.geohash",
+    "torch",
+    "torch.load",
+    "torch.hub.load",
+    "torch.jit.load",
+    "torch.os.system",
+    "torch.serialization.pickle.Unpickler",
+    "torch.nn.Module.load_state_dict",
+    "torch.nn.Linear.__init__",
+    "torch._C.Generator",
+    "torch.optim.lr_scheduler._LRScheduler",
+    "torch.classes.name.Model",
+    "torch.Generator",
+    "torch.utils.data.DataLoader",
+    "hydra.utils.instantiate",
+    "hydra.utils.call",
+    "hydra.utils.get_class",
+    "facelab.landmarks.geometry.apply",
+    "facelab.landmarks.face.Path",
+    "facelab.landmarks.face.np.load",
+    "facelab.landmarks.face.DataFault",
+    "facelab.check",
+    ".os.system",
+    "",
+    "facelab..x",
+]
+
+
+@pytest.mark.parametrize("target", HOSTILE)
+@pytest.mark.parametrize("partial", [False, True])
+def test_hostile_targets_are_refused(target: str, partial: bool) -> None:
+    """A configuration out of a foreign checkpoint calls a function, or a class that is not meant for it."""
+    (fault,) = faults({"_target_": target, "_partial_": partial})
+    assert fault.startswith("at._target_: ")
+
+
+@pytest.mark.parametrize("target", [3, None, ["os.system"], {"a": 1}])
+def test_a_target_is_text(target: Any) -> None:
+    """A crash of the check itself at a name that is none."""
+    assert any(fault.startswith("at._target_: ") for fault in faults({"_target_": target}))
+
+
+def test_refusing_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check imports a module to look at the name in it, and thereby runs the module."""
+    (tmp_path / "innocent.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Model: pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for target in ("innocent.Model", "innocent", "torch.innocent.Model", "facelab.innocent.Model"):
+        assert faults([{"x": {"_target_": target}}])
+    assert faults({"_target_": "hydra.utils.get_object", "path": "innocent.Model"})
+    assert faults({"_target_": "antigravity.geohash"})
+    (tmp_path / "bystander").mkdir()
+    (tmp_path / "bystander" / "__init__.py").touch()
+    (tmp_path / "innocent.py").rename(tmp_path / "bystander" / "innocent.py")
+    # a module that an allowed one has imported, as numpy
+    monkeypatch.setattr(geometry, "bystander", importlib.import_module("bystander"), raising=False)
+    assert faults({"_target_": "facelab.landmarks.geometry.bystander.innocent.Model"})
+    assert not (tmp_path / "ran").exists()
+    assert not {"innocent", "antigravity"} & set(sys.modules)
+
+
+NO_CLASS, MADE, ESCAPED = "`os.system` is not allowed", "may not make one", "text with `${` in it"
+
+
+@pytest.mark.parametrize(
+    ("node", "expected"),
+    [
+        ({"inner": {"deep": [{"_target_": "os.system"}]}}, NO_CLASS),
+        ({**LINEAR, "bias": {"_target_": "os.system"}}, NO_CLASS),
+        ({**ADAM, "_recursive_": False, "betas": [{"_target_": "os.system"}]}, NO_CLASS),
+        ({"_target_": "${word}"}, NO_CLASS),
+        ("${oc.create:'{_target_: os.system, command: ls}'}", MADE),
+        (["${oc.create:'[{_target_: os.system}]'}"], MADE),
+        ({"_target_": "torchmetrics.MeanMetric", "any": "\\${oc.create:'{_target_: os.system}'}"}, ESCAPED),
+    ],
+)
+def test_no_hiding_place(node: Any, expected: str) -> None:
+    """A target in a list, behind an interpolation, made by a resolver, or in text that building resolves again."""
+    assert any(expected in fault for fault in faults(node, word="os.system"))
+
+
+@pytest.mark.parametrize(
+    ("path", "refused"),
+    [
+        ("facelab.landmarks.layouts.LAPA106", False),
+        ("facelab.landmarks.layouts.np.load", True),
+        ("facelab.landmarks.layouts.Layout", True),
+        ("facelab.landmarks.face.Path", True),
+        ("os.system", True),
+        (None, True),
+        ([1], True),
+    ],
+)
+def test_get_object_fetches_layouts_only(path: Any, refused: bool) -> None:
+    """`get_object` would hand any function to whoever calls its arguments."""
+    assert bool(faults({"_target_": "hydra.utils.get_object", "path": path})) is refused
+
+
+def test_get_object_has_one_argument() -> None:
+    """A path that is missing or misspelt."""
+    misspelt, missing = faults({"_target_": "hydra.utils.get_object", "pat": LAYOUT["path"]})
+    assert misspelt == "at.pat: `get_object` has no argument `pat`; did you mean `path`?"
+    assert missing == "at.path: is required by `get_object`"
+
+
+def test_positional_arguments_are_refused() -> None:
+    """`_args_` evades the check of names."""
+    assert faults({"_target_": "torch.nn.Identity", "_args_": [1]}) == ["at._args_: is not allowed: name each argument"]
+
+
+@pytest.mark.parametrize("flag", [{"_partial_": "yes"}, {"_partial_": 1}, {"_recursive_": None}, {"_convert_": "al"}])
+def test_flags_have_their_values(flag: dict[str, Any]) -> None:
+    """Hydra finds these only when the node is built."""
+    (fault,) = faults({"_target_": "torch.nn.Identity", **flag})
+    assert fault.startswith(f"at.{next(iter(flag))}: ")
+
+
+def test_a_misspelt_flag_is_found() -> None:
+    """`_taget_` makes a node that builds nothing, `_parial_` one that builds too early."""
+    assert "did you mean `_target_`?" in faults({"_taget_": "torch.nn.Identity"})[0]
+    assert "did you mean `_partial_`?" in faults({"_target_": "torch.nn.ReLU", "_parial_": True})[0]
+
+
+def test_the_nearest_name_is_told() -> None:
+    """A fault that leaves the reader to look for the right name."""
+    assert "did you mean `MultiStepLR`?" in faults({"_target_": "torch.optim.lr_scheduler.MultiStepRL"})[0]
+    assert "did you mean `landmarks`?" in faults({"_target_": "facelab.landmark.layouts.Layout"})[0]
+    assert "did you mean `lightning`?" in faults({"_target_": "lightening.Trainer"})[0]
+
+
+# Arguments
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_a_misspelt_argument_is_found(partial: bool) -> None:
+    """Of a partial node it would be found only when the module finishes it, minutes later."""
+    assert faults({**LINEAR, "biass": False, "_partial_": partial}) == [
+        "at.biass: `Linear` has no argument `biass`; did you mean `bias`?"
+    ]
+
+
+def test_lacking_arguments() -> None:
+    """Required arguments are lacking; in a partial node the rest comes later."""
+    assert faults({"_target_": "torch.nn.Linear", "in_features": 3}) == ["at.out_features: is required by `Linear`"]
+    assert faults({"_target_": "torch.nn.Linear", "in_features": 3, "_partial_": True}) == []
+    assert faults(ADAM) == []
+    assert faults({**ADAM, "_partial_": False}) == ["at.params: is required by `Adam`"]
+
+
+def test_a_class_without_constructor_takes_nothing() -> None:
+    """The signature of `nn.Module` shows **kwargs, which it takes only to refuse them."""
+    (fault,) = faults({"_target_": "torch.nn.Module", "dim": 1})
+    assert fault == "at.dim: `Module` has no argument `dim`; it takes none"
+
+
+@pytest.mark.parametrize(
+    ("node", "good", "bad"),
+    [
+        (LINEAR, {"in_features": 4}, {"in_features": 4.0}),
+        (LINEAR, {"in_features": 4}, {"in_features": True}),
+        (LINEAR, {"in_features": 4}, {"in_features": None}),
+        (LINEAR, {"in_features": 4}, {"in_features": [4]}),
+        (LINEAR, {"in_features": 4}, {"in_features": {"a": 4}}),
+        (LINEAR, {"in_features": 4}, {"in_features": LINEAR}),
+        (LINEAR, {"bias": False}, {"bias": 0}),
+        (LINEAR, {"bias": False}, {"bias": "false"}),
+        (ADAM, {"lr": 1}, {"lr": "fast"}),
+        (ADAM, {"betas": [0.9, 0.99]}, {"betas": [0.9]}),
+        (ADAM, {"betas": [0.9, 0.99]}, {"betas": [0.9, "x"]}),
+        (ADAM, {"foreach": None}, {"foreach": "no"}),
+        (DROPS, {"at": [0.5, 1]}, {"at": "01"}),
+        (DROPS, {"at": []}, {"at": [0.5, None]}),
+        (TRAINER, {"max_epochs": None}, {"max_epochs": "many"}),
+        (TRAINER, {"devices": [0, 1]}, {"devices": 1.5}),
+        (TRAINER, {"precision": "bf16-mixed"}, {"precision": "bf17"}),
+        (TRAINER, {"logger": False}, {"logger": LINEAR}),
+        (TRAINER, {"callbacks": []}, {"callbacks": [LINEAR]}),
+        (TRAINER, {"strategy": "ddp"}, {"strategy": 2}),
+        ({"_target_": "lightning.pytorch.callbacks.ModelCheckpoint"}, {"dirpath": "a"}, {"dirpath": 3}),
+        ({"_target_": "lightning.pytorch.callbacks.ModelCheckpoint"}, {"save_last": "link"}, {"save_last": "both"}),
+        ({"_target_": "albumentations.GaussianBlur"}, {"sigma_limit": 3}, {"sigma_limit": [1, 2, 3]}),
+        (MARKUP, {"mirror": [1, 0]}, {"mirror": "10"}),
+        (MARKUP, {"pose": []}, {"pose": [1.5]}),
+        (MARKUP, {"regions": {}}, {"regions": {"a": 1}}),
+        (MODULE, {"layout": LAYOUT}, {"layout": 106}),
+        (MODULE, {"loss": LINEAR}, {"loss": ADAM}),
+        (MODULE, {"optimizer": ADAM}, {"optimizer": {}}),
+        (MODULE, {"layout": LAYOUT}, {"layout": LINEAR}),
+    ],
+)
+def test_values_fit_their_annotations(node: dict[str, Any], good: dict[str, Any], bad: dict[str, Any]) -> None:
+    """A value of a wrong type reaches a constructor, or a right one is refused."""
+    assert faults(node | good) == []
+    (fault,) = faults(node | bad)
+    assert fault.startswith(f"at.{next(iter(bad))}") and "expected" in fault
+
+
+def test_a_number_in_quotes_is_named_as_such() -> None:
+    """`lr: "1e-4"`, or a number out of an environment variable, is text; its looks do not tell."""
+    (fault,) = faults({**ADAM, "lr": "1e-4"})
+    assert fault == "at.lr: the text '1e-4' given, float | torch.Tensor expected: write the number without quotes"
+    assert changed("optimizer.lr=1e-4") == []  # a number to OmegaConf, though text to other readers of YAML
+
+
+# Values
+
+
+def test_a_missing_value_is_told_once_and_how_to_set_it() -> None:
+    """Ten nodes refer to what is missing, and the reader does not see which one to set."""
+    config = {**LINEAR, "in_features": "${width}", "out_features": "${width}"}
+    assert faults(config, width="???") == ["width: is not set; type width=..."]
+    assert faults([{**LINEAR, "in_features": "???"}]) == ["at[0].in_features: is not set; type at=[...]"]
+    assert faults({"_target_": "???"}) == ["at._target_: is not set; type at._target_=..."]
+    assert faults({**ADAM, "lr": "???"}) == ["at.lr: is not set; type at.lr=..."]
+
+
+@pytest.mark.parametrize("text", ["${nowhere}", "${at.lr}", "${nothing:1}", "${oc.env:SURELY_NOT_SET}"])
+def test_an_interpolation_that_leads_nowhere(text: str) -> None:
+    """It would be found only when the node is built, or never."""
+    (fault,) = faults({**ADAM, "lr": text})
+    assert fault.startswith("at.lr: ") and "\n" not in fault
+
+
+def test_a_fault_behind_an_interpolation_is_told_where_it_stands() -> None:
+    """The same fault once for each node that refers to it."""
+    assert faults({**ADAM, "lr": 1}, model="${at}", loss={"_target_": "os.system"}, head="${loss}")[0].startswith(
+        "loss."
+    )
+
+
+# Keys that nobody reads
+
+
+def test_an_added_key_is_refused_where_nobody_reads_it() -> None:
+    """Hydra takes `+typo=3` and drops it in silence."""
+    assert changed("sead=3") == ["sead: nothing reads this key; did you mean `seed`?"]
+    assert changed("monitor.nam=3") == ["monitor.nam: nothing reads this key; did you mean `name`?"]
+    assert changed("callbacks.extra=3") == ["callbacks.extra: nothing reads this key"]
+    assert changed("backbone._target_=torch.nn.Identity") == ["backbone: nothing reads this key"]
+    assert changed("paths.other=${seed}") == ["paths.other: nothing reads this key"]
+    assert changed("empty={}") == ["empty: nothing reads this key"]
+
+
+@pytest.mark.parametrize(
+    ("reader", "key"),
+    [
+        ("${a.b}", "a.b"),
+        ("x/${a.b}-${seed}", "a.b"),
+        ("${a}", "a.b"),
+        ("${a[b]}", "a.b"),
+        ("${.near}", "reader.near"),
+        ("${..a.b}", "a.b"),
+        ("${oc.select:a.b,3}", "a.b"),
+        ("${a.${word}}", "a.b"),
+        ("${a.b[0]}", "a.b"),
+        ("${oc.decode:${a.b}}", "a.b"),
+    ],
+)
+def test_an_interpolation_reads_a_key(reader: str, key: str) -> None:
+    """A key in use is refused."""
+    cfg = OmegaConf.create({"reader": {"of": reader}, "word": "b", "seed": 1})
+    OmegaConf.update(cfg, key, ["1"] if reader.endswith("]}") else "1")
+    assert check_config(cfg, ["reader.of", "word", "seed"]) == []
+
+
+# The two halves of a method
+
+
+METHOD = """
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+from lightning import LightningDataModule, LightningModule
+from facelab.landmarks.batch import LandmarkBatch
+
+class Pair(NamedTuple):
+    a: int
+
+class Landmarks(LightningModule):
+    def training_step(self, batch: LandmarkBatch, batch_index: int): ...
+
+class Untyped(LightningModule):
+    def training_step(self, batch, batch_index): ...
+
+class Faces(LightningDataModule):
+    batch_type: ClassVar[type] = LandmarkBatch
+
+class Pairs(LightningDataModule):
+    batch_type: ClassVar[type] = Pair
+
+class Unsaid(LightningDataModule):
+    pass
+
+class Settings:
+    def __init__(self, folder: Path, size: int = None): ...
+"""
+METHODS = "lightning_modules.sample_method"
+
+
+@pytest.fixture
+def methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "sample_method.py").write_text(METHOD)
+    monkeypatch.setattr(lightning_modules, "__path__", [*lightning_modules.__path__, str(tmp_path)])
+    yield
+    del sys.modules[METHODS], vars(lightning_modules)["sample_method"]
+
+
+@pytest.mark.parametrize(
+    ("model", "datamodule", "agree"),
+    [
+        ("Landmarks", "Faces", True),
+        ("Landmarks", "Pairs", False),
+        ("Untyped", "Pairs", True),
+        ("Landmarks", "Unsaid", True),
+    ],
+)
+@pytest.mark.usefixtures("methods")
+def test_module_and_datamodule_agree(model: str, datamodule: str, agree: bool) -> None:
+    """A landmark method is fed by a detector's datamodule, and fails in the first batch with an AttributeError."""
+    cfg = {"model": {"_target_": f"{METHODS}.{model}"}, "datamodule": {"_target_": f"{METHODS}.{datamodule}"}}
+    expected = "datamodule: `Pairs` gives Pair, the model `Landmarks` takes LandmarkBatch"
+    assert check_config(OmegaConf.create(cfg), list(cfg)) == ([] if agree else [expected])
+
+
+@pytest.mark.usefixtures("methods")
+def test_what_text_and_null_may_stand_for() -> None:
+    """A path, which is written as text, is refused, or null where it is the default."""
+    settings = {"_target_": f"{METHODS}.Settings", "folder": "here"}
+    assert faults({**settings, "size": None}) == []
+    assert faults({**settings, "folder": None}) == ["at.folder: null given, pathlib.Path expected"]
