@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 from facelab import comparison
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
+    from rich.text import Text
+
+WIDEST = 10_000
+"""Characters; wider than any table."""
+NARROWEST = 14
+"""Characters to which a column of words is folded."""
 
 
 def parse() -> argparse.Namespace:
@@ -54,21 +62,20 @@ def show(runs: list[comparison.Run], tables: list[comparison.Table]) -> None:
 
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
-        console.width = 10_000
+        console.width = WIDEST
     if line := comparison.disagreement(tables):
         console.print(line + "\n")
-    for number, table in enumerate(tables, start=1):
-        title = f"Table {number}: " if len(tables) > 1 else ""
-        console.print(title + comparison.describe(table.protocol), style="bold")
-        console.print(rich_table(comparison.grid(table)))
+    for heading, table in zip(comparison.headings(tables), tables, strict=True):
+        console.print(heading, style="bold")
+        show_grid(console, comparison.grid(table))
         console.print("\n".join(comparison.remarks(table)) + "\n", style="dim")
     if rows := comparison.grid_without_numbers(runs):
         console.print("Runs without numbers", style="bold")
-        console.print(rich_table(rows))
+        show_grid(console, rows)
 
 
-def rich_table(rows: list[list[comparison.Cell]]) -> "Table":
-    """The terminal's form of a table; the second line of a cell is its interval."""
+def show_grid(console: "Console", rows: list[list[comparison.Cell]]) -> None:
+    """Print a table. Words are folded to make it fit, numbers never: the lines of a table may pass the window's end."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -78,13 +85,23 @@ def rich_table(rows: list[list[comparison.Cell]]) -> "Table":
         name = cell.text.replace("_yaw_", "_\nyaw_") if cell.number else cell.text
         return Text.assemble((name, "bold" if cell.bold else ""), (f"\n{cell.below}" if cell.below else "", "dim"))
 
-    heading, *body = rows
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for cell in heading:
-        table.add_column(text(cell), justify="right" if cell.number else "left", overflow="fold")
-    for row in body:
-        table.add_row(*map(text, row))
-    return table
+    texts = [[text(cell) for cell in row] for row in rows]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for cell, column in zip(rows[0], zip(*texts, strict=True), strict=True):
+        width = max(measure(console, each).maximum for each in column)
+        least = width if cell.number else min(width, NARROWEST)
+        table.add_column(column[0], justify="right" if cell.number else "left", min_width=least, overflow="fold")
+    for row in texts[1:]:
+        table.add_row(*row)
+    size = measure(console, table)
+    console.print(table, width=min(size.maximum, max(size.minimum, console.width)), crop=False)
+
+
+def measure(console: "Console", what: "Table | Text") -> "Measurement":
+    """Fewest and most characters that something is wide, in a window without an end."""
+    from rich.measure import Measurement
+
+    return Measurement.get(console, console.options.update(width=WIDEST), what)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,459 @@
+import csv
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from facelab import comparison
+from facelab.comparison import Run, Table, best, compare, grid, read_run, read_runs
+
+ROOT = Path(__file__).parents[1]
+PROTOCOL = {
+    "dataset": "wflw98",
+    "split": "test",
+    "layout": "wflw98",
+    "faces": 100,
+    "truth": "0123456789abcdef",
+    "box": "points",
+    "box_scale": 1.1,
+    "flip_test": False,
+    "pose": "estimated",
+    "evaluator": 1,
+}
+METRICS = {
+    "nme_ioc": 0.05,
+    "nme_box": 0.04,
+    "nme_box_yaw_0_30": 0.03,
+    "fr08_ioc": 0.1,
+    "auc08_ioc": 0.5,
+    "nme_ipd": 0.07,
+    "faces": 100.0,
+    "faces_skipped": 0.0,
+}
+COUNTS = {"nme_ioc": 100, "nme_box": 100, "nme_box_yaw_0_30": 60, "nme_ipd": 100}
+CONFIG: dict[str, Any] = {
+    "seed": 1,
+    "trainer": {"_target_": "lightning.Trainer", "max_epochs": 60},
+    "data": {"_target_": "facelab.annotations.wflw98.WFLW", "name": "wflw98", "root": "/home/a/wflw98"},
+    "crop": {"_target_": "facelab.landmarks.crop.Crop", "size": 256},
+    "datamodule": {"_target_": "datamodules.pipnet.PIPNetDataModule", "seed": 1, "batch_size": 16},
+    "augment": {"_target_": "datamodules.augmentation.Augmentation", "pixels": []},
+    "backbone": {"_target_": "facelab.networks.backbone.Timm", "name": "resnet18", "weights": None},
+    "scheduler": {"_target_": "lightning_modules.schedule.Drops", "max_epochs": 60},
+    "model": {
+        "_target_": "lightning_modules.pipnet.PIPNet",
+        "backbone": {"_target_": "facelab.networks.backbone.Timm", "name": "resnet18", "weights": None},
+    },
+    "logger": {"wandb": {"name": "a"}},
+    "paths": {"data": "/home/a", "cache": "data", "run": "/home/a/run", "name": "a"},
+}
+
+
+def changed(config: dict[str, Any], **values: Any) -> dict[str, Any]:
+    """A copy of a configuration with other values; `model__backbone__name` is model.backbone.name."""
+    copy = json.loads(json.dumps(config))
+    for place, value in values.items():
+        *nodes, last = place.split("__")
+        node = copy
+        for name in nodes:
+            node = node[name]
+        node[last] = value
+    return copy
+
+
+def write(
+    folder: Path,
+    *,
+    config: dict[str, Any] = CONFIG,
+    status: dict[str, Any] | None = None,
+    protocol: dict[str, Any] | None = None,
+    metrics: dict[str, float | None] | None = None,
+    counts: dict[str, int] | None = None,
+    intervals: Mapping[str, Sequence[float | None]] | None = None,
+    measured: bool = True,
+) -> Path:
+    """Write the folder of a run as train.py leaves it."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    (folder / "status.json").write_text(json.dumps(status or {"state": "finished"}))
+    results = {
+        "name": folder.name,
+        "protocol": PROTOCOL | (protocol or {}),
+        "metrics": METRICS | (metrics or {}),
+        "counts": COUNTS | (counts or {}),
+        "left_out": {},
+        "intervals": intervals or {},
+    }
+    if measured:
+        (folder / "metrics.json").write_text(json.dumps(results))
+    return folder
+
+
+def run(name: str, state: str = "finished", faces: float = 100, **metrics: tuple[float, float, float]) -> Run:
+    """A run whose metrics have these values and intervals."""
+    values = {key: value for key, (value, _, _) in metrics.items()} | {"faces": faces}
+    intervals = {key: (low, high) for key, (_, low, high) in metrics.items()}
+    return Run(name, Path(name), state, "", {}, dict(PROTOCOL), values, {}, intervals)
+
+
+def settings_of(*configs: dict[str, Any]) -> Table:
+    """The table of runs with these configurations."""
+    runs = [run(str(i))._replace(config=comparison.settings(config)) for i, config in enumerate(configs)]
+    return compare(runs, None)[0]
+
+
+def door(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "compare.py"), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
+
+
+# Reading
+
+
+def test_the_run_of_this_project_is_read(tmp_path: Path) -> None:
+    """A metric or an entry of metrics.json is renamed where it is written, and its column silently vanishes."""
+    from facelab import runs
+    from facelab.landmarks.layouts import IBUG68
+    from facelab.metrics import landmarks
+    from facelab.metrics.faces import FaceTable
+
+    ones = np.ones(3)
+    table = FaceTable(
+        face_id=np.arange(3),
+        error=np.full((3, 68), 2.0),
+        valid=np.ones((3, 68), bool),
+        **dict.fromkeys(("ioc", "ipd", "box", "diag"), 50 * ones),
+        pose=np.array([[0, 0, 0], [45, 0, 0], [80, 0, 0]], float),
+        tags=np.zeros((3, 0), bool),
+    )
+    folder = write(tmp_path / "a", measured=False)
+    results = {
+        "protocol": PROTOCOL | {"faces": 3},
+        "metrics": landmarks.summary(table, IBUG68, ()),
+        "counts": landmarks.counts(table, IBUG68, ()),
+        "intervals": runs.intervals(table),
+    }
+    runs.write_json(folder / "metrics.json", results)
+    found = read_run(folder)
+    assert found.ranked and found.reason == ""
+    assert compare([found], None)[0].metrics == list(comparison.MAIN)
+    assert found.metrics["nme_box"] == pytest.approx(0.04)
+    assert set(found.intervals) == {"nme_ioc", "nme_box", "fr08_ioc", "auc08_ioc"}
+    assert [found.faces(name) for name in ("nme_box", "fr08_ioc", "nme_box_yaw_30_60")] == [3, 3, 1]
+
+
+def test_null_is_infinite_where_faces_stand_behind_it(tmp_path: Path) -> None:
+    """A method that leaves points out reads as one that was not measured, or an empty bucket as an infinite error."""
+    null = dict.fromkeys(("nme_box", "nme_box_yaw_0_30", "nme_box_yaw_60_90", "nme_box_yaw_mean"), None)
+    counts = {"nme_box_yaw_60_90": 0, "nme_box_yaw_mean": 60}
+    found = read_run(write(tmp_path / "a", metrics=null, counts=counts, intervals={"nme_box": [0.04, None]}))
+    assert found.metrics["nme_box"] == math.inf and found.intervals["nme_box"] == (0.04, math.inf)
+    assert found.metrics["nme_box_yaw_0_30"] == math.inf
+    assert math.isnan(found.metrics["nme_box_yaw_60_90"]) and math.isnan(found.metrics["nme_box_yaw_mean"])
+    full = read_run(write(tmp_path / "b", metrics=null, counts=counts | {"nme_box_yaw_60_90": 5}))
+    assert full.metrics["nme_box_yaw_mean"] == math.inf
+
+
+def test_folders_sweeps_and_patterns(tmp_path: Path) -> None:
+    """Job 10 sorts before job 2, a run counts twice, a pattern finds nothing, or an empty job is forgotten."""
+    for name in ("sweep/10", "sweep/2", "runs/a", "runs/b"):
+        write(tmp_path / name)
+    (tmp_path / "sweep" / "11").mkdir()
+    (tmp_path / "sweep" / "multirun.yaml").touch()
+    found = read_runs([tmp_path / "sweep", tmp_path / "sweep" / "2", f"{tmp_path}/runs/*", f"{tmp_path}/s*"])
+    assert [each.name for each in found] == ["sweep/2", "sweep/10", "sweep/11", "a", "b"]
+    assert [each.state for each in found] == ["finished", "finished", "no run", "finished", "finished"]
+
+
+@pytest.mark.parametrize("path", ["nowhere", "run*", "."])
+def test_nothing_found_is_an_error(tmp_path: Path, path: str) -> None:
+    """A typing mistake gives an empty table that looks like a result."""
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+        read_runs([tmp_path / path])
+
+
+@pytest.mark.parametrize(
+    ("results", "reason"),
+    [
+        ('{"name": "a", "prot', "Unterminated string"),
+        ("[1, 2]", "is no mapping"),
+        ({"protocol": {}}, "has no `protocol`"),
+        ({"intervals": None}, "has no `intervals`"),
+        ({"metrics": {"nme_box": [1]}}, "nme_box is [1], expected a number"),
+        ({"counts": {"nme_box": "many"}}, "counts.nme_box is 'many', expected a whole number"),
+        ({"intervals": {"nme_box": 1}}, "intervals.nme_box is 1, expected two numbers"),
+        (b"\xff\xfe", "codec"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path: Path, results: Any, reason: str) -> None:
+    """Half a file ends the whole comparison with a traceback, or its run is left out."""
+    folder = write(tmp_path / "a")
+    if isinstance(results, dict):
+        results = json.dumps(json.loads((folder / "metrics.json").read_text()) | results)
+    (folder / "metrics.json").write_bytes(results if isinstance(results, bytes) else results.encode())
+    found = read_run(folder)
+    assert found.state == "unreadable" and found.protocol == {}
+    assert found.reason.startswith("metrics.json: ") and reason in found.reason
+
+
+@pytest.mark.parametrize("file", ["status.json", "config.yaml"])
+def test_numbers_survive_a_broken_neighbour(tmp_path: Path, file: str) -> None:
+    """A damaged configuration takes the numbers of its run with it, or goes unnoticed."""
+    folder = write(tmp_path / "a")
+    (folder / file).write_text("{a: [")
+    found = read_run(folder)
+    assert (found.state, found.metrics["nme_box"]) == ("unreadable", 0.04)
+    assert found.reason.startswith(f"{file}: ") and not found.ranked
+
+
+def test_why_a_run_has_no_numbers(tmp_path: Path) -> None:
+    """Failed, running and unfinished runs look alike, or a multi-line reason tears the table."""
+    failed = {"state": "failed", "reason": "OutOfMemoryError: CUDA\n  out of memory"}
+    running = {"state": "running", "started": "2026-11-20T07:16:30+0000", "host": "node3", "pid": 9}
+    assert read_run(write(tmp_path / "a", status=failed, measured=False))[2:4] == (
+        "failed",
+        "OutOfMemoryError: CUDA out of memory",
+    )
+    assert read_run(write(tmp_path / "b", status=running, measured=False))[2:4] == (
+        "running",
+        "since 2026-11-20T07:16:30+0000 on node3, process 9",
+    )
+    assert read_run(write(tmp_path / "c", measured=False))[2:4] == ("finished", "no metrics.json")
+    (tmp_path / "d" / ".hydra").mkdir(parents=True)
+    assert read_run(tmp_path / "d")[2:4] == ("unknown", "no status.json, config.yaml, metrics.json")
+
+
+# Comparing
+
+
+def test_only_equal_protocols_share_a_table(tmp_path: Path) -> None:
+    """Numbers of other faces, boxes or rules stand in one column, or 1 and 1.0 make two protocols."""
+    write(tmp_path / "a", protocol={"box_scale": 1})
+    write(tmp_path / "b", protocol={"box": "given", "truth": "fedc"})
+    write(tmp_path / "c", protocol={"box_scale": 1.0})
+    tables = compare(read_runs([tmp_path / "*"]), None)
+    assert [[each.name for each in table.runs] for table in tables] == [["a", "c"], ["b"]]
+    line = comparison.disagreement(tables)
+    assert "truth (0123456789abcdef | fedc), box (points | given), box_scale (1 | 1.1)" in line
+    assert "dataset" not in line
+    assert comparison.disagreement(tables[:1]) == ""
+
+
+def test_a_protocol_in_words() -> None:
+    """The heading leaves out what makes the numbers what they are, such as an entry added later."""
+    words = comparison.describe(PROTOCOL | {"flip_test": True, "rotation": 5})
+    assert words.startswith("wflw98 test, 100 faces, wflw98, box: points x 1.1, flip test: yes, pose: estimated")
+    assert "truth: 0123456789abcdef" in words and "evaluator: 1" in words and "rotation: 5" in words
+
+
+def test_settings_in_which_runs_differ() -> None:
+    """A value handed on is shown twice, a place on disk counts as a setting, or a difference is hidden."""
+    other = changed(
+        CONFIG,
+        seed=2,
+        datamodule__seed=2,
+        trainer__max_epochs=10,
+        scheduler__max_epochs=10,
+        backbone__name="mobilenetv2_100",
+        model__backbone__name="mobilenetv2_100",
+        data__root="/mnt/b/wflw98",
+        paths={"data": "/mnt/b", "run": "/mnt/b/run"},
+        logger={},
+    )
+    table = settings_of(CONFIG, other)
+    assert table.settings == ["seed", "trainer.max_epochs", "backbone.name"] and table.recipe == []
+
+
+def test_a_setting_that_parts_from_its_copies() -> None:
+    """Two keys of the same values and other names are taken for copies, or a copy that was set apart is hidden."""
+    first = changed(CONFIG, crop__size=16)
+    both = changed(CONFIG, crop__size=32, datamodule__batch_size=32)
+    assert settings_of(first, both).settings == ["crop.size", "datamodule.batch_size"]
+    assert settings_of(CONFIG, changed(CONFIG, datamodule__seed=5)).settings == ["datamodule.seed"]
+
+
+def test_settings_that_some_runs_lack() -> None:
+    """An option typed for one run alone is hidden; a null, or the arguments of another class, fill the table."""
+    assert settings_of(CONFIG, changed(CONFIG, trainer__gradient_clip_val=None)).settings == []
+    assert settings_of(CONFIG, changed(CONFIG, trainer__gradient_clip_val=1.0)).settings == [
+        "trainer.gradient_clip_val"
+    ]
+    assert settings_of(CONFIG, changed(CONFIG, backbone__weights="a.pth")).settings == ["backbone.weights"]
+    other = changed(CONFIG, backbone={"_target_": "facelab.networks.hrnet.Trunk", "width": 18})
+    assert settings_of(CONFIG, other).settings == ["backbone._target_"]
+    blur = {"_target_": "albumentations.GaussianBlur", "p": 0.3}
+    table = settings_of(CONFIG, changed(CONFIG, augment__pixels=[blur]))
+    assert table.settings == ["augment.pixels"]
+    assert sorted(comparison.setting(each, "augment.pixels") for each in table.runs) == ["[GaussianBlur]", "[]"]
+    assert settings_of(
+        changed(CONFIG, augment__pixels=[blur]), changed(CONFIG, augment__pixels=[blur | {"p": 0.5}])
+    ).settings == ["augment.pixels[0].p"]
+
+
+def test_the_recipe_of_a_method_is_named_below() -> None:
+    """A sweep over methods has a column for each of their dozens of values, or one changed by hand is hidden there."""
+    pfld = changed(
+        CONFIG, model={"_target_": "lightning_modules.pfld.PFLD"}, crop__size=112, trainer__max_epochs=100, seed=1
+    )
+    table = settings_of(CONFIG, pfld)
+    assert table.settings == ["model._target_", "trainer.max_epochs"] and table.recipe == ["crop.size"]
+    assert grid(table)[0][1].text == "model" and {row[1].text for row in grid(table)[1:]} == {"PIPNet", "PFLD"}
+    by_hand = changed(CONFIG, crop__size=128)
+    assert "crop.size" in settings_of(CONFIG, pfld, by_hand).settings
+
+
+def test_runs_are_sorted_by_nme_box() -> None:
+    """Sorted as text or by name; an undefined, infinite or partial number wins."""
+    values = {"d": math.nan, "c": math.inf, "b": 0.1, "a": 0.09}
+    runs = [run(name, nme_box=(value, 0, 1)) for name, value in values.items()]
+    runs += [run("partial", faces=32, nme_box=(0.01, 0, 1)), run("killed", state="running", nme_box=(0.02, 0, 1))]
+    assert [each.name for each in compare(runs, None)[0].runs] == ["a", "b", "c", "d", "partial", "killed"]
+
+
+def test_best_is_outside_the_noise_of_all_others() -> None:
+    """The lowest number is bold though another's interval meets its own, or the higher AUC counts as the worse."""
+    a, b, c = (run(name, nme_box=ends) for name, ends in {"a": (4, 3, 5), "b": (6, 5.1, 7), "c": (6, 5, 7)}.items())
+    assert best([a, b], "nme_box") is a and best([b, a], "nme_box") is a
+    assert best([a, b, c], "nme_box") is None and best([a], "nme_box") is None
+    low, high = run("low", auc08_ioc=(0.4, 0.3, 0.45)), run("high", auc08_ioc=(0.6, 0.5, 0.7))
+    assert best([low, high], "auc08_ioc") is high
+    same = [run(name, fr08_ioc=(1, 1, 1)) for name in "ab"]
+    assert best(same, "fr08_ioc") is None
+
+
+def test_best_needs_whole_tests_and_known_noise() -> None:
+    """Two batches beat the whole test set; a number without an interval is bold as if it were sure."""
+    a, b = run("a", nme_box=(4, 3, 5)), run("b", nme_box=(7, 6, 8))
+    partial, failed = run("c", faces=32, nme_box=(1, 0.5, 2)), run("d", state="failed", nme_box=(1, 0.5, 2))
+    assert best([partial, failed, a, b], "nme_box") is a
+    assert best([a, b._replace(intervals={})], "nme_box") is None
+    assert best([a._replace(intervals={"nme_box": (math.nan, math.nan)}), b], "nme_box") is None
+    assert best([run("a", loss=(1, 0, 2)), run("b", loss=(9, 8, 10))], "loss") is None
+
+
+def test_a_partial_test_is_told_apart(tmp_path: Path) -> None:
+    """A check of two batches stands among whole tests without a word, since its protocol is theirs."""
+    found = read_run(write(tmp_path / "a", metrics={"faces": 30.0, "faces_skipped": 2.0}))
+    assert not found.ranked
+    assert found.reason == "measured 32 of 100 faces; 2 faces could not be measured"
+    whole = read_run(write(tmp_path / "b", metrics={"faces": 98.0, "faces_skipped": 2.0}))
+    assert whole.ranked and whole.reason == "2 faces could not be measured"
+
+
+def test_an_unknown_metric_is_refused(tmp_path: Path) -> None:
+    """A misspelt name gives a column of dashes; one that only some runs have is refused."""
+    runs = [read_run(write(tmp_path / "a")), read_run(write(tmp_path / "b", metrics={"nme_ioc_tag_blur": 0.1}))]
+    with pytest.raises(ValueError, match="no run has a metric nme_bax; did you mean nme_box"):
+        compare(runs, ["nme_bax"])
+    assert compare(runs, ["nme_ioc_tag_blur", "nme_ipd"])[0].metrics == ["nme_ioc_tag_blur", "nme_ipd"]
+    assert [row[1].text for row in grid(compare(runs, ["nme_ioc_tag_blur"])[0])[1:]] == ["-", "10.00"]
+
+
+# Printing and writing
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Two whole tests of one protocol, one of another, and three runs without numbers."""
+    folder = tmp_path / "sweep"
+    wide, near = {"nme_box": [0.05, 0.08]}, {"nme_box": [0.039, 0.041]}
+    write(folder / "0", config=changed(CONFIG, seed=3), metrics={"nme_box": 0.06}, intervals=wide)
+    write(folder / "1", metrics={"nme_box": 0.04012345678901234}, intervals=near)
+    write(folder / "2", protocol={"flip_test": True})
+    write(folder / "3", status={"state": "failed", "reason": "ValueError: a | b [c]"}, measured=False)
+    write(folder / "4", status={"state": "running", "started": "now", "host": "h", "pid": 1}, measured=False)
+    write(folder / "5")
+    (folder / "5" / "metrics.json").write_text("{")
+    return folder
+
+
+def test_the_terminal_shows_every_run(sweep: Path) -> None:
+    """A run is left out, a number is cut, or a fraction is shown as percent."""
+    result = door(sweep)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    place = [next(i for i, line in enumerate(lines) if f"sweep/{job} " in line) for job in (1, 0, 2, 3, 4, 5)]
+    assert place == sorted(place)
+    best_, second = lines[place[0]].split(), lines[place[1]].split()
+    assert best_ == ["sweep/1", "1", "5.00", "4.01", "10.00", "50.00", "3.00"] and second[1:4] == ["3", "5.00", "6.00"]
+    assert "3.90..4.10" in lines[place[0] + 1]
+    for text in (
+        "Table 1: wflw98 test, 100 faces, wflw98, box: points x 1.1, flip test: no, pose: estimated",
+        "protocols differ in flip_test (no | yes)",
+        "ValueError: a | b [c]",
+        "since now on h, process 1",
+        "unreadable",
+    ):
+        assert text in result.stdout
+
+
+def test_a_narrow_window_cuts_no_number(sweep: Path) -> None:
+    """Columns are squeezed until digits fall off or break to the next line."""
+    result = door(sweep, FORCE_COLOR="1", COLUMNS="40")
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", result.stdout)
+    assert "3.90..4.10" in shown and "…" not in shown
+    assert re.search(r"sweep/1 +1 +5\.00 +4\.01 +10\.00 +50\.00 +3\.00", shown)
+
+
+def test_csv_holds_full_fractions(sweep: Path, tmp_path: Path) -> None:
+    """Rounded or percent numbers in a file that others compute with; a run, an interval or the protocol is missing."""
+    file = tmp_path / "new" / "runs.csv"
+    result = door(sweep, "--csv", file, "--metrics", "nme_box", "faces")
+    assert result.returncode == 0, result.stderr
+    with file.open(newline="") as stream:
+        rows = {row["run"]: row for row in csv.DictReader(stream)}
+    assert list(rows) == [f"sweep/{job}" for job in (1, 0, 2, 3, 4, 5)]
+    first = rows["sweep/1"]
+    assert first["nme_box"] == "0.04012345678901234" and first["faces"] == "100.0"
+    assert (first["nme_box_low"], first["nme_box_high"], first["nme_box_faces"]) == ("0.039", "0.041", "100")
+    assert (first["table"], first["config.seed"], first["protocol.flip_test"]) == ("1", "1", "False")
+    assert rows["sweep/2"]["protocol.flip_test"] == "True" and rows["sweep/2"]["nme_box_low"] == ""
+    assert (rows["sweep/3"]["state"], rows["sweep/3"]["reason"]) == ("failed", "ValueError: a | b [c]")
+    assert rows["sweep/3"]["nme_box"] == rows["sweep/3"]["protocol.dataset"] == ""
+    assert sorted(path.name for path in file.parent.iterdir()) == ["runs.csv"]
+
+
+def test_markdown_is_a_table(sweep: Path, tmp_path: Path) -> None:
+    """A bar in a reason adds a column; the best is not marked, or one within the noise is."""
+    file = tmp_path / "runs.md"
+    assert door(sweep, "--markdown", file, "--metrics", "nme_box", "nme_box_yaw_0_30").returncode == 0
+    text = file.read_text()
+    assert "| run | seed | nme_box (100 faces) | nme_box_yaw_0_30 (60 faces) |\n| --- | --- | ---: | ---: |" in text
+    assert "| sweep/1 | 1 | **4.01** (3.90..4.10) | 3.00 |" in text
+    assert "| sweep/0 | 3 | 6.00 (5.00..8.00) | 3.00 |" in text
+    assert r"ValueError: a \| b [c]" in text
+    assert text.count("**Table ") == 2 and "**Runs without numbers**" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "nowhere: no such folder"),
+        ([".", "--metrics", "nme_bx"], "did you mean nme_box"),
+        ([".", "--csv", "."], "."),
+    ],
+)
+def test_mistakes_end_with_one_line(tmp_path: Path, words: list[str], message: str) -> None:
+    """A traceback, or an error that a script takes for success."""
+    write(tmp_path / "0")
+    result = door(*(tmp_path / word if word in (".", "nowhere") else word for word in words))
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert message in result.stderr
+
+
+def test_nothing_heavy_is_imported() -> None:
+    """A comparison waits seconds for torch, or needs a machine on which it works."""
+    code = "import sys, compare; print({'torch', 'lightning', 'hydra', 'numpy', 'rich'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"
+    assert "--markdown FILE" in door("--help").stdout
