@@ -35,22 +35,23 @@ class PIPLoss(nn.Module):
             The weighted terms ``score``, ``offset`` and ``neighbour``, scalars; 0 where nothing is annotated.
         """
         index = target.score.flatten(2).argmax(-1)  # (B, N)
+        offset, neighbour = at_cell(target.offset, index), at_cell(target.neighbour, index)  # (B, N, 2), (B, N, C, 2)
+        known = valid & offset.isfinite().all(-1)  # (B, N)
+        known_neighbour = known[..., None] & neighbour.isfinite().all(-1)  # (B, N, C)
         score = (prediction.score.float() - target.score).square().mean((2, 3))  # (B, N)
         return {
-            "score": self.score_weight * _mean(score, valid),
-            "offset": self.offset_weight * _distance(prediction.offset, target.offset, index, valid),
+            "score": self.score_weight * _mean(score, known),
+            "offset": self.offset_weight * _distance(at_cell(prediction.offset, index), offset, known),
             "neighbour": self.neighbour_weight
-            * _distance(prediction.neighbour, target.neighbour, index, valid[..., None]),
+            * _distance(at_cell(prediction.neighbour, index), neighbour, known_neighbour),
         }
 
 
-def _distance(prediction: Tensor, target: Tensor, index: Tensor, valid: Tensor) -> Tensor:
-    """Mean of abs(dx) + abs(dy) at the landmarks' cells, where valid and the target is not NaN."""
-    difference = at_cell(prediction, index) - at_cell(target, index)  # (B, N, 2) or (B, N, C, 2)
-    known = valid & at_cell(target, index).isfinite().all(-1)
-    # Before the absolute value, whose gradient at NaN is NaN even where it is multiplied by 0.
-    return _mean(torch.where(known[..., None], difference, 0.0).abs().sum(-1), known)
+def _distance(prediction: Tensor, target: Tensor, known: Tensor) -> Tensor:
+    """Mean of abs(dx) + abs(dy)."""
+    return _mean((prediction - target).abs().sum(-1), known)
 
 
 def _mean(error: Tensor, known: Tensor) -> Tensor:
+    # Selected, not multiplied: what is not known is NaN in the target.
     return torch.where(known, error, 0.0).sum() / known.sum().clamp(min=1)

@@ -67,10 +67,10 @@ class PIPHead(nn.Module):
         Returns:
             Views of one tensor.
         """
-        features_ = self.resample(self.trunk(features[-1]))
-        # bfloat16 keeps eight bits: an offset of four cells would be rounded to half a pixel and more.
-        with torch.autocast(features_.device.type, enabled=False):
-            maps = self.predict(features_.float())
+        last = self.resample(self.trunk(features[-1]))
+        # Coordinates are not left to autocast: bfloat16 would round a neighbour's offset of 3 cells to half a pixel.
+        with torch.autocast(last.device.type, enabled=False):
+            maps = self.predict(last.to(self.predict.weight.dtype))
         score, offset, neighbour = maps.split(self.sizes, dim=1)
         offset = offset.unflatten(1, (2, self.num_points)).transpose(1, 2)
         neighbour = neighbour.unflatten(1, (2, self.num_points, self.num_neighbours)).permute(0, 2, 3, 1, 4, 5)

@@ -1,0 +1,217 @@
+"""The coders: points to maps and back."""
+
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from facelab.coders.pipnet import PIPCoder, PIPMaps, at_cell
+from facelab.landmarks.geometry import apply, mirror_image, to_cells
+from facelab.landmarks.layouts import AFLW19, COFW29, FIVE5, IBUG68, WFLW98, Layout
+
+SIZE = 256
+
+
+@pytest.fixture(scope="module")
+def torchlm() -> Iterator[ModuleType]:
+    """The PIPNet of torchlm 0.1.6.10, a port of the authors' code that also carries their mean faces."""
+    integrate = pytest.importorskip("scipy.integrate")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(integrate, "simps", integrate.simpson, raising=False)  # its name before SciPy 1.14
+        yield pytest.importorskip("torchlm.models.pipnet._impls")
+
+
+def some_points(layout: Layout, batch: int = 3, margin: float = 0.0, seed: int = 0) -> Tensor:
+    """Points spread over the crop, and over a margin around it."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(batch, layout.num_points, 2, generator=generator) * (SIZE + 2 * margin) - 0.5 - margin
+
+
+def some_maps(layout: Layout, batch: int, num_neighbours: int, seed: int = 0) -> PIPMaps:
+    """Maps as an untrained network gives them: no vote agrees with another."""
+    generator = torch.Generator().manual_seed(seed)
+    n, c = layout.num_points, num_neighbours
+    shapes = ((batch, n, 8, 8), (batch, n, 2, 8, 8), (batch, n, c, 2, 8, 8))
+    return PIPMaps(*(torch.rand(shape, generator=generator) for shape in shapes))
+
+
+def pip(
+    layout: Layout, stride: int = 32, num_neighbours: int = 4, official: bool = False, known: bool = True
+) -> PIPCoder:
+    coder = PIPCoder(layout, stride, num_neighbours, official)
+    if known:
+        coder.set_mean_shape(some_points(layout, batch=1, seed=9)[0])
+    return coder
+
+
+@pytest.mark.parametrize("stride", [16, 32, 64, 128])
+@pytest.mark.parametrize("layout", [FIVE5, IBUG68], ids=lambda layout: layout.name)
+def test_pip_round_trip(layout: Layout, stride: int) -> None:
+    """Catches half-pixel errors, x and y swapped, a wrong cell order, and clamped offsets of points outside."""
+    coder = pip(layout, stride)
+    points = some_points(layout, margin=40)
+    decoded, confidence = coder.decode(coder.encode(points, torch.ones(points.shape[:2], dtype=torch.bool), SIZE))
+    error = decoded - points
+    assert error.abs().max() < 0.05
+    assert error.mean(dim=(0, 1)).abs().max() < 1e-3
+    assert (confidence == 1).all()
+
+
+def test_pip_commutes_with_the_mirror() -> None:
+    """Catches a grid that is counted from the pixel centre: its cells would not mirror onto cells."""
+    points = some_points(IBUG68)
+    valid = torch.ones(points.shape[:2], dtype=torch.bool)
+    swap = torch.tensor(IBUG68.mirror)
+    mirrored = apply(torch.tensor(mirror_image(SIZE), dtype=torch.float32), points)[:, swap]
+    coder = pip(IBUG68)
+    maps, maps_of_mirrored = coder.encode(points, valid, SIZE), coder.encode(mirrored, valid, SIZE)
+    torch.testing.assert_close(maps.score[:, swap].flip(-1), maps_of_mirrored.score)
+    back = apply(torch.tensor(mirror_image(SIZE), dtype=torch.float32), coder.decode(maps_of_mirrored)[0])[:, swap]
+    torch.testing.assert_close(back, coder.decode(maps)[0], atol=1e-3, rtol=0)
+
+
+def test_pip_target_of_one_point() -> None:
+    """Catches a cell, an offset or a neighbour's offset that is not the paper's (one worked example)."""
+    coder = PIPCoder(FIVE5, 32, 1, False)
+    points = torch.tensor([[[15.5, 23.5], [47.5, 7.5], [31.5, 31.5], [7.5, 55.5], [79.5, -8.5]]])
+    coder.set_mean_shape(points[0])
+    maps = coder.encode(points, torch.ones(1, 5, dtype=torch.bool), 64)
+    assert coder.neighbours[:, 0].tolist() == [2, 2, 0, 0, 1]
+    assert maps.score.flatten(2).argmax(-1).tolist() == [[0, 1, 3, 2, 1]]  # the last one is clamped
+    assert maps.score.sum() == 5
+    index = maps.score.flatten(2).argmax(-1)
+    offsets = [[0.5, 0.75], [0.5, 0.25], [0.0, 0.0], [0.25, 0.75], [1.5, -0.25]]
+    neighbours = [[1.0, 1.0], [0.0, 1.0], [-0.5, -0.25], [0.5, -0.25], [0.5, 0.25]]
+    assert at_cell(maps.offset, index).tolist() == [offsets]
+    assert at_cell(maps.neighbour, index)[:, :, 0].tolist() == [neighbours]
+
+
+def test_pip_points_that_are_not_annotated() -> None:
+    """Catches NaN spreading from one missing landmark to its neighbours, and finite junk behind ``valid=False``."""
+    points = some_points(IBUG68)
+    valid = torch.ones(points.shape[:2], dtype=torch.bool)
+    valid[0, 3], valid[1] = False, False
+    points[2, 5] = float("nan")  # marked valid all the same
+    coder = pip(IBUG68)
+    maps = coder.encode(points, valid, SIZE)
+    known = valid & points.isfinite().all(-1)
+    assert torch.equal(maps.score.sum((2, 3)), known.float())
+    decoded, confidence = coder.decode(maps)
+    assert (decoded - points)[known].abs().max() < 0.05
+    assert decoded[~known].isnan().all()
+    assert (confidence[~known] == 0).all()
+
+
+def test_pip_merges_all_that_was_predicted() -> None:
+    """Catches votes that go to another landmark or count twice, against a loop over the definition."""
+    coder = pip(AFLW19)
+    maps = some_maps(AFLW19, 2, 4)
+    decoded, confidence = coder.decode(maps)
+    for face in range(2):
+        said: list[list[Tensor]] = [[] for _ in range(AFLW19.num_points)]
+        for i, score in enumerate(maps.score[face]):
+            y, x = divmod(int(score.argmax()), 8)
+            cell = torch.tensor([x, y])
+            said[i].append(cell + maps.offset[face, i, :, y, x])
+            for j, other in enumerate(coder.neighbours[i].tolist()):
+                said[other].append(cell + maps.neighbour[face, i, j, :, y, x])
+            assert confidence[face, i] == score.max()
+        expected = torch.stack([torch.stack(votes).mean(0) for votes in said])
+        torch.testing.assert_close(to_cells(decoded[face], 32), expected)
+
+
+def test_pip_confidence_is_between_0_and_1() -> None:
+    """Catches raw scores given out: the network regresses them without a bound."""
+    maps = some_maps(FIVE5, 1, 4)
+    low, high = (pip(FIVE5).decode(maps._replace(score=maps.score + shift))[1] for shift in (-9, 9))
+    assert (low == 0).all()
+    assert (high == 1).all()
+
+
+def test_pip_before_the_mean_shape_is_known() -> None:
+    """Catches a coder that merges by an empty table: without a mean shape a landmark stands on its own prediction."""
+    maps = some_maps(AFLW19, 2, 4)
+    own = PIPCoder(AFLW19, 32, 0, False).decode(maps._replace(neighbour=maps.neighbour[:, :, :0]))[0]
+    torch.testing.assert_close(pip(AFLW19, known=False).decode(maps)[0], own)
+
+
+def test_pip_tables_travel_in_the_state_dict() -> None:
+    """Catches tables whose shape depends on the mean shape, so that a checkpoint would not load."""
+    for official in (False, True):
+        trained, fresh = pip(IBUG68, official=official, num_neighbours=10), pip(IBUG68, known=False, num_neighbours=10)
+        fresh.load_state_dict(trained.state_dict())
+        maps = some_maps(IBUG68, 1, 10)
+        assert torch.equal(fresh.decode(maps)[0], trained.decode(maps)[0])
+        assert not list(trained.parameters())
+
+
+def test_pip_decodes_exactly_under_autocast() -> None:
+    """Catches the merge computed in half precision: bfloat16 rounds a coordinate of 200 pixels to a whole one."""
+    coder, maps = pip(IBUG68), some_maps(IBUG68, 3, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        decoded = coder.decode(maps)[0]
+    assert torch.equal(decoded, coder.decode(maps)[0])
+
+
+def test_pip_says_what_is_wrong() -> None:
+    """Catches a crop cut into parts of cells, more neighbours than landmarks, and a mean shape that cannot serve."""
+    with pytest.raises(ValueError, match=r"coder\.num_neighbours=5 must be below the 5 points of five5"):
+        PIPCoder(FIVE5, 32, 5, False)
+    with pytest.raises(ValueError, match=r"crop\.size=250 must be a multiple of coder\.stride=32"):
+        pip(FIVE5).encode(some_points(FIVE5), torch.ones(3, 5, dtype=torch.bool), 250)
+    with pytest.raises(ValueError, match=r"the mean shape must be \(5, 2\), it is \(4, 2\)"):
+        pip(FIVE5).set_mean_shape(torch.rand(4, 2))
+    with pytest.raises(ValueError, match=r"landmarks \[1\] have no place"):
+        pip(FIVE5).set_mean_shape(torch.tensor([[0.0, 0], [float("nan"), 0], [2, 0], [3, 0], [4, 0]]))
+    with pytest.raises(ValueError, match=r"landmarks \[4\] are nobody's neighbour"):
+        far = torch.tensor([[0.0, 0], [1, 0], [2, 0], [3, 0], [99, 0]])
+        pip(FIVE5, num_neighbours=1, official=True, known=False).set_mean_shape(far)
+
+
+@pytest.mark.parametrize(
+    ("layout", "mean_face", "first", "total", "longest"),
+    [
+        (IBUG68, "300W", [17, 1, 36, 18, 41, 37, 2, 19, 40, 38], 27761, 22),
+        (WFLW98, "WFLW", [1, 2, 33, 3, 60, 41, 4, 34, 61, 67], 54772, 17),
+        (COFW29, "COFW", [8, 5, 4, 12, 16, 13, 10, 2, 18, 3], 4141, 19),
+        (AFLW19, "AFLW", [1, 6, 7, 2, 8, 3, 12, 9, 13, 10], 1652, 18),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_pip_neighbours_and_merge_are_the_authors(
+    torchlm: ModuleType, layout: Layout, mean_face: str, first: list[int], total: int, longest: int
+) -> None:
+    """Catches another order of neighbours, and an official merge that repeats other votes than the reference does."""
+    mean_face_text = torchlm._DEFAULT_MEANFACE_STRINGS[mean_face]
+    mean_shape = torch.tensor([float(value) for value in mean_face_text.split()]).view(-1, 2)
+    coder = PIPCoder(layout, 32, 10, True)
+    coder.set_mean_shape(mean_shape * SIZE)
+    assert coder.neighbours[0].tolist() == first
+    assert int(coder.neighbours.sum()) == total
+    torch.testing.assert_close(1 - coder.votes.sum(1), torch.full((layout.num_points,), 1 / (1 + longest)))
+
+    maps = some_maps(layout, 2, 10)
+    _, index1, index2, length, _ = torchlm._get_meanface(mean_face_text, 10)
+    for face, points in enumerate(coder.decode(maps)[0]):
+        # The reference's network gives five maps: scores, x, y, and x and y of the neighbours.
+        x, y = maps.offset[face].unbind(1)
+        nb_x, nb_y = maps.neighbour[face].flatten(0, 1).unbind(1)
+        outputs = [part[None] for part in (maps.score[face], x, y, nb_x, nb_y)]
+        net = SimpleNamespace(
+            forward=lambda image, outputs=outputs: outputs,
+            eval=lambda: None,
+            parameters=lambda outputs=outputs: iter(outputs),
+            meanface_status=True,
+            input_size=SIZE,
+            net_stride=32,
+            num_nb=10,
+            num_lms=layout.num_points,
+            reverse_index1=index1,
+            reverse_index2=index2,
+            max_len=length,
+        )
+        expected = torchlm._detecting_impl(net, np.zeros((SIZE, SIZE, 3), np.uint8))
+        np.testing.assert_allclose(to_cells(points, 1), expected, atol=1e-3)

@@ -1,0 +1,294 @@
+"""The networks: sizes, weights, and what they compute."""
+
+import importlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from facelab.coders.pipnet import PIPCoder, PIPMaps
+from facelab.landmarks.geometry import to_cells
+from facelab.landmarks.layouts import AFLW19, IBUG68, LAPA106, WFLW98, Layout
+from facelab.networks import backbone
+from facelab.networks.backbone import Timm
+from facelab.networks.pipnet import PIPHead
+
+TINY = "test_resnet.r160_in1k"
+
+
+@pytest.fixture(scope="module")
+def torchlm() -> Iterator[ModuleType]:
+    """The PIPNet of torchlm 0.1.6.10, a port of the authors' code."""
+    integrate = pytest.importorskip("scipy.integrate")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(integrate, "simps", integrate.simpson, raising=False)  # its name before SciPy 1.14
+        pytest.importorskip("torchlm")  # "torchlm.models" is hidden behind a function of that name
+        yield importlib.import_module("torchlm.models.pipnet")
+
+
+def an_image(batch: int, size: int = 64) -> Tensor:
+    return torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def pip(
+    name: str, num_points: int, num_neighbours: int = 10, stride: int = 32, trunk: str | int | None = "classifier"
+) -> Any:
+    body = Timm(name, pretrained=False, weights=None)
+    head = PIPHead(body.channels, body.strides, body.classifier, num_points, num_neighbours, stride, trunk)
+    return nn.Sequential(body, head).eval()
+
+
+# ------------------------------------------------------------------------------------------------------------ backbones
+
+
+def test_backbone_normalises_and_keeps_the_memory_format() -> None:
+    """Catches 0..255 fed to a network that wants other statistics, and channels_last images made contiguous."""
+    body = Timm(TINY, pretrained=False, weights=None)  # its weights want mean and deviation 0.5
+    body.pyramid = nn.Flatten(0, 0)
+    image = an_image(2).contiguous(memory_format=torch.channels_last)
+    pixels = torch.stack(body(image))
+    torch.testing.assert_close(pixels, image.float() / 255 * 2 - 1)
+    body.pyramid = nn.ReLU()
+    assert torch.addcmul(body.shift, image.float(), body.scale).is_contiguous(memory_format=torch.channels_last)
+    assert not body.state_dict().keys() & {"scale", "shift"}
+
+
+def test_backbone_describes_its_features() -> None:
+    """Catches channels or strides that are not those of the features, on which every head is built."""
+    with torch.device("meta"):
+        body = Timm("mobilenetv2_100", pretrained=False, weights=None)
+        features = body(torch.zeros(1, 3, 128, 128, dtype=torch.uint8))
+    assert body.channels == tuple(map_.shape[1] for map_ in features) == (16, 24, 32, 96, 320)
+    assert body.strides == tuple(128 // map_.shape[-1] for map_ in features) == (2, 4, 8, 16, 32)
+
+
+@pytest.mark.parametrize("form", ["torchvision", "timm", "safetensors"])
+def test_backbone_loads_a_file(form: str, tmp_path: Path) -> None:
+    """Catches weights that land elsewhere or nowhere: what the file's network computes, the backbone must."""
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    reference = models.mobilenet_v2().eval()
+    state = reference.state_dict()
+    if form != "torchvision":
+        names = backbone.timm.create_model("mobilenetv2_100").state_dict()
+        state = dict(zip(names, state.values(), strict=True))
+    file = tmp_path / ("weights.safetensors" if form == "safetensors" else "weights.pth")
+    save_file(state, file) if form == "safetensors" else torch.save(state, file)
+    body = Timm("mobilenetv2_100", pretrained=True, weights=str(file)).eval()
+    assert body.classifier is not None
+    image = an_image(1)
+    expected = reference.features(torch.addcmul(body.shift, image.float(), body.scale))
+    torch.testing.assert_close(body.classifier.eval()(body(image)[-1]), expected)
+
+
+def test_backbone_refuses_a_file_of_another_network(tmp_path: Path) -> None:
+    """Catches a file that fits in part, whose rest would silently stay random."""
+    deeper = tmp_path / "resnet34.pth"
+    torch.save(backbone.timm.create_model("resnet34").state_dict(), deeper)  # has all the names of resnet18
+    with pytest.raises(ValueError, match=r"backbone\.weights=.*resnet34.pth: 182 tensors.*neither the names nor the"):
+        Timm("resnet18", pretrained=False, weights=str(deeper))
+    wider = tmp_path / "wider.pth"
+    torch.save(backbone.timm.create_model("mobilenetv2_140").state_dict(), wider)
+    with pytest.raises(ValueError, match=r"the tensor for conv_stem.weight has shape \(48, 3, 3, 3\)"):
+        Timm("mobilenetv2_100", pretrained=False, weights=str(wider))
+    (tmp_path / "text.pth").write_text("not weights")
+    for file, message in (("text.pth", "not a file of tensors"), ("absent.pth", "there is no such file")):
+        with pytest.raises(ValueError, match=message):
+            Timm(TINY, pretrained=False, weights=str(tmp_path / file))
+
+
+def test_backbone_with_another_number_of_classes(tmp_path: Path) -> None:
+    """Catches a network trained on other classes being refused: its classifier is not used here."""
+    other: Any = backbone.timm.create_model(TINY, num_classes=7)
+    torch.save({"state_dict": other.state_dict()}, tmp_path / "weights.pth")
+    body = Timm(TINY, pretrained=False, weights=str(tmp_path / "weights.pth"))
+    assert torch.equal(body.state_dict()["pyramid.layer4.0.conv1.weight"], other.layer4[0].conv1.weight)
+
+
+def test_backbone_without_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a silent start from random weights, and a minute of retries, on a machine without network."""
+
+    class NoNetwork:
+        def head(self, url: str, timeout: float) -> None:
+            raise TimeoutError("no route to host")
+
+    monkeypatch.setattr(backbone, "get_session", NoNetwork)
+    monkeypatch.setattr(backbone, "try_to_load_from_cache", lambda repo, file: None)
+    with pytest.raises(RuntimeError, match=r"(?s)no route to host.*backbone\.weights=FILE.*backbone\.pretrained=false"):
+        Timm("resnet18", pretrained=True, weights=None)
+
+
+def test_backbone_that_does_not_exist() -> None:
+    """Catches an error that leaves the user to search a thousand names."""
+    with pytest.raises(ValueError, match=r"backbone\.name=mobilenet_v2_100: .*mobilenetv2_100"):
+        Timm("mobilenet_v2_100", pretrained=False, weights=None)
+    with pytest.raises(ValueError, match=r"\(B, h, w, C\)"), torch.device("meta"):
+        Timm("swin_tiny_patch4_window7_224", pretrained=False, weights=None)
+
+
+# --------------------------------------------------------------------------------------------------------------- PIPNet
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "parameters", "macs"),
+    [
+        ("resnet18", IBUG68, 11.98, 2420),
+        ("resnet18", WFLW98, 12.33, 2443),
+        ("resnet18", LAPA106, 12.43, 2449),
+        ("resnet50", WFLW98, 28.13, 5634),
+        ("resnet50", LAPA106, 28.50, 5658),
+        ("resnet101", WFLW98, 47.12, 10482),
+        ("resnet101", LAPA106, 47.50, 10507),
+        ("mobilenetv2_100", WFLW98, 5.11, 576),
+        ("mobilenetv2_100", LAPA106, 5.35, 591),
+        ("mobilenetv3_large_100", WFLW98, 5.14, 418),
+        ("mobilenetv3_large_100", LAPA106, 5.32, 429),
+    ],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_pip_size_is_the_references(name: str, layout: Layout, parameters: float, macs: float) -> None:
+    """Catches a missing or additional layer: millions of parameters and of multiply-adds at 256 pixels."""
+    with FakeTensorMode():
+        net = pip(name, layout.num_points)
+        with FlopCounterMode(display=False) as counter:
+            net(torch.zeros(1, 3, 256, 256, dtype=torch.uint8))
+    assert sum(parameter.numel() for parameter in net.parameters()) / 1e6 == pytest.approx(parameters, rel=0.002)
+    assert counter.get_total_flops() / 2e6 == pytest.approx(macs, rel=0.002)
+
+
+@pytest.mark.parametrize(("trunk", "channels", "conv_head"), [("classifier", 1280, 1), (640, 640, 0), (None, 320, 0)])
+def test_pip_trunk(trunk: str | int | None, channels: int, conv_head: int) -> None:
+    """Catches MobileNetV2's last convolution being used or counted where the trimmed head drops it."""
+    with torch.device("meta"):
+        net = pip("mobilenetv2_100", 98, trunk=trunk)
+        bare = Timm("mobilenetv2_100", pretrained=False, weights=None)
+    head = sum(parameter.numel() for parameter in net[1].predict.parameters())
+    assert head == channels * 98 * 23 + 98 * 23
+    total = sum(parameter.numel() for parameter in net.parameters())
+    body = sum(parameter.numel() for parameter in bare.parameters())
+    assert total - body - head == (0 if trunk is None else (320 + 2) * channels)
+    assert sum(parameter.shape == (1280, 320, 1, 1) for parameter in net.parameters()) == conv_head
+
+
+@pytest.mark.parametrize("name", ["resnet50", "mobilenetv2_100"])
+@pytest.mark.parametrize("stride", [16, 32, 64, 128])
+def test_pip_stride(name: str, stride: int) -> None:
+    """Catches a stride that only fits some backbones, or a head that still sees the old number of channels."""
+    with FakeTensorMode():
+        net = pip(name, 19, 5, stride)
+        maps = net(torch.zeros(2, 3, 256, 256, dtype=torch.uint8))
+    side = 256 // stride
+    assert maps.score.shape == (2, 19, side, side)
+    assert maps.offset.shape == (2, 19, 2, side, side)
+    assert maps.neighbour.shape == (2, 19, 5, 2, side, side)
+    assert net[1].predict.in_channels == 512 or stride == 32
+
+
+def test_pip_head_starts_as_the_reference() -> None:
+    """Catches torch's own initialisation, with which offsets start some hundred times larger."""
+    net = pip(TINY, 68, stride=64)
+    for convolution in (net[1].predict, net[1].resample[0]):
+        assert convolution.weight.std().item() == pytest.approx(0.001, rel=0.02)
+        assert not convolution.bias.any()
+
+
+def test_pip_head_refuses_what_it_cannot_do() -> None:
+    """Catches a stride or trunk that would only fail in the first step, far from its cause."""
+    with torch.device("meta"):
+        with pytest.raises(ValueError, match=r"coder\.stride=8: on features of stride 32 .* \[16, 32, 64, 128\]"):
+            pip(TINY, 19, stride=8)
+        with pytest.raises(ValueError, match=r"head\.trunk=clasifier"):
+            pip(TINY, 19, trunk="clasifier")
+
+
+def test_pip_offsets_are_not_rounded_under_autocast() -> None:
+    """Catches offsets in bfloat16, which knows 3 cells only to half a pixel."""
+    net = pip(TINY, 19, 4)
+    net[0] = nn.Identity()
+    features = [torch.rand(1, net[1].predict.in_channels, 8, 8)]
+    expected = net(features)
+    with torch.autocast("cpu", torch.bfloat16):
+        maps = net(features)
+    assert all(torch.equal(*pair) for pair in zip(maps, expected, strict=True))
+
+
+def test_pip_without_neighbours_trains() -> None:
+    """Catches a head that cannot switch the neighbour regression off, and parameters that get no gradient."""
+    for num_neighbours in (0, 4):
+        net = pip(TINY, 19, num_neighbours)
+        sum(maps.sum() for maps in net(an_image(2))).backward()
+        assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+def test_pip_is_the_reference_network(torchlm: ModuleType) -> None:
+    """Catches any difference from pixels to points: the same weights in a port of the authors' code."""
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    theirs = torchlm.pipnet.PIPNetResNet(
+        models.resnet18(), num_nb=10, num_lms=98, input_size=256, net_stride=32, expansion=1, meanface_type="WFLW"
+    ).eval()
+    layers = [getattr(theirs, f"{name}_layer") for name in ("cls", "x", "y", "nb_x", "nb_y")]
+    for layer in layers:
+        nn.init.normal_(layer.weight, std=0.1)  # scores that differ by more than rounding
+        nn.init.normal_(layer.bias)
+    ours = pip("resnet18", 98)
+    ours[0].pyramid.load_state_dict({key: theirs.state_dict()[key] for key in ours[0].pyramid.state_dict()})
+    ours[1].predict.load_state_dict(
+        {key: torch.cat([layer.state_dict()[key] for layer in layers]) for key in ("weight", "bias")}
+    )
+    mean_face = torch.tensor([float(value) for value in torchlm.DEFAULT_MEANFACE_STRINGS["WFLW"].split()])
+    coder = PIPCoder(WFLW98, 32, 10, True)
+    coder.set_mean_shape(mean_face.view(-1, 2))
+    image = an_image(2, 256)
+    with torch.no_grad():
+        points, _ = coder.decode(ours(image))
+    for mine, picture in zip(points, image, strict=True):
+        expected = torch.from_numpy(theirs.apply_detecting(picture.permute(1, 2, 0).numpy()))
+        torch.testing.assert_close(to_cells(mine, 1), expected, atol=0.02, rtol=0)
+
+
+class Detector(nn.Module):
+    """From pixels to points, as a product would run it."""
+
+    def __init__(self, net: nn.Module, coder: PIPCoder) -> None:
+        super().__init__()
+        self.net, self.coder = net, coder
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        maps: PIPMaps = self.net(image)
+        return self.coder.decode(maps)
+
+
+@pytest.mark.parametrize("official", [False, True])
+def test_pip_exports_to_onnx(official: bool, tmp_path: Path) -> None:
+    """Catches operations that ONNX computes otherwise (integer division), and a batch size baked into the graph."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    net = pip(TINY, AFLW19.num_points, 5)
+    nn.init.normal_(net[1].predict.weight, std=1 / math.sqrt(net[1].predict.in_channels))
+    coder = PIPCoder(AFLW19, 32, 5, official)
+    coder.set_mean_shape(torch.rand(19, 2))
+    detector = Detector(net, coder).eval()
+    batch = torch.export.Dim("batch")
+    program: Any = torch.onnx.export(
+        detector, (an_image(2, 128),), dynamo=True, dynamic_shapes=({0: batch},), verbose=False
+    )
+    file = tmp_path / "pipnet.onnx"
+    program.save(str(file))
+    session = onnxruntime.InferenceSession(str(file))
+    for size in (1, 3):
+        image = an_image(size, 128)
+        with torch.no_grad():
+            points, confidence = detector(image)
+        exported = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+        torch.testing.assert_close(torch.from_numpy(exported[0]), points, atol=1e-3, rtol=0)
+        torch.testing.assert_close(torch.from_numpy(exported[1]), confidence, atol=1e-5, rtol=0)
