@@ -18,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import cv2
 import numpy as np
@@ -25,7 +26,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from facelab.landmarks.face import DataFault, Face, Photo, Split
-from facelab.landmarks.geometry import Array, from_cells, image_box, tight_box, to_cells
+from facelab.landmarks.geometry import Array, from_cells, tight_box, to_cells
 from facelab.landmarks.layouts import Layout
 from facelab.landmarks.pose import rotation
 
@@ -41,8 +42,10 @@ CURVE = 96  # steps of a curve: 2, 3, 4, 6, 16 and 32 equal parts of it, as the 
 T = np.linspace(0, 1, CURVE + 1)
 ARC = np.sin(np.pi * T)
 PATCH = 8  # steps of a curve per quad of a patch
+CROWN = -1.55  # y of the top of the head
 MIDDLE = np.array([0.0, 0.5, -0.6])  # what View.centre shows, in the head frame
 OVERSAMPLING, SUBPIXEL_BITS = 2, 4
+RIM = 0.05  # head units from an outline within which a point behind it counts as visible
 OVERLAP = 0.15  # head units by which something must lie before a point to hide it: the depth of a quad seen aslant
 DEPTH_NEAR, DEPTH_STEPS, OCCLUDER = 2.0, 62.0, 255  # the canvas's fourth channel: steps of depth, 0 the background
 
@@ -74,7 +77,7 @@ PIECES: dict[str, tuple[Piece, ...]] = {
     ),
     "wflw98": (*CONTOUR_AND_BROWS, BRIDGE, BASE, *_eye("left", 5), *_eye("right", 5), *MOUTH, *PUPILS),
     "lapa106": (
-        *(*CONTOUR_AND_BROWS, BRIDGE, ("nose_side_left", 3, WHOLE), BASE, ("nose_side_right", 3, REVERSED)),
+        *(*CONTOUR_AND_BROWS, BRIDGE, ("nose_side_left", 3, REVERSED), BASE, ("nose_side_right", 3, REVERSED)),
         *(*_eye("left", 5), PUPILS[0], *_eye("right", 5), PUPILS[1]),  # LaPa's eye centre coincides with the pupil
         *(*MOUTH, *PUPILS),
     ),
@@ -94,12 +97,9 @@ class Head(NamedTuple):
     eye_x: float  # of the eye's middle
     eye_width: float  # half width
     eye_open: float  # 0 shut, 1 usual
-    eye_tilt: float  # how much higher the outer corner is than the inner
-    gaze_x: float  # -1 .. 1
-    gaze_y: float
+    gaze: float  # -1 to the image's left .. 1
     brow_height: float  # above the eye
     brow_arch: float
-    brow_width: float
     lip_line: float  # from the base of the nose down to the corners of the mouth
     mouth_width: float  # half width
     mouth_open: float  # 0 shut, 1 as high as half the mouth is wide
@@ -118,8 +118,8 @@ class Head(NamedTuple):
         return self.chin + 0.3 * self.mouth_open * self.mouth_width
 
 
-LOW = Head(0.93, 1.52, 1.75, 0.58, 0.2, 0.3, 0.42, 0.185, 0.7, -0.02, -1, -1, 0.21, 0.03, 0.07, 0.31, 0.31, 0, -0.6, 0.75, -1.1)  # fmt: skip # noqa: E501
-HIGH = Head(1.05, 1.72, 2.5, 0.7, 0.28, 0.42, 0.47, 0.225, 1.3, 0.05, 1, 1, 0.34, 0.12, 0.12, 0.38, 0.4, 1, 1, 1.25, -0.75)  # fmt: skip # noqa: E501
+LOW = Head(0.93, 1.52, 1.75, 0.58, 0.2, 0.3, 0.42, 0.185, 0.7, -1, 0.21, 0.03, 0.31, 0.31, 0, -0.6, 0.75, -1.1)
+HIGH = Head(1.05, 1.72, 2.5, 0.7, 0.28, 0.42, 0.47, 0.225, 1.3, 1, 0.34, 0.12, 0.38, 0.4, 1, 1, 1.25, -0.75)
 
 
 class View(NamedTuple):
@@ -135,7 +135,6 @@ class Look(NamedTuple):
 
     skin: Array
     hair: Array
-    lips: Array
     iris: Array
     cloth: Array
     light: Array  # (3,) direction to the lamp, in the axes of the camera
@@ -145,10 +144,9 @@ class Look(NamedTuple):
 def random_head(rng: Generator) -> Head:
     """Every measure is uniform between LOW and HIGH; half of the mouths and one pair of eyes in twelve are shut."""
     head = Head(*rng.uniform(LOW, HIGH))
-    shut_mouth, shut_eyes = rng.random() < 1 / 2, rng.random() < 1 / 12
-    return head._replace(
-        mouth_open=0.0 if shut_mouth else head.mouth_open, eye_open=0.1 * head.eye_open if shut_eyes else head.eye_open
-    )
+    if rng.random() < 1 / 2:
+        head = head._replace(mouth_open=0.0)
+    return head._replace(eye_open=0.1 * head.eye_open) if rng.random() < 1 / 12 else head
 
 
 def random_look(rng: Generator) -> Look:
@@ -160,7 +158,6 @@ def random_look(rng: Generator) -> Look:
     return Look(
         skin=skin,
         hair=rng.choice(hair, p=[0.35, 0.3, 0.15, 0.1, 0.1]) * rng.uniform(0.7, 1.1),
-        lips=skin * [0.62, 0.52, 0.85] * rng.uniform(0.85, 1.1),
         iris=rng.uniform(0.1, 0.5, 3) * [0.9, 0.8, 0.7],
         cloth=rng.uniform(0.05, 0.9, 3),
         light=light / np.linalg.norm(light),
@@ -196,7 +193,7 @@ def _relief(head: Head, x: Array, y: Array) -> Array:
 def _level(head: Head, y: Array) -> tuple[Array, Array, Array, Array]:
     """The level y of the plain head: half width, z of the widest line, depth from there to the front and the back."""
     lower = y > 0
-    part = np.clip(np.abs(y) / np.where(lower, head.jaw_end, 1.55), 0, 1)
+    part = np.clip(np.abs(y) / np.where(lower, head.jaw_end, -CROWN), 0, 1)
     narrow = np.sqrt(np.maximum(1 - part ** np.where(lower, head.jaw, 2.4), 1e-9))
     widest = np.where(lower, -0.85 * part**3, 0.4 * part**2) - 0.12
     return head.width * narrow, widest, 1.1 * narrow ** np.where(lower, 1.0, 0.6), 1.4 * narrow
@@ -224,11 +221,8 @@ def curves(head: Head) -> dict[str, Array]:
     right = _eye_lines(head) | _brow_lines(head) | _nose_side_lines(head)
     left = {name.replace("_right", "_left"): line[::-1] * [-1, 1] for name, line in right.items()}
     flat = right | left | _nose_lines(head) | _mouth_lines(head)
-    angle = np.deg2rad(125) * (2 * T - 1)
-    fringe = around(head, angle, hairline(head, angle))
-    hair = around(head, angle, hairline(head, angle) - 0.25) * 1.05
-    lines = {"contour": _contour(head), "fringe_upper": hair, "fringe_lower": fringe}
-    return {name: ahead(head, line) for name, line in flat.items()} | lines
+    lifted = ahead(head, np.stack(list(flat.values())))
+    return dict(zip(flat, lifted, strict=True)) | {"contour": _contour(head)}
 
 
 def _line(x: Array, y: Array) -> Array:
@@ -238,9 +232,9 @@ def _line(x: Array, y: Array) -> Array:
 def _eye_lines(head: Head) -> dict[str, Array]:
     """The right eye from the front: lids, what is drawn along them, iris and pupil, both cut off by the lids."""
     x = head.eye_x + head.eye_width * (2 * T - 1)
-    upper = head.eye_tilt * (0.5 - T) - 0.125 * head.eye_open * ARC**0.8
-    lower = head.eye_tilt * (0.5 - T) + (0.02 + 0.045 * head.eye_open) * ARC
-    look_x, look_y = head.eye_x + 0.05 * head.gaze_x, 0.02 * head.gaze_y - 0.03 * head.eye_open
+    slope = 0.02 * (1 - T)  # the inner corner is lower
+    upper, lower = slope - 0.125 * head.eye_open * ARC**0.8, slope + (0.02 + 0.045 * head.eye_open) * ARC
+    look_x, look_y = head.eye_x + 0.05 * head.gaze, -0.03 * head.eye_open
     look_y = np.clip(look_y, np.interp(look_x, x, upper), np.interp(look_x, x, lower))
     lines = {
         "eye_right_upper": _line(x, upper),
@@ -263,7 +257,7 @@ def _brow_lines(head: Head) -> dict[str, Array]:
     """The borders of the right brow, thick at the nose and pointed at the outer end, and its middle."""
     x = 0.19 + (head.eye_x + head.eye_width - 0.01) * T
     y = -head.brow_height + 0.12 * T**3 - head.brow_arch * np.sin(np.pi * T**1.2)
-    half = head.brow_width / 2 * (1 - T**3)
+    half = 0.05 * (1 - T**3)
     borders = (("upper", -half), ("middle", 0 * half), ("lower", half))
     return {f"brow_right_{name}": _line(x, y + offset) for name, offset in borders}
 
@@ -337,24 +331,31 @@ def to_camera(points: Array, view: View) -> Array:
 
 
 def _quads(vertices: Array) -> Array:
-    """Vertices ``(R, C, K)`` to the corners of the quads between them, ``(Q, 4, K)``."""
-    corners = vertices[:-1, :-1], vertices[:-1, 1:], vertices[1:, 1:], vertices[1:, :-1]
-    return np.stack(corners, axis=2).reshape(-1, 4, vertices.shape[-1])
+    """Vertices ``(..., R, C, 3)`` to the corners of the quads between them, ``(Q, 4, 3)``."""
+    up, down = vertices[..., :-1, :, :], vertices[..., 1:, :, :]
+    corners = up[..., :-1, :], up[..., 1:, :], down[..., 1:, :], down[..., :-1, :]
+    return np.stack(corners, axis=-2).reshape(-1, 4, 3)
 
 
 def _head_quads(head: Head, look: Look) -> tuple[Array, Array]:
-    """The plain head ``(Q, 4, 3)`` and its colours ``(Q, 3)``; rows and columns are dense where the nose is."""
-    low = head.nose_base + 0.1
-    chin = low + (head.jaw_end - low) * np.sin(np.linspace(0, np.pi / 2, 18))
-    y = np.concatenate([-1.55 * np.cos(np.linspace(0, np.pi / 2, 13))[:-1], np.linspace(0, low, 16)[:-1], chin])[
-        :, None
-    ]
-    u = np.linspace(-1, 1, 33)
-    angle = np.concatenate([np.sign(u) * np.abs(u) ** 1.3, np.linspace(1, 3, 13)[1:]])[None] * np.pi / 2
-    hair = (y < hairline(head, angle) - 0.2)[..., None]
-    below = ((y > 0.3) & (np.cos(angle) < -0.01))[..., None]  # the jaw throws a shadow on what lies behind it
-    colour = np.where(hair, look.hair, np.where(below, 0.7 * look.skin, look.skin))
-    return _quads(around(head, angle, y) * np.where(hair, 1.05, 1)), _quads(colour).mean(axis=1)
+    """The plain head ``(Q, 4, 3)`` and its colours ``(Q, 3)``.
+
+    One row of vertices follows the hairline; above it the head is larger by the hair. Rows and columns are dense where
+    the nose is.
+    """
+    hair_rows = 12
+    u, chin = np.linspace(-1, 1, 33), 0.66 + 0.34 * np.sin(np.linspace(0, np.pi / 2, 13))
+    angle = np.concatenate([np.sign(u) * np.abs(u) ** 1.3, np.linspace(1, 3, 13)[1:]]) * np.pi / 2
+    down = np.concatenate([np.linspace(0, 0.25, 6)[:-1], np.linspace(0.25, 0.66, 21)[:-1], chin])[:, None]
+    top = 1 - np.cos(np.linspace(0, np.pi / 2, hair_rows))[:, None]
+    line = hairline(head, angle)
+    y = np.concatenate([CROWN + (line - CROWN) * top, line + (head.jaw_end - line) * down])
+    thick = np.where(np.arange(len(y)) < hair_rows, 1.05, 1.0)[:, None, None]
+    behind = np.cos((angle[:-1] + angle[1:]) / 2) < 0
+    shadow = (y[:-1, :-1] > 0.3) & behind  # of the jaw on what lies behind its edge, the contour
+    colour = np.where(shadow[..., None], 0.75 * look.skin, look.skin)
+    colour[:hair_rows] = look.hair
+    return _quads(around(head, angle, y) * thick), colour.reshape(-1, 3)
 
 
 def _ear_quads(head: Head, look: Look) -> tuple[Array, Array]:
@@ -367,16 +368,15 @@ def _ear_quads(head: Head, look: Look) -> tuple[Array, Array]:
     return np.concatenate([right, right * [-1, 1, 1]]), np.concatenate([colour, colour])
 
 
-def _patch_quads(head: Head, look: Look) -> tuple[Array, Array, Array]:
+def _patch_quads(lines: dict[str, Array], look: Look) -> tuple[Array, Array, Array]:
     """What is drawn on the head: quads ``(Q, 4, 3)``, colours ``(Q, 3)``, and how many patches lie under each."""
-    lines, white, red = curves(head), np.array([0.88, 0.9, 0.92]), np.array([0.1, 0.08, 0.22])
+    white, throat, lips = np.array([0.88, 0.9, 0.92]), np.array([0.1, 0.08, 0.22]), look.skin * [0.6, 0.5, 0.83]
     table = [
-        ("fringe_upper", "fringe_lower", look.hair, 0),
         ("nose_base", "nose_shadow", look.skin * 0.75, 0),
-        ("lip_outer_upper", "lip_inner_upper", look.lips * 0.9, 0),
-        ("lip_inner_lower", "lip_outer_lower", look.lips, 0),
-        ("lip_inner_upper", "lip_inner_lower", red, 0),
-        ("lip_inner_upper", "teeth", white, 1),
+        ("lip_outer_upper", "lip_inner_upper", lips * 0.9, 0),
+        ("lip_inner_lower", "lip_outer_lower", lips, 0),
+        ("lip_inner_upper", "lip_inner_lower", throat, 0),
+        ("lip_inner_upper", "teeth", white, 3),
     ]
     for side in ("left", "right"):
         table += [
@@ -390,12 +390,12 @@ def _patch_quads(head: Head, look: Look) -> tuple[Array, Array, Array]:
             (f"eye_{side}_lower", f"lash_{side}_lower", look.skin * 0.7, 2),
             (f"lash_{side}_upper", f"eye_{side}_upper", look.hair * 0.5, 3),
         ]
-    quads = np.concatenate([_quads(np.stack([lines[up][::PATCH], lines[low][::PATCH]])) for up, low, *_ in table])
+    quads = _quads(np.array([(lines[up][::PATCH], lines[low][::PATCH]) for up, low, *_ in table]))
     each = len(quads) // len(table)
     return quads, np.repeat([row[2] for row in table], each, axis=0), np.repeat([row[3] for row in table], each)
 
 
-def paint(canvas: NDArray[np.uint8], head: Head, look: Look, view: View) -> None:
+def paint(canvas: Array, head: Head, lines: dict[str, Array], look: Look, view: View) -> None:
     """Paint neck, shoulders and head on a canvas ``(H, W, 4)``, far quads first; its last channel becomes the depth."""
     neck = to_camera(np.array([0, 0.75, 0.3]), view)[:2]
     trunk = np.array([[-0.55, 0], [0.55, 0], [0.6, 1.5], [2.2, 2.1], [2.2, 9], [-2.2, 9], [-2.2, 2.1], [-0.6, 1.5]])
@@ -403,10 +403,8 @@ def paint(canvas: NDArray[np.uint8], head: Head, look: Look, view: View) -> None
     cv2.fillPoly(canvas, [trunk[[0, 1, 2, 7]]], (*(160 * look.skin), 0), shift=SUBPIXEL_BITS)
     cv2.fillPoly(canvas, [trunk[2:]], (*(220 * look.cloth), 0), shift=SUBPIXEL_BITS)
 
-    (plain, skin), (ears, ear_skin), (patches, paints, under) = (
-        *(_head_quads(head, look), _ear_quads(head, look)),
-        _patch_quads(head, look),
-    )
+    (plain, skin), (ears, ear_skin) = _head_quads(head, look), _ear_quads(head, look)
+    patches, paints, under = _patch_quads(lines, look)
     quads, colour = to_camera(np.concatenate([plain, ears, patches]), view), np.concatenate([skin, ear_skin, paints])
     normal = np.cross(quads[:, 3] - quads[:, 1], quads[:, 2] - quads[:, 0])
     normal /= np.linalg.norm(normal, axis=-1, keepdims=True) + 1e-9
@@ -414,8 +412,9 @@ def paint(canvas: NDArray[np.uint8], head: Head, look: Look, view: View) -> None
     normal[ear] *= -np.sign(normal[ear, 2:])  # an ear is seen from both sides
     shade = look.ambient + (1.2 - look.ambient) * np.clip(normal @ look.light, 0, None)
     depth = quads[..., 2].mean(axis=1) / view.scale
-    nearer = np.concatenate([np.zeros(ear.stop), 0.05 + 0.03 * under])  # so that a patch lies on what it is drawn on
-    order = np.argsort(nearer - depth, kind="stable")
+    # so much nearer than it is, that a thing is painted after what it lies on
+    lift = np.concatenate([np.zeros(len(plain)), np.full(len(ears), 0.08), 0.05 + 0.03 * under])
+    order = np.argsort(lift - depth, kind="stable")
     order = order[normal[order, 2] < 0]
     values = np.column_stack([255 * np.clip(colour * shade[:, None], 0, 1), _steps(depth)])[order].tolist()
     for corners, value in zip(_to_canvas(quads[order, :, :2]), values, strict=True):
@@ -428,49 +427,61 @@ def _to_canvas(points: Array) -> NDArray[np.int32]:
 
 
 def _steps(depth: Array) -> Array:
-    return np.clip((DEPTH_NEAR - depth) * DEPTH_STEPS, 1, OCCLUDER)
+    return np.clip((DEPTH_NEAR - depth) * DEPTH_STEPS, 1, OCCLUDER - 1)
 
 
-def visible(canvas: NDArray[np.uint8], points: Array, scale: float) -> NDArray[np.bool_]:
-    """Which points ``(N, 3)`` of :func:`to_camera` lie in the photo and behind nothing, ``(N,)``."""
-    x, y = (_to_canvas(points[:, :2]) >> SUBPIXEL_BITS).T
-    inside = (x >= 0) & (y >= 0) & (x < canvas.shape[1]) & (y < canvas.shape[0])
-    painted = canvas[np.where(inside, y, 0), np.where(inside, x, 0), 3]
-    return inside & (painted <= _steps(points[:, 2] / scale) + OVERLAP * DEPTH_STEPS)
+def _painted(depth: Array, points: Array) -> NDArray[np.uint8]:
+    """The depth channel at points ``(N, 2)`` of the photo, ``(N,)``; outside it the occluder's."""
+    x, y = (_to_canvas(points) >> SUBPIXEL_BITS).T
+    inside = (x >= 0) & (y >= 0) & (x < depth.shape[1]) & (y < depth.shape[0])
+    return np.where(inside, depth[np.where(inside, y, 0), np.where(inside, x, 0)], np.uint8(OCCLUDER))
+
+
+def visible(canvas: Array, points: Array, scale: float) -> NDArray[np.bool_]:
+    """Which points ``(N, 3)`` of :func:`to_camera` lie in the photo and not behind the head, ``(N,)``.
+
+    A point may lie RIM behind an outline and is still visible: people mark the jaw line where the cheek ends.
+    """
+    reach = 2 * round(OVERSAMPLING * RIM * scale) + 1
+    painted = _painted(np.asarray(cv2.erode(canvas[..., 3], np.ones((reach, reach), np.uint8))), points[:, :2])
+    return painted <= _steps(points[:, 2] / scale) + OVERLAP * DEPTH_STEPS
 
 
 def _background(rng: Generator, size: int) -> NDArray[np.uint8]:
     """Smooth noise with a few shapes on it, ``(H, W, 4)`` with no depth."""
-    noise = rng.uniform(0, 255, (*rng.integers(2, 12, 2), 3))
-    canvas = np.clip(cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC), 0, 255)
+    grid = (*rng.integers(2, 12, 2),)
+    noise = (rng.uniform(0, 255, (*grid, 1)) + rng.uniform(-60, 60, (*grid, 3))).astype(np.float32)
+    canvas = np.clip(cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC), 0, 255).astype(np.uint8)
     for _ in range(rng.integers(0, 8)):
         colour, centre, axes = rng.uniform(0, 255, 3), rng.uniform(0, size, 2), rng.uniform(0.03, 0.3, 2) * size
-        shape = centre, axes, rng.uniform(0, 180)
+        shape = centre.tolist(), axes.tolist(), rng.uniform(0, 180)
         if rng.random() < 0.5:
-            cv2.ellipse(canvas, shape, colour, -1)
+            cv2.ellipse(canvas, shape, colour.tolist(), -1)
         else:
-            cv2.fillConvexPoly(canvas, np.int32(cv2.boxPoints(shape)), colour)
-    return cv2.cvtColor(canvas.astype(np.uint8), cv2.COLOR_BGR2BGRA) * np.array([1, 1, 1, 0], np.uint8)
+            cv2.fillConvexPoly(canvas, cv2.boxPoints(shape).astype(int), colour.tolist())
+    return np.dstack([canvas, np.zeros((size, size), np.uint8)])
 
 
-def _occlude(rng: Generator, canvas: NDArray[np.uint8], at: Array, unit: float, skin: Array) -> None:
+def _occlude(rng: Generator, canvas: Array, at: Array, unit: float, skin: Array) -> None:
     """Draw a bar, an ellipse or a hand over the canvas pixel ``at``; ``unit`` is a head unit in canvas pixels."""
-    colour, turn = (*rng.uniform(0, 255, 3), OCCLUDER), rng.uniform(0, 360)
-    kind = rng.integers(3)
+    kind, turn = rng.integers(3), rng.uniform(0, 360)
+    colour, centre = [*rng.uniform(0, 255, 3), OCCLUDER], at.tolist()
     if kind == 0:
-        bar = cv2.boxPoints((at, (6 * unit, rng.uniform(0.25, 0.6) * unit), turn))
-        cv2.fillConvexPoly(canvas, np.int32(bar), colour)
+        bar = cv2.boxPoints((centre, (6 * unit, rng.uniform(0.25, 0.6) * unit), turn))
+        cv2.fillConvexPoly(canvas, bar.astype(int), colour)
     elif kind == 1:
-        cv2.ellipse(canvas, (at, rng.uniform(0.6, 1.4, 2) * unit, turn), colour, -1)
+        cv2.ellipse(canvas, (centre, (rng.uniform(0.6, 1.4, 2) * unit).tolist(), turn), colour, -1)
     else:
-        out = np.array([np.cos(np.deg2rad(turn)), np.sin(np.deg2rad(turn))]) * unit
-        side = out[::-1] * [-0.24, 0.24]
-        lines = [(at + (k - 1.5) * side, at + (k - 1.5) * 1.3 * side - rng.uniform(0.75, 1) * out) for k in range(4)]
-        lines += [(at + 0.3 * out, at + 2.6 * side - 0.3 * out), (at + 0.2 * out, at + 5 * out)]
-        for width, tone in ((0.28, 130), (0.23, 230)):
-            for start, end in lines:
-                cv2.line(canvas, np.int32(start), np.int32(end), (*(tone * skin), OCCLUDER), int(width * unit))
-            cv2.ellipse(canvas, (at + 0.2 * out, (1.2 * unit, 0.95 * unit), turn), (*(tone * skin), OCCLUDER), -1)
+        arm = np.array([np.cos(np.deg2rad(turn)), np.sin(np.deg2rad(turn))]) * unit
+        side = arm[::-1] * [-0.24, 0.24]
+        lines = [(at + (k - 1.5) * side, at + (k - 1.5) * 1.3 * side - rng.uniform(0.75, 1) * arm) for k in range(4)]
+        lines += [(at + 0.3 * arm, at + 2.6 * side - 0.3 * arm), (at + 0.2 * arm, at + 5 * arm)]
+        palm = (at + 0.2 * arm).tolist(), (1.2 * unit, 0.95 * unit), turn
+        for width, tone in ((0.28, 130), (0.23, 230)):  # the wider, darker hand below is the outline
+            for line in lines:
+                start, end = np.array(line).astype(int).tolist()
+                cv2.line(canvas, start, end, [*(tone * skin), OCCLUDER], int(width * unit))
+            cv2.ellipse(canvas, palm, [*(tone * skin), OCCLUDER], -1)
 
 
 def tags_of(pose: Array, head: Head, hidden: float) -> frozenset[str]:
@@ -521,18 +532,28 @@ class Synthetic:
             root: folder of the rendered sets.
             layout: one of the markups in PIECES.
             seed: another seed, other faces.
-            train: number of photos. val: the same. test: the same.
+            train: number of photos.
+            val: number of photos.
+            test: number of photos.
             size: side of a photo in pixels.
-            yaw: largest yaw in degrees, to both sides. pitch, roll: the same.
-            wide_yaw: largest yaw in the wide part of the test split.
+            yaw: largest yaw in degrees, to both sides.
+            wide_yaw: the same in the wide part of the test split.
             wide_share: expected share of that part.
+            pitch: largest pitch in degrees, up and down.
+            roll: largest roll in degrees, to both sides.
             occlusion: probability of an occluder.
 
         Raises:
-            ValueError: for a layout whose curves are not known.
+            ValueError: for a layout whose curves are not known, and for numbers out of range.
         """
         if layout.name not in PIECES:
             raise ValueError(f"rendered faces have the layouts {', '.join(PIECES)}, not {layout.name!r}")
+        if min(train, val, test) < 0 or max(train, val, test) < 1 or size < 32:
+            raise ValueError(
+                f"train={train}, val={val}, test={test}, size={size}: no photos, or photos under 32 pixels"
+            )
+        if not (0 <= yaw <= 90 and 0 <= wide_yaw <= 90 and 0 <= wide_share <= 1 and 0 <= occlusion <= 1):
+            raise ValueError("yaw and wide_yaw lie within 0 .. 90, wide_share and occlusion within 0 .. 1")
         self.name, self.layout = name, layout
         self.counts = dict(zip(SPLITS, (train, val, test), strict=True))
         self.seed, self.size, self.yaw, self.pitch, self.roll = seed, size, yaw, pitch, roll
@@ -554,10 +575,11 @@ class Synthetic:
             with np.load(file) as labels:
                 columns = [labels[key] for key in ("path", "box", self.layout.name, f"visible_{self.layout.name}")]
                 rows = list(zip(*columns, labels["pose"], labels["tags"], strict=True))
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, EOFError, KeyError, ValueError, BadZipFile) as error:
             raise DataFault(f"{file}: {error}. Delete {self.folder}: the photos are then rendered anew") from error
+        names = np.array(TAGS)
         return [
-            Photo(self.folder / path, (Face(box, points, seen, pose, frozenset(np.array(TAGS)[tags])),))
+            Photo(self.folder / path, (Face(box, points, seen, pose, frozenset(names[tags].tolist())),))
             for path, box, points, seen, pose, tags in rows
             if split in ("all", path.split("/")[0])
         ]
@@ -571,7 +593,8 @@ class Synthetic:
             for split in SPLITS:
                 (own / split).mkdir(parents=True)
             rows = self._rows([(own / split / f"{index:05d}.jpg", split, index) for split, index in jobs])
-            np.savez(own / "faces.npz", **{key: np.stack([row[key] for row in rows]) for key in rows[0]})
+            columns = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+            np.savez(own / "faces.npz", allow_pickle=False, **columns)
             try:
                 own.rename(self.folder)
             except OSError:
@@ -581,11 +604,12 @@ class Synthetic:
             shutil.rmtree(own, ignore_errors=True)
 
     def _rows(self, jobs: list[tuple[Path, Split, int]]) -> list[dict[str, Array]]:
-        processes = min(len(os.sched_getaffinity(0)), len(jobs) // 50)
+        processes = min(len(os.sched_getaffinity(0)), len(jobs) // 20)
         if processes < 2:
             return [self.write_photo(job) for job in jobs]
-        # fork: a fresh interpreter would run the caller's script again, which may lack a __main__ guard
-        with ProcessPoolExecutor(processes, get_context("fork"), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        # fork: a fresh interpreter would run the caller's script again, which may lack a __main__ guard.
+        # 0: to go down to 1 thread OpenCV waits for the end of the parent's, which are not in the child, and hangs
+        with ProcessPoolExecutor(processes, get_context("fork"), initializer=cv2.setNumThreads, initargs=(0,)) as pool:
             return list(pool.map(self.write_photo, jobs, chunksize=20))
 
     def write_photo(self, job: tuple[Path, Split, int]) -> dict[str, Array]:
@@ -596,33 +620,39 @@ class Synthetic:
         yaw = self.wide_yaw if split == "test" and rng.random() < self.wide_share else self.yaw
         pose = rng.uniform(-1, 1, 3) * [yaw, self.pitch, self.roll]
         scale = rng.uniform(0.24, 0.33) * self.size
-        view = View(pose, scale, self.size * rng.normal([0.5, 0.54], 0.05))
+        view = View(pose, scale, from_cells(rng.normal([0.5, 0.54], 0.05), self.size))
 
         canvas = _background(rng, OVERSAMPLING * self.size)
-        paint(canvas, head, look, view)
-        points = {name: to_camera(landmarks(curves(head), name), view) for name in PIECES}
+        lines = curves(head)
+        paint(canvas, head, lines, look, view)
+        points = {name: to_camera(landmarks(lines, name), view) for name in PIECES}
         every = np.concatenate(list(points.values()))
         seen = visible(canvas, every, scale)
         if rng.random() < self.occlusion:
             at = _to_canvas(rng.choice(every)[:2]) >> SUBPIXEL_BITS
             _occlude(rng, canvas, at.astype(float), OVERSAMPLING * scale, look.skin)
-        hidden = (seen & ~visible(canvas, every, scale)).mean()
-        cv2.imwrite(str(path), _expose(rng, canvas, self.size), [cv2.IMWRITE_JPEG_QUALITY, 92])
+        hidden = _painted(canvas[..., 3], every[:, :2]) == OCCLUDER
+        photo = cv2.imencode(".jpg", _expose(rng, canvas, self.size), [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+        path.write_bytes(photo.tobytes())
 
         brow = ahead(head, np.array([[0, head.hairline]]))
         labels = {
             "path": np.array(f"{split}/{path.name}"),
-            "box": tight_box(np.concatenate([every, to_camera(brow, view)])[:, :2]),
+            "box": tight_box(np.concatenate([every, to_camera(brow, view)])[:, :2]).astype(np.float32),
             "pose": pose.astype(np.float32),
-            "tags": np.array([tag in tags_of(pose, head, float(hidden)) for tag in TAGS]),
+            "tags": np.array([tag in tags_of(pose, head, (seen & hidden).mean()) for tag in TAGS]),
         }
-        for name, place in points.items():
-            labels |= {name: place[:, :2].astype(np.float32), f"visible_{name}": visible(canvas, place, scale)}
+        sizes = np.cumsum([len(place) for place in points.values()])[:-1]
+        for name, place, open_view in zip(points, points.values(), np.split(seen & ~hidden, sizes), strict=True):
+            labels |= {name: place[:, :2].astype(np.float32), f"visible_{name}": open_view}
         return labels
 
 
-def _expose(rng: Generator, canvas: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+def _expose(rng: Generator, canvas: Array, size: int) -> NDArray[np.uint8]:
     """The canvas as a camera sees it ``(size, size, 3)``: brightness, contrast, blur, noise."""
-    photo = cv2.resize(canvas[..., :3], (size, size), interpolation=cv2.INTER_AREA) / 255.0
-    photo = cv2.GaussianBlur(rng.uniform(0.7, 1.1) * photo ** rng.uniform(0.7, 1.3), (0, 0), rng.uniform(0.3, 1))
-    return np.clip(255 * photo + rng.uniform(0, 8) * rng.standard_normal(photo.shape), 0, 255).astype(np.uint8)
+    small = cv2.resize(canvas[..., :3], (size, size), interpolation=cv2.INTER_AREA)
+    curve = rng.uniform(0.7, 1.1) * np.linspace(0, 1, 256) ** rng.uniform(0.7, 1.3)
+    lit = cv2.LUT(small, np.clip(255 * curve, 0, 255).astype(np.uint8))
+    photo = cv2.GaussianBlur(lit, (0, 0), rng.uniform(0.3, 1))
+    noise = np.float32(rng.uniform(0, 8)) * rng.standard_normal(photo.shape, np.float32)
+    return np.clip(np.rint(photo + noise), 0, 255).astype(np.uint8)
