@@ -12,7 +12,7 @@ from facelab import runs
 
 if TYPE_CHECKING:
     from facelab.landmarks.crop import Crop
-    from facelab.prediction import Photos, PredictedPhoto, Skipped
+    from facelab.prediction import Boxes, Photos, PredictedPhoto, Skipped
 
 PREDICT_KEYS = (
     *("task", "images", "landmarks", "boxes", "crop.scale", "crop.square", "crop.shift"),
@@ -25,39 +25,132 @@ SHOWN = 10
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="predict")
 def main(cfg: DictConfig) -> None:
-    """Open the run, predict every photo, write the results; fail if not one face was predicted."""
+    """Open the run, predict every photo and write the results; fail if not one face was predicted."""
     runs.check(cfg, PREDICT_KEYS)
-    check_values(cfg)
-    with runs.recorded(Path(cfg.paths.run), cfg), ThreadPoolExecutor() as pool:
-        from rich.progress import track
-
+    with runs.recorded(Path(cfg.paths.run), cfg):
         from facelab import prediction
 
-        photos, output = prediction.find_photos(str(cfg.images)), Path(cfg.output)
+        check_values(cfg)
+        photos = prediction.find_photos(str(cfg.images))
         boxes = None if cfg.boxes is None else prediction.read_boxes(Path(str(cfg.boxes)).expanduser())
         run = runs.load_run(Path(str(cfg.landmarks)).expanduser(), cfg.paths)
         crop = build_crop(run, cfg)
-        module = run.module.to(cfg.device if cfg.device != "auto" else best_device())
-        started, found = time.perf_counter(), []
+        found, speed = predict(run, cfg, crop, photos, boxes)
+        skipped = [skip for photo in found for skip in photo.skipped] + prediction.unknown(boxes or {}, photos)
+        write(run, cfg, photos, found, skipped)
+        report(cfg, crop, photos, found, skipped, speed)
+        if not any(photo.faces for photo in found):
+            raise SystemExit("not one face was predicted; the reasons stand above and in landmarks.json")
+
+
+def check_values(cfg: DictConfig) -> None:
+    """Refuse values that would fail later or do harm.
+
+    Raises:
+        SystemExit: says which value, and what is expected.
+    """
+    import torch
+
+    if type(cfg.batch_size) is not int or cfg.batch_size < 1:
+        raise SystemExit(f"batch_size={cfg.batch_size}: a whole number over 0 expected")
+    if type(cfg.pictures) is not bool:
+        raise SystemExit(f"pictures={cfg.pictures}: true or false expected")
+    if cfg.device not in ("auto", "cpu", "cuda"):
+        raise SystemExit(f"device={cfg.device}: auto, cpu or cuda expected")
+    if cfg.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("device=cuda: torch finds no CUDA device here; device=auto takes what there is")
+    images, output = Path(str(cfg.images)).expanduser().resolve(), Path(cfg.output).resolve()
+    if cfg.pictures and images.is_dir() and output.is_relative_to(images):
+        raise SystemExit(
+            f"output={output} lies in the folder of the photos, so its pictures would be taken for photos the next "
+            "time; give output=FOLDER outside of it"
+        )
+
+
+def build_crop(run: runs.LoadedRun, cfg: DictConfig) -> "Crop":
+    """The crop that the run was trained with, around another box, with what was asked to be different.
+
+    Raises:
+        SystemExit: a value of ``crop`` makes no crop.
+    """
+    asked = {key: value for key, value in cfg.crop.items() if value is not None}
+    box = "given" if cfg.boxes is not None else "image"
+    if box == "image" != run.cfg.crop.box:
+        asked = {"scale": 1.0, "shift": [0.0, 0.0]} | asked
+    run.cfg.crop = OmegaConf.merge(run.cfg.crop, asked, {"box": box})
+    runs.check(run.cfg, runs.TRAIN_KEYS)
+    return runs.build(run.cfg.crop)
+
+
+def predict(
+    run: runs.LoadedRun, cfg: DictConfig, crop: "Crop", photos: "Photos", boxes: "Boxes | None"
+) -> "tuple[list[PredictedPhoto], str]":
+    """Predict all photos and draw their pictures; returns what was found and how fast, in words."""
+    import torch
+    from rich.progress import track
+
+    from facelab import prediction
+
+    device = cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    module, pictures = run.module.to(device), Path(cfg.output) / "pictures"
+    found: list[PredictedPhoto] = []
+    started = time.perf_counter()
+    with ThreadPoolExecutor() as pool:
         batches = prediction.predict(module, crop, photos, boxes, cfg.batch_size, pool)
         for batch in track(batches, "predict", total=-(-len(photos.paths) // cfg.batch_size), transient=True):
             found += batch
             if cfg.pictures:
-                shown = [photo for photo in batch if photo.faces]
-                list(pool.map(lambda p: prediction.write_picture(p, module.layout, output / "pictures"), shown))
-        speed = len(found) / (time.perf_counter() - started)
-        skipped = [*(skip for photo in found for skip in photo.skipped), *prediction.unknown(boxes or {}, photos)]
-        prediction.write_csv(output / "landmarks.csv", found, module.layout)
-        runs.write_json(
-            output / "landmarks.json",
-            {
-                "run": str(cfg.landmarks),
-                "checkpoint": str(run.checkpoint.resolve()),
-                "crop": OmegaConf.to_container(run.cfg.crop, resolve=True),
-                "folder": str(photos.folder.resolve()),
-                "skipped": [skip._asdict() for skip in skipped],
-                "left_aside": photos.left_aside,
-            }
-            | prediction.contents(found, module.layout),
-        )
-        report(cfg, photos, found, skipped, crop, f"{speed:.1f} photos a second on {module.device}")
+                with_faces = [photo for photo in batch if photo.faces]
+                list(pool.map(lambda photo: prediction.write_picture(photo, module.layout, pictures), with_faces))
+    return found, f"{len(found) / (time.perf_counter() - started):.1f} photos a second on {device}"
+
+
+def write(
+    run: runs.LoadedRun, cfg: DictConfig, photos: "Photos", found: "list[PredictedPhoto]", skipped: "list[Skipped]"
+) -> None:
+    """Write ``landmarks.csv`` and ``landmarks.json``."""
+    from facelab import prediction
+
+    output, layout = Path(cfg.output), run.module.layout
+    origin = {
+        "checkpoint": str(run.checkpoint.resolve()),
+        "crop": OmegaConf.to_container(run.cfg.crop, resolve=True),
+        "folder": str(photos.folder.resolve()),
+        "skipped": [skip._asdict() for skip in skipped],
+        "left_aside": photos.left_aside,
+    }
+    prediction.write_csv(output / "landmarks.csv", found, layout)
+    runs.write_json(output / "landmarks.json", origin | prediction.contents(found, layout))
+
+
+def report(
+    cfg: DictConfig,
+    crop: "Crop",
+    photos: "Photos",
+    found: "list[PredictedPhoto]",
+    skipped: "list[Skipped]",
+    speed: str,
+) -> None:
+    """Print how many faces were found, what was not predicted and why, and where the results lie."""
+    from rich.console import Console
+
+    around = f"the boxes of {cfg.boxes}" if cfg.boxes is not None else "each whole photo (boxes=FILE names the faces)"
+    lines = [f"faces cut out around {around}, scale {crop.scale}, shift {crop.shift}"]
+    for skip in skipped[:SHOWN]:
+        face = "" if skip.face is None else f", face {skip.face}"
+        lines.append(f"skipped {skip.image}{face}: {skip.reason}")
+    if len(skipped) > SHOWN:
+        lines.append(f"skipped {len(skipped) - SHOWN} more; landmarks.json names them")
+    if photos.left_aside:
+        others = ", ".join(f"{count} {ending}" for ending, count in photos.left_aside.items())
+        lines.append(f"left aside what is no photo by its ending: {others}")
+    faces, with_faces = sum(len(photo.faces) for photo in found), sum(bool(photo.faces) for photo in found)
+    lines.append(f"{faces} face{'s' * (faces != 1)} in {with_faces} of {len(found)} photos, {speed}")
+    pictures = " and pictures/" if cfg.pictures and faces else ""
+    lines.append(f"landmarks.json, landmarks.csv{pictures} in {cfg.output}")
+    Console().print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    runs.start()
+    main()

@@ -3,21 +3,20 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import cv2
 import numpy as np
 import torch
 from lightning import LightningDataModule
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
-from datamodules.augmentation import Augmentation, Warp
+from datamodules.augmentation import UNCHANGED, Augmentation
 from facelab.landmarks.batch import LandmarkBatch
 from facelab.landmarks.crop import Crop
-from facelab.landmarks.face import Annotations, Face, Split
-from facelab.landmarks.geometry import Array, apply, reduce_image
-from facelab.landmarks.image import FaultyImage, image_size, read_image
+from facelab.landmarks.face import Annotations, DataFault, Face, Split
+from facelab.landmarks.geometry import Array, apply
+from facelab.landmarks.image import FaultyImage, cut_out, image_size
 from facelab.landmarks.layouts import Layout
 from facelab.landmarks.pose import estimate_pose, mirrored, turned
 
@@ -30,7 +29,7 @@ class NoBoxError(ValueError):
     """A face without the box that the crop is built around."""
 
 
-class EpochSampler(DistributedSampler[tuple[int, int]]):
+class EpochSampler(DistributedSampler[Any]):
     """Yields (epoch, row), so that a sample's random draws can be a function of (seed, epoch, row) alone.
 
     Order and draws then depend neither on the number of workers nor on whether the run was resumed. Torch's
@@ -51,22 +50,30 @@ class FaceDataset(Dataset[LandmarkBatch]):
         crop: what part of the photo is cut out.
         augment: None for evaluation: the crop as it is.
         seed: of the random draws.
+
+    Raises:
+        DataFault: by the reader; when the split has no face; when no face has the box that the crop is built around.
     """
 
     def __init__(self, data: Annotations, split: Split, crop: Crop, augment: Augmentation | None, seed: int) -> None:
         self.layout: Layout = data.layout
-        self.tag_names = data.tags
         self.crop, self.augment, self.seed = crop, augment, seed
         rows = [(photo.path, face) for photo in data.photos(split) for face in photo.faces]
         self.paths: list[Path] = [path for path, _ in rows]
         self.faces: list[Face] = [face for _, face in rows]
+        if not rows:
+            raise DataFault(f"{data.name}: the split {split!r} has no face; look into data.root, or choose another")
+        self.boxes = torch.from_numpy(np.stack([face.box for face in self.faces]).astype(np.float32))  # (F, 4)
+        if crop.box == "given" and self.boxes.isnan().any(dim=1).all():
+            raise DataFault(f"{data.name}: no face of the split {split!r} comes with a box; use crop.box=points")
+        tags = [[tag in face.tags for tag in data.tags] for face in self.faces]
+        self.tags = torch.tensor(tags, dtype=torch.bool)  # (F, T)
         self.pose, self.pose_source = self._poses()
-        self._reported: set[int] = set()
+        # Shared by the worker processes, so that each face is named once.
+        self._reported = torch.zeros(len(self.faces), dtype=torch.bool).share_memory_()
 
     def _poses(self) -> tuple[Array, PoseSource]:
         """Labelled poses, completed by estimates from the points where there is no label, ``(F, 3)`` degrees."""
-        if not self.faces:
-            return np.zeros((0, 3), np.float32), "none"
         pose = np.stack([face.pose for face in self.faces]).astype(np.float32)
         missing = np.isnan(pose).any(axis=1)
         if not missing.any():
@@ -86,22 +93,27 @@ class FaceDataset(Dataset[LandmarkBatch]):
         try:
             return self._sample(row, rng)
         except (FaultyImage, NoBoxError) as error:
-            if row not in self._reported:
-                self._reported.add(row)
+            if not self._reported[row]:
+                self._reported[row] = True
                 log.warning("face %d is left out: %s", row, error)
             return self._blank(row)
 
     def to_crop(self, row: int) -> Array:
-        """The map from the photo of a face to its unchanged crop, ``(3, 3)`` float64."""
+        """The map from the photo of a face to its unchanged crop, ``(3, 3)`` float64.
+
+        Raises:
+            NoBoxError: the face has no box as the crop wants it.
+            FaultyImage: the crop is built around the whole photo, and its header cannot be read.
+        """
         width, height = image_size(self.paths[row]) if self.crop.box == "image" else (0, 0)
         try:
             return self.crop.matrix(self.crop.source(self.faces[row], width, height))
         except ValueError as error:
-            raise NoBoxError(f"{self.paths[row]}: {error}") from error
+            raise NoBoxError(f"{self.paths[row]}: {error} (crop.box={self.crop.box})") from error
 
     def _sample(self, row: int, rng: np.random.Generator) -> LandmarkBatch:
         face, size = self.faces[row], self.crop.size
-        warp = self.augment.draw(rng, size) if self.augment else Warp(np.eye(3), mirrored=False, degrees=0.0)
+        warp = self.augment.draw(rng, size) if self.augment else UNCHANGED
         matrix = warp.matrix @ self.to_crop(row)
         image = cut_out(self.paths[row], matrix, size)
         if self.augment:
@@ -124,49 +136,28 @@ class FaceDataset(Dataset[LandmarkBatch]):
     def _row(
         self, row: int, image: Array, points: Array, visible: Array, pose: Array, to_photo: Array
     ) -> LandmarkBatch:
-        face = self.faces[row]
         return LandmarkBatch(
             image=torch.from_numpy(image).permute(2, 0, 1),
             points=torch.from_numpy(points),
             valid=torch.from_numpy(np.isfinite(points).all(axis=1)),
             visible=torch.from_numpy(visible),
-            tags=torch.tensor([tag in face.tags for tag in self.tag_names], dtype=torch.bool),
-            box=torch.from_numpy(face.box.astype(np.float32)),
+            tags=self.tags[row],
+            box=self.boxes[row],
             pose=torch.from_numpy(pose.astype(np.float32)),
             to_photo=torch.from_numpy(to_photo.astype(np.float32)),
             face_id=torch.tensor(row),
         )
 
 
-def cut_out(path: Path, matrix: Array, size: int) -> Array:
-    """Cut a crop out of a photo, interpolating once.
-
-    Args:
-        path: the photo. A JPEG that is more than twice as large as needed is decoded at a half, a quarter or an
-            eighth, which is faster and avoids aliasing.
-        matrix: ``(3, 3)`` photo pixels to crop pixels.
-        size: side of the crop.
-
-    Returns:
-        ``(size, size, 3)`` uint8 RGB, black outside the photo.
-
-    Raises:
-        FaultyImage: the file cannot be read whole.
-    """
-    shrink = 1 / np.sqrt(abs(np.linalg.det(matrix[:2, :2])))
-    reduce = 1
-    if path.suffix.lower() in {".jpg", ".jpeg"}:
-        reduce = max(factor for factor in (1, 2, 4, 8) if factor <= max(shrink, 1))
-    image = read_image(path, reduce=reduce)
-    to_crop = matrix @ np.linalg.inv(reduce_image(reduce))
-    return cv2.warpAffine(image, to_crop[:2], (size, size), flags=cv2.INTER_LINEAR)
-
-
 def collate(samples: list[LandmarkBatch]) -> LandmarkBatch:
     """Stack samples. Images stay in the order of their bytes (channels last), which convolutions prefer on a CPU."""
-    image = torch.stack([sample.image.permute(1, 2, 0) for sample in samples]).permute(0, 3, 1, 2)
-    rest: list[Tensor] = default_collate([tuple(sample[1:]) for sample in samples])
-    return LandmarkBatch(image, *rest)
+    image, *rest = default_collate([(sample.image.permute(1, 2, 0), *sample[1:]) for sample in samples])
+    return LandmarkBatch(image.permute(0, 3, 1, 2), *rest)
+
+
+def _one_thread(worker: int) -> None:
+    """A worker is one thread: OpenCV's own would fight with the training for the cores."""
+    cv2.setNumThreads(0)  # 1 hangs in a forked process whose parent has used OpenCV (5.0.0)
 
 
 class LandmarkDataModule(LightningDataModule):
@@ -203,7 +194,7 @@ class LandmarkDataModule(LightningDataModule):
         """Read the annotations that this stage needs. No photo is opened.
 
         Raises:
-            DataFault: by the reader, or when a split has no face.
+            DataFault: by the reader; when a split has no face, or none with the box that the crop is built around.
         """
         needed: dict[str, tuple[Split, Augmentation | None]] = {}
         if stage == "fit":
@@ -233,13 +224,16 @@ class LandmarkDataModule(LightningDataModule):
         faces = self.faces[role]
         world = self.trainer.world_size if self.trainer else 1
         rank = self.trainer.global_rank if self.trainer else 0
-        sampler = EpochSampler(faces, num_replicas=world, rank=rank, shuffle=shuffle, seed=self.seed)  # type: ignore[arg-type]
+        # Torch's sampler orders by the sum of seed and epoch: with plain seeds run 2 would repeat the orders of run 1.
+        seed = int(np.random.SeedSequence(self.seed).generate_state(1)[0])
+        sampler = EpochSampler(faces, num_replicas=world, rank=rank, shuffle=shuffle, seed=seed)
         return DataLoader(
             faces,
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=collate,
+            worker_init_fn=_one_thread,
             drop_last=shuffle and len(faces) >= self.batch_size * world,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),

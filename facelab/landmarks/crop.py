@@ -28,6 +28,9 @@ class Crop:
             by 0.1 of the height, with the other edges moved out by 0.1, is ``scale: [1.2, 1.0]``, ``shift: [0, 0.1]``.
         box: ``points`` the tight box of the annotated points; ``given`` the dataset's or the detector's box;
             ``image`` the whole photo.
+
+    Raises:
+        ValueError: size or scale is not over 0, or a list has not one number for x and one for y.
     """
 
     size: int
@@ -35,6 +38,14 @@ class Crop:
     square: bool
     shift: Sequence[float]
     box: BoxSource
+
+    def __post_init__(self) -> None:
+        if self.size <= 0 or not np.all(np.asarray(self.scale) > 0):
+            raise ValueError(f"crop.size={self.size} and crop.scale={self.scale} must be over 0")
+        if np.shape(self.scale) not in ((), (2,)) or np.shape(self.shift) != (2,):
+            raise ValueError(
+                f"crop.shift={self.shift} must be two numbers, x and y, crop.scale={self.scale} one number or two"
+            )
 
     def source(self, face: Face, width: int, height: int) -> Array:
         """The box of a face that the crop is built around, in pixels of its photo of ``width`` x ``height``.

@@ -1,0 +1,414 @@
+"""predict.py: landmarks on photos that nobody annotated."""
+
+import csv
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from facelab import prediction, runs
+from facelab.landmarks.face import DataFault
+from facelab.landmarks.geometry import tight_box
+from facelab.landmarks.image import cut_out, read_image, reduction, upright
+from facelab.landmarks.layouts import FIVE5
+from tests.conftest import open_door
+
+FACE = np.array([[0.2, 0.3], [0.8, 0.25], [0.5, 0.5], [0.3, 0.8], [0.7, 0.85]])  # of FIVE5 in a unit square
+TO_STORED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+"""Orientation mark -> how a camera that is held so turns the upright picture when it stores it."""
+
+
+def picture(seed: int, width: int, height: int) -> np.ndarray:
+    """A smooth picture ``(H, W, 3)`` that looks different everywhere."""
+    noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
+    return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def save(image: np.ndarray, path: Path, mark: int = 1) -> Path:
+    """Write a picture as a camera does that is held so that it has to leave this orientation mark."""
+    stored = Image.fromarray(image)
+    exif = Image.Exif()
+    if mark != 1:
+        stored = stored.transpose(TO_STORED[mark])
+        exif[0x112] = mark
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stored.save(path, exif=exif, quality=95)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A network that has seen a few batches: its run folder, and the set of photos and points it was trained on."""
+    root, run = tmp_path_factory.mktemp("faces"), tmp_path_factory.mktemp("run") / "run"
+    rng = np.random.default_rng(0)
+    points: dict[str, np.ndarray] = {}
+    for split in ("train", "val", "test"):
+        for number in range(4):
+            # The first of each split is so large that its JPEG is decoded reduced, and no multiple of 8.
+            width, height = (331, 285) if number == 0 else (97, 83)
+            name = f"{split}/face{number}." + ("jpg" if number < 2 else "png")
+            save(picture(len(points), width, height), root / name)
+            face = FACE + rng.normal(0, 0.03, FACE.shape)
+            points[name] = (face * [width, height]).astype(np.float32)
+            np.savetxt((root / name).with_suffix(".txt"), points[name], fmt="%.9g")
+    open_door(
+        "train",
+        *("data=folder", f"data.root={root}", "data.layout.path=facelab.landmarks.layouts.FIVE5", "logger=none"),
+        *("backbone=timm", "backbone.name=test_resnet", "backbone.pretrained=false", "head.trunk=null"),
+        *("crop.size=64", "coder.num_neighbours=2", "datamodule.batch_size=2", "datamodule.num_workers=0"),
+        *("trainer.max_epochs=2", f"hydra.run.dir={run}"),
+        folder=run.parent,
+    )
+    return SimpleNamespace(root=root, run=run, points=points)
+
+
+@pytest.fixture
+def predict(trained: SimpleNamespace, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Run predict.py and return what its landmarks.json says."""
+
+    def run(*words: object) -> dict[str, Any]:
+        words = (f"landmarks={trained.run}", "device=cpu", "hydra.run.dir=prediction", *words)
+        open_door("predict", *words, folder=tmp_path)
+        return json.loads((tmp_path / "prediction/landmarks.json").read_text())
+
+    return run
+
+
+def write_boxes(path: Path, rows: Sequence[tuple[object, ...]]) -> Path:
+    """A CSV file of boxes."""
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([prediction.COLUMNS, *rows])
+    return path
+
+
+def first_points(result: dict[str, Any], name: str) -> np.ndarray:
+    """The points of the first face of a photo."""
+    return np.array(result["images"][name]["faces"][0]["points"])
+
+
+# ------------------------------------------------------------------------------------------------------- what it finds
+
+
+def test_same_as_the_training_sees(
+    trained: SimpleNamespace, predict: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """A crop, a decoding or a way back to the photo that is not the training's moves every point."""
+    run = runs.load_run(trained.run, runs.OmegaConf.load(trained.run / "config.yaml").paths)
+    datamodule = runs.build(run.cfg.datamodule)
+    datamodule.setup("test")
+    faces = datamodule.faces["test"]
+    assert {reduction(path, faces.to_crop(row)) for row, path in enumerate(faces.paths)} == {1, 2}
+    expected: dict[str, np.ndarray] = {}
+    with torch.inference_mode():
+        for number, batch in enumerate(datamodule.test_dataloader()):
+            points = run.module.predict_step(batch, number).points.numpy()
+            expected |= {faces.paths[row].name: points[i] for i, row in enumerate(batch.face_id.tolist())}
+
+    boxes = {name: tight_box(trained.points[f"test/{name}"]) for name in expected}
+    file = write_boxes(tmp_path / "boxes.csv", [(name, *box.tolist()) for name, box in boxes.items()])
+    result = predict(f"images={trained.root / 'test'}", f"boxes={file}", "batch_size=3")
+
+    assert result["images"].keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_allclose(first_points(result, name), expected[name], atol=0.01)
+    assert result["crop"]["scale"] == 1.1
+    assert result["crop"]["box"] == "given"
+
+
+def test_several_faces(trained: SimpleNamespace, predict: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    """Faces that change places within a batch would go to another photo."""
+    photos = trained.root / "test"
+    boxes = {
+        "face0.jpg": [[10, 20, 110, 120], [150, 20, 300, 270]],
+        "face1.jpg": [],
+        "face2.png": [[5, 5, 60, 70]],
+        "face3.png": [[5, 5, 60, 70], [20.5, 10, 90, 80], [0, 0, 97, 83]],
+    }
+    file = tmp_path / "boxes.json"
+    file.write_text(json.dumps(boxes))
+    together = predict(f"images={photos}", f"boxes={file}", "batch_size=4")
+    assert {name: [face["box"] for face in photo["faces"]] for name, photo in together["images"].items()} == boxes
+    alone = predict(f"images={photos / 'face3.png'}", f"boxes={file}", "batch_size=1")
+    for one, other in zip(alone["images"]["face3.png"]["faces"], together["images"]["face3.png"]["faces"], strict=True):
+        np.testing.assert_allclose(one["points"], other["points"], atol=0.01)
+    assert {skip["image"] for skip in alone["skipped"]} == {"face0.jpg", "face1.jpg", "face2.png"}
+
+
+def test_whole_photo_and_command_line_scale(
+    trained: SimpleNamespace, predict: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """The training's scale, made for boxes around landmarks, would cut into or blow up a whole photo."""
+    photo = trained.root / "test" / "face2.png"
+    whole = predict(f"images={photo}")
+    file = write_boxes(tmp_path / "boxes.csv", [("face2.png", -0.5, -0.5, 96.5, 82.5)])
+    asked = predict(f"images={photo}", f"boxes={file}", "crop.scale=1", "crop.square=false")
+    trained_scale = predict(f"images={photo}", f"boxes={file}")
+    np.testing.assert_array_equal(first_points(whole, "face2.png"), first_points(asked, "face2.png"))
+    assert np.abs(first_points(whole, "face2.png") - first_points(trained_scale, "face2.png")).max() > 0.1
+    assert whole["crop"] | {"box": "given"} == asked["crop"]
+    assert whole["images"]["face2.png"]["size"] == [97, 83]
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_orientation_mark(suffix: str, predict: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    """A photo taken with the camera held upright would be predicted lying, or its points drawn lying."""
+    image = picture(7, 97, 83)
+    if suffix == "webp":
+        image = np.asarray(Image.open(save(image, tmp_path / "lossy.webp")).convert("RGB"))
+    for mark in range(1, 9):
+        path = save(image, tmp_path / "photos" / f"{mark}.png", mark)
+        if suffix == "webp":
+            Image.open(path).save(path.with_suffix(".webp"), lossless=True, exif=Image.open(path).getexif())
+            path.unlink()
+    boxes = {f"{mark}.{suffix}": [[20, 10, 80, 75]] for mark in range(1, 9)}
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    result = predict(f"images={tmp_path / 'photos'}", f"boxes={tmp_path / 'boxes.json'}")
+    for name in boxes:
+        np.testing.assert_allclose(first_points(result, name), first_points(result, f"1.{suffix}"), atol=0.01)
+        assert result["images"][name]["size"] == [97, 83]
+    ending = "" if suffix == "png" else ".png"
+    drawn = [read_image(tmp_path / f"prediction/pictures/{name}{ending}").astype(int) for name in boxes]
+    assert all(np.abs(other - drawn[0]).mean() < 1 for other in drawn)
+
+
+@pytest.mark.parametrize("mark", range(1, 9))
+def test_orientation_mark_of_a_reduced_jpeg(mark: int, tmp_path: Path) -> None:
+    """A JPEG whose sides are no multiple of 8 has its unfilled pixel on another side when it is turned."""
+    image = picture(3, 331, 285)
+    stored = save(image, tmp_path / "turned.jpg", mark)
+    to_upright, box = upright(stored)
+    np.testing.assert_array_equal(box, [-0.5, -0.5, 330.5, 284.5])
+    matrix = np.diag([1 / 5, 1 / 5, 1.0])
+    assert reduction(stored, matrix @ to_upright) == 4
+    straight = save(image, tmp_path / "straight.jpg")
+    aside = matrix + np.array([[0, 0, 0.5], [0, 0, 0], [0, 0, 0]])
+    inner = slice(4, 48)  # without the edge of the photo, where a crop fades to black
+    seen, same, moved = (
+        cut_out(path, to_crop, 52)[inner, inner].astype(float)
+        for path, to_crop in ((straight, matrix), (stored, matrix @ to_upright), (straight, aside))
+    )
+    assert np.abs(same - seen).mean() < np.abs(moved - seen).mean() / 4
+
+
+def test_damaged_orientation_block(tmp_path: Path) -> None:
+    """Broken metadata must not lose a photo whose pixels are whole."""
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(picture(1, 40, 30)).save(path, exif=b"Exif\0\0 nothing of the kind")
+    matrix, box = upright(path)
+    np.testing.assert_array_equal(matrix, np.eye(3))
+    np.testing.assert_array_equal(box, [-0.5, -0.5, 39.5, 29.5])
+
+
+def test_kinds_of_pixels(predict: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    """Grey, transparent and 16-bit photos would be refused, or seen in other colours."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    grey = picture(5, 97, 83)[..., 0]
+    rgb = np.dstack([grey] * 3)
+    kinds = {"rgb": rgb, "grey": grey, "rgba": np.dstack([rgb, grey]), "deep": grey.astype(np.uint16) * 256}
+    for name, image in kinds.items():
+        Image.fromarray(image).save(photos / f"{name}.png")
+    cv2.imwrite(str(photos / "deep_rgb.tif"), rgb.astype(np.uint16) * 256)
+    result = predict(f"images={photos}")
+    assert result["images"].keys() == {f"{name}.png" for name in kinds} | {"deep_rgb.tif"}
+    for name in result["images"]:
+        np.testing.assert_allclose(first_points(result, name), first_points(result, "rgb.png"), atol=0.01)
+
+
+def test_table_and_pictures(
+    trained: SimpleNamespace, predict: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table would disagree with the JSON, or a picture would show points elsewhere or at another size."""
+    result = predict(f"images={trained.root}")
+    with (tmp_path / "prediction/landmarks.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["image"] for row in rows] == list(result["images"])
+    for row in rows:
+        face = result["images"][row["image"]]["faces"][0]
+        points = [[float(row[f"p{i}_{axis}"]) for axis in "xy"] for i in range(FIVE5.num_points)]
+        assert points == face["points"]
+        assert [float(row[key]) for key in ("x0", "y0", "x1", "y1")] == face["box"]
+        assert float(row["mean_confidence"]) == pytest.approx(np.mean(face["confidence"]), abs=2e-3)
+    name = "test/face2.png"
+    before, after = read_image(trained.root / name), read_image(tmp_path / "prediction/pictures" / name)
+    changed = np.argwhere((before != after).any(axis=2))[:, ::-1]
+    inside = [(point >= 0).all() and (point < [97, 83]).all() for point in first_points(result, name)]
+    assert any(inside)
+    for point in first_points(result, name)[inside]:
+        assert np.linalg.norm(changed - point, axis=1).min() < 1
+    assert result["left_aside"] == {".txt": 12}
+    said = capsys.readouterr().out
+    assert "12 faces in 12 of 12 photos" in said
+    assert "each whole photo" in said
+    assert "12 .txt" in said
+    assert json.loads((tmp_path / "prediction/status.json").read_text())["state"] == "finished"
+
+
+# ------------------------------------------------------------------------------------------------------ what is skipped
+
+
+def test_faulty_photos_do_not_stop_the_others(
+    trained: SimpleNamespace, predict: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One bad file among thousands would end the run, or vanish from the results."""
+    photos = tmp_path / "photos"
+    good = save(picture(2, 97, 83), photos / "sub" / "good.jpg")
+    (photos / "half.jpg").write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    (photos / "text.jpg").write_text("no picture")
+    (photos / "empty.png").touch()
+    result = predict(f"images={photos}")
+    assert list(result["images"]) == ["sub/good.jpg"]
+    assert {skip["image"] for skip in result["skipped"]} == {"half.jpg", "text.jpg", "empty.png"}
+    said = capsys.readouterr().out
+    assert "skipped half.jpg: the JPEG was cut off" in said
+    assert "1 face in 1 of 4 photos" in said
+
+
+def test_unusable_boxes(trained: SimpleNamespace, predict: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    """A box that names nothing or shows nothing would be dropped without a word, or shift the faces after it."""
+    rows = [
+        ("face2.png", 50, 40, 20, 30),
+        ("face2.png", 500, 10, 600, 90),
+        ("./face2.png", -20, 10, 60, 70),
+        ("nobody.png", 1, 1, 5, 5),
+    ]
+    file = write_boxes(tmp_path / "boxes.csv", rows)
+    result = predict(f"images={trained.root / 'test'}", f"boxes={file}")
+    assert [face["face"] for face in result["images"]["face2.png"]["faces"]] == [2]
+    reasons = {(skip["image"], skip["face"]): skip["reason"] for skip in result["skipped"]}
+    assert "no area" in reasons["face2.png", 0]
+    assert "outside" in reasons["face2.png", 1]
+    assert "not among the photos" in reasons["nobody.png", None]
+    assert {name for (name, _), reason in reasons.items() if "does not name it" in reason} == {
+        *("face0.jpg", "face1.jpg", "face3.png")
+    }
+
+
+def test_nothing_predicted_fails(predict: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    """A script around predict.py would take an empty result for success."""
+    (tmp_path / "text.jpg").write_text("no picture")
+    with pytest.raises(SystemExit, match="not one face") as stop:
+        predict(f"images={tmp_path / 'text.jpg'}")
+    assert stop.value.code
+    assert json.loads((tmp_path / "prediction/status.json").read_text())["state"] == "failed"
+    skipped = json.loads((tmp_path / "prediction/landmarks.json").read_text())["skipped"]
+    assert [skip["image"] for skip in skipped] == ["text.jpg"]
+
+
+# ----------------------------------------------------------------------------------------------------- what is refused
+
+
+def test_photos_are_found(tmp_path: Path) -> None:
+    """A photo would be left out by its upper-case ending or its folder, or a pattern would find another set."""
+    for name in ("a.JPG", "b/c.png", "b/d/e.tiff", ".hidden/f.jpg", "notes.txt", "README"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = prediction.find_photos(str(tmp_path))
+    assert sorted(found.paths) == ["a.JPG", "b/c.png", "b/d/e.tiff"]
+    assert found.left_aside == {".txt": 1, "no ending": 1}
+    assert list(prediction.find_photos(f"{tmp_path}/**/*.png").paths) == ["b/c.png"]
+    assert list(prediction.find_photos(f"{tmp_path}/b/[c]*").paths) == ["c.png"]
+    assert list(prediction.find_photos(f"{tmp_path}/b/c.png").paths) == ["c.png"]
+
+
+@pytest.mark.parametrize("images", ["nowhere", "nowhere/*.jpg", "empty", "notes"])
+def test_no_photos(images: str, tmp_path: Path) -> None:
+    """A mistyped folder would look like a run without faces."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").touch()
+    with pytest.raises(DataFault, match=images.partition("/")[0]):
+        prediction.find_photos(str(tmp_path / images))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("b.csv", "", "empty"),
+        ("b.csv", "a.jpg,1,2,3,4", "line 1: expected the header image,x0,y0,x1,y1"),
+        ("b.csv", "image,x0,y0,x1,y1\n\na.jpg,1,2,3", "line 3: found 4 values, expected 5"),
+        ("b.csv", "image,x0,y0,x1,y1\na.jpg,1,2,x,4", "line 2: 'x' is not a number"),
+        ("b.csv", "image,x0,y0,x1,y1\na.jpg,1,2,3,4\na.jpg,1,nan,3,4", "line 3: 'nan'"),
+        ("b.csv", "image,x0,y0,x1,y1\na.jpg,1,2,inf,4", "line 2: 'inf' is not a finite number"),
+        ("b.csv", "image,x0,y0,x1,y1\n ,1,2,3,4", "line 2: no image"),
+        ("b.json", '{"a.jpg": [[1, 2, 3, 4]],\n oops}', "line 2: not JSON"),
+        ("b.json", "[[1, 2, 3, 4]]", "found a list"),
+        ("b.json", '{"a.jpg": {"box": 1}}', "'a.jpg': expected a list of boxes"),
+        ("b.json", '{"a.jpg": [1, 2, 3, 4]}', "'a.jpg', face 0: expected"),
+        ("b.json", '{"a.jpg": [[1, 2, 3, 4], [1, 2, 3]]}', "'a.jpg', face 1: expected"),
+        ("b.json", '{"a.jpg": [[1, 2, NaN, 4]]}', "'a.jpg', face 0: expected"),
+        ("b.json", '{"a.jpg": [[1, 2, true, 4]]}', "'a.jpg', face 0: expected"),
+        ("b.json", '{"a.jpg": [], "a.jpg": [[1, 2, 3, 4]]}', "'a.jpg' stands there twice"),
+        ("b.txt", "a.jpg 1 2 3 4", "ends in .csv or .json"),
+    ],
+)
+def test_malformed_boxes(name: str, text: str, expected: str, tmp_path: Path) -> None:
+    """A fault in a long file would have to be searched for by hand, or faces would be lost without a word."""
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(DataFault, match=name) as fault:
+        prediction.read_boxes(path)
+    assert expected in str(fault.value)
+
+
+def test_boxes_file_is_absent(tmp_path: Path) -> None:
+    """A mistyped name would be a traceback."""
+    with pytest.raises(DataFault, match="No such file"):
+        prediction.read_boxes(tmp_path / "boxes.csv")
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("images=nowhere", "images=nowhere: there is no such file or folder"),
+        ("boxes=nowhere.csv", "nowhere.csv"),
+        ("landmarks=nowhere", "neither a run folder nor a checkpoint"),
+        ("crop.scale=0", "crop.scale=0"),
+        ("crop.scale=large", "crop.scale"),
+        ("crop.shift=[1]", "crop.shift"),
+        ("crop.square=3", "crop.square"),
+        ("batch_size=0", "batch_size=0"),
+        ("device=tpu", "device=tpu"),
+        ("pictures=some", "pictures=some"),
+        ("images=.", "lies in the folder of the photos"),
+    ],
+)
+def test_refused_values(
+    word: str,
+    expected: str,
+    trained: SimpleNamespace,
+    predict: Callable[..., dict[str, Any]],
+) -> None:
+    """A wrong value would be a traceback after minutes, or be taken for another one."""
+    with pytest.raises(SystemExit) as stop:
+        predict(f"images={trained.root / 'test'}", word)
+    assert expected in str(stop.value.code)
+
+
+def test_points_that_are_no_numbers(trained: SimpleNamespace) -> None:
+    """A diverged network would write files full of nothing."""
+    paths = {"face2.png": trained.root / "test" / "face2.png"}
+    nothing = torch.full((1, FIVE5.num_points, 2), torch.nan), torch.zeros(1, FIVE5.num_points)
+    module: Any = SimpleNamespace(device="cpu", predict_points=lambda image: nothing)
+    crop = runs.build(runs.OmegaConf.load(trained.run / "config.yaml").crop)
+    boxes = {"face2.png": [np.array([1.0, 1.0, 50.0, 50.0])]}
+    with ThreadPoolExecutor(1) as pool:
+        ((photo,),) = prediction.predict(module, crop, prediction.Photos(Path(), paths, {}), boxes, 2, pool)
+    assert photo.faces == []
+    assert "diverge" in photo.skipped[0].reason
