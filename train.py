@@ -16,6 +16,8 @@ def main(cfg: DictConfig) -> float | None:
     with runs.recorded(folder, cfg):
         from lightning import seed_everything
 
+        if cfg.test_with not in ("last", "best"):
+            raise SystemExit(f"test_with={cfg.test_with}: last or best expected")
         seed_everything(cfg.seed, workers=True, verbose=False)
         datamodule, module = runs.build(cfg.datamodule), runs.build(cfg.model)
         module.save_hyperparameters(OmegaConf.to_container(cfg, resolve=False), logger=False)
@@ -25,7 +27,8 @@ def main(cfg: DictConfig) -> float | None:
             logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
         trainer.fit(module, datamodule)
         monitored = trainer.callback_metrics.get(cfg.monitor.name)
-        checkpoint = None if trainer.fast_dev_run else runs.find_checkpoint(folder, cfg.test_with)
+        saved = trainer.checkpoint_callback and not trainer.fast_dev_run
+        checkpoint = runs.find_checkpoint(folder, cfg.test_with) if saved else None
         trainer.test(module, datamodule, ckpt_path=checkpoint, verbose=False)
         results = runs.write_results(folder, module, datamodule, checkpoint)
     runs.report(folder, results)

@@ -7,7 +7,7 @@ the machine's mood meets all of them; printed are the median block of each and i
 
 * ``loop``: this project's training through Lightning's Trainer, loader, logging and all.
 * ``step``: forward, loss, backward and optimizer step of the same network on one batch that is already there.
-* ``peer``: with ``--peer``, ``FUNCTION()`` of the Python file PATH, which returns an object whose ``blocks(n)`` trains n
+* ``peer``: with ``--peer``, ``FUNCTION()`` of the Python file PATH: it returns an object whose ``blocks(n)`` trains n
   steps of the same batch size.
 
 The loader is measured alone, in one process, before the training starts.

@@ -26,7 +26,7 @@ def save_picture(trainer: Trainer, picture: Array, path: Path, name: str) -> Non
             raise OSError(f"{path} could not be written")
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
-            logger.log_image(name, [picture], step=None)
+            logger.log_image(name, [picture], step=trainer.global_step)
         elif isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(name, picture, trainer.global_step, dataformats="HWC")
 
@@ -61,7 +61,7 @@ class FaceGrid(Callback):
             save_picture(trainer, grid(self.cells, self.columns), self.folder / file, name)
         self.cells = []
 
-    def on_validation_batch_end(  # type: ignore[override]
+    def on_validation_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: LandmarkBatch, *_: int
     ) -> None:
         """Keep the first faces."""
@@ -71,7 +71,7 @@ class FaceGrid(Callback):
         """Save them."""
         self._save(trainer, f"epoch_{trainer.current_epoch:03d}.png", "val/faces")
 
-    def on_test_batch_end(  # type: ignore[override]
+    def on_test_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: LandmarkBatch, *_: int
     ) -> None:
         """Keep the first faces."""
@@ -96,7 +96,7 @@ class WorstFaces(Callback):
         self.folder, self.columns, self.size, self.cell = Path(folder), columns, columns * rows, cell
         self.points: dict[int, Array] = {}
 
-    def on_test_batch_end(  # type: ignore[override]
+    def on_test_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: LandmarkBatch, *_: int
     ) -> None:
         """Keep what was predicted: points alone, since the images would not fit."""
@@ -117,9 +117,7 @@ class WorstFaces(Callback):
             sample: LandmarkBatch = faces[(0, row)]
             image, truth = sample.image.permute(1, 2, 0).numpy(), sample.points.numpy()
             caption = f"{100 * error[index]:.1f} % {faces.paths[row].stem}"
-            cells.append(
-                cell(image, layout, side=self.cell, truth=truth, prediction=self.points[row], caption=caption)
-            )
+            cells.append(cell(image, layout, side=self.cell, truth=truth, prediction=self.points[row], caption=caption))
         self.points = {}
         if cells:
             save_picture(trainer, grid(cells, self.columns), self.folder / "worst.png", "test/worst_faces")

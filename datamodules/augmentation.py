@@ -1,10 +1,12 @@
 """Random changes of a training sample: one affine map, then changes of the pixels alone."""
 
+import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import albumentations
 import numpy as np
+from albumentations.augmentations.dropout.transforms import BaseDropout
 
 from facelab.landmarks.geometry import Array, around_centre, mirror_image
 
@@ -15,6 +17,9 @@ class Warp(NamedTuple):
     matrix: Array  # (3, 3) float64, crop to changed crop, both in pixels
     mirrored: bool
     degrees: float  # clockwise, after the mirror
+
+
+UNCHANGED = Warp(np.eye(3), mirrored=False, degrees=0.0)
 
 
 class Augmentation:
@@ -32,7 +37,10 @@ class Augmentation:
         scale_limit: under 1.
         rotation_probability: of a rotation about the crop's centre, uniform in +-``rotation_limit``.
         rotation_limit: degrees.
-        pixels: albumentations transforms of the image alone, each with its own ``p``.
+        pixels: albumentations transforms of the image alone, each with its own ``p``; or compositions of such.
+
+    Raises:
+        ValueError: a probability or ``scale_limit`` is out of range, or a transform of ``pixels`` moves pixels.
     """
 
     def __init__(
@@ -44,10 +52,18 @@ class Augmentation:
         scale_limit: float,
         rotation_probability: float,
         rotation_limit: float,
-        pixels: Sequence[albumentations.BasicTransform],
+        pixels: Sequence[albumentations.BasicTransform | albumentations.BaseCompose],
     ) -> None:
         if not 0 <= scale_limit < 1:
             raise ValueError(f"augment.scale_limit must be in [0, 1), got {scale_limit}")
+        probabilities = (mirror_probability, shift_probability, scale_probability, rotation_probability)
+        if not all(0 <= probability <= 1 for probability in probabilities):
+            raise ValueError(f"augment: the probabilities of mirror, shift, scale and rotation are {probabilities}")
+        if movers := [type(transform).__name__ for transform in pixels if _moves(transform)]:
+            raise ValueError(
+                f"augment.pixels: {', '.join(movers)} would move the face and leave its points behind; use mirror, "
+                f"shift, scale and rotation of augment"
+            )
         self.mirror_probability = mirror_probability
         self.shift_probability, self.shift_limit = shift_probability, shift_limit
         self.scale_probability, self.scale_limit = scale_probability, scale_limit
@@ -73,9 +89,28 @@ class Augmentation:
         return Warp(around_centre(size, degrees, factor) @ matrix, bool(mirrored), degrees)
 
     def change_pixels(self, rng: np.random.Generator, image: Array) -> Array:
-        """Change the pixels of an RGB image ``(H, W, 3)`` uint8; the points stay where they are."""
+        """Change the pixels of an RGB image ``(H, W, 3)`` uint8; the points stay where they are.
+
+        Raises:
+            TypeError: a transform makes something else of it.
+        """
         if self.pixels is None:
             return image
         # Forked workers would all repeat the parent's draws, epoch after epoch: albumentations 2.0.8 seeds itself once.
-        self.pixels.set_random_seed(int(rng.integers(2**32)))
-        return np.asarray(self.pixels(image=image)["image"])
+        # One generator for all: ``set_random_seed`` gives each transform one of its own of the same seed, and then they
+        # all toss the same coin.
+        self.pixels.set_random_state(rng, random.Random(int(rng.integers(2**32))))
+        changed = np.asarray(self.pixels(image=image)["image"])
+        if changed.shape != image.shape or changed.dtype != np.uint8:
+            raise TypeError(
+                f"augment.pixels make {changed.shape} {changed.dtype} of an image {image.shape} uint8; networks "
+                f"normalise by themselves"
+            )
+        return changed
+
+
+def _moves(transform: albumentations.BasicTransform | albumentations.BaseCompose) -> bool:
+    """Whether a transform may move pixels: all but those of the image alone and those that blank out a part."""
+    if isinstance(transform, albumentations.BaseCompose):
+        return any(map(_moves, transform.transforms))
+    return not isinstance(transform, albumentations.ImageOnlyTransform | BaseDropout)

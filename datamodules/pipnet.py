@@ -27,10 +27,12 @@ class PIPNetDataModule(LandmarkDataModule):
                 shapes.append(apply(train.to_crop(row), face.points))
             except (NoBoxError, FaultyImage):
                 continue  # the face is reported and left out when it is asked for
-        points = np.stack(shapes) if shapes else np.empty((0, train.layout.num_points, 2))
-        seen = np.isfinite(points).all(axis=2).sum(axis=0)  # (N,)
+        if not shapes:
+            raise DataFault(f"{self.data.name}: no training face can be cut out with crop.box={self.crop.box}")
+        points = np.stack(shapes)  # (F, N, 2)
+        seen = np.isfinite(points).all(axis=2).any(axis=0)  # (N,)
         if not seen.all():
-            unseen = np.flatnonzero(seen == 0).tolist()
+            unseen = np.flatnonzero(~seen).tolist()
             raise DataFault(
                 f"{self.data.name}: no training face has the landmarks {unseen}, so PIPNet cannot know their "
                 f"neighbours; use a layout without them"

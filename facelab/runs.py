@@ -4,11 +4,14 @@ With the doors at the root of the repository, the only place that knows Hydra. N
 needed, so that ``--help`` and ``--cfg job`` answer at once.
 """
 
+import copy
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,7 +24,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from facelab.atomic import replacing
 from facelab.landmarks.face import DataFault
@@ -31,10 +37,11 @@ if TYPE_CHECKING:
     from facelab.metrics.faces import FaceTable
     from lightning_modules.landmark import LandmarkModule
 
+log = logging.getLogger(__name__)
+
 STAMP = "FACELAB_STAMP"
 EVALUATOR_VERSION = 1
 """Raised whenever the same predictions would get another number, so that old and new numbers are not compared."""
-INTERVALS = ("nme_ioc", "nme_box", "fr08_ioc", "auc08_ioc")
 INITIAL_WEIGHTS = {"pretrained": False, "weights": None, "previous": None}
 PATHS = tuple(f"paths.{key}" for key in ("data", "cache", "run", "name", "group"))
 TRAIN_KEYS = (
@@ -42,6 +49,11 @@ TRAIN_KEYS = (
     *("trainer", "model", "datamodule", "logger", "callbacks", *PATHS),
 )
 """The keys that train.py reads; every other key must be used by these."""
+EVALUATE_KEYS = (
+    *("task", "ckpt", "split", "box", "flip_test", "batch_size", "num_workers"),
+    *("trainer", "data", "logger", "callbacks", *PATHS),
+)
+"""The keys that evaluate.py reads."""
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "timm", "albumentations", "torchmetrics", "numpy")
 
 
@@ -54,6 +66,34 @@ def _chosen(*groups: str) -> str:
 OmegaConf.register_new_resolver("chosen", _chosen, replace=True)
 
 
+class JobFailed(CompactHydraException):
+    """A job of a sweep that cannot be done. The other jobs go on; Hydra shows the message without a traceback."""
+
+
+def _stop(message: str) -> BaseException:
+    """What ends a run with a message instead of a traceback. SystemExit would end all jobs of a sweep."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return SystemExit(message)
+    log.error("%s; the sweep goes on", message)  # Hydra tells it only when the sweep ends
+    return JobFailed(message)
+
+
+def _message(error: BaseException) -> str | None:
+    """What to tell the user of a mistake that was foreseen; None for any other error."""
+    if isinstance(error, SystemExit) and isinstance(error.code, str):
+        return error.code
+    if isinstance(error, (DataFault, JobFailed)):
+        return str(error)
+    if isinstance(error, ValueError) and re.match(r"\w+(\.\w+)+=", str(error)):
+        return str(error)  # parts that do not fit each other name the key to change: `crop.size=100 must be ...`
+    if "wandb" in sys.modules:  # importing it takes a second
+        import wandb
+
+        if isinstance(error, wandb.Error):
+            return f"logger.wandb: {error}\nlogger.wandb.offline=true needs neither an account nor a network."
+    return None
+
+
 def start() -> None:
     """What every door does before Hydra: order the command line, and give all processes of the run one stamp."""
     from facelab.argv import normalise_argv
@@ -63,6 +103,7 @@ def start() -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
     # The logger warns of a folder that is not empty; a run's folder holds its configuration before its metrics.
     warnings.filterwarnings("ignore", message="Experiment logs directory")
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # Lightning's own
 
 
 def check(cfg: DictConfig, names: Sequence[str]) -> None:
@@ -70,47 +111,71 @@ def check(cfg: DictConfig, names: Sequence[str]) -> None:
 
     Args:
         cfg: as Hydra composed it.
-        names: the top-level keys that the door itself reads.
+        names: the keys that the door itself reads.
+
+    Raises:
+        SystemExit: with all faults; in a sweep JobFailed, as everywhere here.
     """
     from facelab.check import check_config
 
     if faults := check_config(cfg, names):
-        raise SystemExit("The configuration has faults:\n  " + "\n  ".join(faults))
+        raise _stop("The configuration has faults:\n  " + "\n  ".join(faults))
 
 
-def build(node: DictConfig) -> Any:
+def build(node: DictConfig, **parts: Any) -> Any:
     """Instantiate a node that :func:`check` has passed, with plain lists and dicts.
+
+    Args:
+        node: with a ``_target_``; it and its root stay as they are. Hydra would resolve in place what it refers to, and
+            the saved configuration would then hold this machine's paths.
+        **parts: arguments that are built already.
 
     Raises:
         SystemExit: a part refuses its values; says which part and why.
     """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+    cfg, name = copy.deepcopy(node._get_root()), node._get_full_key(None)
     try:
-        return instantiate(node, _convert_="all")
+        return instantiate(OmegaConf.select(cfg, name) if name else cfg, **parts, _convert_="all")
     except InstantiationException as error:
-        if isinstance(error.__cause__, (ValueError, RuntimeError, OSError)):
-            place = re.search(r"full_key: (\S+)", str(error))
-            raise SystemExit(f"{place[1] if place else node}: {error.__cause__}") from error
+        if isinstance(error.__cause__, (ValueError, RuntimeError, OSError, MisconfigurationException)):
+            found = re.search(r"^full_key: (\S+)", str(error), re.MULTILINE)
+            place, reason = _own_place(node._get_root(), found[1] if found else name), str(error.__cause__)
+            raise SystemExit(reason if not place or reason.startswith(place) else f"{place}: {reason}") from error
         raise
 
 
+def _own_place(cfg: DictConfig, place: str) -> str:
+    """Where a part is chosen: ``model.backbone`` only refers to ``backbone``, which is what one types."""
+    keys = place.split(".")
+    for depth in range(1, len(keys)):
+        parent = OmegaConf.select(cfg, ".".join(keys[:depth]))
+        if isinstance(parent, DictConfig) and OmegaConf.is_interpolation(parent, keys[depth]):
+            raw = OmegaConf.to_container(parent, resolve=False)[keys[depth]]  # type: ignore[index,call-overload]
+            if name := re.fullmatch(r"\$\{([\w.]+)\}", raw):
+                return _own_place(cfg, ".".join([name[1], *keys[depth + 1 :]]))
+    return place
+
+
 def build_all(nodes: DictConfig | None) -> list[Any]:
-    """Instantiate the values of a group whose keys are only names, such as callbacks and loggers."""
-    return [build(node) for node in (nodes or {}).values()]
+    """Instantiate the values of a group whose keys are only names, such as callbacks and loggers; null is left out."""
+    return [build(node) for node in (nodes or {}).values() if node is not None]
 
 
 def build_trainer(cfg: DictConfig, loggers: list[Any]) -> Any:
-    """The Lightning Trainer of a run, with its callbacks and loggers."""
-    from hydra.utils import instantiate
+    """The Lightning Trainer of a run, with its callbacks and loggers. It saves what the callbacks save, and no more."""
+    from lightning.pytorch.callbacks import Checkpoint
 
-    return instantiate(
+    callbacks = build_all(cfg.callbacks)
+    return build(
         cfg.trainer,
-        callbacks=build_all(cfg.callbacks),
+        callbacks=callbacks,
         logger=loggers or False,
         default_root_dir=cfg.paths.run,
-        _convert_="all",
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
     )
 
 
@@ -130,12 +195,15 @@ def recorded(folder: Path, cfg: DictConfig) -> Iterator[None]:
     try:
         yield
         status["state"] = "finished"
-    except DataFault as error:
-        status |= {"state": "failed", "reason": str(error)}
-        raise SystemExit(str(error)) from error
     except BaseException as error:
-        status |= {"state": "failed", "reason": f"{type(error).__name__}: {error}"}
-        raise
+        message = _message(error)
+        # Lightning ends an interrupted training by SystemExit(1).
+        interrupted = isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
+        reason = "interrupted" if interrupted else message or f"{type(error).__name__}: {error}"
+        status |= {"state": "failed", "reason": reason}
+        if message is None or isinstance(error, JobFailed):
+            raise
+        raise _stop(message) from error
     finally:
         write_json(folder / "status.json", status | {"ended": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
         if "wandb" in sys.modules:  # importing it takes a second
@@ -149,6 +217,8 @@ def environment() -> dict[str, Any]:
     here = Path(__file__).parent
 
     def git(*words: str) -> str | None:
+        if shutil.which("git") is None:
+            return None
         result = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=False)
         return result.stdout.strip() if result.returncode == 0 else None
 
@@ -187,20 +257,24 @@ class LoadedRun(NamedTuple):
     checkpoint: Path
 
 
-def find_checkpoint(path: Path) -> Path:
+def find_checkpoint(path: Path, name: str) -> Path:
     """The checkpoint of a run folder, or the file itself.
+
+    Args:
+        path: a run folder or a checkpoint file.
+        name: ``last`` or ``best``.
 
     Raises:
         SystemExit: there is none; says what was looked for.
     """
     if path.is_file():
         return path
+    file = path / "checkpoints" / f"{name}.ckpt"
+    if file.is_file():
+        return file
     if not path.is_dir():
         raise SystemExit(f"{path} is neither a run folder nor a checkpoint file")
-    for name in ("last.ckpt", "best.ckpt"):
-        if (path / "checkpoints" / name).is_file():
-            return path / "checkpoints" / name
-    raise SystemExit(f"{path} has no checkpoints/last.ckpt or checkpoints/best.ckpt; did its training end an epoch?")
+    raise SystemExit(f"{path} has no checkpoints/{name}.ckpt; did its training end an epoch?")
 
 
 def load_run(path: Path, paths: DictConfig) -> LoadedRun:
@@ -213,26 +287,74 @@ def load_run(path: Path, paths: DictConfig) -> LoadedRun:
         paths: the ``paths`` node of the door that opens it.
 
     Raises:
-        SystemExit: no checkpoint there, or its configuration has faults.
+        SystemExit: no checkpoint there, not one of train.py, or its configuration has faults.
     """
-    import torch
-
-    file = find_checkpoint(path)
-    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    if "model" not in checkpoint.get("hyper_parameters", {}):
-        raise SystemExit(f"{file} carries no configuration; it was not written by train.py")
-    cfg = OmegaConf.create(checkpoint["hyper_parameters"])
-    cfg.paths = OmegaConf.to_container(paths, resolve=True)
-    _clear_initial_weights(cfg)
+    saved = path / "config.yaml"
+    file = find_checkpoint(path, OmegaConf.load(saved).get("test_with", "last") if saved.is_file() else "last")
+    config, weights = _read_checkpoint(file)
+    try:
+        cfg = OmegaConf.create(config)
+        cfg.paths = OmegaConf.to_container(paths, resolve=True)
+        _clear_initial_weights(cfg)
+    except OmegaConfBaseException as error:
+        raise SystemExit(f"the configuration in {file} cannot be read: {error}") from error
     check(cfg, TRAIN_KEYS)
     module = build(cfg.model)
-    module.load_state_dict(checkpoint["state_dict"])
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise SystemExit(f"the weights in {file} do not fit its configuration: {error}") from error
     return LoadedRun(cfg, module.eval(), file)
 
 
+def _read_checkpoint(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configuration and the weights in a checkpoint of train.py; nothing in the file is run.
+
+    Raises:
+        SystemExit: it is another file.
+    """
+    import torch
+
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file that is no checkpoint makes torch fail in many ways
+        raise SystemExit(f"{file} is no checkpoint of train.py: {str(error).strip().splitlines()[0]}") from error
+    config, weights = (
+        content.get(key) if isinstance(content, dict) else None for key in ("hyper_parameters", "state_dict")
+    )
+    if not isinstance(config, dict) or not isinstance(weights, dict) or "model" not in config:
+        raise SystemExit(f"{file} carries no configuration with its weights; it was not written by train.py")
+    return config, weights
+
+
+def evaluation_data(run: LoadedRun, cfg: DictConfig) -> "LandmarkDataModule":
+    """The datamodule of a run with what ``evaluate.py`` was asked to replace.
+
+    Raises:
+        SystemExit: the other dataset has other landmarks than the run predicts.
+    """
+    if (data := cfg.get("data")) is not None:
+        run.cfg.data = OmegaConf.merge(data)
+        data_layout, layout = build(data.layout), run.module.layout
+        if data_layout.name != layout.name:
+            raise SystemExit(
+                f"data={data.name} has the {data_layout.num_points} landmarks of {data_layout.name}, but the run "
+                f"predicts the {layout.num_points} of {layout.name}"
+            )
+    run.cfg.datamodule.test_split = cfg.split
+    for node, key, value in (
+        (run.cfg.crop, "box", cfg.box),
+        (run.cfg.datamodule, "batch_size", cfg.batch_size),
+        (run.cfg.datamodule, "num_workers", cfg.num_workers),
+    ):
+        if value is not None:
+            node[key] = value
+    check(run.cfg, TRAIN_KEYS)
+    return build(run.cfg.datamodule)
+
 
 def _clear_initial_weights(node: DictConfig) -> None:
-    for key in node:
+    for key in map(str, node):
         if OmegaConf.is_interpolation(node, key) or OmegaConf.is_missing(node, key):
             continue
         if key in INITIAL_WEIGHTS:
@@ -243,13 +365,13 @@ def _clear_initial_weights(node: DictConfig) -> None:
 
 def protocol(module: "LandmarkModule", datamodule: "LandmarkDataModule") -> dict[str, Any]:
     """What must be equal for two numbers to be comparable."""
-    faces, crop = datamodule.faces["test"], datamodule.crop
+    faces, rows, crop = datamodule.faces["test"], module.table.face_id.tolist(), datamodule.crop
     return {
         "dataset": datamodule.data.name,
         "split": datamodule.test_split,
         "layout": module.layout.name,
-        "faces": len(faces),
-        "truth": fingerprint(faces),
+        "faces": len(rows),
+        "truth": fingerprint(faces, rows),
         "box": crop.box,
         "box_scale": crop.scale,
         "flip_test": module.flip_test,
@@ -258,19 +380,27 @@ def protocol(module: "LandmarkModule", datamodule: "LandmarkDataModule") -> dict
     }
 
 
-def fingerprint(faces: "FaceDataset") -> str:
-    """Hash of the photos' names and the true points, the same on every machine."""
+def fingerprint(faces: "FaceDataset", rows: Sequence[int]) -> str:
+    """Hash of the photos' names and the true points of the faces that were measured, the same on every machine."""
     import numpy as np
 
     digest = hashlib.sha256()
-    for path, face in zip(faces.paths, faces.faces, strict=True):
-        digest.update(path.name.encode())
-        digest.update(np.ascontiguousarray(face.points, np.float32).tobytes())
+    for row in rows:
+        digest.update(faces.paths[row].name.encode())
+        digest.update(np.ascontiguousarray(faces.faces[row].points, np.float32).tobytes())
     return digest.hexdigest()[:16]
 
 
-def write_results(folder: Path, module: "LandmarkModule", datamodule: "LandmarkDataModule") -> dict[str, Any]:
+def write_results(
+    folder: Path, module: "LandmarkModule", datamodule: "LandmarkDataModule", checkpoint: Path | None
+) -> dict[str, Any]:
     """Write ``metrics.json`` and ``faces.csv`` of the test that was just run.
+
+    Args:
+        folder: of the run.
+        module: that was tested.
+        datamodule: with the faces it was tested on.
+        checkpoint: what the weights were read from; None for those in memory.
 
     Returns:
         The content of ``metrics.json``: protocol, metrics (fractions), counts (faces behind each mean error), left_out
@@ -280,9 +410,10 @@ def write_results(folder: Path, module: "LandmarkModule", datamodule: "LandmarkD
 
     table, tags = module.table, datamodule.data.tags
     faces = datamodule.faces["test"]
-    landmarks.write_faces(table, folder / "faces.csv", [faces.paths[row].name for row in table.face_id], tags)
+    landmarks.write_faces(table, folder / "faces.csv", [path.name for path in faces.paths], tags)
     results = {
         "name": folder.name,
+        "checkpoint": checkpoint and str(checkpoint),
         "protocol": protocol(module, datamodule),
         "metrics": landmarks.summary(table, module.layout, tags),
         "counts": landmarks.counts(table, module.layout, tags),
@@ -297,9 +428,17 @@ def intervals(table: "FaceTable") -> dict[str, tuple[float, float]]:
     """95 % bootstrap intervals of the numbers that are read first."""
     from functools import partial
 
-    from facelab.metrics.landmarks import auc, bootstrap, failure_rate, nme, nme_per_face
+    from facelab.metrics.landmarks import (
+        Normaliser,
+        Statistic,
+        auc,
+        bootstrap,
+        failure_rate,
+        nme,
+        nme_per_face,
+    )
 
-    statistics = {
+    statistics: dict[str, tuple[Normaliser, Statistic]] = {
         "nme_ioc": ("ioc", nme),
         "nme_box": ("box", nme),
         "fr08_ioc": ("ioc", partial(failure_rate, threshold=0.08)),
@@ -319,13 +458,15 @@ def report(folder: Path, results: dict[str, Any]) -> None:
     protocol_, metrics, counts = results["protocol"], results["metrics"], results["counts"]
     title = "{dataset} {split}, {faces} faces, box: {box} x {box_scale}, pose: {pose}".format(**protocol_)
     table = Table(title=title, title_justify="left")
-    for heading, justify in (("metric", "left"), ("%", "right"), ("95 % interval", "right"), ("faces", "right")):
-        table.add_column(heading, justify=justify)
+    table.add_column("metric")
+    for heading in ("%", "95 % interval", "faces"):
+        table.add_column(heading, justify="right")
     for name, value in metrics.items():
         if name in ("faces", "faces_skipped"):
             continue
         low_high = results["intervals"].get(name)
-        interval = "{:.2f} .. {:.2f}".format(*(100 * end for end in low_high)) if low_high else ""
+        known = low_high is not None and low_high[0] == low_high[0]
+        interval = "{:.2f} .. {:.2f}".format(*(100 * end for end in low_high)) if known else ""
         count = counts.get(name, counts["nme_ioc"])
         table.add_row(name, "-" if value != value else f"{100 * value:.2f}", interval, str(count))
     console = Console()
@@ -333,4 +474,4 @@ def report(folder: Path, results: dict[str, Any]) -> None:
     if skipped := int(metrics["faces_skipped"]):
         console.print(f"{skipped} faces could not be measured; they are listed in faces.csv without an error")
     pictures = ", ".join(sorted(path.name for path in folder.glob("samples/*.png") if path.stem in ("test", "worst")))
-    console.print(f"results in {folder}" + (f"; pictures: {pictures} in {folder / 'samples'}" if pictures else ""))
+    console.print(f"results in {folder}" + (f", pictures in samples/: {pictures}" if pictures else ""), soft_wrap=True)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -39,6 +40,7 @@ class LandmarkModule(LightningModule):
     """
 
     table: FaceTable
+    mirror: Tensor  # (N,) int64
 
     def __init__(
         self,
@@ -50,7 +52,8 @@ class LandmarkModule(LightningModule):
         flip_test: bool,
     ) -> None:
         super().__init__()
-        self.layout, self.coder, self.loss = layout, coder, loss
+        self.layout, self.loss = layout, loss
+        self.coder: Any = coder  # nn.Module says nothing of encode and decode
         self.optimizer, self.scheduler, self.flip_test = optimizer, scheduler, flip_test
         self.register_buffer("mirror", torch.tensor(layout.mirror), persistent=False)
 
@@ -58,13 +61,14 @@ class LandmarkModule(LightningModule):
         """Take what the method must know of the training set before it trains, and keep it as buffers."""
 
     def setup(self, stage: str) -> None:
-        """Prepare the tables of errors, and before training the method's statistics."""
-        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.errors = FaceErrors(self.layout, len(datamodule.data.tags))
-        if stage == "fit":
-            self.fit_statistics(datamodule)
+        """Prepare the tables of errors, and before training the method's statistics. To predict, nothing is needed."""
+        if stage != "predict":
+            datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+            self.errors = FaceErrors(self.layout, len(datamodule.data.tags))
+            if stage == "fit":
+                self.fit_statistics(datamodule)
         # Convolutions on a CPU run 1.4 times faster so, and tensor cores ask for it too.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def training_step(self, batch: LandmarkBatch, batch_index: int) -> Tensor:
         """One step: the sum of the loss's terms."""
@@ -94,13 +98,17 @@ class LandmarkModule(LightningModule):
             (prediction.points + points) / 2, (prediction.confidence + swapped.confidence[:, self.mirror]) / 2
         )
 
-    def validation_step(self, batch: LandmarkBatch, batch_index: int) -> Prediction:
+    def validation_step(  # type: ignore[override]
+        self, batch: LandmarkBatch, batch_index: int
+    ) -> Prediction:
         """Measure a batch; the prediction is returned so that callbacks need not make it again."""
         prediction = self.predict_points(batch.image)
         self.errors.update(prediction.points, batch)
         return prediction
 
-    def test_step(self, batch: LandmarkBatch, batch_index: int) -> Prediction:
+    def test_step(  # type: ignore[override]
+        self, batch: LandmarkBatch, batch_index: int
+    ) -> Prediction:
         """As in validation."""
         return self.validation_step(batch, batch_index)
 
@@ -124,9 +132,9 @@ class LandmarkModule(LightningModule):
         prediction = self.predict_points(batch.image)
         return prediction._replace(points=apply(batch.to_photo, prediction.points))
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over all parameters and, stepped once an epoch, the schedule."""
         optimizer = self.optimizer(self.parameters())
         if self.scheduler is None:
-            return {"optimizer": optimizer}
+            return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}

@@ -27,7 +27,7 @@ class HasMeanShape(Protocol):
 class PIPNet(LandmarkModule):
     """Scores on the coarsest feature map, an offset inside the cell, and the offsets of each landmark's neighbours.
 
-    The neighbours come from the mean shape of the training faces (section 3.2), which is kept in the checkpoint.
+    The neighbours come from the mean shape of the training faces, which is kept in the checkpoint.
 
     Args:
         layout: the markup that is predicted.
@@ -53,7 +53,7 @@ class PIPNet(LandmarkModule):
     ) -> None:
         super().__init__(layout, coder, loss, optimizer, scheduler, flip_test)
         self.backbone = backbone
-        self.head = head(
+        self.head: PIPHead = head(
             channels=backbone.channels,
             strides=backbone.strides,
             classifier=backbone.classifier,

@@ -11,10 +11,10 @@ class Drops(MultiStepLR):
 
     Args:
         optimizer: whose learning rate.
-        at: fractions of ``max_epochs``, rounded to whole epochs.
+        at: fractions of ``max_epochs``, rounded to whole epochs; the first epoch always has the full rate.
         factor: of each drop.
         max_epochs: length of the run.
     """
 
     def __init__(self, optimizer: Optimizer, at: Sequence[float], factor: float, max_epochs: int) -> None:
-        super().__init__(optimizer, milestones=[round(fraction * max_epochs) for fraction in at], gamma=factor)
+        super().__init__(optimizer, [max(1, round(fraction * max_epochs)) for fraction in at], gamma=factor)

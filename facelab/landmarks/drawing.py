@@ -1,6 +1,7 @@
 """Landmarks drawn on faces, and faces laid out in a grid."""
 
 from collections.abc import Sequence
+from itertools import chain, pairwise
 
 import cv2
 import numpy as np
@@ -29,11 +30,11 @@ def draw_landmarks(image: Array, points: Array, layout: Layout, colour: Colour, 
     """
     image = np.ascontiguousarray(image).copy()
     radius = max(1.0, max(image.shape[:2]) / 200)
-    drawn = np.isfinite(points).all(axis=1) & (np.abs(points) < 2**20).all(axis=1)
+    drawn: Array = np.all(np.abs(points) < 2**20, axis=1)  # False for NaN
     fixed = np.round(np.where(drawn[:, None], points, 0) * 2**SUBPIXEL_BITS).astype(int)
     if lines:
-        for polyline in (line for lines_ in layout.regions.values() for line in lines_):
-            for a, b in zip(polyline, polyline[1:], strict=False):
+        for polyline in chain.from_iterable(layout.regions.values()):
+            for a, b in pairwise(polyline):
                 if drawn[a] and drawn[b]:
                     cv2.line(image, fixed[a].tolist(), fixed[b].tolist(), colour, 1, cv2.LINE_AA, SUBPIXEL_BITS)
     for point in fixed[drawn]:

@@ -7,6 +7,7 @@ No other file adds or subtracts a half, mirrors, or divides a coordinate by a st
 The functions take numpy arrays and torch tensors alike where nothing else is said.
 """
 
+import math
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -29,7 +30,9 @@ def apply(matrix: ArrayOrTensor, points: ArrayOrTensor) -> ArrayOrTensor:
     Returns:
         ``(..., N, 2)`` in the pixels that ``matrix`` maps to; NaN stays NaN.
     """
-    return points @ matrix[..., :2, :2].mT + matrix[..., None, :2, 2]
+    # Not a matrix product: a GPU may round its factors to TF32 or bfloat16, which costs pixels in a large photo.
+    linear, offset = matrix[..., None, :2, :2], matrix[..., None, :2, 2]
+    return (linear * points[..., None, :]).sum(-1) + offset
 
 
 def to_cells(points: ArrayOrTensor, stride: float) -> ArrayOrTensor:
@@ -55,11 +58,7 @@ def tight_box(points: Array) -> Array:
     Returns:
         ``(..., 4)`` x0 y0 x1 y1; NaN where a face has no annotated point.
     """
-    missing = np.isnan(points)
-    low = np.where(missing, np.inf, points).min(axis=-2)
-    high = np.where(missing, -np.inf, points).max(axis=-2)
-    box = np.concatenate([low, high], axis=-1)
-    return np.where(np.isfinite(box), box, np.nan).astype(np.float32)
+    return np.concatenate([np.fmin.reduce(points, axis=-2), np.fmax.reduce(points, axis=-2)], axis=-1)
 
 
 def image_box(width: int, height: int) -> Array:
@@ -72,11 +71,13 @@ def box_to_image(box: Array, width: int, height: int) -> Array:
 
     Args:
         box: ``(4,)``, wider and higher than 0.
+        width: of the image in pixels.
+        height: of the image in pixels.
 
     Returns:
         ``(3, 3)`` float64, so that its inverse loses nothing.
     """
-    x0, y0, x1, y1 = np.asarray(box, np.float64)
+    x0, y0, x1, y1 = np.asarray(box, np.float64).tolist()  # numpy's own numbers are slow one by one
     sx, sy = width / (x1 - x0), height / (y1 - y0)
     return np.array([[sx, 0, -sx * x0 - 0.5], [0, sy, -sy * y0 - 0.5], [0, 0, 1]])
 
@@ -101,13 +102,15 @@ def around_centre(
         ``(3, 3)`` float64.
     """
     centre = (size - 1) / 2
-    c, s = scale * np.cos(np.deg2rad(degrees)), scale * np.sin(np.deg2rad(degrees))
-    linear = np.array([[c, -s], [s, c]])
-    offset = centre + np.asarray(shift, np.float64) - linear @ np.array([centre, centre])
-    return np.array([[c, -s, offset[0]], [s, c, offset[1]], [0, 0, 1]])
+    c, s = scale * math.cos(math.radians(degrees)), scale * math.sin(math.radians(degrees))
+    x, y = centre - (c - s) * centre + shift[0], centre - (s + c) * centre + shift[1]
+    return np.array([[c, -s, x], [s, c, y], [0, 0, 1]])
 
 
-def reduce_image(factor: int) -> Array:
-    """The map from an image to itself decoded at 1 / ``factor`` of its size, ``(3, 3)`` float64."""
+def reduce_image(factor: float) -> Array:
+    """The map from an image to itself at 1 / ``factor`` of its size, ``(3, 3)`` float64; ``1 / factor`` is its inverse.
+
+    The top-left corner stays where it is: the first pixel of the smaller image covers ``factor`` x ``factor`` pixels.
+    """
     offset = 0.5 / factor - 0.5
     return np.array([[1 / factor, 0, offset], [0, 1 / factor, offset], [0, 0, 1]])

@@ -12,7 +12,7 @@ The signs are those of ``Pose_Para`` of AFLW2000-3D and 300W-LP, the order of th
 import cv2
 import numpy as np
 
-from facelab.landmarks.geometry import Array
+from facelab.landmarks.geometry import Array, to_cells
 from facelab.landmarks.layouts import Layout
 
 # In the frame of the code it comes from: x to the left of the image, y up, z towards the viewer. There the left nose
@@ -148,6 +148,10 @@ def estimate_pose(points: Array, layout: Layout) -> Array:
     rotation to its two rows taken. It needs no focal length and no image size. Forcing the camera to be a rotation
     during the fit is worse, for the model's depths do not fit every head.
 
+    On the 2,000 faces of AFLW2000-3D yaw is off by 3.4 degrees on average from the label, and 6.4 % of the faces are
+    in another bucket of 30 degrees; 2.1 degrees and 4.0 % when both follow the label's order of turns. Yaw hardly
+    depends on the markup, pitch does by up to 5 degrees, with the ends of the brows and the nose wings it marks.
+
     Args:
         points: ``(F, N, 2)`` in pixels, NaN where not annotated.
         layout: their markup.
@@ -176,12 +180,14 @@ def estimate_pose(points: Array, layout: Layout) -> Array:
 def official_pnp(points: Array, layout: Layout, size: float) -> Array:
     """Poses by a pinhole camera with 60 degrees of view, as the public codes of PFLD find their angles.
 
-    Iterative perspective-n-point with principal point ``size / 2`` and no distortion. The camera sees the crop alone,
-    so the answer depends on how the crop was made; on crops of 1.2 times the tight box it is much worse than
-    :func:`estimate_pose`. Departures from the public codes: both nose wings have their own x; ``points`` must be in
-    pixels of the image of ``size`` (polarisZhao/PFLD-pytorch passes fractions of the crop to a camera of 256 pixels,
-    which makes its angles noise); the result is yaw, pitch, roll with our signs, where those codes return pitch, yaw,
-    roll with pitch of the opposite sign.
+    Iterative perspective-n-point with its principal point in the middle of the image and no distortion. The camera
+    sees the crop alone, so the answer depends on how the crop was made: on AFLW2000-3D in squares of 1.2 times the
+    tight box yaw is off by 7.4 degrees on average, and 13.7 % of the faces are in another bucket.
+
+    Departures from the public codes: each nose wing has its own x; ``points`` must be in pixels of the image of
+    ``size`` (polarisZhao/PFLD-pytorch passes fractions of the crop to a camera of 256 pixels, which makes its angles
+    noise); the result is yaw, pitch, roll with our signs, where those codes return pitch, yaw, roll with pitch of the
+    opposite sign.
 
     Args:
         points: ``(F, N, 2)`` in pixels of a square image, NaN where not annotated.
@@ -199,7 +205,7 @@ def official_pnp(points: Array, layout: Layout, size: float) -> Array:
     camera = np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]])
     matrix = np.full((len(points), 3, 3), np.nan)
     for face in np.flatnonzero(known.sum(axis=1) >= MIN_POINTS):
-        head, image = MODEL[known[face]], found[face, known[face]]
+        head, image = MODEL[known[face]], to_cells(found[face, known[face]], 1)  # counted from the image's edge
         solved, vector, _ = cv2.solvePnP(head, image, camera, None, flags=cv2.SOLVEPNP_ITERATIVE)
         if solved:
             matrix[face] = cv2.Rodrigues(vector)[0]

@@ -1,0 +1,76 @@
+"""What several test files share: a small set of rendered faces, a door opened in this process, and one trained run."""
+
+import os
+import runpy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import pytest
+
+# Before torch is imported anywhere: tests are small, and several processes share the machine.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+os.environ.setdefault("WANDB_SILENT", "true")
+cv2.setNumThreads(1)
+
+ROOT = Path(__file__).parents[1]
+SMALL_FACES = ("data=synthetic68", "data.train=16", "data.val=6", "data.test=8", "data.size=96")
+SMALL = {
+    "backbone": ("backbone=timm", "backbone.name=test_resnet", "backbone.pretrained=false"),
+    "crop": ("crop.size=64",),
+    "coder": ("coder.stride=32",),
+    "datamodule": ("datamodule.batch_size=4", "datamodule.num_workers=0"),
+}
+"""Part of a method -> what makes it small enough for a test."""
+
+
+def options(group: str) -> list[str]:
+    """Options of a config group, from the files."""
+    return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
+
+
+def groups_of(model: str) -> set[str]:
+    """The config groups that a model file brings."""
+    lines = (ROOT / "conf" / "model" / f"{model}.yaml").read_text().splitlines()
+    return {line.split("/")[1].partition(":")[0] for line in lines if line.startswith("  - /")}
+
+
+def small(model: str) -> list[str]:
+    """What to type to train a method on few small faces with small parts."""
+    parts = groups_of(model)
+    return [f"model={model}", *SMALL_FACES, *(word for part in SMALL if part in parts for word in SMALL[part])]
+
+
+def open_door(name: str, *words: object, folder: Path) -> None:
+    """Type a command in a folder, in this process, which spares the seconds of importing torch.
+
+    Raises:
+        SystemExit: as the command does.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [f"{name}.py", *map(str, words)])
+        patch.setenv("FACELAB_STAMP", "now")
+        patch.setenv("FACELAB_CACHE", os.environ["FACELAB_TEST_CACHE"])
+        patch.delenv("WANDB_MODE", raising=False)  # Lightning's offline logger sets it for the whole process
+        patch.chdir(folder)
+        runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where rendered faces are kept during the tests."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FACELAB_TEST_CACHE", str(folder))
+        patch.delenv("WANDB_API_KEY", raising=False)
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run: three epochs, all loggers."""
+    folder = tmp_path_factory.mktemp("trained")
+    open_door("train", *small("pipnet"), "trainer.max_epochs=3", "hydra.run.dir=run", folder=folder)
+    return folder / "run"

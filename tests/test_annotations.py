@@ -1,0 +1,657 @@
+"""The readers of datasets: each on files that this file writes in the official format, and on real ones."""
+
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from facelab.annotations.folder import Folder
+from facelab.annotations.lapa106 import LaPa
+from facelab.annotations.wflw98 import WFLW
+from facelab.annotations.ytf68 import YTFaces
+from facelab.landmarks.face import Annotations, DataFault, Photo, Split
+from facelab.landmarks.geometry import Array
+from facelab.landmarks.layouts import IBUG68, LAPA106, WFLW98, Layout
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+WFLW_LISTS = Path("WFLW_annotations", "list_98pt_rect_attr_train_test")
+TEST_PERSON, VAL_PERSON, TRAIN_PERSON = "Ben_Example", "Gus_Sample", "Cleo_van_der_Sample"  # by the SHA-256 of the name
+
+
+def some_points(layout: Layout, seed: int = 0) -> Array:
+    """Points with three decimals, some of them left of or above the image."""
+    return np.random.default_rng(seed).uniform(-20, 200, (layout.num_points, 2)).round(3)
+
+
+def image(path: Path) -> None:
+    """A file that only has to be there: no reader opens an image."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def pairs(points: Array) -> str:
+    return "".join(f"{x:.6f} {y:.6f}\n" for x, y in points)
+
+
+def flat(points: Array, separator: str) -> str:
+    return separator.join(f"{value:.6f}" for value in points.ravel())
+
+
+# One writer per format. Each writes a small set and is a model of the official one.
+
+
+def write_lapa(root: Path, layout: Layout = LAPA106) -> None:
+    for part, count in (("train", 3), ("val", 2), ("test", 1)):
+        for i in range(count):
+            image(root / part / "images" / f"{part}{i}.jpg")
+            points = some_points(layout, i)
+            write(root / part / "landmarks" / f"{part}{i}.txt", f"{layout.num_points}\n{pairs(points)}")
+
+
+def wflw_line(name: str, seed: int, flags: str = "0 0 0 0 0 0") -> str:
+    return f"{flat(some_points(WFLW98, seed), ' ')} 10 20 110 140 {flags} {name}\n"
+
+
+def write_wflw(root: Path) -> None:
+    names = [f"0--Parade/{i}.jpg" for i in range(40)]
+    write(root / WFLW_LISTS / "list_98pt_rect_attr_train.txt", "".join(map(wflw_line, names, range(40))))
+    test = [
+        wflw_line("1--Handshaking/a.jpg", 100, "1 0 0 0 0 1"),
+        wflw_line("1--Handshaking/b.jpg", 101),
+        wflw_line("1--Handshaking/a.jpg", 102, "0 1 1 1 1 0"),
+    ]
+    write(root / WFLW_LISTS / "list_98pt_rect_attr_test.txt", "".join(test))
+    for name in (*names, "1--Handshaking/a.jpg", "1--Handshaking/b.jpg"):
+        image(root / "WFLW_images" / name)
+
+
+def write_ytf(root: Path) -> None:
+    files = {
+        "training": [f"{TRAIN_PERSON}_21.jpg", f"{VAL_PERSON}_00.jpg", f"{TEST_PERSON}_10.jpg"],
+        "test": [f"{TRAIN_PERSON}_21.jpg", f"{TEST_PERSON}_11.jpg"],
+    }
+    header = "".join(f",{i}" for i in range(2 * IBUG68.num_points)) + "\n"
+    for part, names in files.items():
+        lines = [f"{name},{flat(some_points(IBUG68, len(part) + i), ',')}\n" for i, name in enumerate(names)]
+        write(root / f"{part}_frames_keypoints.csv", header + "".join(lines))
+        for name in names:
+            image(root / part / name)
+
+
+def pts(points: Array) -> str:
+    return f"version: 1\nn_points:  {len(points)}\n{{\n{pairs(points)}}}\n"
+
+
+def write_folder(root: Path) -> None:
+    for i in range(40):
+        image(root / f"{i}.{('jpg', 'PNG')[i % 2]}")
+        points = some_points(IBUG68, i)
+        write(root / f"{i}.{('txt', 'pts')[i % 2]}", pts(points) if i % 2 else pairs(points))
+
+
+def write_folder_of_splits(root: Path) -> None:
+    for part, count in (("train", 40), ("test", 2)):
+        for i in range(count):
+            image(root / part / "images" / f"{i}.jpg")
+            write(root / part / "landmarks" / f"{i}.txt", pairs(some_points(IBUG68, i)))
+
+
+def lapa(root: Path, *, skip: bool = False) -> LaPa:
+    return LaPa("lapa106", str(root), LAPA106, skip_unpaired=skip)
+
+
+def wflw(root: Path, *, skip: bool = False, val_share: float = 0.25) -> WFLW:
+    return WFLW("wflw98", str(root), WFLW98, val_share=val_share, skip_unpaired=skip)
+
+
+def ytf(root: Path, *, skip: bool = False) -> YTFaces:
+    return YTFaces("ytf68", str(root), IBUG68, skip_unpaired=skip)
+
+
+def folder(root: Path, *, skip: bool = False, pts_origin: int = 1) -> Folder:
+    return Folder("mine", str(root), IBUG68, pts_origin, val_share=0.25, test_share=0.25, skip_unpaired=skip)
+
+
+def face_data(part: str) -> Path:
+    root = os.environ.get("FACE_DATA")
+    if not root:
+        pytest.skip("FACE_DATA is not set")
+    path = Path(root, part)
+    if not path.is_dir():
+        pytest.skip(f"{path} does not exist")
+    return path
+
+
+FORMATS: dict[str, tuple[Callable[[Path], None], Callable[[Path], Annotations]]] = {
+    "lapa": (write_lapa, lapa),
+    "wflw": (write_wflw, wflw),
+    "ytf": (write_ytf, ytf),
+    "folder": (write_folder, folder),
+    "folder of splits": (write_folder_of_splits, folder),
+}
+REAL: dict[str, tuple[Callable[[Path], Annotations], tuple[Split, ...]]] = {
+    "ytf68": (ytf, ("train", "val", "test")),
+    "frl106": (lapa, ("train", "val", "test")),
+    "lisa106": (lapa, ("test",)),
+    "frl98": (wflw, ("train", "val", "test")),
+    "WFLW": (wflw, ("test",)),
+}
+
+
+def num_faces(photos: list[Photo]) -> int:
+    return sum(len(photo.faces) for photo in photos)
+
+
+def identity(photos: list[Photo]) -> Counter[tuple[Path, bytes]]:
+    return Counter((photo.path, face.points.tobytes()) for photo in photos for face in photo.faces)
+
+
+def check_protocol(annotations: Annotations, splits: tuple[Split, ...]) -> None:
+    per_split = {split: annotations.photos(split) for split in splits}
+    everything = annotations.photos("all")
+    assert annotations.name
+    n = annotations.layout.num_points
+    for photo in everything:
+        assert isinstance(photo.path, Path)
+        assert photo.path.is_file()
+        assert photo.faces
+        for face in photo.faces:
+            shapes = {field: value.shape for field, value in face._asdict().items() if field != "tags"}
+            assert shapes == {"box": (4,), "points": (n, 2), "visible": (n,), "pose": (3,)}
+            assert face.box.dtype == face.points.dtype == face.pose.dtype == np.float32
+            assert face.visible.dtype == np.bool_
+            assert not np.isinf(face.points).any()
+            assert not (face.visible & np.isnan(face.points).any(-1)).any()
+            assert face.tags <= set(annotations.tags)
+    for split, photos in per_split.items():
+        assert photos, split
+        assert [photo.path for photo in annotations.photos(split)] == [photo.path for photo in photos]
+    paths = [photo.path for photos in per_split.values() for photo in photos]
+    assert len(set(paths)) == len(paths)
+    assert sum((identity(photos) for photos in per_split.values()), Counter()) == identity(everything)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_reader_keeps_the_protocol(name: str, tmp_path: Path) -> None:
+    """A wrong shape or dtype, a photo in two splits, a split that "all" forgets, an order that changes."""
+    writer, reader = FORMATS[name]
+    writer(tmp_path)
+    check_protocol(reader(tmp_path), ("train", "val", "test"))
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_reader_keeps_the_protocol_on_real_data(name: str) -> None:
+    """A format that the writers of this file have understood wrongly."""
+    reader, splits = REAL[name]
+    check_protocol(reader(face_data(name)), splits)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_points_are_those_of_the_file(name: str, tmp_path: Path) -> None:
+    """X and y exchanged, points in another order, a shift by one pixel, negative coordinates lost."""
+    writer, reader = FORMATS[name]
+    writer(tmp_path)
+    annotations = reader(tmp_path)
+    photo, seed, shift = {
+        "lapa": ("val/images/val1.jpg", 1, 0),
+        "wflw": ("WFLW_images/0--Parade/7.jpg", 7, 0),
+        "ytf": (f"test/{TEST_PERSON}_11.jpg", len("test") + 1, 0),
+        "folder": ("3.PNG", 3, 1),
+        "folder of splits": ("train/images/5.jpg", 5, 0),
+    }[name]
+    (face,) = next(p.faces for p in annotations.photos("all") if p.path == tmp_path / photo)
+    np.testing.assert_allclose(face.points, some_points(annotations.layout, seed) - shift, atol=1e-4)
+    assert face.points.min() < 0
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_missing_and_empty_folder(name: str, tmp_path: Path) -> None:
+    """A mistyped root that ends as "0 photos", or a message that does not say where the dataset comes from."""
+    _, reader = FORMATS[name]
+    with pytest.raises(DataFault, match=r"nowhere is not an existing folder; looked for .*data\.root=FOLDER"):
+        reader(tmp_path / "nowhere").photos("train")
+    with pytest.raises(DataFault, match="is empty; looked for"):
+        reader(tmp_path).photos("train")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(DataFault, match="holds other; looked for"):
+        reader(tmp_path).photos("train")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_unknown_split(name: str, tmp_path: Path) -> None:
+    """A mistyped split that gives an empty list."""
+    writer, reader = FORMATS[name]
+    writer(tmp_path)
+    with pytest.raises(DataFault, match="'valid'"):
+        reader(tmp_path).photos("valid")  # type: ignore[arg-type]
+
+
+def break_line(path: Path, line: int, change: Callable[[str], str]) -> None:
+    """Rewrite one line of a file, counted from 1."""
+    lines = path.read_text().splitlines()
+    lines[line - 1] = change(lines[line - 1])
+    path.write_text("\n".join(lines) + "\n")
+
+
+def in_first_field(value: str, separator: str | None) -> Callable[[str], str]:
+    """Replace the first number of a line: the first field, or the second where a name stands before it."""
+    if separator == ",":
+        return lambda line: ",".join([line.split(",")[0], value, *line.split(",")[2:]])
+    return lambda line: " ".join([value, *line.split()[1:]])
+
+
+BREAKABLE = {
+    "lapa": (Path("train/landmarks/train1.txt"), 5, None),
+    "wflw": (WFLW_LISTS / "list_98pt_rect_attr_train.txt", 5, None),
+    "ytf": (Path("training_frames_keypoints.csv"), 3, ","),
+    "folder": (Path("0.txt"), 5, None),
+    "folder of splits": (Path("train/landmarks/4.txt"), 5, None),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("12.x", "'12.x' is not a number"),
+        ("inf", "'inf' is not a finite number"),
+        ("1e50", "'1e50' is not a finite number"),
+        ("1_0", "'1_0' is not a number"),
+        ("é", "is not a num"),
+    ],
+)
+def test_malformed_number(name: str, value: str, message: str, tmp_path: Path) -> None:
+    """A number that is read as something else, or a message without file and line."""
+    writer, reader = FORMATS[name]
+    writer(tmp_path)
+    path, line, separator = BREAKABLE[name]
+    break_line(tmp_path / path, line, in_first_field(value, separator))
+    with pytest.raises(DataFault, match=f"{path.name}, line {line}: .*{message}"):
+        reader(tmp_path).photos("all")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_nan_is_missing_only_in_own_data(name: str, tmp_path: Path) -> None:
+    """NaN from a broken export of a fully annotated dataset that silently masks points."""
+    writer, reader = FORMATS[name]
+    writer(tmp_path)
+    path, line, separator = BREAKABLE[name]
+    break_line(tmp_path / path, line, in_first_field("nan", separator))
+    own = name.startswith("folder")
+    message = "one coordinate is nan and the other is not" if own else "every point of this dataset is annotated"
+    with pytest.raises(DataFault, match=f"{path.name}, line {line}: .*{message}"):
+        reader(tmp_path).photos("all")
+    if own:
+        break_line(tmp_path / path, line, lambda _: "nan nan")
+        photo = next(
+            p for p in reader(tmp_path).photos("all") if p.path.stem == path.stem and "test" not in p.path.parts
+        )
+        assert np.isnan(photo.faces[0].points[line - 1]).all()
+        assert np.flatnonzero(~photo.faces[0].visible).tolist() == [line - 1]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_another_number_of_values_in_a_line(name: str, tmp_path: Path) -> None:
+    """A value too many or a blank line that moves all values after it by one."""
+    writer, reader = FORMATS[name]
+    path, line, separator = BREAKABLE[name]
+    for change in (
+        lambda text: text.replace(separator or " ", f"{separator or ' '}1{separator or ' '}", 1),
+        lambda _: "",
+    ):
+        writer(tmp_path)
+        break_line(tmp_path / path, line, change)
+        with pytest.raises(DataFault, match=rf"{path.name}, line {line}: found \d+ values, expected \d+"):
+            reader(tmp_path).photos("all")
+
+
+def test_another_layout_than_the_files(tmp_path: Path) -> None:
+    """Files of 106 points read as 68: the message has to name file, line, both numbers and the layout."""
+    write_lapa(tmp_path / "lapa")
+    reader = LaPa("lapa", str(tmp_path / "lapa"), IBUG68, skip_unpaired=False)
+    expected = rf"train0\.txt, line 1: expected the number of points of the layout {IBUG68.name}, 68, found '106'"
+    with pytest.raises(DataFault, match=expected):
+        reader.photos("train")
+    write_folder(tmp_path / "folder")
+    own = Folder("own", str(tmp_path / "folder"), WFLW98, 1, 0.1, 0.1, skip_unpaired=False)
+    with pytest.raises(
+        DataFault, match=rf"0\.txt, line 69: expected the 98 points of the layout {WFLW98.name}, found 68"
+    ):
+        own.photos("all")
+    (tmp_path / "folder" / "0.txt").unlink()
+    write(tmp_path / "folder" / "0.pts", pts(some_points(IBUG68)))
+    with pytest.raises(DataFault, match=r"0\.pts, line 2: .* 98, found '68'"):
+        own.photos("all")
+    write_ytf(tmp_path / "ytf")
+    with pytest.raises(
+        DataFault, match=rf"line 2: found 136 values, expected 196 \(98 points of the layout {WFLW98.name}"
+    ):
+        YTFaces("ytf", str(tmp_path / "ytf"), WFLW98, skip_unpaired=False).photos("train")
+    write_wflw(tmp_path / "wflw")
+    with pytest.raises(DataFault, match=rf"line 1: found 206 values, expected 222 \(106 points .* {LAPA106.name}"):
+        WFLW("wflw", str(tmp_path / "wflw"), LAPA106, 0.1, skip_unpaired=False).photos("test")
+
+
+# LaPa
+
+
+def test_lapa_says_which_splits_there_are(tmp_path: Path) -> None:
+    """A set with test only that trains on nothing."""
+    write_lapa(tmp_path)
+    shutil.rmtree(tmp_path / "train")
+    with pytest.raises(DataFault, match="no split 'train', only val, test"):
+        lapa(tmp_path).photos("train")
+    assert len(lapa(tmp_path).photos("all")) == 3
+
+
+def test_lapa_empty_split_and_empty_file(tmp_path: Path) -> None:
+    """A split folder without content, and a file of points without any."""
+    write_lapa(tmp_path)
+    shutil.rmtree(tmp_path / "train" / "images")
+    shutil.rmtree(tmp_path / "train" / "landmarks")
+    with pytest.raises(DataFault, match=r"train is empty; looked for images/\*\.jpg and landmarks/\*\.txt"):
+        lapa(tmp_path).photos("train")
+    (tmp_path / "val" / "landmarks" / "val0.txt").write_text("\n")
+    with pytest.raises(DataFault, match=r"val0\.txt is empty"):
+        lapa(tmp_path).photos("val")
+
+
+def test_lapa_cut_off_file(tmp_path: Path) -> None:
+    """A file that ends early and is taken for a face with fewer points."""
+    write_lapa(tmp_path)
+    path = tmp_path / "test" / "landmarks" / "test0.txt"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(DataFault, match=rf"test0\.txt, line 107: expected the 106 points .*{LAPA106.name}, found 105"):
+        lapa(tmp_path).photos("test")
+    path.write_text("106\n")
+    with pytest.raises(DataFault, match=r"test0\.txt, line 2: .*found 0"):
+        lapa(tmp_path).photos("test")
+
+
+# What is absent
+
+
+def test_unpaired_files_are_refused_or_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Images or points that are dropped without a word."""
+    write_lapa(tmp_path / "lapa")
+    write_folder(tmp_path / "folder")
+    for i in range(4):
+        image(tmp_path / "lapa" / "train" / "images" / f"new{i}.jpg")
+        image(tmp_path / "folder" / f"new{i}.jpg")
+    (tmp_path / "lapa" / "train" / "images" / "train2.jpg").unlink()
+    (tmp_path / "folder" / "0.jpg").unlink()
+    cases: tuple[tuple[Callable[..., Annotations], Path, Split, str, str, int], ...] = (
+        (lapa, tmp_path / "lapa", "train", r"4 images/\*\.jpg without landmarks/\*\.txt", "train2", 2),
+        (folder, tmp_path / "folder", "all", "4 images without a file of points", "0", 39),
+    )
+    for reader, root, split, images, points, left in cases:
+        message = rf"{images} \(new0, new1, new2, \.\.\.\); 1 .* \({points}\)"
+        with pytest.raises(DataFault, match=message + r"\. .*data\.skip_unpaired=true"):
+            reader(root).photos(split)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert len(reader(root, skip=True).photos(split)) == left
+        assert [record.levelname for record in caplog.records] == ["WARNING"]
+        caplog_text = caplog.records[0].getMessage()
+        assert "left out 4 images" in caplog_text
+        assert points in caplog_text
+
+
+@pytest.mark.parametrize("name", ["wflw", "ytf"])
+def test_absent_images_are_refused_or_counted(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A list that was not cut to the images, which fails in the first epoch instead of at its start."""
+    writer, _ = FORMATS[name]
+    writer(tmp_path)
+    readers: dict[str, Callable[..., Annotations]] = {"wflw": wflw, "ytf": ytf}
+    reader = readers[name]
+    whole = reader(tmp_path).photos("test")
+    whole[0].path.unlink()
+    absent = whole[0].path.relative_to(tmp_path)
+    with pytest.raises(DataFault, match=rf"1 of 2 listed images are absent \({absent}\)\. .*data\.skip_unpaired=true"):
+        reader(tmp_path).photos("test")
+    with caplog.at_level(logging.WARNING):
+        assert [photo.path for photo in reader(tmp_path, skip=True).photos("test")] == [whole[1].path]
+    assert "left out 1 of 2 listed images" in caplog.text
+    whole[1].path.unlink()
+    with pytest.raises(DataFault, match=r"2 of 2 listed images are absent .*, and nothing else is there"):
+        reader(tmp_path, skip=True).photos("test")
+
+
+# WFLW
+
+
+def test_wflw_faces_of_a_photo(tmp_path: Path) -> None:
+    """Several faces of a photo that become several photos, flags in another order, a rectangle of another face."""
+    write_wflw(tmp_path)
+    photos = wflw(tmp_path).photos("test")
+    assert [photo.path.name for photo in photos] == ["a.jpg", "b.jpg"]
+    first, second = photos[0].faces
+    assert (first.tags, second.tags) == ({"pose", "blur"}, {"expression", "illumination", "makeup", "occlusion"})
+    assert photos[1].faces[0].tags == frozenset()
+    assert first.box.tolist() == [10, 20, 110, 140]
+    np.testing.assert_allclose(second.points, some_points(WFLW98, 102), atol=1e-4)
+
+
+def test_wflw_val_is_a_fixed_share_of_train(tmp_path: Path) -> None:
+    """A val that moves with the machine or with the list, or takes from test."""
+    write_wflw(tmp_path)
+    val = {photo.path.name for photo in wflw(tmp_path).photos("val")}
+    assert val == {f"{i}.jpg" for i in (1, 2, 7, 8, 9, 12, 19, 27, 28, 30, 33)}
+    path = tmp_path / WFLW_LISTS / "list_98pt_rect_attr_train.txt"
+    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+    assert {photo.path.name for photo in wflw(tmp_path).photos("val")} == val
+    assert len(wflw(tmp_path, val_share=0).photos("train")) == 40
+    with pytest.raises(DataFault, match="no photo of it is in 'val' with val_share=0"):
+        wflw(tmp_path, val_share=0).photos("val")
+
+
+def test_wflw_without_train_list(tmp_path: Path) -> None:
+    """A test-only copy that fails with a bare FileNotFoundError."""
+    write_wflw(tmp_path)
+    (tmp_path / WFLW_LISTS / "list_98pt_rect_attr_train.txt").unlink()
+    for split in ("train", "val"):
+        with pytest.raises(DataFault, match=rf"attr_train\.txt does not exist, so there is no split '{split}'.* test$"):
+            wflw(tmp_path).photos(split)
+    assert num_faces(wflw(tmp_path).photos("all")) == 3
+
+
+def test_wflw_wrong_lines(tmp_path: Path) -> None:
+    """A list of a test subset taken for the full list; flags that are not flags."""
+    write_wflw(tmp_path)
+    path = tmp_path / WFLW_LISTS / "list_98pt_rect_attr_test.txt"
+    path.write_text(f"{flat(some_points(WFLW98), ' ')} 1--Handshaking/a.jpg\n")
+    with pytest.raises(DataFault, match=r"attr_test\.txt, line 1: found 196 values, expected 206"):
+        wflw(tmp_path).photos("test")
+    path.write_text(wflw_line("1--Handshaking/a.jpg", 0) + wflw_line("1--Handshaking/b.jpg", 0, "0 0 2 0 0 0"))
+    with pytest.raises(DataFault, match=r"attr_test\.txt, line 2: the flags have to be 0 or 1"):
+        wflw(tmp_path).photos("test")
+
+
+# YouTube Faces
+
+
+def test_ytf_splits_by_person_over_both_parts(tmp_path: Path) -> None:
+    """The published split, which shares people; or a person told by another string, which moves the splits."""
+    write_ytf(tmp_path)
+    where = {
+        split: {str(photo.path.relative_to(tmp_path)) for photo in ytf(tmp_path).photos(split)}
+        for split in ("train", "val", "test")
+    }
+    assert where == {
+        "train": {f"training/{TRAIN_PERSON}_21.jpg", f"test/{TRAIN_PERSON}_21.jpg"},
+        "val": {f"training/{VAL_PERSON}_00.jpg"},
+        "test": {f"training/{TEST_PERSON}_10.jpg", f"test/{TEST_PERSON}_11.jpg"},
+    }
+
+
+def test_ytf_wrong_files(tmp_path: Path) -> None:
+    """A .csv whose first face is taken for a header; a file without a person; one of two .csv missing."""
+    write_ytf(tmp_path)
+    path = tmp_path / "test_frames_keypoints.csv"
+    text = path.read_text()
+    path.write_text(text.partition("\n")[2])
+    with pytest.raises(DataFault, match=r"test_frames_keypoints\.csv, line 1: expected a header"):
+        ytf(tmp_path).photos("train")
+    path.write_text(text.replace("_11.jpg", ".jpg"))
+    with pytest.raises(DataFault, match=r"line 3: 'Ben_Example\.jpg' is not Person_NN\.jpg"):
+        ytf(tmp_path).photos("train")
+    path.unlink()
+    with pytest.raises(DataFault, match=r"looked for training_frames_keypoints\.csv and test_frames_keypoints\.csv"):
+        ytf(tmp_path).photos("train")
+
+
+# Folder
+
+
+def test_folder_formats_of_points(tmp_path: Path) -> None:
+    """A count line taken for a point, a .pts shifted by one pixel, a BOM or Windows line ends that break parsing."""
+    points = some_points(IBUG68)
+    files = {
+        "plain.txt": pairs(points),
+        "counted.txt": f"{len(points)}\n{pairs(points)}",
+        "windows.txt": "\ufeff" + pairs(points).replace("\n", "\r\n") + "\r\n",
+        "shifted.pts": pts(points + 1),
+        "spaced.pts": pts(points + 1).replace("n_points:  68", "n_points: 68").replace("\n", " \n"),
+    }
+    for name, text in files.items():
+        write(tmp_path / name, text)
+        image(tmp_path / f"{Path(name).stem}.jpg")
+    photos = folder(tmp_path).photos("all")
+    assert len(photos) == len(files)
+    for photo in photos:
+        np.testing.assert_allclose(photo.faces[0].points, points, atol=1e-4, err_msg=photo.path.name)
+    for photo in folder(tmp_path, pts_origin=0).photos("all"):
+        shift = photo.path.stem in ("shifted", "spaced")
+        np.testing.assert_allclose(photo.faces[0].points, points + shift, atol=1e-4, err_msg=photo.path.name)
+
+
+def test_folder_finds_points_in_their_own_folder(tmp_path: Path) -> None:
+    """The usual arrangements of images and points, of which one is not found."""
+    arrangements = (
+        ("a.jpg", "a.txt"),
+        ("b.jpg", "landmarks/b.txt"),
+        ("images/c.jpg", "landmarks/c.txt"),
+        ("helen/trainset/d.jpg", "helen/trainset/d.pts"),
+        ("images/afw/e.f.jpg", "landmarks/afw/e.f.txt"),
+    )
+    for photo, points in arrangements:
+        image(tmp_path / photo)
+        text = pairs(some_points(IBUG68))
+        write(tmp_path / points, pts(some_points(IBUG68)) if points.endswith(".pts") else text)
+    image(tmp_path / ".thumbnails" / "a.jpg")
+    image(tmp_path / "._a.jpg")
+    write(tmp_path / "LICENSE.md", "free")
+    assert [photo.path.name for photo in folder(tmp_path).photos("all")] == [
+        "a.jpg",
+        "e.f.jpg",
+        "b.jpg",
+        "c.jpg",
+        "d.jpg",
+    ]
+
+
+def test_folder_refuses_what_is_ambiguous(tmp_path: Path) -> None:
+    """One of two files of a name that wins by chance; files beside the folders of the splits that nobody reads."""
+    write_folder_of_splits(tmp_path)
+    image(tmp_path / "train" / "images" / "0.png")
+    with pytest.raises(DataFault, match=r"0\.(jpg|png) and .*0\.(jpg|png) have the same name"):
+        folder(tmp_path).photos("train")
+    (tmp_path / "train" / "images" / "0.png").unlink()
+    image(tmp_path / "validation" / "x.jpg")
+    with pytest.raises(
+        DataFault, match="1 images or files of points lie outside test, train, for example validation/x"
+    ):
+        folder(tmp_path).photos("train")
+
+
+def test_folder_splits(tmp_path: Path) -> None:
+    """Shares that move when photos are added, a test folder that is split, a val folder that is not used."""
+    write_folder(tmp_path / "flat")
+    before = {split: {photo.path for photo in folder(tmp_path / "flat").photos(split)} for split in SPLITS}
+    image(tmp_path / "flat" / "new.jpg")
+    write(tmp_path / "flat" / "new.txt", pairs(some_points(IBUG68)))
+    after = {split: {photo.path for photo in folder(tmp_path / "flat").photos(split)} for split in SPLITS}
+    assert all(before[split] <= after[split] for split in SPLITS)
+
+    write_folder_of_splits(tmp_path / "parts")
+    assert {photo.path.parts[-3] for photo in folder(tmp_path / "parts").photos("val")} == {"train"}
+    assert len(folder(tmp_path / "parts").photos("test")) == 2
+    image(tmp_path / "parts" / "val" / "images" / "x.jpg")
+    write(tmp_path / "parts" / "val" / "landmarks" / "x.txt", pairs(some_points(IBUG68)))
+    assert [photo.path.name for photo in folder(tmp_path / "parts").photos("val")] == ["x.jpg"]
+    assert len(folder(tmp_path / "parts").photos("train")) == 40
+    shutil.rmtree(tmp_path / "parts" / "test")
+    with pytest.raises(DataFault, match="no photo is in the split 'test', only in train, val"):
+        folder(tmp_path / "parts").photos("test")
+
+
+def test_folder_broken_pts(tmp_path: Path) -> None:
+    """A .pts without braces or with fewer points than its header says."""
+    image(tmp_path / "a.jpg")
+    path = tmp_path / "a.pts"
+    path.write_text(pairs(some_points(IBUG68)))
+    with pytest.raises(DataFault, match=r"a\.pts: not a \.pts file"):
+        folder(tmp_path).photos("all")
+    path.write_text(pts(some_points(IBUG68)).replace("\n}", "\n1 x\n}"))
+    with pytest.raises(DataFault, match=r"a\.pts, line 72: 'x' is not a number"):
+        folder(tmp_path).photos("all")
+    lines = pts(some_points(IBUG68)).splitlines()
+    path.write_text("\n".join([*lines[:-2], "}"]))
+    with pytest.raises(DataFault, match=r"a\.pts, line 71: expected the 68 points of .*, found 67"):
+        folder(tmp_path).photos("all")
+
+
+# Real data
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "photos", "faces"),
+    [
+        ("ytf68", "test", 452, 452),
+        ("ytf68", "val", 316, 316),
+        ("ytf68", "all", 2958 + 658, 2958 + 658),
+        ("frl106", "train", 142, 142),
+        ("frl106", "val", 20, 20),
+        ("frl106", "test", 20, 20),
+        ("lisa106", "test", 4, 4),
+        ("frl98", "test", 20, 20),
+        ("frl98", "all", 182, 182),
+        ("WFLW", "test", 88, 102),
+    ],
+)
+def test_counts_of_real_data(name: str, split: Split, photos: int, faces: int) -> None:
+    """A line or a file that is skipped or read twice; a split by another rule."""
+    found = REAL[name][0](face_data(name)).photos(split)
+    assert (len(found), num_faces(found)) == (photos, faces)
+
+
+def test_no_person_of_ytf_is_in_two_splits() -> None:
+    """Frames of one clip on both sides of a comparison."""
+    reader = ytf(face_data("ytf68"))
+    people = [
+        {photo.path.stem.rpartition("_")[0] for photo in reader.photos(split)} for split in ("train", "val", "test")
+    ]
+    assert sum(map(len, people)) == len(set().union(*people)) == 297
+
+
+def test_wflw_tags_are_the_official_subsets() -> None:
+    """Flags read in another order than the subsets of the paper."""
+    root = face_data("WFLW")
+    faces = [face for photo in wflw(root).photos("test") for face in photo.faces]
+    for tag in WFLW.tags:
+        file = root / "WFLW_annotations" / "list_98pt_test" / f"list_98pt_test_{tag.replace('pose', 'largepose')}.txt"
+        official = np.array([line.split()[:-1] for line in file.read_text().splitlines()], np.float32)
+        tagged = {face.points.tobytes() for face in faces if tag in face.tags}
+        assert {row.tobytes() for row in official} == tagged, tag
+        assert len(official) == len(tagged)

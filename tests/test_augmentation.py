@@ -1,0 +1,214 @@
+"""Random changes of a training crop: what is drawn, how often, and how far."""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import albumentations
+import cv2
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from datamodules.augmentation import Augmentation, Warp
+from facelab.landmarks.geometry import Array, apply, around_centre, mirror_image
+
+CONF = Path(__file__).parent.parent / "conf"
+SIZE = 256
+DRAWS = 4000
+
+
+@cache
+def option(name: str) -> Augmentation:
+    """What ``augment=name`` builds."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        made: Augmentation = instantiate(compose(f"augment/{name}").augment, _convert_="all")
+    return made
+
+
+def augmentation(pixels: Sequence[Any] = (), **changes: float) -> Augmentation:
+    names = ("mirror_probability", "shift_probability", "shift_limit", "scale_probability", "scale_limit")
+    nothing = dict.fromkeys((*names, "rotation_probability", "rotation_limit"), 0.0)
+    return Augmentation(**nothing | changes, pixels=pixels)
+
+
+def rng(*seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed or 0)
+
+
+@cache
+def paper_warps() -> list[Warp]:
+    generator = rng(1)
+    return [option("paper").draw(generator, SIZE) for _ in range(DRAWS)]
+
+
+def share(flags: Any) -> float:
+    return float(np.mean(flags))
+
+
+def test_none_changes_nothing() -> None:
+    """Would catch a change that happens although its probability is 0."""
+    image = np.arange(12 * 12 * 3, dtype=np.uint8).reshape(12, 12, 3)
+    for seed in range(50):
+        warp = option("none").draw(rng(seed), 12)
+        np.testing.assert_allclose(warp.matrix, np.eye(3), atol=1e-12)
+        assert (warp.mirrored, warp.degrees) == (False, 0.0)
+        np.testing.assert_array_equal(option("none").change_pixels(rng(seed), image), image)
+
+
+def test_the_same_seed_draws_the_same() -> None:
+    """Would catch draws from a global generator."""
+    image = rng().integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    first, second = ([option("paper").draw(rng(s), SIZE).matrix for s in range(20)] for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert len({matrix.tobytes() for matrix in first}) > 15
+    first, second = ([option("paper").change_pixels(rng(s), image) for s in range(20)] for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_mirroring_twice_is_the_identity() -> None:
+    """Would catch a mirror about another axis than the crop's middle."""
+    mirror = augmentation(mirror_probability=1.0).draw(rng(), SIZE)
+    assert mirror.mirrored
+    np.testing.assert_allclose(mirror.matrix @ mirror.matrix, np.eye(3))
+    image = rng().integers(0, 256, (SIZE, SIZE, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(cv2.warpAffine(image, mirror.matrix[:2], (SIZE, SIZE)), image[:, ::-1])
+
+
+def test_scale_and_rotation_keep_the_centre() -> None:
+    """Would catch a centre at size / 2, and a scale drawn on one side of 1 only."""
+    change = augmentation(scale_probability=1.0, scale_limit=0.2, rotation_probability=1.0, rotation_limit=40.0)
+    warps = [change.draw(rng(seed), SIZE) for seed in range(500)]
+    centre = np.array([[(SIZE - 1) / 2] * 2])
+    for warp in warps:
+        np.testing.assert_allclose(apply(warp.matrix, centre), centre)
+    factors = np.sqrt([np.linalg.det(warp.matrix[:2, :2]) for warp in warps])
+    assert 0.8 <= factors.min() < 0.82
+    assert 1.18 < factors.max() <= 1.2
+    degrees = np.rad2deg([np.arctan2(warp.matrix[1, 0], warp.matrix[0, 0]) for warp in warps])
+    np.testing.assert_allclose(degrees, [warp.degrees for warp in warps], atol=1e-6)
+
+
+def test_papers_warps_are_pipnets() -> None:
+    """Would catch other frequencies and ranges than those of the reference code, and a change of size it does not have.
+
+    Mirror in half of the samples, shift by up to 30 of 256 pixels in half, rotation by up to 30 degrees in half.
+    """
+    warps = paper_warps()
+    degrees = np.array([warp.degrees for warp in warps])
+    mirrored = np.array([warp.mirrored for warp in warps])
+    shifts = np.array([undone(warp) for warp in warps])
+    moved, turned = np.abs(shifts).max(axis=1) > 1e-6, degrees != 0
+    tolerance = 4 * 0.5 / np.sqrt(DRAWS)  # four standard deviations
+    for flags in (mirrored, moved, turned, mirrored == moved, moved == turned, turned == mirrored):
+        assert share(flags) == pytest.approx(0.5, abs=tolerance)  # each by its own coin
+    for values, limit in ((degrees[turned], 30), (shifts[moved, 0], 30), (shifts[moved, 1], 30)):
+        assert 0.99 * limit < np.abs(values).max() <= 1.001 * limit
+        assert np.mean(values) == pytest.approx(0, abs=1.5)
+        assert np.std(values) == pytest.approx(limit / np.sqrt(3), rel=0.05)  # uniform
+    assert abs(np.corrcoef(shifts[moved].T)[0, 1]) < 0.1
+
+
+def undone(warp: Warp) -> Array:
+    """The shift of a warp in pixels: what is left when rotation and mirror are taken back. It must be a mere shift."""
+    mirror = mirror_image(SIZE) if warp.mirrored else np.eye(3)
+    shift = np.linalg.inv(around_centre(SIZE, degrees=warp.degrees) @ mirror) @ warp.matrix
+    np.testing.assert_allclose(shift[:2, :2], np.eye(2), atol=1e-9)
+    return np.asarray(shift[:2, 2])
+
+
+def test_papers_pixels_are_pipnets() -> None:
+    """Would catch other frequencies than the reference code's, and coins that depend on each other.
+
+    A rectangle of one colour with sides up to 0.4 in half of the samples, blur in 30 %, grey in 20 %. With one seed for
+    each transform, as albumentations seeds them itself, every grey image is also blurred and hidden in part.
+    """
+    paper, generator, side, count = option("paper"), rng(2), 80, 3000
+    stripes = np.zeros((side, side, 3), np.uint8)
+    stripes[:, ::2] = (220, 40, 120)
+    contrasts = (220, int(albumentations.ToGray(p=1.0)(image=stripes)["image"].max()))
+    grey, blurred, hidden, sides = [], [], [], []
+    for _ in range(count):
+        image = paper.change_pixels(generator, stripes.copy()).astype(int)
+        grey.append(bool((np.ptp(image, axis=2) == 0).all()))
+        steps = np.abs(np.diff(image[..., 0], axis=1))
+        blurred.append((steps == contrasts[grey[-1]]).mean() < 0.5)
+        if grey[-1] or blurred[-1]:
+            continue
+        other = (image != stripes).any(axis=2)
+        hidden.append(other.any())
+        if hidden[-1]:
+            rows, columns = np.flatnonzero(other.any(axis=1)), np.flatnonzero(other.any(axis=0))
+            height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+            assert other.sum() == height * width  # one rectangle
+            assert len(np.unique(image[other], axis=0)) == 1  # of one colour
+            sides.append((height / side, width / side))
+    grey, blurred = np.array(grey), np.array(blurred)
+    assert share(grey) == pytest.approx(0.2, abs=0.03)
+    assert share(blurred) == pytest.approx(
+        0.3 * (1 - 0.2 / 4.9), abs=0.035
+    )  # below a sigma of 0.3 nothing is to be seen
+    assert share(grey[blurred]) == pytest.approx(0.2, abs=0.055)
+    assert share(hidden) == pytest.approx(0.5, abs=0.05)
+    assert 0.37 < np.max(sides) <= 0.4
+    np.testing.assert_allclose(np.mean(sides, axis=0), 0.2, atol=0.02)
+    assert abs(np.corrcoef(np.array(sides).T)[0, 1]) < 0.15
+
+
+def test_papers_blur_is_as_wide_as_its_sigma() -> None:
+    """Would catch a blur whose kernel is cut short, as with a fixed ``blur_limit``."""
+    blur = next(t for t in option("paper").pixels.transforms if isinstance(t, albumentations.GaussianBlur))
+    dot = np.zeros((99, 99, 3), np.uint8)
+    dot[49, 49] = 255
+    widest = albumentations.GaussianBlur(blur_limit=blur.blur_limit, sigma_limit=(5.0, 5.0), p=1.0)
+    spread = np.asarray(widest(image=dot.astype(np.float32) / 255)["image"])[..., 0]
+    x = np.arange(99)
+    assert np.sqrt((spread.sum(axis=0) * (x - 49) ** 2).sum() / spread.sum()) == pytest.approx(5, rel=0.05)
+    assert tuple(blur.sigma_limit) == (0.1, 5.0)
+
+
+@pytest.mark.parametrize(
+    "mover",
+    [
+        albumentations.HorizontalFlip(p=0.1),
+        albumentations.Affine(p=1.0),
+        albumentations.OneOf([albumentations.ToGray(), albumentations.Rotate()]),
+    ],
+    ids=lambda mover: type(mover).__name__,
+)
+def test_a_transform_that_moves_pixels_is_refused(mover: Any) -> None:
+    """Would catch images that are turned while their points stay, which trains without an error."""
+    with pytest.raises(ValueError, match=f"{type(mover).__name__} would move the face"):
+        augmentation([mover])
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        albumentations.ColorJitter(p=1.0),
+        albumentations.CoarseDropout(p=1.0),
+        albumentations.SomeOf([albumentations.ToGray(), albumentations.GaussNoise()], n=1),
+    ],
+    ids=lambda harmless: type(harmless).__name__,
+)
+def test_a_transform_of_the_pixels_is_taken(harmless: Any) -> None:
+    """Would catch compositions and dropouts refused with those that move pixels."""
+    image = rng().integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    changed = augmentation([harmless]).change_pixels(rng(), image)
+    assert changed.shape == image.shape
+    assert (changed != image).any()
+
+
+def test_a_transform_that_normalises_is_refused() -> None:
+    """Would catch pixels that are normalised twice, once more in the network."""
+    with pytest.raises(TypeError, match="networks normalise by themselves"):
+        augmentation([albumentations.Normalize()]).change_pixels(rng(), np.zeros((8, 8, 3), np.uint8))
+
+
+@pytest.mark.parametrize("fault", [{"scale_limit": 1.0}, {"scale_limit": -0.1}, {"mirror_probability": 50.0}])
+def test_senseless_numbers_are_refused(fault: dict[str, float]) -> None:
+    """Would catch percent for fractions, and a scale that can shrink a face to nothing."""
+    with pytest.raises(ValueError, match="augment"):
+        augmentation(**fault)

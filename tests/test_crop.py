@@ -1,0 +1,112 @@
+"""What part of a photo a network sees."""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from facelab.landmarks.crop import BoxSource, Crop
+from facelab.landmarks.face import Face
+from facelab.landmarks.geometry import Array, apply, image_box, tight_box
+from facelab.landmarks.image import cut_out, image_size
+
+CONF = Path(__file__).parent.parent / "conf" / "crop"
+NAN = np.nan
+
+
+def crop(**changes: Any) -> Crop:
+    return Crop(**{"size": 100, "scale": 1.0, "square": False, "shift": (0.0, 0.0), "box": "points"} | changes)
+
+
+def face(points: Array, box: Array) -> Face:
+    return Face(box, points, np.ones(len(points), bool), np.full(3, NAN), frozenset())
+
+
+def seen(crop: Crop, box: list[float]) -> Array:
+    """The part of the photo that fills the crop, x0 y0 x1 y1."""
+    corners = image_box(crop.size, crop.size).reshape(2, 2)
+    return apply(np.linalg.inv(crop.matrix(np.array(box))), corners).ravel()
+
+
+def test_a_stretched_crop_is_filled_by_its_box() -> None:
+    """Would catch a box that is squared although the method stretches."""
+    np.testing.assert_allclose(seen(crop(), [10, 20, 60, 40]), [10, 20, 60, 40])
+
+
+def test_scale_adds_the_same_on_both_sides() -> None:
+    """Would catch a scale that keeps the top-left corner, and 1.1 read as 10 % a side."""
+    np.testing.assert_allclose(seen(crop(scale=1.1), [0, 100, 200, 200]), [-10, 95, 210, 205])
+
+
+def test_a_square_crop_keeps_proportions() -> None:
+    """Would catch the shorter side taken for both, which cuts off faces."""
+    np.testing.assert_allclose(seen(crop(square=True, scale=1.5), [0, 0, 40, 20]), [-10, -20, 50, 40])
+
+
+def test_a_pair_of_scales_and_a_shift_move_one_edge() -> None:
+    """Would catch a shift by the scaled box: PIPNet's demo moves the top edge down by 0.1 and the others out by 0.1."""
+    box = [100.0, 200, 200, 400]
+    np.testing.assert_allclose(seen(crop(scale=(1.2, 1.0), shift=(0, 0.1)), box), [90, 220, 210, 420])
+
+
+@pytest.mark.parametrize(
+    ("source", "box"), [("points", [1, 2, 30, 40]), ("given", [0, 0, 50, 50]), ("image", [-0.5, -0.5, 639.5, 479.5])]
+)
+def test_each_source_gives_its_box(source: BoxSource, box: list[float]) -> None:
+    """Would catch sources mixed up; and missing points that spoil the box."""
+    points = np.array([[1.0, 40], [30, 2], [NAN, NAN]])
+    someone = face(points, np.array([0.0, 0, 50, 50]))
+    np.testing.assert_allclose(crop(box=source).source(someone, 640, 480), box)
+
+
+@pytest.mark.parametrize("box", [[NAN] * 4, [5, 5, 5, 9], [9, 5, 5, 9], [0, 0, np.inf, 9], [0, 0, 9, NAN]])
+def test_a_box_without_area_is_refused(box: list[float]) -> None:
+    """Would catch a division by zero that travels on as NaN into a black crop."""
+    with pytest.raises(ValueError, match="no area; a crop needs x0 < x1 and y0 < y1"):
+        crop().matrix(np.array(box, np.float64))
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"size": 0}, "crop.size=0"),
+        ({"scale": 0.0}, "crop.scale=0.0"),
+        ({"scale": [1.2, -1.0]}, "over 0"),
+        ({"shift": [0.1]}, "two numbers, x and y"),
+        ({"scale": [1.0, 1.0, 1.0]}, "one number or two"),
+    ],
+)
+def test_a_senseless_crop_is_refused(changes: dict[str, Any], word: str) -> None:
+    """Would catch a wrong list that is found face by face, each then left out as if it had no box."""
+    with pytest.raises(ValueError, match=word):
+        crop(**changes)
+
+
+@pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_option_makes_a_crop(file: Path) -> None:
+    """Would catch an option whose values the class refuses."""
+    made = instantiate(OmegaConf.load(file), _convert_="all")
+    assert made.matrix(np.array([0.0, 0, 64, 32])).shape == (3, 3)
+
+
+@pytest.mark.parametrize(("width", "height"), [(200, 100), (200, 101), (97, 200), (256, 256), (300, 7)])
+def test_the_letterbox_shows_the_whole_photo(tmp_path: Path, width: int, height: int) -> None:
+    """Would catch a border rounded for the image and not for the points, which is half a pixel when it is odd."""
+    letterbox: Crop = instantiate(OmegaConf.load(CONF / "letterbox.yaml"), _convert_="all")
+    path = tmp_path / "white.png"
+    cv2.imwrite(str(path), np.full((height, width, 3), 255, np.uint8))
+    nobody = face(np.full((3, 2), NAN), np.full(4, NAN))
+    matrix = letterbox.matrix(letterbox.source(nobody, *image_size(path)))
+    light = cut_out(path, matrix, letterbox.size)[..., 0] / 255
+    shown = tight_box(apply(matrix, image_box(width, height).reshape(2, 2)))
+    np.testing.assert_allclose(shown[2:] + shown[:2], 255)  # in the middle
+    assert max(shown[2:] - shown[:2]) == pytest.approx(256)
+    # Light in a row and a column through the middle: as long as the photo is shown, centred where it is shown.
+    for profile, low, high in ((light[128], shown[0], shown[2]), (light[:, 128], shown[1], shown[3])):
+        # A side that fills the crop darkens by up to half at either end, where interpolation meets the black outside.
+        assert profile.sum() == pytest.approx(high - low, abs=1.1)
+        assert (profile * np.arange(256)).sum() / profile.sum() == pytest.approx((low + high) / 2, abs=0.1)

@@ -1,0 +1,562 @@
+"""How landmark methods are fed: samples, batches, and where their random draws come from."""
+
+import copy
+import logging
+import os
+import pickle
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from lightning import LightningModule, Trainer
+from torch import Tensor, nn
+
+from datamodules.augmentation import Augmentation
+from datamodules.landmark import EpochSampler, FaceDataset, LandmarkDataModule, collate
+from datamodules.pipnet import PIPNetDataModule
+from facelab.landmarks.batch import LandmarkBatch
+from facelab.landmarks.crop import BoxSource, Crop
+from facelab.landmarks.face import DataFault, Face, Photo, Split
+from facelab.landmarks.geometry import Array, apply
+from facelab.landmarks.layouts import IBUG68, Layout
+from facelab.landmarks.pose import mirrored, turned
+
+CONF = Path(__file__).parent.parent / "conf"
+NAN = np.nan
+SIZE = 64
+THREE = Layout(name="three", num_points=3, mirror=(1, 0, 2), eye_corners=(0, 1))
+"""Left eye, right eye, chin."""
+COLOURS = np.eye(3)  # of the spots that mark them
+NO_BOX = np.full(4, NAN, np.float32)
+NO_POSE = np.full(3, NAN, np.float32)
+
+
+class Drawn:
+    """A dataset in memory: photos by split."""
+
+    def __init__(self, layout: Layout, tags: tuple[str, ...], splits: dict[str, list[Photo]]) -> None:
+        self.name, self.layout, self.tags, self.splits = "drawn", layout, tags, splits
+
+    def photos(self, split: Split) -> list[Photo]:
+        return self.splits[split]
+
+
+def spots(width: int, height: int, points: Array, sigma: float) -> Array:
+    """A spot at each point, the first red, the second green, the third blue, on black."""
+    y, x = np.mgrid[:height, :width]
+    image = np.zeros((height, width, 3))
+    for (px, py), colour in zip(points, COLOURS, strict=True):
+        image += 255 * np.exp(-((x - px) ** 2 + (y - py) ** 2) / (2 * sigma**2))[..., None] * colour
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def write(path: Path, rgb: Array) -> Path:
+    assert cv2.imwrite(str(path), rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 98])
+    return path
+
+
+def three(points: Any, box: Any = NO_BOX, pose: Any = NO_POSE, tags: Sequence[str] = ()) -> Face:
+    points = np.array(points, np.float32)
+    seen = np.isfinite(points).all(axis=1)
+    return Face(np.array(box, np.float32), points, seen, np.array(pose, np.float32), frozenset(tags))
+
+
+def crop(**changes: Any) -> Crop:
+    return Crop(**{"size": SIZE, "scale": 1.3, "square": True, "shift": (0.0, 0.0), "box": "points"} | changes)
+
+
+@cache
+def augment(name: str = "paper") -> Augmentation:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        made: Augmentation = instantiate(compose(f"augment/{name}").augment, _convert_="all")
+    return made
+
+
+def affine(**changes: float) -> Augmentation:
+    names = ("mirror_probability", "shift_probability", "shift_limit", "scale_probability", "scale_limit")
+    nothing = dict.fromkeys((*names, "rotation_probability", "rotation_limit"), 0.0)
+    return Augmentation(**nothing | changes, pixels=[])
+
+
+EVERYTHING = {
+    "mirror_probability": 0.5,
+    "shift_probability": 1.0,
+    "shift_limit": 0.1,
+    "scale_probability": 1.0,
+    "scale_limit": 0.2,
+    "rotation_probability": 1.0,
+    "rotation_limit": 40.0,
+}
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
+    """Train 13, val 5 and test 3 photos of one face of 68 points each, all of the same smooth noise."""
+    folder = tmp_path_factory.mktemp("faces")
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (9, 11, 3)).astype(np.uint8)
+    path = write(folder / "face.jpg", cv2.resize(coarse, (110, 90), interpolation=cv2.INTER_CUBIC))
+    points = np.stack([rng.uniform(15, 95, 68), rng.uniform(10, 80, 68)], axis=1).astype(np.float32)
+
+    def photo(split: str, i: int) -> Photo:
+        path_i = folder / f"{split}{i}.jpg"
+        path_i.hardlink_to(path)
+        return Photo(path_i, (Face(NO_BOX, points, rng.random(68) < 0.7, NO_POSE, frozenset()),))
+
+    counts = {"train": 13, "val": 5, "test": 3}
+    return Drawn(IBUG68, (), {split: [photo(split, i) for i in range(n)] for split, n in counts.items()})
+
+
+def module(data: Any, **changes: Any) -> LandmarkDataModule:
+    options = {"crop": crop(), "augment": augment(), "batch_size": 4, "num_workers": 0, "seed": 1, "test_split": "test"}
+    made = LandmarkDataModule(data, **options | changes)
+    made.setup("fit")
+    return made
+
+
+def epoch(datamodule: LandmarkDataModule, number: int) -> list[LandmarkBatch]:
+    loader: Any = datamodule.train_dataloader()
+    loader.sampler.set_epoch(number)
+    return list(loader)
+
+
+def same(first: list[LandmarkBatch], second: list[LandmarkBatch]) -> bool:
+    return len(first) == len(second) and all(
+        torch.equal(torch.nan_to_num(a.float(), -1), torch.nan_to_num(b.float(), -1))
+        for x, y in zip(first, second, strict=True)
+        for a, b in zip(x, y, strict=True)
+    )
+
+
+# A sample
+
+
+def found(image: Tensor) -> Array:
+    """Where the red, the green and the blue spot are, ``(3, 2)``."""
+    light = image.numpy().astype(np.float64)
+    light[light < 16] = 0
+    y, x = np.mgrid[: light.shape[1], : light.shape[2]]
+    return np.stack([[(x * c).sum() / c.sum(), (y * c).sum() / c.sum()] for c in light])
+
+
+BOXES: list[tuple[BoxSource, bool]] = [("points", True), ("points", False), ("given", True), ("image", True)]
+
+
+@pytest.mark.parametrize(("box", "square"), BOXES)
+@pytest.mark.parametrize(("width", "height", "ending"), [(161, 131, "png"), (201, 121, "jpg"), (1203, 903, "jpg")])
+def test_pixels_go_where_points_go(
+    tmp_path: Path, box: BoxSource, square: bool, width: int, height: int, ending: str
+) -> None:
+    """Would catch points beside their pixels: half pixels, reduced decoding, letterbox, order of the matrices."""
+    points = np.array([[0.38, 0.4], [0.62, 0.42], [0.51, 0.63]]) * (width, height) + 0.3
+    path = write(tmp_path / f"face.{ending}", spots(width, height, points, sigma=width / 45))
+    given = [0.25 * width, 0.2 * height, 0.8 * width, 0.85 * height]
+    data = Drawn(THREE, (), {"train": [Photo(path, (three(points, given),))]})
+    scale = {"points": 3.5, "given": 1.2, "image": 1.0}[box]
+    view = crop(size=120, scale=scale, square=square, box=box)
+    dataset = FaceDataset(data, "train", view, affine(**EVERYTHING), seed=0)
+    mirrors = set()
+    for number in range(6):
+        sample = dataset[(number, 0)]
+        expected = found(sample.image)
+        is_mirrored = bool(torch.det(sample.to_photo) < 0)
+        mirrors.add(is_mirrored)
+        if is_mirrored:
+            expected = expected[list(THREE.mirror)]  # what was the right eye is now the left one
+        np.testing.assert_allclose(sample.points, expected, atol=0.1)
+        back = apply(sample.to_photo, sample.points).numpy()
+        np.testing.assert_allclose(back[list(THREE.mirror)] if is_mirrored else back, points, atol=0.01)
+    assert mirrors == {True, False}
+
+
+def test_a_mirrored_sample_is_the_mirrored_image_with_swapped_points(faces: Drawn) -> None:
+    """Would catch points, visibility or pose that are mirrored in part."""
+    plain, mirror = (
+        FaceDataset(faces, "train", crop(), affine(mirror_probability=p), seed=0)[(0, 3)] for p in (0.0, 1.0)
+    )
+    difference = (mirror.image.flip(-1).float() - plain.image.float()).abs()
+    assert difference.max() <= 2
+    swapped = plain.points[list(IBUG68.mirror)]
+    np.testing.assert_allclose(mirror.points[:, 0], SIZE - 1 - swapped[:, 0], atol=1e-4)
+    np.testing.assert_allclose(mirror.points[:, 1], swapped[:, 1], atol=1e-4)
+    assert torch.equal(mirror.visible, plain.visible[list(IBUG68.mirror)])
+    assert not torch.equal(mirror.visible, plain.visible)
+    np.testing.assert_allclose(mirror.pose, mirrored(plain.pose.numpy()), atol=1e-4)
+    assert plain.pose.abs().min() > 0
+
+
+def test_turning_a_sample_turns_its_roll(faces: Drawn) -> None:
+    """Would catch the opposite sign: the roll must change by the angle that the points turn by, clockwise."""
+    plain = FaceDataset(faces, "train", crop(), None, seed=0)[(0, 0)]
+    dataset = FaceDataset(faces, "train", crop(), affine(rotation_probability=1.0, rotation_limit=40.0), seed=0)
+    for number in range(5):
+        sample = dataset[(number, 0)]
+        (a, b), (c, d) = plain.points[[0, 16]].numpy(), sample.points[[0, 16]].numpy()
+        before, after = np.arctan2(*(b - a)[::-1]), np.arctan2(*(d - c)[::-1])
+        degrees = np.rad2deg(after - before)
+        assert abs(degrees) > 0.1
+        np.testing.assert_allclose(sample.pose, turned(plain.pose.numpy(), degrees), atol=0.01)
+
+
+def test_an_evaluation_sample_is_the_plain_crop(faces: Drawn) -> None:
+    """Would catch augmentation in validation, and evaluation samples that depend on the epoch."""
+    datamodule = module(faces)
+    loader: Any = datamodule.val_dataloader()
+    first = list(loader)
+    loader.sampler.set_epoch(7)
+    assert same(first, list(loader))
+    plain = FaceDataset(faces, "val", crop(), None, seed=9)
+    assert same(first[:1], [collate([plain[(0, row)] for row in range(4)])])
+
+
+def test_what_is_not_annotated_stays_so(tmp_path: Path) -> None:
+    """Would catch a missing point that becomes a valid one, and labels of pose, box and tags that are lost."""
+    path = write(tmp_path / "a.png", np.zeros((50, 60, 3), np.uint8))
+    faces = (
+        three([[10, 10], [NAN, NAN], [30, 40]], box=[1, 2, 33, 44], pose=[10, 20, 30], tags=["blur"]),
+        three([[10, 10], [20, 10], [30, 40]], box=[1, 2, 33, 44], pose=[1, 2, 3], tags=["pose", "blur"]),
+    )
+    dataset = FaceDataset(Drawn(THREE, ("pose", "blur"), {"train": [Photo(path, faces)]}), "train", crop(), None, 0)
+    assert dataset.pose_source == "labelled"
+    batch = collate([dataset[(0, 0)], dataset[(0, 1)]])
+    assert batch.valid.tolist() == [[True, False, True], [True, True, True]]
+    assert torch.isnan(batch.points[0, 1]).all()
+    assert batch.visible.tolist() == batch.valid.tolist()
+    assert batch.tags.tolist() == [[False, True], [True, True]]
+    assert batch.box.tolist() == [[1, 2, 33, 44]] * 2
+    assert batch.pose.tolist() == [[10, 20, 30], [1, 2, 3]]
+
+
+def test_poses_without_a_label_are_estimated(faces: Drawn) -> None:
+    """Would catch labels overwritten by estimates, and a source that hides that some are estimated."""
+    dataset = FaceDataset(faces, "train", crop(), None, 0)
+    assert dataset.pose_source == "estimated"
+    assert np.isfinite(dataset.pose).all()
+    photos = copy.copy(faces.splits["train"])
+    labelled = photos[2].faces[0]._replace(pose=np.array([1, 2, 3], np.float32))
+    photos[2] = photos[2]._replace(faces=(labelled,))
+    mixed = FaceDataset(Drawn(IBUG68, (), {"train": photos}), "train", crop(), None, 0)
+    assert mixed.pose_source == "labelled and estimated"
+    assert mixed.pose[2].tolist() == [1, 2, 3]
+    np.testing.assert_array_equal(mixed.pose[:2], dataset.pose[:2])
+
+
+# What cannot be read
+
+TRUNCATED = cv2.imencode(".jpg", np.full((50, 60, 3), 200, np.uint8))[1].tobytes()[:-40]
+
+
+@pytest.mark.parametrize("box", ["points", "image"])
+@pytest.mark.parametrize("role", ["train", "val"])
+@pytest.mark.parametrize("content", [TRUNCATED, b"no pixels", b"", None], ids=["truncated", "text", "empty", "missing"])
+def test_a_faulty_photo_becomes_a_blank_row(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes | None, role: Split, box: BoxSource
+) -> None:
+    """Would catch a crash, a changed shape, a row that the loss would learn from, and a name told at every epoch."""
+    good, faulty = write(tmp_path / "good.png", np.full((50, 60, 3), 200, np.uint8)), tmp_path / "faulty.jpg"
+    if content is not None:
+        faulty.write_bytes(content)
+    face = three([[10, 10], [30, 10], [20, 40]], pose=[5, 6, 7])
+    photos = [Photo(good, (face,)), Photo(faulty, (face,)), Photo(good, (face,))]
+    changes = augment() if role == "train" else None
+    dataset = FaceDataset(Drawn(THREE, ("blur",), {role: photos}), role, crop(box=box), changes, 0)
+    batches = [collate([dataset[(number, row)] for row in range(3)]) for number in range(3)]
+    for batch in batches:
+        assert batch.image.shape == (3, 3, SIZE, SIZE)
+        assert batch.valid.tolist() == [[True] * 3, [False] * 3, [True] * 3]
+        assert not batch.image[1].any()
+        assert batch.image[0].any()
+        assert not batch.visible[1].any()
+        assert batch.face_id.tolist() == [0, 1, 2]
+    assert [record.getMessage() for record in caplog.records if "left out" in record.getMessage()] == [
+        next(record.getMessage() for record in caplog.records if "faulty.jpg" in record.getMessage())
+    ]
+
+
+def test_a_face_without_box_is_blank_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Would catch a crop around NaN, and a message that does not say which box was wanted."""
+    path = write(tmp_path / "a.png", np.full((50, 60, 3), 200, np.uint8))
+    photo = Photo(path, (three([[1, 1], [9, 1], [5, 9]]), three([[1, 1], [9, 1], [5, 9]], box=[0, 0, 10, 10])))
+    dataset = FaceDataset(Drawn(THREE, (), {"val": [photo]}), "val", crop(box="given"), None, 0)
+    assert [bool(dataset[(0, row)].valid.any()) for row in (0, 1)] == [False, True]
+    assert "face 0 is left out" in caplog.text
+    assert "a.png" in caplog.text
+    assert "crop.box=given" in caplog.text
+
+
+def test_a_face_outside_its_photo_keeps_its_true_points(tmp_path: Path) -> None:
+    """Would catch points clipped to the photo or the crop."""
+    path = write(tmp_path / "a.png", np.full((50, 60, 3), 200, np.uint8))
+    points = np.array([[-110.0, 10], [-90, 10], [-100, 40]])
+    photo = Photo(path, (three(points),))
+    sample = FaceDataset(Drawn(THREE, (), {"val": [photo]}), "val", crop(), None, 0)[(0, 0)]
+    assert sample.valid.all()
+    assert not sample.image.any()
+    np.testing.assert_allclose(apply(sample.to_photo, sample.points), points, atol=0.01)
+
+
+def test_the_whole_photo_is_measured_by_its_header(tmp_path: Path) -> None:
+    """Would catch a letterbox of the wrong size: the face has neither box nor points."""
+    path = write(tmp_path / "a.png", np.full((50, 100, 3), 200, np.uint8))
+    photo = Photo(path, (three(np.full((3, 2), NAN)),))
+    sample = FaceDataset(Drawn(THREE, (), {"val": [photo]}), "val", crop(scale=1.0, box="image"), None, 0)[(0, 0)]
+    rows = sample.image[0].any(dim=1).nonzero()
+    assert (int(rows.min()), int(rows.max())) == (16, 47)
+    assert not sample.valid.any()
+
+
+def test_an_empty_split_is_refused_by_name() -> None:
+    """Would catch a training that starts without faces and fails in the sampler."""
+    empty = Drawn(THREE, (), {"train": [Photo(Path("a.jpg"), ())], "val": []})
+    with pytest.raises(DataFault, match="drawn: the split 'train' has no face"):
+        module(empty)
+
+
+def test_a_set_without_boxes_is_refused_for_a_crop_by_box() -> None:
+    """Would catch thousands of warnings, one a face, and a training on nothing but blank images."""
+    photo = Photo(Path("a.jpg"), (three([[1, 1], [9, 1], [5, 9]]),))
+    with pytest.raises(DataFault, match=r"no face of the split 'train' comes with a box; use crop\.box=points"):
+        module(Drawn(THREE, (), {"train": [photo]}), crop=crop(box="given"))
+
+
+# Batches
+
+
+def test_a_batch_is_its_samples(faces: Drawn) -> None:
+    """Would catch fields out of order, other types, and images that a convolution has to copy."""
+    dataset = module(faces).faces["train"]
+    samples = [dataset[(2, row)] for row in (4, 0, 9)]
+    batch = collate(samples)
+    assert batch.image.shape == (3, 3, SIZE, SIZE)
+    assert batch.image.is_contiguous(memory_format=torch.channels_last)
+    shapes = {name: (tuple(value.shape[1:]), value.dtype) for name, value in batch._asdict().items()}
+    assert shapes == {
+        "image": ((3, SIZE, SIZE), torch.uint8),
+        "points": ((68, 2), torch.float32),
+        "valid": ((68,), torch.bool),
+        "visible": ((68,), torch.bool),
+        "tags": ((0,), torch.bool),
+        "box": ((4,), torch.float32),
+        "pose": ((3,), torch.float32),
+        "to_photo": ((3, 3), torch.float32),
+        "face_id": ((), torch.int64),
+    }
+    for i, sample in enumerate(samples):
+        assert same([LandmarkBatch(*(value[i] for value in batch))], [sample])
+    assert same([collate(samples[:1])], [LandmarkBatch(*(value[:1] for value in batch))])
+
+
+def test_every_face_is_evaluated_exactly_once(faces: Drawn) -> None:
+    """Would catch a last batch that is dropped, or shuffled evaluation."""
+    datamodule = module(faces, batch_size=2)
+    datamodule.setup("test")
+    for loader, count in ((datamodule.val_dataloader(), 5), (datamodule.test_dataloader(), 3)):
+        assert torch.cat([batch.face_id for batch in loader]).tolist() == list(range(count))
+
+
+@pytest.mark.parametrize(("batch_size", "sizes"), [(4, [4, 4, 4]), (13, [13]), (100, [13])])
+def test_only_a_rest_is_dropped_in_training(faces: Drawn, batch_size: int, sizes: list[int]) -> None:
+    """Would catch a small set of which nothing is left, and a last batch of one face that spoils batch statistics."""
+    assert [len(batch.image) for batch in epoch(module(faces, batch_size=batch_size), 0)] == sizes
+
+
+def test_another_split_can_be_tested(faces: Drawn) -> None:
+    """Would catch ``split=val`` measured on the test faces."""
+    datamodule = module(faces, test_split="val")
+    datamodule.setup("test")
+    assert len(datamodule.faces["test"]) == 5
+
+
+# Randomness
+
+
+@pytest.fixture(scope="module")
+def third_epoch(faces: Drawn) -> list[LandmarkBatch]:
+    return epoch(module(faces), 3)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_and_a_restart_change_nothing(faces: Drawn, third_epoch: list[LandmarkBatch], workers: int) -> None:
+    """Would catch draws that come from a worker's own generator, or from how many samples came before."""
+    assert same(epoch(module(faces, num_workers=workers), 3), third_epoch)
+
+
+def test_epochs_before_change_nothing(faces: Drawn, third_epoch: list[LandmarkBatch]) -> None:
+    """Would catch a run that differs from its resumption: persistent workers that have seen epochs 0 to 2."""
+    loader: Any = module(faces, num_workers=1).train_dataloader()
+    for number in range(4):
+        loader.sampler.set_epoch(number)
+        batches = list(loader)
+    assert same(batches, third_epoch)
+
+
+def test_another_epoch_and_another_seed_differ(faces: Drawn, third_epoch: list[LandmarkBatch]) -> None:
+    """Would catch changes that repeat every epoch, and seeds that share the order of their faces."""
+    order = [batch.face_id.tolist() for batch in third_epoch]
+    for number, seed in ((2, 1), (3, 2), (2, 2), (4, 0)):  # the last two have the sum of (3, 1)
+        other = epoch(module(faces, seed=seed), number)
+        assert [batch.face_id.tolist() for batch in other] != order
+        dataset = module(faces, seed=seed).faces["train"]
+        assert not same([dataset[(number, 0)]], [module(faces).faces["train"][(3, 0)]])
+
+
+def test_no_two_samples_share_their_draws(faces: Drawn) -> None:
+    """Would catch neighbours that are turned alike, or hidden and blurred alike: all photos show the same."""
+    warps = FaceDataset(faces, "train", crop(), affine(**EVERYTHING), seed=1)
+    pixels = FaceDataset(faces, "train", crop(), Augmentation(0, 0, 0, 0, 0, 0, 0, augment().pixels.transforms), seed=1)
+    keys = [(number, row) for number in range(4) for row in range(13)]
+    assert len({warps[key].points.numpy().tobytes() for key in keys}) == len(keys)
+    images = Counter(pixels[key].image.numpy().tobytes() for key in keys)
+    assert sum(count > 1 for count in images.values()) <= 2  # unchanged, or only turned grey
+    assert len(images) > len(keys) / 2
+
+
+@pytest.mark.parametrize("count", [12, 13])
+def test_ranks_share_the_rows_out(count: int) -> None:
+    """Would catch faces that no process or both see; one may be repeated to make their numbers equal."""
+    ranks = [EpochSampler(range(count), num_replicas=2, rank=rank, shuffle=True, seed=1) for rank in (0, 1)]
+    for number in range(2):
+        for sampler in ranks:
+            sampler.set_epoch(number)
+        keys = [list(sampler) for sampler in ranks]
+        assert {seen for rank in keys for seen, _ in rank} == {number}
+        rows = [row for rank in keys for _, row in rank]
+        assert set(rows) == set(range(count))
+        assert len(rows) == count + count % 2
+        assert len(keys[0]) == len(keys[1])
+
+
+class Witness(LightningModule):
+    """Remembers what it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.shown: list[list[LandmarkBatch]] = []
+
+    def on_train_epoch_start(self) -> None:
+        self.shown.append([])
+
+    def training_step(self, batch: LandmarkBatch, batch_index: int) -> Tensor:
+        self.shown[-1].append(LandmarkBatch(*(value.clone() for value in batch)))
+        return self.weight * 0
+
+    def validation_step(self, batch: LandmarkBatch, batch_index: int) -> None:
+        pass
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(datamodule: LandmarkDataModule, epochs: int) -> list[list[LandmarkBatch]]:
+    witness = Witness()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("trainer/cpu").trainer
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    trainer: Trainer = instantiate(cfg, max_epochs=epochs, log_every_n_steps=1, **quiet)
+    trainer.fit(witness, datamodule=datamodule)
+    return witness.shown
+
+
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+def test_the_trainer_tells_the_epoch(faces: Drawn, third_epoch: list[LandmarkBatch]) -> None:
+    """Would catch a Trainer that does not move the epoch on, with persistent workers above all: every epoch alike."""
+    shown = fit(module(faces, num_workers=2), epochs=4)
+    assert not same(shown[0], shown[1])
+    assert same(shown[0], epoch(module(faces), 0))
+    assert same(shown[3], third_epoch)
+
+
+def test_workers_together_name_a_faulty_photo_once(tmp_path: Path) -> None:
+    """Would catch a list of names that every worker keeps for itself."""
+    points = [[1, 1], [9, 1], [5, 9]]
+    photos = [Photo(tmp_path / f"gone{i}.jpg", (three(points),)) for i in range(6)]
+    datamodule = module(Drawn(THREE, (), {"train": photos, "val": photos}), num_workers=2, batch_size=1)
+    handler = logging.FileHandler(tmp_path / "log.txt")
+    logger = logging.getLogger("datamodules.landmark")
+    logger.addHandler(handler)
+    try:
+        loader: Any = datamodule.train_dataloader()
+        for number in range(3):
+            loader.sampler.set_epoch(number)
+            assert not any(batch.valid.any() for batch in loader)
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert sorted(line.split()[1] for line in lines) == [str(i) for i in range(6)]
+
+
+def test_a_dataset_can_be_sent_to_a_worker(faces: Drawn) -> None:
+    """Would catch what cannot be pickled, which a worker started by spawning (macOS, Windows) needs."""
+    dataset = FaceDataset(faces, "train", crop(), augment(), seed=1)
+    assert same([pickle.loads(pickle.dumps(dataset))[(1, 2)]], [dataset[(1, 2)]])
+
+
+# PIPNet's mean shape
+
+
+def pipnet(photos: list[Photo], view: Crop) -> PIPNetDataModule:
+    made = PIPNetDataModule(Drawn(THREE, (), {"train": photos, "val": photos}), view, augment(), 4, 0, 1, "test")
+    made.setup("fit")
+    return made
+
+
+def test_the_mean_shape_by_hand() -> None:
+    """Would catch missing points counted as zero, augmented crops, and a mean in photo pixels."""
+    view = Crop(size=100, scale=1.0, square=False, shift=(0.0, 0.0), box="given")
+    unit = [-0.5, -0.5, 99.5, 99.5]  # the crop is the photo
+    double = [-0.5, -0.5, 199.5, 199.5]  # at half the size: (201, 41) lies at (100.25, 20.25)
+    photos = [
+        Photo(Path("a.jpg"), (three([[10, 10], [90, 20], [50, 90]], unit),)),
+        Photo(Path("b.jpg"), (three([[20, 30], [NAN, NAN], [NAN, 7]], unit), three([[1, 2], [3, 4], [5, 6]]))),
+        Photo(Path("c.jpg"), (three([[NAN, NAN], [201, 41], [NAN, NAN]], double),)),
+    ]
+    expected = [[15, 20], [(90 + 100.25) / 2, (20 + 20.25) / 2], [50, 90]]
+    np.testing.assert_allclose(pipnet(photos, view).mean_shape(), expected)
+
+
+def test_a_landmark_that_no_face_has_is_refused() -> None:
+    """Would catch a NaN among PIPNet's neighbours."""
+    photos = [Photo(Path("a.jpg"), (three([[10, 10], [90, 20], [NAN, NAN]]),))]
+    with pytest.raises(DataFault, match=r"drawn: no training face has the landmarks \[2\]"):
+        pipnet(photos, crop()).mean_shape()
+
+
+def test_a_set_that_cannot_be_cut_out_is_refused() -> None:
+    """Would catch the blame laid on the landmarks when it is the photos that are missing."""
+    photos = [Photo(Path("gone.jpg"), (three([[10, 10], [90, 20], [50, 90]]),))]
+    with pytest.raises(DataFault, match=r"no training face can be cut out with crop\.box=image"):
+        pipnet(photos, crop(box="image")).mean_shape()
+
+
+# Real photos
+
+
+@pytest.fixture
+def real() -> Iterator[FaceDataset]:
+    if "FACE_DATA" not in os.environ:
+        pytest.skip("FACE_DATA is not set")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        data = instantiate(compose("data/ytf68", [f"data.root={os.environ['FACE_DATA']}/ytf68"]).data)
+    yield FaceDataset(data, "val", crop(size=128), augment(), seed=1)
+
+
+def test_real_faces_come_out_whole(real: FaceDataset) -> None:
+    """Would catch crops beside the face, and points that do not lead back to the photo."""
+    for row in range(0, len(real), len(real) // 20):
+        sample, face = real[(0, row)], real.faces[row]
+        assert sample.valid.all()
+        assert sample.image.float().mean() > 5
+        back = apply(sample.to_photo.double(), sample.points.double()).numpy()
+        truth = face.points[list(IBUG68.mirror)] if torch.det(sample.to_photo) < 0 else face.points
+        np.testing.assert_allclose(back, truth, atol=0.01)
+        assert ((sample.points > -60) & (sample.points < 188)).all()

@@ -1,0 +1,259 @@
+"""The doors as they are typed."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, open_door, small
+
+from facelab.annotations.synthetic import Synthetic
+from facelab.landmarks.layouts import IBUG68, LAPA106, Layout
+from facelab.metrics.landmarks import read_faces
+
+CLIENTS_LINE = "model=pipnet data=lapa106 -m backbone=mbv2,resnet18"
+SHORT = (
+    *("backbone.pretrained=false", "crop.size=64", "trainer.max_epochs=1"),
+    *("datamodule.batch_size=4", "datamodule.num_workers=0"),
+)
+QUIET = ("logger=none", "trainer.max_epochs=1", "hydra.run.dir=run")
+
+
+def load(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def rendered(cache: Path, layout: Layout) -> Synthetic:
+    """Eight faces for training, four to validate, four to test, 96 pixels wide."""
+    return Synthetic("faces", str(cache), layout, 1, 8, 4, 4, 96, 75.0, 90.0, 0.3, 25.0, 30.0, 0.3)
+
+
+@pytest.fixture(scope="module")
+def lapa(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """Rendered faces in the folders of LaPa."""
+    root, data = tmp_path_factory.mktemp("lapa"), rendered(cache, LAPA106)
+    for split in ("train", "val", "test"):
+        for kind in ("images", "landmarks"):
+            (root / split / kind).mkdir(parents=True)
+        for photo in data.photos(split):  # type: ignore[arg-type]
+            (root / split / "images" / photo.path.name).symlink_to(photo.path)
+            lines = "".join(f"{x:.3f} {y:.3f}\n" for x, y in photo.faces[0].points)
+            (root / split / "landmarks" / f"{photo.path.stem}.txt").write_text(f"{LAPA106.num_points}\n{lines}")
+    return root
+
+
+def see_two_runs(multirun: Path) -> None:
+    for number, backbone in enumerate(("mobilenetv2_100", "resnet18")):
+        run = multirun / str(number)
+        assert load(run / "status.json")["state"] == "finished"
+        assert f"name: {backbone}\n" in (run / "config.yaml").read_text()
+        results = load(run / "metrics.json")
+        assert results["protocol"]["dataset"] == "lapa106"
+        assert 0 < results["metrics"]["nme_box"] < 1
+        assert (run / "checkpoints" / "last.ckpt").exists()
+
+
+def test_the_clients_line(lapa: Path, tmp_path: Path) -> None:
+    """Overrides on both sides of `-m`, which Hydra 1.3 refuses; a second run that writes into the first."""
+    open_door("train", *CLIENTS_LINE.split(), f"data.root={lapa}", *SHORT, "logger=csv", folder=tmp_path)
+    (multirun,) = (tmp_path / "logs" / "train" / "multiruns").iterdir()
+    see_two_runs(multirun)
+
+
+@pytest.mark.slow
+def test_the_clients_line_in_a_shell(lapa: Path, tmp_path: Path) -> None:
+    """The same as the client types it, with all loggers: what a process of its own makes different."""
+    line = [sys.executable, str(ROOT / "train.py"), *CLIENTS_LINE.split(), f"data.root={lapa}", *SHORT]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "FACELAB_"))}
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (multirun,) = (tmp_path / "logs" / "train" / "multiruns").iterdir()
+    see_two_runs(multirun)
+    groups = [len(list((multirun / str(number) / "wandb").glob("offline-run-*"))) for number in (0, 1)]
+    assert groups == [1, 1], "the W&B runs of two jobs are mixed up"
+    assert (multirun / "0" / "metrics.json").read_text() != (multirun / "1" / "metrics.json").read_text()
+
+
+# evaluate.py
+
+
+def test_evaluate_gives_the_numbers_of_the_run(trained: Path, tmp_path: Path) -> None:
+    """A run that is opened with other weights, crops, statistics or splits than it was tested with."""
+    open_door("evaluate", f"ckpt={trained}", "batch_size=3", "hydra.run.dir=again", folder=tmp_path)
+    first, again = load(trained / "metrics.json"), load(tmp_path / "again" / "metrics.json")
+    assert again["metrics"].keys() == first["metrics"].keys()
+    for name, value in first["metrics"].items():
+        assert again["metrics"][name] == (None if value is None else pytest.approx(value, abs=1e-6)), name
+    for part in ("protocol", "counts", "left_out"):
+        assert again[part] == first[part]
+    one, two = (read_faces(run / "faces.csv") for run in (trained, tmp_path / "again"))
+    assert one["photo"].tolist() == two["photo"].tolist()
+    np.testing.assert_allclose(two["error_px"], one["error_px"], atol=1e-4)
+    files = {path.name for path in (tmp_path / "again").iterdir()}
+    assert files >= {"config.yaml", "environment.json", "status.json", "metrics.json", "faces.csv", "samples"}
+    assert {path.name for path in (tmp_path / "again" / "samples").iterdir()} == {"test.png", "worst.png"}
+
+
+def test_evaluate_changes_what_it_is_asked_to(trained: Path, tmp_path: Path) -> None:
+    """`split=`, `box=` or `flip_test=` that is taken without a word and changes nothing."""
+    words = ["split=val", "box=given", "flip_test=true", "logger=csv"]
+    open_door("evaluate", f"ckpt={trained}/checkpoints/best.ckpt", *words, folder=tmp_path)
+    (run,) = (tmp_path / "logs" / "evaluate" / "runs").iterdir()
+    assert run.name == "now_own-val"
+    first, results = load(trained / "metrics.json")["protocol"], load(run / "metrics.json")
+    changed = {name: value for name, value in results["protocol"].items() if value != first[name]}
+    assert changed.pop("truth")
+    assert changed == {"split": "val", "box": "given", "flip_test": True, "faces": 6}
+    assert results["checkpoint"].endswith("best.ckpt")
+    with (run / "metrics.csv").open() as file:
+        assert "test/nme_box" in next(csv.reader(file))
+
+
+def test_evaluate_on_another_dataset(trained: Path, tmp_path: Path, cache: Path) -> None:
+    """The other dataset ignored, or measured with the tags of the first one."""
+    data = rendered(cache, IBUG68)
+    folder = tmp_path / "faces"
+    for photo in data.photos("test"):
+        (folder / photo.path.name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / photo.path.name).symlink_to(photo.path)
+        lines = "".join(f"{x:.3f} {y:.3f}\n" for x, y in photo.faces[0].points)
+        (folder / f"{photo.path.stem}.txt").write_text(lines)
+    words = ["data=folder", f"data.root={folder}", "data.name=mine", "split=all"]
+    layout = "data.layout.path=facelab.landmarks.layouts.IBUG68"
+    open_door("evaluate", f"ckpt={trained}", *words, layout, "hydra.run.dir=run", folder=tmp_path)
+    results = load(tmp_path / "run" / "metrics.json")
+    assert (results["protocol"]["dataset"], results["protocol"]["pose"]) == ("mine", "estimated")
+    assert results["metrics"]["faces"] == 4
+    assert not any("tag" in name for name in results["metrics"])
+
+
+# Help
+
+
+LIGHT = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as stop:
+    code = stop.code
+else:
+    code = 0
+heavy = {"torch", "lightning", "timm", "albumentations", "wandb", "cv2"} & sys.modules.keys()
+sys.exit(f"imported {heavy}" if heavy else code)
+"""
+
+
+@pytest.mark.parametrize("door", ["train", "evaluate"])
+@pytest.mark.parametrize("words", ["--help", "model=pipnet --cfg job trainer.max_epochs=7"])
+def test_help_answers_at_once(door: str, words: str, tmp_path: Path) -> None:
+    """Six seconds of imports before a list of options."""
+    typed = words.replace("model=pipnet", "ckpt=run").replace("max_epochs", "devices") if door == "evaluate" else words
+    line = [sys.executable, "-c", LIGHT, str(ROOT / f"{door}.py"), *typed.split()]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert ("trainer: check, cpu, ddp, gpu" if "help" in words else ": 7\n") in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data=lapa106", "data.root=/gone"], "/gone is not an existing folder"),
+        (["data=folder"], "data.root: is not set"),
+        (["backbone=mbv9"], "Could not find 'backbone/mbv9'"),
+        (["backbon=mbv2"], "Could not override 'backbon'"),
+        (["crop.siez=64"], "Could not override 'crop.siez'"),
+        (["+typo=1"], "typo: nothing reads this key"),
+        (["optimizer.lr=fast"], "optimizer.lr: 'fast' given"),
+        (["data.val=0"], "'val'"),
+        (["crop.size=100"], "crop.size=100 must be a multiple"),
+        (["test_with=first"], "test_with=first: last or best expected"),
+        pytest.param(
+            ["trainer=gpu"],
+            "trainer: ",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here"),
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_in_training(
+    words: list[str], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A screen of traceback where one sentence would do, or a mistake that shows only after the training."""
+    line = [*small("pipnet"), *QUIET, *words]
+    if words[0] in ("data=lapa106", "data=folder"):
+        line = [word for word in line if not word.startswith("data.") or word in words]
+    with pytest.raises(SystemExit) as stop:
+        open_door("train", *line, folder=tmp_path)
+    out = capfd.readouterr()
+    text = f"{stop.value.code} {out.out} {out.err}"
+    assert stop.value.code
+    assert message in text
+    assert "Traceback" not in text
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_weights_that_cannot_be_fetched(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A minute of silence and a traceback, or a start from random weights, on a machine without a network."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("facelab.networks.backbone.try_to_load_from_cache", lambda *_: None)
+    with pytest.raises(SystemExit) as stop:
+        open_door("train", *small("pipnet"), *QUIET, "backbone.pretrained=true", folder=tmp_path)
+    message = str(stop.value.code)
+    assert message.startswith("backbone: the pretrained weights of backbone test_resnet cannot be had")
+    assert "backbone.weights=FILE" in message
+    assert "backbone.pretrained=false" in message
+    assert "Traceback" not in capfd.readouterr().err
+    assert load(tmp_path / "run" / "status.json")["reason"] == message
+
+
+@pytest.mark.slow
+def test_wandb_without_an_account(tmp_path: Path) -> None:
+    """A traceback for who asks for W&B online and has no key; in this process Lightning keeps W&B offline."""
+    words = [*small("pipnet"), *QUIET, "logger=wandb", "logger.wandb.offline=false"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    environment |= {"HOME": str(tmp_path), "FACELAB_CACHE": os.environ["FACELAB_TEST_CACHE"]}
+    line = [sys.executable, str(ROOT / "train.py"), *words]
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "logger.wandb.offline=true needs neither" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert load(tmp_path / "run" / "status.json")["state"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "ckpt: is not set"),
+        (["ckpt=/gone"], "/gone is neither a run folder nor a checkpoint file"),
+        (["ckpt={run}", "data=lapa106", "data.root=/gone"], "has the 106 landmarks of lapa106, but the run predicts"),
+        (["ckpt={run}", "data=synthetic98"], "the 68 of ibug68"),
+        (["ckpt={run}", "split=dev"], "split"),
+        (["ckpt={run}", "box=detected"], "box"),
+        (["ckpt={run}", "batch_size=many"], "batch_size"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_in_evaluation(
+    words: list[str], message: str, trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Points compared with others of the same number or of another; a traceback for a wrong path."""
+    with pytest.raises(SystemExit) as stop:
+        open_door("evaluate", *(word.format(run=trained) for word in words), "hydra.run.dir=run", folder=tmp_path)
+    out = capfd.readouterr()
+    text = f"{stop.value.code} {out.out} {out.err}"
+    assert message in text
+    assert "Traceback" not in text
+    assert not (tmp_path / "run" / "metrics.json").exists()

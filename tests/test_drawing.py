@@ -1,0 +1,92 @@
+"""Landmarks drawn on faces, and faces laid out in a grid."""
+
+import numpy as np
+import pytest
+
+from facelab.landmarks.drawing import PREDICTION, TRUTH, cell, draw_landmarks, grid
+from facelab.landmarks.geometry import Array
+from facelab.landmarks.layouts import Layout
+
+NAN = np.nan
+THREE = Layout(
+    name="three",
+    num_points=3,
+    mirror=(1, 0, 2),
+    eye_corners=(0, 1),
+    regions={"eyes": ((0, 1),), "chin": ((2,),)},
+)
+WHITE = (255, 255, 255)
+
+
+def black(height: int = 60, width: int = 80) -> Array:
+    return np.zeros((height, width, 3), np.uint8)
+
+
+def centroid(image: Array) -> Array:
+    light = image.astype(np.float64).sum(axis=2)
+    y, x = np.mgrid[: image.shape[0], : image.shape[1]]
+    return np.array([(x * light).sum(), (y * light).sum()]) / light.sum()
+
+
+@pytest.mark.parametrize("place", [(20.0, 30.0), (20.25, 30.5), (41.75, 11.3)])
+def test_a_point_is_drawn_where_it_lies(place: tuple[float, float]) -> None:
+    """Would catch points rounded to whole pixels, x and y swapped, and half a pixel."""
+    points = np.array([[NAN, NAN], [NAN, NAN], place])
+    drawn = draw_landmarks(black(), points, THREE, WHITE, lines=True)
+    np.testing.assert_allclose(centroid(drawn), place, atol=0.2)
+
+
+def test_the_image_given_is_not_changed() -> None:
+    """Would catch a batch that is drawn on before the next callback sees it, and views that OpenCV refuses."""
+    image = black(60, 80)[:, ::-1]
+    drawn = draw_landmarks(image, np.array([[9.0, 9], [20, 9], [15, 20]]), THREE, WHITE, lines=True)
+    assert not image.any()
+    assert drawn.any()
+
+
+def test_lines_join_the_points_of_a_region() -> None:
+    """Would catch lines that are always drawn, and lines to a point that is not annotated."""
+    points = np.array([[10.0, 10], [70, 10], [40, 50]])
+    assert not draw_landmarks(black(), points, THREE, WHITE, lines=False)[8:13, 30:50].any()
+    assert draw_landmarks(black(), points, THREE, WHITE, lines=True)[8:13, 30:50].any(axis=(0, 2)).all()
+    points[1] = NAN
+    assert not draw_landmarks(black(), points, THREE, WHITE, lines=True)[8:13, 30:50].any()
+
+
+@pytest.mark.parametrize("place", [NAN, np.inf, 1e12, -4e9])
+def test_a_point_that_cannot_be_drawn_is_left_out(place: float) -> None:
+    """Would catch an overflow in OpenCV's fixed-point numbers: a diverged network predicts such points."""
+    points = np.array([[place, 10], [place, place], [40, 50]])
+    drawn = draw_landmarks(black(), points, THREE, WHITE, lines=True)
+    np.testing.assert_allclose(centroid(drawn), [40, 50], atol=0.2)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 48), (30, 100)])
+def test_a_cell_enlarges_image_and_points_alike(height: int, width: int) -> None:
+    """Would catch points scaled from pixel centres while the image is scaled from its edges; and mixed-up colours."""
+    place, side = np.array([[20.0, 12.0]]), 240
+    spot = np.zeros((height, width, 3), np.uint8)
+    spot[11:14, 19:22] = (0, 0, 255)
+    points = np.concatenate([place, np.full((2, 2), NAN)])
+    plain = cell(spot, THREE, side=side, truth=None, prediction=None, caption="")
+    assert plain.shape == (side, side, 3)
+    for names, colour in (
+        ({"truth": points, "prediction": None}, TRUTH),
+        ({"truth": None, "prediction": points}, PREDICTION),
+    ):
+        picture = cell(np.zeros_like(spot), THREE, side=side, caption="", **names)
+        np.testing.assert_allclose(centroid(picture), centroid(plain), atol=0.6)
+        assert (picture == colour).all(axis=2).any()
+
+
+def test_a_caption_is_written() -> None:
+    """Would catch a caption outside of the cell."""
+    assert cell(black(64, 64), THREE, side=192, truth=None, prediction=None, caption="3.2 %")[160:].any()
+
+
+def test_a_grid_is_filled_row_by_row() -> None:
+    """Would catch columns for rows, and a last row that does not fit."""
+    cells = [np.full((4, 4, 3), value, np.uint8) for value in (1, 2, 3, 4, 5)]
+    picture = grid(cells, columns=3)
+    assert picture.shape == (8, 12, 3)
+    assert picture[::4, ::4, 0].tolist() == [[1, 2, 3], [4, 5, 0]]

@@ -1,0 +1,286 @@
+"""Reading photos, and crops cut out of them: what stands at a point of the photo stands there in the crop."""
+
+import io
+import struct
+import zlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from facelab.landmarks.crop import Crop
+from facelab.landmarks.geometry import Array, apply, around_centre, mirror_image
+from facelab.landmarks.image import FaultyImage, cut_out, image_size, read_image, reduction, upright, warp
+
+WIDTH, HEIGHT = 1203, 901  # odd: at an eighth the last pixels stand for 3 and 5
+PLACE = (611.7, 415.2)
+SIGMA = 18.0
+
+
+@cache
+def photo(ending: str) -> bytes:
+    """A photo with a Gaussian spot, encoded."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    spot = 255 * np.exp(-((x - PLACE[0]) ** 2 + (y - PLACE[1]) ** 2) / (2 * SIGMA**2))
+    done, data = cv2.imencode(ending, cv2.merge([spot.astype(np.uint8)] * 3), [cv2.IMWRITE_JPEG_QUALITY, 97])
+    assert done
+    return data.tobytes()
+
+
+def centroid(image: Array) -> Array:
+    light = image.astype(np.float64).mean(axis=2)
+    light[light < 4] = 0  # the noise of JPEG
+    y, x = np.mgrid[: image.shape[0], : image.shape[1]]
+    return np.array([(x * light).sum(), (y * light).sum()]) / light.sum()
+
+
+def picture(width: int = 61, height: int = 41) -> Array:
+    """A smooth coloured picture, ``(H, W, 3)`` uint8 RGB."""
+    coarse = np.random.default_rng(1).integers(0, 256, (5, 7, 3)).astype(np.uint8)
+    return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
+
+
+def save(path: Path, image: Array, mode: str = "RGB", **options: Any) -> Path:
+    Image.fromarray(image).convert(mode).save(path, **options)
+    return path
+
+
+def turned(mark: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = mark
+    return exif
+
+
+# Where things lie in a crop
+
+INSIDE = [450.0, 300, 750, 560]
+OUTSIDE = [400.0, -300, 1500, 700]
+WHOLE = [-0.5, -0.5, WIDTH - 0.5, HEIGHT - 0.5]
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".png"])
+@pytest.mark.parametrize("square", [True, False], ids=["square", "stretched"])
+@pytest.mark.parametrize(
+    ("box", "size", "reduce"),
+    [(INSIDE, 256, 1), (INSIDE, 100, 2), (OUTSIDE, 256, 4), (WHOLE, 500, 2), (WHOLE, 200, 4), (WHOLE, 100, 8)],
+)
+def test_a_spot_lands_where_its_point_lands(
+    tmp_path: Path, ending: str, square: bool, box: list[float], size: int, reduce: int
+) -> None:
+    """Would catch half pixels lost in reduced decoding, in boxes beyond the photo, and in files that are not JPEG."""
+    path = tmp_path / f"photo{ending}"
+    path.write_bytes(photo(ending))
+    crop = Crop(size=size, scale=1.0, square=square, shift=(0.02, -0.03), box="given")
+    matrix = crop.matrix(np.array(box))
+    if ending == ".jpg" and square:
+        assert reduction(path, matrix) == reduce
+    np.testing.assert_allclose(centroid(cut_out(path, matrix, size)), apply(matrix, np.array([PLACE]))[0], atol=0.1)
+
+
+@pytest.mark.parametrize("size", [300, 120, 60])
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize(
+    ("degrees", "scale", "shift"), [(25, 1.0, (0.0, 0.0)), (-170, 0.8, (0.0, 0.0)), (5, 1.1, (5.5, -9))]
+)
+def test_a_spot_follows_turn_scale_shift_and_mirror(
+    tmp_path: Path, size: int, mirror: bool, degrees: float, scale: float, shift: tuple[float, float]
+) -> None:
+    """Would catch an order of the matrices that differs between image and points, at any reduction."""
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(photo(".jpg"))
+    matrix = Crop(size, 1.0, True, (0.0, 0.0), "given").matrix(np.array([350.0, 200, 900, 700]))
+    shift = (shift[0] * size / 100, shift[1] * size / 100)
+    matrix = around_centre(size, degrees, scale, shift) @ (mirror_image(size) if mirror else np.eye(3)) @ matrix
+    np.testing.assert_allclose(centroid(cut_out(path, matrix, size)), apply(matrix, np.array([PLACE]))[0], atol=0.1)
+
+
+def test_outside_the_photo_is_black(tmp_path: Path) -> None:
+    """Would catch a border that is repeated or mirrored, and a crop without photo that fails."""
+    path = save(tmp_path / "white.png", np.full((40, 40, 3), 255, np.uint8))
+    crop = Crop(64, 1.0, False, (0.0, 0.0), "given")
+    half = cut_out(path, crop.matrix(np.array([19.5, -0.5, 59.5, 39.5])), 64)
+    assert (half[1:-1, :31] == 255).all()
+    assert (half[:, 33:] == 0).all()
+    assert not cut_out(path, crop.matrix(np.array([500.0, 500, 600, 600])), 64).any()
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_a_large_photo_is_averaged_not_sampled(tmp_path: Path, ending: str) -> None:
+    """Would catch aliasing: interpolation alone looks at 4 of 60 pixels and makes a coarse pattern of a fine one."""
+    fine = np.random.default_rng(0).integers(0, 256, (600, 900, 1)).astype(np.uint8)
+    path = save(tmp_path / f"fine.{ending}", fine.repeat(3, axis=2))
+    small = cut_out(path, Crop(64, 1.0, False, (0.0, 0.0), "given").matrix(np.array([10.0, 10, 810, 510])), 64)
+    assert small.std() < fine.std() / 4
+
+
+def test_no_side_loses_pixels_to_the_reduction(tmp_path: Path) -> None:
+    """Would catch a factor by area: a tall box stretched to a square would be blurred across."""
+    tall = Crop(100, 1.0, False, (0.0, 0.0), "given").matrix(np.array([0.0, 0, 150, 600]))
+    assert reduction(Path("a.jpg"), tall) == 1
+    assert reduction(Path("a.JPG"), around_centre(100, degrees=45, scale=0.24)) == 4
+    assert reduction(Path("a.png"), around_centre(100, scale=0.24)) == 1
+
+
+def test_a_png_named_jpg_is_cut_out_rightly(tmp_path: Path) -> None:
+    """Would catch trust in the name: OpenCV shrinks other files to sizes rounded down, 1.5 pixels off in the corner."""
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(photo(".png"))
+    matrix = Crop(100, 1.0, True, (0.0, 0.0), "given").matrix(np.array(WHOLE))
+    assert read_image(path, reduce=8).shape == (113, 151, 3)
+    np.testing.assert_allclose(centroid(cut_out(path, matrix, 100)), apply(matrix, np.array([PLACE]))[0], atol=0.1)
+
+
+# Reading
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        *(("a.png", mode) for mode in ("RGB", "L", "RGBA", "P", "1")),
+        *((name, "RGB") for name in ("a.bmp", "a.tif", "a.webp", "a.jpg")),
+        *(("a.jpeg", mode) for mode in ("L", "CMYK")),
+    ],
+)
+@pytest.mark.parametrize("reduce", [1, 2, 8])
+def test_every_kind_of_file_is_read_as_rgb(tmp_path: Path, name: str, mode: str, reduce: int) -> None:
+    """Would catch red and blue swapped (also in reduced decoding), one or four channels, and sizes rounded down."""
+    path = save(tmp_path / name, picture(), mode)
+    image = read_image(path, reduce=reduce)
+    assert image.dtype == np.uint8
+    assert image.shape == (-(-41 // reduce), -(-61 // reduce), 3)
+    truth = np.asarray(Image.open(path).convert("RGB")).astype(float)
+    if reduce == 1:
+        np.testing.assert_allclose(image, truth, atol=3)
+    whole = np.pad(truth, ((0, -41 % reduce), (0, -61 % reduce), (0, 0)), mode="edge")
+    squares = whole.reshape(image.shape[0], reduce, image.shape[1], reduce, 3).mean(axis=(1, 3))
+    assert np.abs(image - squares)[:-1, :-1].mean() < 4  # JPEG keeps colours at half the size
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_become_eight(tmp_path: Path, name: str, channels: int) -> None:
+    """Would catch values cut off at 255, which makes a photo white, or read as uint16."""
+    image = picture()[..., :channels]
+    cv2.imwrite(str(tmp_path / name), (image.astype(np.uint16) * 257)[..., ::-1])
+    np.testing.assert_array_equal(read_image(tmp_path / name), np.broadcast_to(image, (*image.shape[:2], 3)))
+
+
+def big_png() -> bytes:
+    """A PNG that says it has 10 billion pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+
+
+def encoded(kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture()).save(file, kind, **options)
+    return file.getvalue()
+
+
+def with_preview() -> bytes:
+    """A JPEG with a whole small JPEG in its header, as cameras write them."""
+    return encoded("JPEG", exif=b"Exif\0\0" + encoded("JPEG", quality=20))
+
+
+FAULTY = {
+    "text.jpg": b"These are no pixels.",
+    "empty.jpg": b"",
+    "start.jpg": b"\xff\xd8",
+    "lost.jpg": b"\xff\xd8\xff\xe0\xff\xff",
+    "cut.jpg": encoded("JPEG")[:-200],
+    "progressive.jpg": encoded("JPEG", progressive=True)[:-20],
+    "preview.jpg": with_preview()[:-200],
+    "cut.png": encoded("PNG")[:-200],
+    "cut.webp": encoded("WEBP")[:-50],
+    "cut.bmp": encoded("BMP")[:-200],
+    "huge.png": big_png(),
+}
+
+
+@pytest.mark.parametrize("name", FAULTY)
+def test_a_faulty_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    """Would catch half pictures taken for whole ones, and errors that do not say which file."""
+    (tmp_path / name).write_bytes(FAULTY[name])
+    with pytest.raises(FaultyImage, match=name):
+        read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("read", [read_image, image_size, upright])
+def test_a_missing_file_is_refused_by_name(tmp_path: Path, read: Any) -> None:
+    """Would catch an OSError that stops the training."""
+    with pytest.raises(FaultyImage, match=r"gone\.jpg: No such file"):
+        read(tmp_path / "gone.jpg")
+    with pytest.raises(FaultyImage, match="Is a directory"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["text.jpg", "empty.jpg", "huge.png"])
+def test_a_header_that_tells_no_size_is_refused(tmp_path: Path, name: str) -> None:
+    """Would catch the errors of PIL that are no OSError, such as that against decompression bombs."""
+    (tmp_path / name).write_bytes(FAULTY[name])
+    with pytest.raises(FaultyImage, match=name):
+        image_size(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded("JPEG") + bytes(1000),
+        with_preview(),
+        encoded("JPEG", progressive=True),
+        encoded("JPEG").replace(b"\xff\xdb", b"\xff\xff\xff\xdb", 1),
+    ],
+    ids=["something behind it", "a preview", "progressive", "padding"],
+)
+def test_a_whole_jpeg_is_not_refused(tmp_path: Path, data: bytes) -> None:
+    """Would catch a check of the last two bytes only, and one that loses its way among the markers."""
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(data)
+    np.testing.assert_allclose(read_image(path), picture(), atol=40)
+
+
+@pytest.mark.parametrize("mark", range(1, 9))
+def test_upright_is_the_stored_photo_moved_by_a_matrix(tmp_path: Path, mark: int) -> None:
+    """Would catch a mark turned the wrong way, and datasets read upright although they are labelled as stored."""
+    path = save(tmp_path / "photo.png", picture(), exif=turned(mark))
+    matrix, box = upright(path)
+    stored, shown = read_image(path), read_image(path, upright=True)
+    np.testing.assert_array_equal(stored, picture())
+    assert image_size(path) == (61, 41)
+    np.testing.assert_allclose(box, [-0.5, -0.5, shown.shape[1] - 0.5, shown.shape[0] - 0.5])
+    moved = cv2.warpAffine(stored, matrix[:2], shown.shape[1::-1])
+    np.testing.assert_array_equal(moved, shown)
+
+
+def test_a_reduced_photo_keeps_its_stored_orientation(tmp_path: Path) -> None:
+    """Would catch the orientation mark followed in reduced decoding alone: then width and height are swapped."""
+    path = save(tmp_path / "photo.jpg", picture(), exif=turned(6))
+    assert read_image(path, reduce=2).shape == (21, 31, 3)
+    assert read_image(path, reduce=2, upright=True).shape == (31, 21, 3)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"nonsense"])
+def test_a_damaged_orientation_mark_counts_as_none(tmp_path: Path, exif: bytes) -> None:
+    """Would catch a photo that cannot be used for a fault in a block that says nothing of its pixels."""
+    path = save(tmp_path / "photo.png", picture(), exif=exif)
+    np.testing.assert_array_equal(upright(path)[0], np.eye(3))
+
+
+def test_warp_takes_the_same_place_from_every_reduction(tmp_path: Path) -> None:
+    """Would catch a matrix for the reduced photo where one for the full photo is meant."""
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(photo(".jpg"))
+    matrix = Crop(150, 1.0, True, (0.0, 0.0), "given").matrix(np.array(WHOLE))
+    expected = apply(matrix, np.array([PLACE]))[0]
+    for reduce in (1, 2, 4, 8):
+        crop = warp(read_image(path, reduce=reduce), matrix, 150, reduce=reduce)
+        np.testing.assert_allclose(centroid(crop), expected, atol=0.1)

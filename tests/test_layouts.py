@@ -1,0 +1,395 @@
+"""Index tables and conversions: every slip here swaps or loses points silently everywhere else."""
+
+import dataclasses
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from facelab.landmarks import layouts
+from facelab.landmarks.convert import convert
+from facelab.landmarks.geometry import Array, apply, tight_box
+from facelab.landmarks.layouts import (
+    AFLW19,
+    ALPHA106,
+    COFW29,
+    CONVERSIONS,
+    FIVE5,
+    IBUG68,
+    LAPA106,
+    WFLW98,
+    Layout,
+)
+from facelab.landmarks.pose import estimate_pose, rotation
+
+LAYOUTS = {value.name: value for value in vars(layouts).values() if isinstance(value, Layout)}
+every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+every_conversion = pytest.mark.parametrize("names", CONVERSIONS, ids="-".join)
+
+# The permutations as they stand in the loaders of the datasets and, for the alphabetical order, in pfld_106's users.
+# fmt: off
+MIRRORS = {
+    "ibug68": [
+        16, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 27,
+        28, 29, 30, 35, 34, 33, 32, 31, 45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40, 54, 53, 52, 51, 50, 49,
+        48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65,
+    ],
+    "wflw98": [
+        32, 31, 30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6,
+        5, 4, 3, 2, 1, 0, 46, 45, 44, 43, 42, 50, 49, 48, 47, 37, 36, 35, 34, 33, 41, 40, 39, 38, 51, 52, 53,
+        54, 59, 58, 57, 56, 55, 72, 71, 70, 69, 68, 75, 74, 73, 64, 63, 62, 61, 60, 67, 66, 65, 82, 81, 80, 79,
+        78, 77, 76, 87, 86, 85, 84, 83, 92, 91, 90, 89, 88, 95, 94, 93, 97, 96,
+    ],
+    "lapa106": [
+        32, 31, 30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6,
+        5, 4, 3, 2, 1, 0, 46, 45, 44, 43, 42, 50, 49, 48, 47, 37, 36, 35, 34, 33, 41, 40, 39, 38, 51, 52, 53,
+        54, 65, 64, 63, 62, 61, 60, 59, 58, 57, 56, 55, 79, 78, 77, 76, 75, 82, 81, 80, 83, 70, 69, 68, 67, 66,
+        73, 72, 71, 74, 90, 89, 88, 87, 86, 85, 84, 95, 94, 93, 92, 91, 100, 99, 98, 97, 96, 103, 102, 101, 105,
+        104,
+    ],
+    "alpha106": [
+        0, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11,
+        12, 13, 14, 15, 16, 87, 88, 93, 91, 90, 92, 89, 94, 96, 95, 101, 100, 99, 97, 98, 105, 104, 102, 103,
+        61, 53, 57, 58, 59, 54, 55, 56, 60, 52, 62, 67, 68, 69, 70, 63, 64, 65, 66, 71, 72, 73, 74, 81, 82, 83,
+        84, 85, 80, 75, 76, 77, 78, 79, 86, 33, 34, 39, 37, 36, 38, 35, 40, 42, 41, 46, 47, 45, 44, 43, 50, 51,
+        49, 48,
+    ],
+    "cofw29": [
+        1, 0, 3, 2, 6, 7, 4, 5, 9, 8, 11, 10, 14, 15, 12, 13, 17, 16, 19, 18, 20, 21, 23, 22, 24, 25, 26, 27,
+        28,
+    ],
+    "aflw19": [
+        5, 4, 3, 2, 1, 0, 11, 10, 9, 8, 7, 6, 14, 13, 12, 17, 16, 15, 18,
+    ],
+    "five5": [
+        1, 0, 2, 4, 3,
+    ],
+}
+# fmt: on
+
+
+def face_plusplus_names() -> list[str]:
+    """The 106 names of the Face++ scheme, sorted: the order that the alphabetical markup is named after."""
+    names = ["contour_chin", "mouth_left_corner", "mouth_right_corner", "nose_middle_contour", "nose_tip"]
+    names += [f"contour_{side}{i}" for side in ("left", "right") for i in range(1, 17)]
+    for side, inner, outer in (("left", "right", "left"), ("right", "left", "right")):
+        brow, eye = f"{side}_eyebrow", f"{side}_eye"
+        names += [f"{brow}_{outer}_corner", f"{brow}_upper_{inner}_corner", f"{brow}_lower_{inner}_corner"]
+        names += [f"{brow}_{edge}_{part}" for edge in ("upper", "lower") for part in ("middle", *QUARTERS)]
+        names += [f"{eye}_{part}" for part in ("left_corner", "right_corner", "top", "bottom", "center", "pupil")]
+        names += [f"{eye}_{edge}_{quarter}" for edge in ("upper", "lower") for quarter in QUARTERS]
+        names += [f"mouth_upper_lip_{side}_contour{i}" for i in range(1, 5)]
+        names += [f"mouth_lower_lip_{side}_contour{i}" for i in range(1, 4)]
+        names += [f"nose_{side}_contour{i}" for i in range(1, 6)]
+    names += [f"mouth_{lip}_lip_{edge}" for lip in ("upper", "lower") for edge in ("top", "bottom")]
+    names += [f"nose_bridge{i}" for i in range(1, 4)]
+    return sorted(names)
+
+
+QUARTERS = ("left_quarter", "right_quarter")
+
+
+@every_layout
+def test_mirror_is_the_published_permutation(layout: Layout) -> None:
+    """A pair of partners in the wrong place: the flip would train two points towards each other."""
+    assert list(layout.mirror) == MIRRORS[layout.name]
+
+
+def test_alphabetical_order_follows_from_the_names() -> None:
+    """A slip in the table LaPa - alphabetical, which the mirror alone would not show."""
+    names = face_plusplus_names()
+    assert len(names) == ALPHA106.num_points == len(set(names))
+    swap = {"left": "right", "right": "left"}
+    other_side = ["".join(swap.get(part, part) for part in _split_sides(name)) for name in names]
+    assert [names.index(name) for name in other_side] == list(ALPHA106.mirror)
+    assert [names[i] for i in ALPHA106.eye_corners] == ["left_eye_left_corner", "right_eye_right_corner"]
+    assert [names[i] for (i,) in ALPHA106.pupils] == ["left_eye_pupil", "right_eye_pupil"]
+    assert [names[i] for (i,) in ALPHA106.five[2:]] == ["nose_tip", "mouth_left_corner", "mouth_right_corner"]
+    assert [names[i] for i in ALPHA106.pose] == [
+        "left_eyebrow_left_corner",
+        "left_eyebrow_lower_right_corner",
+        "right_eyebrow_lower_left_corner",
+        "right_eyebrow_right_corner",
+        "left_eye_left_corner",
+        "left_eye_right_corner",
+        "right_eye_left_corner",
+        "right_eye_right_corner",
+        "nose_left_contour4",
+        "nose_right_contour4",
+        "mouth_left_corner",
+        "mouth_right_corner",
+        "mouth_lower_lip_bottom",
+        "contour_chin",
+    ]
+    prefixes = {"jaw": "contour", "nose": "nose", "mouth": "mouth", "inner_mouth": "mouth", "left_brow": "left_eyebrow"}
+    for region, prefix in prefixes.items():
+        assert all(names[i].startswith(prefix) for line in ALPHA106.regions[region] for i in line), region
+
+
+def _split_sides(name: str) -> list[str]:
+    return name.replace("left", "|left|").replace("right", "|right|").split("|")
+
+
+@every_layout
+def test_regions_hold_every_point(layout: Layout) -> None:
+    """A point that no region draws or measures."""
+    drawn = {i for lines in layout.regions.values() for line in lines for i in line}
+    assert drawn == set(range(layout.num_points))
+
+
+@every_layout
+def test_pickle_keeps_every_value(layout: Layout) -> None:
+    """A layout that worker processes cannot receive, or receive changed."""
+    copy = pickle.loads(pickle.dumps(layout))
+    assert dataclasses.asdict(copy) == dataclasses.asdict(layout)
+    points = np.random.default_rng(0).normal(size=(layout.num_points, 2))
+    if (layout.name, FIVE5.name) in CONVERSIONS:
+        assert np.array_equal(convert(points, copy, FIVE5), convert(points, layout, FIVE5))
+    assert convert(points, copy, layout) is points
+
+
+@every_layout
+def test_mirrored_twice_is_the_same_for_numpy_and_torch(layout: Layout) -> None:
+    """A mirror that works on only one of the two, or permutes the wrong axis."""
+    points = np.random.default_rng(0).normal(size=(2, 3, layout.num_points, 2))
+    once = layout.mirrored(points)
+    assert np.array_equal(once[..., 0, :], points[..., layout.mirror[0], :])
+    assert np.array_equal(layout.mirrored(once), points)
+    assert np.array_equal(layout.mirrored(torch.from_numpy(points)).numpy(), once)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"mirror": (1, 0, 2, 3)}, "no permutation of 0 .. 4"),
+        ({"mirror": (1, 0, 2, 3, 3)}, "no permutation"),
+        ({"mirror": (1, 2, 0, 4, 3)}, r"not its own inverse at \[0, 1, 2\]"),
+        ({"eye_corners": (0, 3)}, "eye_corners"),
+        ({"eye_corners": (0, 5)}, r"eye_corners names \[5\]"),
+        ({"eye_corners": (-5, 1)}, r"eye_corners names \[-5\]"),
+        ({"pupils": ((0,), (3,))}, "pupils"),
+        ({"pupils": ((0,), ())}, "pupils"),
+        ({"five": ((0,), (1,), (2,), (4,), (4,))}, "five"),
+        ({"five": ((0,), (1,), (3,), (3,), (4,))}, "five"),
+        ({"five": ((0,), (1,))}, "five has 2 entries, expected 5"),
+        ({"pose": (0, 1)}, "pose has 2 entries, expected 14"),
+        ({"pose": (0,) * 14}, "pose"),
+        ({"regions": {"left_eye": ((0,),), "right_eye": ((3,),)}}, "regions"),
+        ({"regions": {"left_eye": ((0,),)}}, r"\['left_eye'\] have no partner"),
+        ({"regions": {"mouth": ((2, 3),)}}, "regions"),
+    ],
+)
+def test_an_inconsistent_table_is_refused(change: dict, complaint: str) -> None:
+    """A user's own markup with a slip, which would otherwise show as a slightly worse network."""
+    with pytest.raises(ValueError, match=complaint) as error:
+        dataclasses.replace(FIVE5, name="mine", **change)
+    assert "'mine'" in str(error.value)
+
+
+def test_a_bare_layout_is_enough() -> None:
+    """A check that insists on tables which a markup of its own need not have."""
+    layout = Layout(name="mine", num_points=2, mirror=(1, 0), eye_corners=(0, 1))
+    assert layout.pupils == ((), ())
+    assert layout.pose == layout.five == ()
+
+
+# ------------------------------------------------------------------------------------------------------- conversions
+
+
+@every_conversion
+def test_weights_are_means_and_read_only(names: tuple[str, str]) -> None:
+    """Weights that scale a point (0.666 + 0.333), or a table that a user changes by accident."""
+    source, target = names
+    weights = CONVERSIONS[names]
+    assert weights.shape == (LAYOUTS[target].num_points, LAYOUTS[source].num_points)
+    total = weights.sum(axis=1)
+    assert np.allclose(total[total > 0], 1, atol=1e-15)
+    assert (weights >= 0).all()
+    with pytest.raises(ValueError, match="read-only"):
+        weights[0, 0] = 2
+
+
+@every_conversion
+def test_conversion_commutes_with_the_mirror(names: tuple[str, str]) -> None:
+    """A point taken from the wrong side, or from a neighbour on one side only."""
+    source, target = (LAYOUTS[name] for name in names)
+    points = np.random.default_rng(0).normal(size=(source.num_points, 2))
+    first = convert(source.mirrored(points), source, target)
+    assert np.allclose(first, target.mirrored(convert(points, source, target)), atol=1e-12, equal_nan=True)
+
+
+def _names(weights: Array) -> dict[int, dict[int, float]]:
+    return {i: {int(j): float(row[j]) for j in np.flatnonzero(row)} for i, row in enumerate(weights)}
+
+
+def test_68_from_wflw_by_hand() -> None:
+    """Lid thirds or brow halves of the wrong neighbours."""
+    parts = _names(CONVERSIONS["wflw98", "ibug68"])
+    assert {i: parts[i] for i in (0, 8, 17, 21, 22, 26, 30, 36, 45, 48, 67)} == {
+        0: {0: 1},
+        8: {16: 1},
+        17: {33: 1},
+        21: {37: 0.5, 38: 0.5},
+        22: {42: 0.5, 50: 0.5},
+        26: {46: 1},
+        30: {54: 1},
+        36: {60: 1},
+        45: {72: 1},
+        48: {76: 1},
+        67: {95: 1},
+    }
+    third, two = 1 / 3, 2 / 3
+    assert {i: parts[i] for i in (37, 38, 40, 41)} == {
+        37: {61: two, 62: third},
+        38: {62: third, 63: two},
+        40: {65: two, 66: third},
+        41: {66: third, 67: two},
+    }
+    assert _names(CONVERSIONS["lapa106", "ibug68"])[46] == {80: two, 81: third}
+
+
+def test_lapa_from_68_and_cofw_by_hand() -> None:
+    """The eye points of another markup in LaPa's places: mmpose writes WFLW's 60 .. 74 for COFW's eyes."""
+    parts = _names(CONVERSIONS["ibug68", "lapa106"])
+    assert {i: parts[i] for i in (32, 33, 37, 42, 58, 66, 67, 68, 70, 72, 77, 81, 103)} == {
+        32: {16: 1},
+        33: {17: 1},
+        37: {21: 1},
+        42: {22: 1},
+        58: {31: 1},
+        66: {36: 1},
+        67: {},
+        68: {37: 0.5, 38: 0.5},
+        70: {39: 1},
+        72: {40: 0.5, 41: 0.5},
+        77: {43: 0.5, 44: 0.5},
+        81: {46: 0.5, 47: 0.5},
+        103: {67: 1},
+    }
+    cofw = {
+        0: 33,
+        2: 38,
+        4: 35,
+        5: 40,
+        1: 46,
+        3: 50,
+        6: 44,
+        7: 48,
+        8: 66,
+        10: 70,
+        12: 68,
+        13: 72,
+        11: 75,
+        9: 79,
+        14: 77,
+    }
+    cofw |= {15: 81, 18: 57, 19: 63, 20: 54, 21: 60, 22: 84, 23: 90, 24: 87, 25: 98, 26: 102, 27: 93, 28: 16}
+    cofw |= {16: 104, 17: 105}
+    lapa = {i: row for i, row in _names(CONVERSIONS["cofw29", "lapa106"]).items() if row}
+    assert lapa == {target: {source: 1} for source, target in cofw.items()}
+
+
+def test_what_wflw_lacks_of_lapa() -> None:
+    """A point that WFLW does not mark and a conversion makes up."""
+    points = convert(np.ones((98, 2), np.float32), WFLW98, LAPA106)
+    assert np.flatnonzero(np.isnan(points).any(axis=1)).tolist() == [55, 56, 57, 63, 64, 65, 74, 83]
+    assert points.dtype == np.float32
+
+
+@pytest.mark.parametrize(("there", "through"), [(ALPHA106, LAPA106), (WFLW98, LAPA106), (COFW29, ALPHA106)])
+def test_there_and_back(there: Layout, through: Layout) -> None:
+    """An order that is not the inverse of its own inverse (the argument of argsort the wrong way round)."""
+    points = np.random.default_rng(0).normal(size=(4, there.num_points, 2))
+    assert np.array_equal(convert(convert(points, there, through), through, there), points)
+
+
+def test_only_what_needs_a_missing_point_is_lost() -> None:
+    """A NaN that spreads through a matrix product to every point, or vanishes in a mean."""
+    points = np.random.default_rng(0).normal(size=(3, 98, 2))
+    points[1, 62] = np.nan
+    converted = convert(points, WFLW98, IBUG68)
+    assert np.argwhere(np.isnan(converted).any(axis=-1)).tolist() == [[1, 37], [1, 38]]
+
+
+@pytest.mark.parametrize("layout", [IBUG68, WFLW98, LAPA106, ALPHA106, COFW29, AFLW19], ids=lambda x: x.name)
+def test_five_points_are_the_centroids(layout: Layout) -> None:
+    """A sum instead of a mean, or eyes and mouth corners exchanged."""
+    points = np.random.default_rng(0).normal(size=(2, layout.num_points, 2))
+    expected = np.stack([points[:, list(group)].mean(axis=1) for group in layout.five], axis=1)
+    assert np.allclose(convert(points, layout, FIVE5), expected)
+
+
+def test_errors_name_what_is_possible() -> None:
+    """A KeyError in place of an answer, and points of one markup read as another's."""
+    with pytest.raises(ValueError, match="'five5' to 'wflw98'; 'five5' converts to: none"):
+        convert(np.zeros((5, 2)), FIVE5, WFLW98)
+    with pytest.raises(ValueError, match="'aflw19' to 'ibug68'; 'aflw19' converts to: five5"):
+        convert(np.zeros((19, 2)), AFLW19, IBUG68)
+    with pytest.raises(ValueError, match=r"\(98, 2\) are not those of layout 'ibug68'"):
+        convert(np.zeros((98, 2)), IBUG68, FIVE5)
+
+
+# --------------------------------------------------------------------------------------------------------- real faces
+
+
+@pytest.fixture(scope="module")
+def face_data() -> Path:
+    if "FACE_DATA" not in os.environ:
+        pytest.skip("FACE_DATA is not set")
+    return Path(os.environ["FACE_DATA"])
+
+
+def _read_rows(path: Path, layout: Layout, separator: str | None) -> dict[str, Array]:
+    """Lines of numbers and a name, before or after them."""
+    rows: dict[str, Array] = {}
+    for line in path.read_text().splitlines():
+        words = line.split(separator)
+        name, numbers = (words[0], words[1:]) if separator else (words[-1], words)
+        if name:
+            rows[f"{name} {len(rows)}"] = np.array(numbers[: 2 * layout.num_points], float).reshape(-1, 2)
+    return rows
+
+
+def _read_lapa(folder: Path) -> dict[str, Array]:
+    return {path.stem: np.loadtxt(path, skiprows=1) for path in sorted(folder.glob("*/landmarks/*.txt"))}
+
+
+def _real_faces(layout: Layout, data: Path) -> Array:
+    if layout is IBUG68:
+        return np.stack(list(_read_rows(data / "ytf68" / "test_frames_keypoints.csv", layout, ",").values()))
+    if layout is WFLW98:
+        lists = data / "WFLW" / "WFLW_annotations" / "list_98pt_rect_attr_train_test"
+        return np.stack(list(_read_rows(lists / "list_98pt_rect_attr_test.txt", layout, None).values()))
+    return convert(np.stack(list(_read_lapa(data / "frl106").values())), LAPA106, layout)
+
+
+@pytest.mark.parametrize("layout", [IBUG68, WFLW98, LAPA106, ALPHA106, COFW29], ids=lambda x: x.name)
+def test_mirrored_mean_face_lies_on_itself(layout: Layout, face_data: Path) -> None:
+    """A permutation that is consistent in itself, but not the one of the dataset's files."""
+    faces = _real_faces(layout, face_data)
+    pose = estimate_pose(faces, layout)
+    faces = apply(rotation(pose * [0, 0, -1]), faces)[np.abs(pose[:, 0]) < 20]  # upright and nearly frontal
+    box = tight_box(faces)[:, None]
+    mean = ((faces - box[..., :2]) / (box[..., 2:] - box[..., :2])).mean(axis=0)
+    flipped = mean * [-1, 1] + [2 * mean[:, 0].mean(), 0]
+    distance = np.linalg.norm(flipped[:, None] - mean, axis=-1)  # (flipped point, point)
+    partner = distance[np.arange(layout.num_points), layout.mirror]
+    # a part of the face's box: neighbours are farther apart, save for points that coincide (pupil and eye centre)
+    slack = 0.005
+    assert np.flatnonzero(partner > distance.min(axis=1) + slack).tolist() == []
+
+
+def test_wflw_becomes_lapa_on_the_same_portraits(face_data: Path) -> None:
+    """A conversion that puts a point next to its place: both markups of these portraits come from one annotation."""
+    lapa = _read_lapa(face_data / "frl106")
+    lists = (face_data / "frl98" / "WFLW_annotations" / "list_98pt_rect_attr_train_test").glob("*.txt")
+    wflw = {Path(k.split(" ")[0]).stem: v for path in lists for k, v in _read_rows(path, WFLW98, None).items()}
+    assert len(wflw) == len(lapa)
+    truth = np.stack([lapa[name] for name in wflw])
+    made = convert(np.stack(list(wflw.values())), WFLW98, LAPA106)
+    eyes = np.linalg.norm(truth[:, LAPA106.eye_corners[0]] - truth[:, LAPA106.eye_corners[1]], axis=-1)
+    error = np.linalg.norm(made - truth, axis=-1) / eyes[:, None]
+    assert np.nanmax(error.mean(axis=0)) < 0.01

@@ -1,0 +1,272 @@
+"""Signs, orders and accuracy of head pose: a wrong sign fits synthetic faces as well as the right one."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.io import loadmat
+
+from facelab.landmarks.convert import convert
+from facelab.landmarks.geometry import Array, apply, around_centre, from_cells, mirror_image, tight_box
+from facelab.landmarks.layouts import AFLW19, ALPHA106, COFW29, IBUG68, LAPA106, POSE_MIRROR, WFLW98, Layout
+from facelab.landmarks.pose import (
+    MODEL,
+    angles,
+    estimate_pose,
+    from_300w_lp,
+    mirrored,
+    official_pnp,
+    rotation,
+    turned,
+)
+
+WITH_POSE = pytest.mark.parametrize("layout", [IBUG68, WFLW98, LAPA106, ALPHA106, COFW29], ids=lambda x: x.name)
+
+# yaw with and without nodding and tilting
+POSES = np.array(
+    [(yaw, pitch, roll) for yaw in (0, 30, -30, 60, -60, 85, -85) for pitch in (0, 25, -20) for roll in (0, 40, -70)],
+    float,
+)
+
+# The 14 points of the mean face of 300W that comes with DAN (Kowalski, Naruniec, Trzcinski, CVPRW 2017; MIT licence),
+# in pixels of a square of 112 around 1.2 times its box.
+# fmt: off
+MEAN_FACE = np.array([
+    (18.01, 17.88), (48.56, 15.62), (63.44, 15.62), (93.99, 17.88),
+    (27.51, 26.22), (43.89, 27.46), (68.11, 27.46), (84.49, 26.22),
+    (46.61, 54.80), (65.39, 54.80), (37.90, 69.62), (74.10, 69.62), (56.00, 79.36), (56.00, 100.96),
+])
+# fmt: on
+
+
+def as_faces(model_points: Array, layout: Layout) -> Array:
+    """The 14 points of each face in the places of a layout, the others not annotated."""
+    faces = np.full((len(model_points), layout.num_points, 2), np.nan)
+    faces[:, list(layout.pose)] = model_points
+    return faces
+
+
+def projected(pose: Array, layout: Layout, scale: float = 9.0, shift: tuple[float, float] = (150, 40)) -> Array:
+    return as_faces((MODEL @ rotation(pose).mT)[..., :2] * scale + shift, layout)
+
+
+def away(pose: Array, other: Array) -> Array:
+    """Difference of angles, within 180 degrees."""
+    return np.abs((pose - other + 180) % 360 - 180)
+
+
+def test_signs_of_the_three_angles() -> None:
+    """One sign turned round: nose to the wrong side, chin down, or roll counted against the clock."""
+    nose, right = np.array([0, 0, -1.0]), np.array([1.0, 0, 0])  # out of the face; along its eyes
+    assert (rotation(np.array([30, 0, 0])) @ nose)[0] == pytest.approx(-0.5)  # to the left of the image
+    assert (rotation(np.array([0, 30, 0])) @ nose)[1] == pytest.approx(-0.5)  # up
+    assert (rotation(np.array([0, 0, 30])) @ right)[1] == pytest.approx(0.5)  # the right eye sinks
+
+
+def test_order_of_the_three_angles() -> None:
+    """Another order of composition, which agrees on each angle alone."""
+    yaw, pitch, roll = (rotation(np.array(p)) for p in ((30, 0, 0), (0, 20, 0), (0, 0, 40)))
+    assert np.allclose(rotation(np.array([30, 20, 40])), roll @ yaw @ pitch)
+
+
+def test_angles_undo_rotation() -> None:
+    """A rotation that is a reflection, or angles read off the wrong entries."""
+    matrix = rotation(POSES)
+    assert np.allclose(matrix @ matrix.mT, np.eye(3))
+    assert np.allclose(np.linalg.det(matrix), 1)
+    assert np.allclose(angles(matrix), POSES)
+    assert np.isnan(angles(np.full((3, 3), np.nan))).all()
+
+
+def test_model_is_its_own_mirror_image() -> None:
+    """The slip of the public codes, both nose wings on one side, and a model that stands on its head."""
+    assert np.allclose(MODEL[list(POSE_MIRROR)] * [-1, 1, 1], MODEL)
+    left, right = MODEL[4], MODEL[7]  # outer eye corners
+    assert left[0] < right[0]
+    assert MODEL[13, 1] == MODEL[:, 1].max()  # the chin is lowest: y down
+    assert MODEL[8:10, 2].max() < MODEL[4:8, 2].min()  # the nose is nearest: z away
+
+
+@WITH_POSE
+def test_estimate_gives_the_projected_pose_back(layout: Layout) -> None:
+    """Any error of sign, order, axis or index of the fit, in profile and with combined angles too."""
+    assert away(estimate_pose(projected(POSES, layout), layout), POSES).max() < 1e-3
+
+
+def test_estimate_needs_six_points() -> None:
+    """A missing point that spoils its face, another face, or the centre of the others."""
+    faces = projected(POSES, IBUG68)
+    for missing in range(9):
+        faces[missing, list(IBUG68.pose)[:missing]] = np.nan
+    faces[1, IBUG68.pose[0], 1] = np.nan
+    faces[2, IBUG68.pose[1]] = np.inf
+    assert away(estimate_pose(faces, IBUG68), POSES).max() < 2e-3
+    faces[3, list(IBUG68.pose)[:9]] = np.nan
+    estimated = estimate_pose(faces, IBUG68)
+    assert np.flatnonzero(np.isnan(estimated).any(axis=1)).tolist() == [3]
+    assert np.isnan(official_pnp(faces[3:4], IBUG68, 300)).all()
+
+
+def test_no_pose_from_nothing() -> None:
+    """A made-up pose for a markup without its points, for one point fourteen times, or a crash without faces."""
+    assert np.isnan(estimate_pose(np.ones((2, 19, 2)), AFLW19)).all()
+    assert np.isnan(official_pnp(np.ones((2, 19, 2)), AFLW19, 112)).all()
+    on_a_line = np.linspace((0, 0), (50, 20), 14)
+    collapsed = np.stack([np.full((14, 2), 7.0), on_a_line, np.full((14, 2), np.nan)])
+    assert np.isnan(estimate_pose(as_faces(collapsed, IBUG68), IBUG68)).all()
+    assert estimate_pose(np.zeros((0, 68, 2)), IBUG68).shape == official_pnp(np.zeros((0, 68, 2)), IBUG68, 9).shape
+    with pytest.raises(ValueError, match="not those of layout 'wflw98'"):
+        estimate_pose(np.zeros((1, 68, 2)), WFLW98)
+
+
+def _pnp(points: Array, layout: Layout) -> Array:
+    return official_pnp(points, layout, 301)
+
+
+@pytest.mark.parametrize("method", [estimate_pose, _pnp])
+def test_mirrored_and_turned_agree_with_the_moved_points(method: Callable[[Array, Layout], Array]) -> None:
+    """An augmentation whose pose label does not follow the image."""
+    poses = POSES[np.abs(POSES[:, 0]) < 80]
+    faces = projected(poses, IBUG68, scale=9.0, shift=(150, 150))
+    faces += np.random.default_rng(0).normal(0, 1, faces.shape)  # no rotation of the model fits exactly
+    before = method(faces, IBUG68)
+    flipped = IBUG68.mirrored(apply(mirror_image(301), faces))  # mirrored about column 150
+    assert away(method(flipped, IBUG68), mirrored(before)).max() < 0.05
+    for degrees in (25.0, -160.0):
+        moved = apply(around_centre(301, degrees), faces)
+        assert away(method(moved, IBUG68), turned(before, degrees)).max() < 0.05
+
+
+def test_turned_stays_within_180_degrees() -> None:
+    """A roll of 190 degrees, which is 20 away from -170 only on paper."""
+    assert np.allclose(turned(np.array([10, 20, 170]), 20.0), [10, 20, -170])
+    assert np.isnan(turned(np.full(3, np.nan), 20.0)).all()
+
+
+@pytest.mark.parametrize("size", [112, 256])
+def test_pnp_of_the_mean_face(size: int) -> None:
+    """The slip of the nose wing (it gives 8.2, 6.7, 2.2), fractions in place of pixels, or a camera off centre."""
+    face = as_faces(from_cells(MEAN_FACE / 112, size)[None], IBUG68)
+    upright = official_pnp(face, IBUG68, size)[0]
+    assert upright == pytest.approx([0.0, -5.98, 0.0], abs=0.01)
+    tilted = official_pnp(apply(around_centre(size, 20), face), IBUG68, size)[0]
+    assert tilted == pytest.approx([0.0, -5.98, 20.0], abs=0.01)
+
+
+@WITH_POSE
+def test_pnp_gives_the_pose_of_a_perspective_view_back(layout: Layout) -> None:
+    """A camera of another field of view, or a head behind it."""
+    size, focal = 256, 128 * np.sqrt(3)
+    seen = MODEL @ rotation(POSES).mT + [1, -2, 40]
+    faces = as_faces(from_cells(seen[..., :2] / seen[..., 2:] * focal + size / 2, 1), layout)
+    assert away(official_pnp(faces, layout, size), POSES).max() < 1e-2
+
+
+def test_300w_lp_angles_alone_keep_their_values() -> None:
+    """Radians for degrees, or pitch and yaw exchanged."""
+    labels = np.deg2rad([[20, 0, 0, 1, 2], [0, -30, 0, 1, 2], [0, 0, 40, 1, 2]])
+    assert np.allclose(from_300w_lp(labels), [[0, 20, 0], [-30, 0, 0], [0, 0, 40]])
+
+
+def test_300w_lp_composes_the_other_way_round() -> None:
+    """A label taken as it is: here nodding and tilting make up yaw."""
+    yaw, pitch, roll = 30.0, 20.0, 40.0
+    expected = rotation(np.array([0, pitch, 0])) @ rotation(np.array([yaw, 0, 0])) @ rotation(np.array([0, 0, roll]))
+    converted = from_300w_lp(np.deg2rad([pitch, yaw, roll]))
+    assert np.allclose(rotation(converted), expected)
+    assert away(converted, np.array([yaw, pitch, roll])).max() > 10
+
+
+# --------------------------------------------------------------------------------------------------------- real faces
+
+
+@pytest.fixture(scope="module")
+def face_data() -> Path:
+    if "FACE_DATA" not in os.environ:
+        pytest.skip("FACE_DATA is not set")
+    return Path(os.environ["FACE_DATA"])
+
+
+def _aflw2000_labels(data: Path) -> tuple[Array, Array]:
+    """``pt3d_68`` (F, 68, 3) with z towards the viewer, and our pose of ``Pose_Para`` (F, 3)."""
+    labels = [loadmat(path) for path in sorted((data / "AFLW2000").glob("*.mat"))]
+    assert len(labels) == 16
+    points = np.stack([label["pt3d_68"].T for label in labels])
+    return points, from_300w_lp(np.concatenate([label["Pose_Para"] for label in labels]))
+
+
+def test_labels_of_aflw2000_are_the_rotations_between_its_heads(face_data: Path) -> None:
+    """Another order or sign of ``Pose_Para``: then it does not say how one head in 3-D is turned against another."""
+    points, pose = _aflw2000_labels(face_data)
+    heads = (points - points.mean(axis=1, keepdims=True)) * [1, 1, -1]  # z away
+    labelled = rotation(pose)
+    u, _, v = np.linalg.svd(heads[:, None].mT @ heads[None])  # (from F, to F, 3, 3): Kabsch
+    between = (u * np.stack([np.ones(u.shape[:2])] * 2 + [np.linalg.det(u @ v)], -1)[..., None, :]) @ v
+    cosine = (np.trace(between.mT @ labelled[:, None] @ labelled[None].mT, axis1=-2, axis2=-1) - 1) / 2
+    error = np.rad2deg(np.arccos(np.clip(cosine, -1, 1)))
+    assert error.mean() < 2.5
+
+
+def test_estimate_agrees_with_the_labels_of_aflw2000(face_data: Path) -> None:
+    """A sign of yaw, pitch or roll against the world's convention."""
+    points, pose = _aflw2000_labels(face_data)
+    estimated = estimate_pose(points[..., :2], IBUG68)
+    frontal = np.abs(pose[:, 0]) < 60  # near profile pitch and roll turn about nearly the same axis
+    assert away(estimated, pose)[:, 0].mean() < 3
+    assert (away(estimated, pose)[frontal].mean(axis=0) < (3, 7, 3)).all()
+    large = np.abs(pose) > 15
+    large[~frontal, 1:] = False
+    assert large.sum(axis=0).min() >= 1
+    assert (np.sign(estimated) == np.sign(pose))[large].all()
+
+
+def _aflw2000_all(data: Path) -> tuple[Array, Array]:
+    """68 points of the 2,000 faces, and their labelled yaw, of which two are not wrapped."""
+    folder = data / "samples" / "aflw2000_gt"
+    yaw = np.load(folder / "AFLW2000-3D.pose.npy")
+    return np.load(folder / "AFLW2000-3D.pts68.npy")[:, :2].transpose(0, 2, 1), yaw
+
+
+def _bucket(yaw: Array) -> Array:
+    return np.digitize(np.abs(yaw), [30, 60], right=True)
+
+
+def test_yaw_buckets_of_2000_faces(face_data: Path) -> None:
+    """An estimate too coarse to sort faces by pose, which is what it is for."""
+    points, label = _aflw2000_all(face_data)
+    pose = estimate_pose(points, IBUG68)
+    assert away(pose[:, 0], label).mean() < 3.5
+    assert (_bucket(pose[:, 0]) != _bucket(label)).mean() < 0.07
+    # the label's own yaw belongs to the other order of turns: of those turns the estimate's yaw is nearer
+    same_order = np.rad2deg(np.arcsin(rotation(pose)[:, 0, 2]))
+    assert away(same_order, label).mean() < 2.3
+    assert (_bucket(same_order) != _bucket(label)).mean() < 0.045
+
+
+def test_pnp_is_the_worse_estimate_on_2000_faces(face_data: Path) -> None:
+    """A camera that is not the usual one: its figures on crops of 1.2 times the tight box are known."""
+    points, label = _aflw2000_all(face_data)
+    box = tight_box(points)
+    centre, side = (box[:, :2] + box[:, 2:]) / 2, 1.2 * (box[:, 2:] - box[:, :2]).max(axis=1)
+    crop = from_cells((points - centre[:, None]) / side[:, None, None] + 0.5, 112)
+    pose = official_pnp(crop, IBUG68, 112)
+    assert away(pose[:, 0], label).mean() == pytest.approx(7.4, abs=0.5)
+    assert (_bucket(pose[:, 0]) != _bucket(label)).mean() == pytest.approx(0.136, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("layout", "tolerance"),
+    # 68 points mark the middle of a brow's inner end, the other two its lower edge, which reads as nodding
+    [(LAPA106, (1e-3, 1e-3, 1e-3)), (ALPHA106, (1e-3, 1e-3, 1e-3)), (IBUG68, (0.5, 5, 1))],
+    ids=["lapa106", "alpha106", "ibug68"],
+)
+def test_every_markup_sees_the_same_pose(layout: Layout, tolerance: tuple[float, ...], face_data: Path) -> None:
+    """A pose index of one markup on another part of the face, as pfld_106's on the side of the nose."""
+    lists = face_data / "WFLW" / "WFLW_annotations" / "list_98pt_rect_attr_train_test"
+    lines = (lists / "list_98pt_rect_attr_test.txt").read_text().splitlines()
+    faces = np.array([line.split()[: 2 * WFLW98.num_points] for line in lines], float).reshape(-1, 98, 2)
+    of_wflw = estimate_pose(faces, WFLW98)
+    difference = away(estimate_pose(convert(faces, WFLW98, layout), layout), of_wflw).mean(axis=0)
+    assert (difference < tolerance).all()
