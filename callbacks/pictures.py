@@ -85,6 +85,8 @@ class FaceGrid(Callback):
 class WorstFaces(Callback):
     """The test faces with the largest NME_box, worst first, with their error in percent.
 
+    Where several processes test, these are the worst of the first one's faces.
+
     Args:
         folder: of ``worst.png``.
         columns: faces in a row.
@@ -107,13 +109,12 @@ class WorstFaces(Callback):
         table: FaceTable = module.table  # type: ignore[assignment]
         layout: Layout = module.layout  # type: ignore[assignment]
         error = nme_per_face(table, "box")
-        order = np.argsort(np.where(np.isnan(error), -np.inf, error))[::-1]
         faces = trainer.datamodule.faces["test"]  # type: ignore[attr-defined]
+        known = ~np.isnan(error) & np.isin(table.face_id, list(self.points))  # others were predicted elsewhere
+        order = np.flatnonzero(known)[np.argsort(-error[known], kind="stable")]
         cells = []
         for index in order[: self.size]:
             row = int(table.face_id[index])
-            if np.isnan(error[index]) or row not in self.points:
-                continue
             sample: LandmarkBatch = faces[(0, row)]
             image, truth = sample.image.permute(1, 2, 0).numpy(), sample.points.numpy()
             caption = f"{100 * error[index]:.1f} % {faces.paths[row].stem}"

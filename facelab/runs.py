@@ -137,13 +137,14 @@ def build(node: DictConfig, **parts: Any) -> Any:
     from hydra.utils import instantiate
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    cfg, name = copy.deepcopy(node._get_root()), node._get_full_key(None)
+    cfg: Any = copy.deepcopy(node._get_root())
+    name = node._get_full_key(None)
     try:
         return instantiate(OmegaConf.select(cfg, name) if name else cfg, **parts, _convert_="all")
     except InstantiationException as error:
         if isinstance(error.__cause__, (ValueError, RuntimeError, OSError, MisconfigurationException)):
             found = re.search(r"^full_key: (\S+)", str(error), re.MULTILINE)
-            place, reason = _own_place(node._get_root(), found[1] if found else name), str(error.__cause__)
+            place, reason = _own_place(cfg, found[1] if found else name), str(error.__cause__)
             raise SystemExit(reason if not place or reason.startswith(place) else f"{place}: {reason}") from error
         raise
 
@@ -182,16 +183,18 @@ def build_trainer(cfg: DictConfig, loggers: list[Any]) -> Any:
 @contextmanager
 def recorded(folder: Path, cfg: DictConfig) -> Iterator[None]:
     """Keep a run's configuration, environment and state in its folder, and end its W&B run whatever happens."""
-    write_json(folder / "environment.json", environment())
-    with replacing(folder / "config.yaml") as path:
-        path.write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    if _is_first():
+        write_json(folder / "environment.json", environment())
+        with replacing(folder / "config.yaml") as path:
+            path.write_text(OmegaConf.to_yaml(cfg, resolve=True))
     status: dict[str, Any] = {
         "state": "running",
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    write_json(folder / "status.json", status)
+    if _is_first():
+        write_json(folder / "status.json", status)
     try:
         yield
         status["state"] = "finished"
@@ -205,11 +208,19 @@ def recorded(folder: Path, cfg: DictConfig) -> Iterator[None]:
             raise
         raise _stop(message) from error
     finally:
-        write_json(folder / "status.json", status | {"ended": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+        if _is_first():
+            write_json(folder / "status.json", status | {"ended": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
         if "wandb" in sys.modules:  # importing it takes a second
             import wandb
 
             wandb.finish()
+
+
+def _is_first() -> bool:
+    """Whether this is the process that writes, of those that train together."""
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    return rank_zero_only.rank == 0  # type: ignore[attr-defined]
 
 
 def environment() -> dict[str, Any]:
@@ -290,7 +301,8 @@ def load_run(path: Path, paths: DictConfig) -> LoadedRun:
         SystemExit: no checkpoint there, not one of train.py, or its configuration has faults.
     """
     saved = path / "config.yaml"
-    file = find_checkpoint(path, OmegaConf.load(saved).get("test_with", "last") if saved.is_file() else "last")
+    tested = OmegaConf.select(OmegaConf.load(saved), "test_with") if saved.is_file() else None
+    file = find_checkpoint(path, tested or "last")
     config, weights = _read_checkpoint(file)
     try:
         cfg = OmegaConf.create(config)
@@ -409,8 +421,6 @@ def write_results(
     from facelab.metrics import landmarks
 
     table, tags = module.table, datamodule.data.tags
-    faces = datamodule.faces["test"]
-    landmarks.write_faces(table, folder / "faces.csv", [path.name for path in faces.paths], tags)
     results = {
         "name": folder.name,
         "checkpoint": checkpoint and str(checkpoint),
@@ -420,7 +430,10 @@ def write_results(
         "left_out": landmarks.left_out(table, module.layout, tags),
         "intervals": intervals(table),
     }
-    write_json(folder / "metrics.json", results)
+    if _is_first():
+        names = [path.name for path in datamodule.faces["test"].paths]
+        landmarks.write_faces(table, folder / "faces.csv", names, tags)
+        write_json(folder / "metrics.json", results)
     return results
 
 
@@ -455,6 +468,8 @@ def report(folder: Path, results: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    if not _is_first():
+        return
     protocol_, metrics, counts = results["protocol"], results["metrics"], results["counts"]
     title = "{dataset} {split}, {faces} faces, box: {box} x {box_scale}, pose: {pose}".format(**protocol_)
     table = Table(title=title, title_justify="left")

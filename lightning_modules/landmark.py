@@ -125,7 +125,8 @@ class LandmarkModule(LightningModule):
         self.errors.reset()
         tags = self.trainer.datamodule.data.tags  # type: ignore[attr-defined]
         numbers = summary(self.table, self.layout, tags)
-        self.log_dict({f"{role}/{name}": value for name, value in numbers.items()})
+        # Every process has the whole table and the same numbers; Lightning asks for their mean all the same.
+        self.log_dict({f"{role}/{name}": value for name, value in numbers.items()}, sync_dist=True)
 
     def predict_step(self, batch: LandmarkBatch, batch_index: int) -> Prediction:
         """The prediction in pixels of the photos."""

@@ -30,7 +30,7 @@ def option(name: str) -> Augmentation:
 
 def augmentation(pixels: Sequence[Any] = (), **changes: float) -> Augmentation:
     names = ("mirror_probability", "shift_probability", "shift_limit", "scale_probability", "scale_limit")
-    nothing = dict.fromkeys((*names, "rotation_probability", "rotation_limit"), 0.0)
+    nothing: dict[str, Any] = dict.fromkeys((*names, "rotation_probability", "rotation_limit"), 0.0)
     return Augmentation(**nothing | changes, pixels=pixels)
 
 
@@ -145,12 +145,12 @@ def test_papers_pixels_are_pipnets() -> None:
             assert other.sum() == height * width  # one rectangle
             assert len(np.unique(image[other], axis=0)) == 1  # of one colour
             sides.append((height / side, width / side))
-    grey, blurred = np.array(grey), np.array(blurred)
-    assert share(grey) == pytest.approx(0.2, abs=0.03)
-    assert share(blurred) == pytest.approx(
+    is_grey, is_blurred = np.array(grey), np.array(blurred)
+    assert share(is_grey) == pytest.approx(0.2, abs=0.03)
+    assert share(is_blurred) == pytest.approx(
         0.3 * (1 - 0.2 / 4.9), abs=0.035
     )  # below a sigma of 0.3 nothing is to be seen
-    assert share(grey[blurred]) == pytest.approx(0.2, abs=0.055)
+    assert share(is_grey[is_blurred]) == pytest.approx(0.2, abs=0.055)
     assert share(hidden) == pytest.approx(0.5, abs=0.05)
     assert 0.37 < np.max(sides) <= 0.4
     np.testing.assert_allclose(np.mean(sides, axis=0), 0.2, atol=0.02)
@@ -159,7 +159,8 @@ def test_papers_pixels_are_pipnets() -> None:
 
 def test_papers_blur_is_as_wide_as_its_sigma() -> None:
     """Would catch a blur whose kernel is cut short, as with a fixed ``blur_limit``."""
-    blur = next(t for t in option("paper").pixels.transforms if isinstance(t, albumentations.GaussianBlur))
+    pixels: Any = option("paper").pixels
+    blur = next(t for t in pixels.transforms if isinstance(t, albumentations.GaussianBlur))
     dot = np.zeros((99, 99, 3), np.uint8)
     dot[49, 49] = 255
     widest = albumentations.GaussianBlur(blur_limit=blur.blur_limit, sigma_limit=(5.0, 5.0), p=1.0)
@@ -208,7 +209,7 @@ def test_a_transform_that_normalises_is_refused() -> None:
 
 
 @pytest.mark.parametrize("fault", [{"scale_limit": 1.0}, {"scale_limit": -0.1}, {"mirror_probability": 50.0}])
-def test_senseless_numbers_are_refused(fault: dict[str, float]) -> None:
+def test_senseless_numbers_are_refused(fault: dict[str, Any]) -> None:
     """Would catch percent for fractions, and a scale that can shrink a face to nothing."""
     with pytest.raises(ValueError, match="augment"):
         augmentation(**fault)

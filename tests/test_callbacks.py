@@ -110,6 +110,27 @@ def test_the_worst_come_first(tmp_path: Path) -> None:
     assert greys(tmp_path / "worst.png", 64, 5) == [6, 5, 11, 9, 3]
 
 
+def test_faces_of_another_process_leave_no_gap(tmp_path: Path) -> None:
+    """The worst faces of all processes chosen first, of which this one can then show half."""
+    rows, n = [1, 2, 3, 4], FIVE5.num_points
+    points = np.tile(np.array([[0, 0], [10, 0], [5, 5], [0, 10], [10, 10]], np.float32), (4, 1, 1))
+    table = face_table(
+        FIVE5,
+        face_id=np.array(rows),
+        predicted=points + np.array(rows, np.float32)[:, None, None],
+        points=points,
+        valid=np.ones((4, n), bool),
+        to_photo=np.tile(np.eye(3), (4, 1, 1)),
+        pose=np.zeros((4, 3)),
+        tags=np.zeros((4, 0), bool),
+    )
+    worst, module = WorstFaces(str(tmp_path), columns=2, rows=1, cell=64), SimpleNamespace(layout=FIVE5, table=table)
+    batch, outputs = batch_of([1, 3]), SimpleNamespace(points=torch.zeros(2, n, 2))
+    worst.on_test_batch_end(fake_trainer(), module, outputs, batch, 0)  # type: ignore[arg-type]
+    worst.on_test_end(fake_trainer(), module)  # type: ignore[arg-type]
+    assert greys(tmp_path / "worst.png", 64, 2) == [3, 1]
+
+
 def test_the_grid_holds_the_first_faces(tmp_path: Path) -> None:
     """Faces that change from epoch to epoch, or of another epoch than the name says."""
     grid, module = FaceGrid(str(tmp_path), columns=3, rows=1, cell=64), SimpleNamespace(layout=FIVE5)

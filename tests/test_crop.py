@@ -19,7 +19,8 @@ NAN = np.nan
 
 
 def crop(**changes: Any) -> Crop:
-    return Crop(**{"size": 100, "scale": 1.0, "square": False, "shift": (0.0, 0.0), "box": "points"} | changes)
+    options: dict[str, Any] = {"size": 100, "scale": 1.0, "square": False, "shift": (0.0, 0.0), "box": "points"}
+    return Crop(**options | changes)
 
 
 def face(points: Array, box: Array) -> Face:
@@ -51,6 +52,7 @@ def test_a_pair_of_scales_and_a_shift_move_one_edge() -> None:
     """Would catch a shift by the scaled box: PIPNet's demo moves the top edge down by 0.1 and the others out by 0.1."""
     box = [100.0, 200, 200, 400]
     np.testing.assert_allclose(seen(crop(scale=(1.2, 1.0), shift=(0, 0.1)), box), [90, 220, 210, 420])
+    np.testing.assert_allclose(seen(crop(scale=1.2, shift=(0.1, 0)), box), [100, 180, 220, 420])
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning import LightningModule, Trainer
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from datamodules.augmentation import Augmentation
 from datamodules.landmark import EpochSampler, FaceDataset, LandmarkDataModule, collate
@@ -70,7 +71,8 @@ def three(points: Any, box: Any = NO_BOX, pose: Any = NO_POSE, tags: Sequence[st
 
 
 def crop(**changes: Any) -> Crop:
-    return Crop(**{"size": SIZE, "scale": 1.3, "square": True, "shift": (0.0, 0.0), "box": "points"} | changes)
+    options: dict[str, Any] = {"size": SIZE, "scale": 1.3, "square": True, "shift": (0.0, 0.0), "box": "points"}
+    return Crop(**options | changes)
 
 
 @cache
@@ -80,10 +82,11 @@ def augment(name: str = "paper") -> Augmentation:
     return made
 
 
-def affine(**changes: float) -> Augmentation:
+def affine(pixels: Any = None, **changes: float) -> Augmentation:
+    """No change but those named; ``pixels`` is a composition."""
     names = ("mirror_probability", "shift_probability", "shift_limit", "scale_probability", "scale_limit")
-    nothing = dict.fromkeys((*names, "rotation_probability", "rotation_limit"), 0.0)
-    return Augmentation(**nothing | changes, pixels=[])
+    nothing: dict[str, Any] = dict.fromkeys((*names, "rotation_probability", "rotation_limit"), 0.0)
+    return Augmentation(**nothing | changes, pixels=[pixels] if pixels else [])
 
 
 EVERYTHING = {
@@ -116,7 +119,14 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
 
 
 def module(data: Any, **changes: Any) -> LandmarkDataModule:
-    options = {"crop": crop(), "augment": augment(), "batch_size": 4, "num_workers": 0, "seed": 1, "test_split": "test"}
+    options: dict[str, Any] = {
+        "crop": crop(),
+        "augment": augment(),
+        "batch_size": 4,
+        "num_workers": 0,
+        "seed": 1,
+        "test_split": "test",
+    }
     made = LandmarkDataModule(data, **options | changes)
     made.setup("fit")
     return made
@@ -411,7 +421,7 @@ def test_another_epoch_and_another_seed_differ(faces: Drawn, third_epoch: list[L
 def test_no_two_samples_share_their_draws(faces: Drawn) -> None:
     """Would catch neighbours that are turned alike, or hidden and blurred alike: all photos show the same."""
     warps = FaceDataset(faces, "train", crop(), affine(**EVERYTHING), seed=1)
-    pixels = FaceDataset(faces, "train", crop(), Augmentation(0, 0, 0, 0, 0, 0, 0, augment().pixels.transforms), seed=1)
+    pixels = FaceDataset(faces, "train", crop(), affine(pixels=augment().pixels), seed=1)
     keys = [(number, row) for number in range(4) for row in range(13)]
     assert len({warps[key].points.numpy().tobytes() for key in keys}) == len(keys)
     images = Counter(pixels[key].image.numpy().tobytes() for key in keys)
@@ -422,7 +432,8 @@ def test_no_two_samples_share_their_draws(faces: Drawn) -> None:
 @pytest.mark.parametrize("count", [12, 13])
 def test_ranks_share_the_rows_out(count: int) -> None:
     """Would catch faces that no process or both see; one may be repeated to make their numbers equal."""
-    ranks = [EpochSampler(range(count), num_replicas=2, rank=rank, shuffle=True, seed=1) for rank in (0, 1)]
+    rows_of_split = TensorDataset(torch.arange(count))
+    ranks = [EpochSampler(rows_of_split, num_replicas=2, rank=rank, shuffle=True, seed=1) for rank in (0, 1)]
     for number in range(2):
         for sampler in ranks:
             sampler.set_epoch(number)
@@ -520,7 +531,7 @@ def test_the_mean_shape_by_hand() -> None:
         Photo(Path("b.jpg"), (three([[20, 30], [NAN, NAN], [NAN, 7]], unit), three([[1, 2], [3, 4], [5, 6]]))),
         Photo(Path("c.jpg"), (three([[NAN, NAN], [201, 41], [NAN, NAN]], double),)),
     ]
-    expected = [[15, 20], [(90 + 100.25) / 2, (20 + 20.25) / 2], [50, 90]]
+    expected = np.array([[15, 20], [(90 + 100.25) / 2, (20 + 20.25) / 2], [50, 90]])
     np.testing.assert_allclose(pipnet(photos, view).mean_shape(), expected)
 
 

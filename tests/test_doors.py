@@ -41,7 +41,7 @@ def lapa(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     for split in ("train", "val", "test"):
         for kind in ("images", "landmarks"):
             (root / split / kind).mkdir(parents=True)
-        for photo in data.photos(split):  # type: ignore[arg-type]
+        for photo in data.photos(split):
             (root / split / "images" / photo.path.name).symlink_to(photo.path)
             lines = "".join(f"{x:.3f} {y:.3f}\n" for x, y in photo.faces[0].points)
             (root / split / "landmarks" / f"{photo.path.stem}.txt").write_text(f"{LAPA106.num_points}\n{lines}")
@@ -78,6 +78,23 @@ def test_the_clients_line_in_a_shell(lapa: Path, tmp_path: Path) -> None:
     groups = [len(list((multirun / str(number) / "wandb").glob("offline-run-*"))) for number in (0, 1)]
     assert groups == [1, 1], "the W&B runs of two jobs are mixed up"
     assert (multirun / "0" / "metrics.json").read_text() != (multirun / "1" / "metrics.json").read_text()
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_run(tmp_path: Path) -> None:
+    """A face counted twice or never, a second folder, files written twice, a table printed by each process."""
+    words = [*small("pipnet"), "data.test=7", "trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32-true"]
+    words += ["trainer.sync_batchnorm=false", "trainer.max_epochs=1", "logger=csv"]
+    environment = os.environ | {"FACELAB_CACHE": os.environ["FACELAB_TEST_CACHE"]}
+    environment.pop("FACELAB_STAMP", None)
+    line = [sys.executable, str(ROOT / "train.py"), *words]
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "logs" / "train" / "runs").iterdir()
+    assert load(run / "metrics.json")["metrics"]["faces"] == 7
+    assert read_faces(run / "faces.csv")["face_id"].tolist() == list(range(7))
+    assert done.stdout.count("results in ") == 1
+    assert "sync_dist" not in done.stderr
 
 
 # evaluate.py

@@ -157,7 +157,8 @@ def test_every_kind_of_file_is_read_as_rgb(tmp_path: Path, name: str, mode: str,
         np.testing.assert_allclose(image, truth, atol=3)
     whole = np.pad(truth, ((0, -41 % reduce), (0, -61 % reduce), (0, 0)), mode="edge")
     squares = whole.reshape(image.shape[0], reduce, image.shape[1], reduce, 3).mean(axis=(1, 3))
-    assert np.abs(image - squares)[:-1, :-1].mean() < 4  # JPEG keeps colours at half the size
+    assert np.abs(image - squares).mean() < 5  # JPEG keeps colours at half the size
+    assert np.abs(image - squares)[-1].mean() < 12
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])
@@ -210,6 +211,14 @@ def test_a_faulty_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
     """Would catch half pictures taken for whole ones, and errors that do not say which file."""
     (tmp_path / name).write_bytes(FAULTY[name])
     with pytest.raises(FaultyImage, match=name):
+        read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["cut.jpg", "progressive.jpg", "preview.jpg", "start.jpg", "lost.jpg"])
+def test_a_jpeg_that_was_cut_off_is_refused_as_such(tmp_path: Path, name: str) -> None:
+    """Would catch trust in OpenCV, of which some versions return half a picture, and in the end marker of a preview."""
+    (tmp_path / name).write_bytes(FAULTY[name])
+    with pytest.raises(FaultyImage, match=f"{name}: the JPEG was cut off"):
         read_image(tmp_path / name)
 
 

@@ -33,8 +33,8 @@ def read_image(path: Path, *, reduce: int = 1, upright: bool = False) -> NDArray
         ``(H, W, 3)`` uint8; of a reduced photo H and W are rounded up.
 
     Raises:
-        FaultyImage: missing, empty, broken, or larger than OpenCV reads. OpenCV returns half a picture for a JPEG that
-            was cut off; a JPEG without its end marker is refused instead.
+        FaultyImage: missing, empty, broken, or larger than OpenCV reads. Not every version of OpenCV notices that a
+            JPEG was cut off, and some return half a picture; so a JPEG without its end marker is refused here.
     """
     try:
         data = path.read_bytes()
