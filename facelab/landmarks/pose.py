@@ -102,14 +102,14 @@ def angles(matrix: Array) -> Array:
 
 def turned(pose: Array, degrees: float) -> Array:
     """The pose ``(..., 3)`` after the image was turned clockwise by ``degrees``; roll stays within 180."""
-    yaw, pitch, roll = np.moveaxis(np.asarray(pose), -1, 0)
-    return np.stack([yaw, pitch, (roll + degrees + 180) % 360 - 180], axis=-1)
+    pose = np.array(pose)
+    pose[..., 2] = (pose[..., 2] + degrees + 180) % 360 - 180
+    return pose
 
 
 def mirrored(pose: Array) -> Array:
     """The pose ``(..., 3)`` after the image was mirrored left to right: yaw and roll change sign."""
-    yaw, pitch, roll = np.moveaxis(np.asarray(pose), -1, 0)
-    return np.stack([-yaw, pitch, -roll], axis=-1)
+    return np.asarray(pose) * np.array([-1, 1, -1], np.float32)
 
 
 def from_300w_lp(pose_para: Array) -> Array:
