@@ -8,7 +8,7 @@ export FACELAB_CACHE ?= data
 .PHONY: help setup train test test-all lint typecheck check clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | column -t -s '	'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -22,8 +22,8 @@ $(VENV)/.tested: $(VENV)/.installed
 
 setup: $(VENV)/.installed  ## a virtual environment in .venv with the project in it
 
-train: setup  ## train PIPNet on rendered faces for about ten minutes; prints a table, leaves pictures
-	$(BIN)/python train.py experiment=demo
+train: setup  ## train PIPNet on rendered faces for about ten minutes; a table and pictures (ARGS=... changes it)
+	$(BIN)/python train.py experiment=demo $(ARGS)
 
 test: $(VENV)/.tested  ## the fast tests (FACE_DATA=FOLDER adds those on real data)
 	$(BIN)/python -m pytest -m 'not slow'

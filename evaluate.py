@@ -11,14 +11,13 @@ from facelab import runs
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     """Open the run, replace what was asked for, test, and write the results as a run of their own."""
-    runs.check(cfg, runs.EVALUATE_KEYS)
     folder = Path(cfg.paths.run)
-    with runs.recorded(folder, cfg):
-        run = runs.load_run(Path(cfg.ckpt), cfg.paths)
+    with runs.recorded(folder):
+        runs.check(cfg, runs.EVALUATE_KEYS)
+        run = runs.load_run(Path(str(cfg.ckpt)).expanduser(), cfg.paths)
         datamodule = runs.evaluation_data(run, cfg)
-        if cfg.flip_test is not None:
-            run.module.flip_test = cfg.flip_test
-        trainer = runs.build_trainer(cfg, runs.build_all(cfg.logger))
+        runs.write_config(folder, runs.evaluation_config(run, cfg))
+        trainer = runs.build_trainer(cfg)
         trainer.test(run.module, datamodule, verbose=False)
         results = runs.write_results(folder, run.module, datamodule, checkpoint=run.checkpoint)
     runs.report(folder, results)

@@ -26,8 +26,10 @@ SHOWN = 10
 @hydra.main(version_base="1.3", config_path="conf", config_name="predict")
 def main(cfg: DictConfig) -> None:
     """Open the run, predict every photo and write the results; fail if not one face was predicted."""
-    runs.check(cfg, PREDICT_KEYS)
-    with runs.recorded(Path(cfg.paths.run), cfg):
+    folder = Path(cfg.paths.run)
+    with runs.recorded(folder):
+        runs.check(cfg, PREDICT_KEYS)
+        runs.write_config(folder, cfg)
         from facelab import prediction
 
         check_values(cfg)
@@ -75,7 +77,7 @@ def build_crop(run: runs.LoadedRun, cfg: DictConfig) -> "Crop":
     """
     asked = {key: value for key, value in cfg.crop.items() if value is not None}
     box = "given" if cfg.boxes is not None else "image"
-    if box == "image" != run.cfg.crop.box:
+    if box == "image" and run.cfg.crop.box != "image":
         asked = {"scale": 1.0, "shift": [0.0, 0.0]} | asked
     run.cfg.crop = OmegaConf.merge(run.cfg.crop, asked, {"box": box})
     runs.check(run.cfg, runs.TRAIN_KEYS)
@@ -120,7 +122,7 @@ def write(
         "left_aside": photos.left_aside,
     }
     prediction.write_csv(output / "landmarks.csv", found, layout)
-    runs.write_json(output / "landmarks.json", origin | prediction.contents(found, layout))
+    runs.write_json(output / "landmarks.json", origin | prediction.contents(found, layout), indent=None)
 
 
 def report(

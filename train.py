@@ -11,9 +11,10 @@ from facelab import runs
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """Train, test with ``test_with``, write the results, and return the monitored value for a sweeper."""
-    runs.check(cfg, runs.TRAIN_KEYS)
     folder = Path(cfg.paths.run)
-    with runs.recorded(folder, cfg):
+    with runs.recorded(folder):
+        runs.check(cfg, runs.TRAIN_KEYS)
+        runs.write_config(folder, cfg)
         from lightning import seed_everything
 
         if cfg.test_with not in ("last", "best"):
@@ -21,15 +22,17 @@ def main(cfg: DictConfig) -> float | None:
         seed_everything(cfg.seed, workers=True, verbose=False)
         datamodule, module = runs.build(cfg.datamodule), runs.build(cfg.model)
         module.save_hyperparameters(OmegaConf.to_container(cfg, resolve=False), logger=False)
-        loggers = runs.build_all(cfg.logger)
-        trainer = runs.build_trainer(cfg, loggers)
-        for logger in loggers:
+        trainer = runs.build_trainer(cfg)
+        for logger in trainer.loggers:  # with fast_dev_run Lightning puts others in their place, which open nothing
             logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
         trainer.fit(module, datamodule)
         monitored = trainer.callback_metrics.get(cfg.monitor.name)
         saved = trainer.checkpoint_callback and not trainer.fast_dev_run
         checkpoint = runs.find_checkpoint(folder, cfg.test_with) if saved else None
-        trainer.test(module, datamodule, ckpt_path=checkpoint, verbose=False)
+        if checkpoint:
+            _, weights = runs.read_checkpoint(checkpoint)
+            module.load_state_dict(weights)
+        trainer.test(module, datamodule, verbose=False)
         results = runs.write_results(folder, module, datamodule, checkpoint)
     runs.report(folder, results)
     return None if monitored is None else float(monitored)

@@ -5,8 +5,8 @@
 The words after the options are those of ``train.py``. The contenders take turns in blocks of steps, so that a change of
 the machine's mood meets all of them; printed are the median block of each and its ratio to the others in the same turn.
 
-* ``loop``: this project's training through Lightning's Trainer, loader, logging and all.
-* ``step``: forward, loss, backward and optimizer step of the same network on one batch that is already there.
+* ``loop``: this project's training through Lightning's Trainer with its loader; nothing is written to disk.
+* ``step``: forward, loss, backward and optimizer step of the same network on one batch that is there and encoded.
 * ``peer``: with ``--peer``, ``FUNCTION()`` of the Python file PATH: it returns an object whose ``blocks(n)`` trains n
   steps of the same batch size.
 
@@ -26,7 +26,6 @@ from typing import Any
 import cv2
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from lightning import Callback, LightningModule, Trainer, seed_everything
 
 ROOT = Path(__file__).parent.parent
@@ -114,8 +113,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50, help="of a block")
     parser.add_argument("--loader-batches", type=int, default=100)
     parser.add_argument("--peer", help="PATH:FUNCTION")
+    parser.add_argument("--threads", type=int, default=2)
     options, overrides = parser.parse_known_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
 
     from facelab import runs  # registers the resolver that the configuration uses
 
@@ -134,7 +134,7 @@ def main() -> None:
     if options.peer:
         contenders["peer"] = load_peer(options.peer)
     turns = Turns(options.rounds, options.steps, contenders)
-    trainer = instantiate(
+    trainer = runs.build(
         cfg.trainer,
         max_epochs=-1,
         logger=False,

@@ -171,6 +171,9 @@ class LandmarkDataModule(LightningDataModule):
         num_workers: processes that prepare batches. Changes no result.
         seed: of order and draws.
         test_split: the split that ``test`` measures, ``test`` but for ``evaluate.py split=...``.
+
+    Raises:
+        ValueError: a seed that the generators do not take.
     """
 
     batch_type: ClassVar[type] = LandmarkBatch
@@ -186,6 +189,8 @@ class LandmarkDataModule(LightningDataModule):
         test_split: Split,
     ) -> None:
         super().__init__()
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed={seed}: choose a whole number from 0 to {2**32 - 1}")
         self.data, self.crop, self.augment = data, crop, augment
         self.batch_size, self.num_workers, self.seed, self.test_split = batch_size, num_workers, seed, test_split
         self.faces: dict[str, FaceDataset] = {}

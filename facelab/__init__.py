@@ -1,6 +1,7 @@
 """Face landmarks and face detection: data, coders, networks, losses and metrics.
 
-Nothing in this package knows Lightning's Trainer or Hydra, ``facelab.runs`` apart.
+Nothing in this package knows Lightning's Trainer or Hydra but what serves the doors: ``facelab.runs``,
+``facelab.check`` and ``facelab.argv``.
 """
 
 import os

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from uuid import uuid4
 
 
 @contextmanager
@@ -20,11 +20,10 @@ def replacing(path: Path) -> Iterator[Path]:
         The temporary path to write to, with the same suffix.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix, delete=False) as file:
-        temporary = Path(file.name)
+    temporary = path.with_name(f".{path.stem}-{uuid4().hex}{path.suffix}")
     try:
+        temporary.touch(exist_ok=False)  # open to whom the umask says; tempfile's are the owner's alone
         yield temporary
-        temporary.chmod(0o644)
         os.replace(temporary, path)  # noqa: PTH105  the name says that an existing file is meant
     except BaseException:
         temporary.unlink(missing_ok=True)

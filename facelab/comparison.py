@@ -47,7 +47,7 @@ class Run(NamedTuple):
     name: str  # of the folder; in a sweep with the name of the sweep's folder before it
     folder: Path
     state: str  # finished, failed, running; unreadable (a broken file), unknown (no status.json), NO_RUN
-    reason: str  # why there are no numbers, or why they are no full test; empty if all is well
+    reason: str  # why there are no numbers, or which faces they leave out; empty if all is well
     config: dict[str, Any]  # dotted key to value, as of `settings`; empty without config.yaml
     protocol: dict[str, Any]  # empty without numbers
     metrics: dict[str, float]  # fractions; NaN: no face, infinite: a point was not predicted
@@ -56,9 +56,8 @@ class Run(NamedTuple):
 
     @property
     def ranked(self) -> bool:
-        """Whether the run has ended and its numbers are those of the whole test set."""
-        ended = self.state in ("finished", "unknown")
-        return ended and bool(self.protocol) and not _unmeasured(self.protocol, self.metrics)
+        """Whether the run has ended and has numbers."""
+        return self.state in ("finished", "unknown") and bool(self.protocol)
 
     def faces(self, metric: str) -> int:
         """Number of faces behind a metric; rates and areas share those of ``nme_ioc``."""
@@ -149,7 +148,7 @@ def read_run(folder: Path) -> Run:
     if missing and run.state not in ("failed", "running"):
         reasons.append(f"no {', '.join(missing)}")
     if run.protocol:
-        reasons += [_unmeasured(run.protocol, run.metrics), _skipped(run.metrics)]
+        reasons.append(_skipped(run.metrics))
     return run._replace(state="unreadable" if faults else run.state, reason="; ".join(filter(None, reasons)))
 
 
@@ -245,12 +244,6 @@ def _results(content: dict[str, Any]) -> dict[str, Any]:
         "counts": counts,
         "intervals": {name: interval(name, ends) for name, ends in content["intervals"].items()},
     }
-
-
-def _unmeasured(protocol: dict[str, Any], metrics: dict[str, float]) -> str:
-    """A run of a few batches has the protocol of the whole test set, but not its faces."""
-    expected, measured = protocol.get("faces"), sum(metrics.get(name, 0) for name in WHOLE)
-    return "" if expected in (None, measured) else f"measured {measured:.0f} of {expected} faces"
 
 
 def _skipped(metrics: dict[str, float]) -> str:
@@ -358,7 +351,7 @@ def best(runs: Sequence[Run], metric: str) -> Run | None:
     """The run that is better than every other by more than the noise: its 95 % interval meets none of theirs.
 
     None where there is no such run, where an interval is not known, or where it is not known which way is better.
-    Only whole tests of runs that have ended take part.
+    Only runs that have ended take part.
     """
     rivals = [run for run in runs if run.ranked and not math.isnan(run.metrics.get(metric, math.nan))]
     if len(rivals) < 2 or not metric.startswith((*LOWER, *HIGHER)):
@@ -484,7 +477,7 @@ def remarks(table: Table) -> list[str]:
     if table.recipe:
         lines.append(f"Also differ, with one value for each model: {', '.join(map(label, table.recipe))}.")
     if not all(run.ranked for run in table.runs):
-        lines.append("Last, without a place: runs that have not ended or did not measure all faces.")
+        lines.append("Last, without a place: runs that have not ended.")
     return lines
 
 

@@ -1,7 +1,8 @@
 """A run on disk: check and build its configuration, load its checkpoint, write its results.
 
-With the doors at the root of the repository, the only place that knows Hydra. Nothing heavy is imported before it is
-needed, so that ``--help`` and ``--cfg job`` answer at once.
+Here and in the doors at the root of the repository Hydra composes and builds; ``facelab.check`` and ``facelab.argv``
+know its configurations and its command line. Nothing heavy is imported before it is needed, so that ``--help`` and
+``--cfg job`` answer at once.
 """
 
 import copy
@@ -42,7 +43,7 @@ log = logging.getLogger(__name__)
 STAMP = "FACELAB_STAMP"
 EVALUATOR_VERSION = 1
 """Raised whenever the same predictions would get another number, so that old and new numbers are not compared."""
-INITIAL_WEIGHTS = {"pretrained": False, "weights": None, "previous": None}
+INITIAL_WEIGHTS = {"pretrained": False, "weights": None}
 PATHS = tuple(f"paths.{key}" for key in ("data", "cache", "run", "name", "group"))
 TRAIN_KEYS = (
     *("task", "seed", "test_with", "monitor.name", "monitor.mode"),
@@ -54,16 +55,40 @@ EVALUATE_KEYS = (
     *("trainer", "data", "logger", "callbacks", *PATHS),
 )
 """The keys that evaluate.py reads."""
+EVALUATE_OPTIONS = ("ckpt", "split", "box", "flip_test", "batch_size", "num_workers", "trainer")
+"""What config.yaml keeps of an evaluation beside the configuration of the run; its dataset stands in that."""
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "timm", "albumentations", "torchmetrics", "numpy")
 
 
-def _chosen(*groups: str) -> str:
-    """The options taken of these config groups, joined by a dash; a group without one is left out."""
+def _chosen(*groups: str, _root_: DictConfig) -> str:
+    """The options taken of these config groups, joined by a dash; a group without one is left out.
+
+    The option ``timm`` says nothing of the network, so there its ``name`` stands instead.
+    """
     choices = HydraConfig.get().runtime.choices
-    return "-".join(choices[group] for group in groups if choices.get(group) not in (None, "null"))
+    taken = {group: choices[group] for group in groups if choices.get(group) not in (None, "null")}
+    names = (
+        OmegaConf.select(_root_, f"{group}.name", default=option) if option == "timm" else option
+        for group, option in taken.items()
+    )
+    return "-".join(names).replace("/", "-")
+
+
+def _run_name(checkpoint: str) -> str:
+    """How a checkpoint's run is called: its folder without the stamp; in a sweep the sweep's stamp and the job's number.
+
+    Args:
+        checkpoint: a run folder or a checkpoint file, which need not exist.
+    """
+    path = Path(str(checkpoint)).expanduser().resolve()
+    if path.parent.name == "checkpoints":
+        path = path.parent.parent
+    name = f"{path.parent.name}-{path.name}" if path.name.isdecimal() else path.name.removesuffix(".ckpt")
+    return re.sub(r"^\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_", "", name)
 
 
 OmegaConf.register_new_resolver("chosen", _chosen, replace=True)
+OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
 
 
 class JobFailed(CompactHydraException):
@@ -79,19 +104,31 @@ def _stop(message: str) -> BaseException:
 
 
 def _message(error: BaseException) -> str | None:
-    """What to tell the user of a mistake that was foreseen; None for any other error."""
+    """What to tell the user instead of a traceback; None where the traceback is to be seen.
+
+    A mistake of the user's is a ``SystemExit`` with words, a ``DataFault``, an error of W&B, or a ``ValueError`` that
+    begins with the key to change, as where parts do not fit each other (``crop.size=100 must be ...``). Any other error
+    is one of the code. The traceback of both stands in the run's log file.
+    """
     if isinstance(error, SystemExit) and isinstance(error.code, str):
         return error.code
-    if isinstance(error, (DataFault, JobFailed)):
+    if isinstance(error, DataFault) or (isinstance(error, ValueError) and re.match(r"\w+(\.\w+)+=", str(error))):
         return str(error)
-    if isinstance(error, ValueError) and re.match(r"\w+(\.\w+)+=", str(error)):
-        return str(error)  # parts that do not fit each other name the key to change: `crop.size=100 must be ...`
     if "wandb" in sys.modules:  # importing it takes a second
         import wandb
 
         if isinstance(error, wandb.Error):
             return f"logger.wandb: {error}\nlogger.wandb.offline=true needs neither an account nor a network."
     return None
+
+
+def _log_traceback(error: BaseException) -> None:
+    """Write how an error came about into the run's log file, and not to the screen."""
+    where = (type(error), error, error.__traceback__)
+    record = log.makeRecord(log.name, logging.ERROR, __file__, 0, "the run ended so:", (), where)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
 
 
 def start() -> None:
@@ -103,6 +140,8 @@ def start() -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
     # The logger warns of a folder that is not empty; a run's folder holds its configuration before its metrics.
     warnings.filterwarnings("ignore", message="Experiment logs directory")
+    # With few batches an epoch the training loss is logged once in some epochs, and the validation after each as ever.
+    warnings.filterwarnings("ignore", message=r"The number of training batches .* smaller than the logging interval")
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # Lightning's own
 
 
@@ -114,12 +153,12 @@ def check(cfg: DictConfig, names: Sequence[str]) -> None:
         names: the keys that the door itself reads.
 
     Raises:
-        SystemExit: with all faults; in a sweep JobFailed, as everywhere here.
+        SystemExit: with all faults.
     """
     from facelab.check import check_config
 
     if faults := check_config(cfg, names):
-        raise _stop("The configuration has faults:\n  " + "\n  ".join(faults))
+        raise SystemExit("The configuration has faults:\n  " + "\n  ".join(faults))
 
 
 def build(node: DictConfig, **parts: Any) -> Any:
@@ -131,7 +170,8 @@ def build(node: DictConfig, **parts: Any) -> Any:
         **parts: arguments that are built already.
 
     Raises:
-        SystemExit: a part refuses its values; says which part and why.
+        SystemExit: a part refuses its values (a ValueError, RuntimeError, OSError or Lightning's own of its
+            constructor); says which part and why, and is raised from that error.
     """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
@@ -166,7 +206,7 @@ def build_all(nodes: DictConfig | None) -> list[Any]:
     return [build(node) for node in (nodes or {}).values() if node is not None]
 
 
-def build_trainer(cfg: DictConfig, loggers: list[Any]) -> Any:
+def build_trainer(cfg: DictConfig) -> Any:
     """The Lightning Trainer of a run, with its callbacks and loggers. It saves what the callbacks save, and no more."""
     from lightning.pytorch.callbacks import Checkpoint
 
@@ -174,37 +214,43 @@ def build_trainer(cfg: DictConfig, loggers: list[Any]) -> Any:
     return build(
         cfg.trainer,
         callbacks=callbacks,
-        logger=loggers or False,
+        logger=build_all(cfg.logger) or False,
         default_root_dir=cfg.paths.run,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
     )
 
 
 @contextmanager
-def recorded(folder: Path, cfg: DictConfig) -> Iterator[None]:
-    """Keep a run's configuration, environment and state in its folder, and end its W&B run whatever happens."""
-    if _is_first():
-        write_json(folder / "environment.json", environment())
-        with replacing(folder / "config.yaml") as path:
-            path.write_text(OmegaConf.to_yaml(cfg, resolve=True))
+def recorded(folder: Path) -> Iterator[None]:
+    """Keep a run's environment and state in its folder, and end its W&B run whatever happens.
+
+    What ends the run early is told as :func:`_message` says, and its traceback written to the run's log file.
+
+    Raises:
+        SystemExit: a mistake of the user's; or the folder belongs to another run, which is then left as it is.
+        JobFailed: the same in a sweep.
+    """
     status: dict[str, Any] = {
         "state": "running",
+        "stamp": os.environ.get(STAMP),
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     if _is_first():
-        write_json(folder / "status.json", status)
+        _claim(folder / "status.json", status)
+        write_json(folder / "environment.json", environment())
     try:
         yield
         status["state"] = "finished"
     except BaseException as error:
+        _log_traceback(error)
         message = _message(error)
         # Lightning ends an interrupted training by SystemExit(1).
         interrupted = isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
         reason = "interrupted" if interrupted else message or f"{type(error).__name__}: {error}"
         status |= {"state": "failed", "reason": reason}
-        if message is None or isinstance(error, JobFailed):
+        if message is None:
             raise
         raise _stop(message) from error
     finally:
@@ -214,6 +260,32 @@ def recorded(folder: Path, cfg: DictConfig) -> Iterator[None]:
             import wandb
 
             wandb.finish()
+
+
+def _claim(path: Path, status: dict[str, Any]) -> None:
+    """Write the first state of a run, unless a run that started in the same second and has the same name did so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.touch(exist_ok=False)  # of two processes at the same moment, one makes it
+    except FileExistsError:
+        other = json.loads(path.read_text() or "null")  # empty: the other one is about to write
+        if other is None or (
+            all(other.get(key) == status[key] for key in ("state", "stamp"))
+            and any(other.get(key) != status[key] for key in ("host", "pid"))
+        ):
+            whose = "process {pid} on {host}".format(**other) if other else "another process"
+            raise _stop(
+                f"{path.parent} is the folder of a run of the same name that {whose} started in the same second; "
+                "start this one again"
+            ) from None
+    write_json(path, status)
+
+
+def write_config(folder: Path, cfg: DictConfig) -> None:
+    """Keep a configuration that :func:`check` has passed as ``config.yaml``, with everything it refers to in place."""
+    if _is_first():
+        with replacing(folder / "config.yaml") as path:
+            path.write_text(OmegaConf.to_yaml(cfg, resolve=True))
 
 
 def _is_first() -> bool:
@@ -244,10 +316,16 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file that is whole or not there; NaN and infinite numbers become null."""
+def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
+    """Write a JSON file that is whole or not there; NaN and infinite numbers become null.
+
+    Args:
+        path: of the file.
+        content: mappings, lists, text and numbers.
+        indent: spaces; None for one line, where each number would have a line of its own.
+    """
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(_finite(content), indent=indent, allow_nan=False) + "\n")
 
 
 def _finite(content: Any) -> Any:
@@ -303,7 +381,7 @@ def load_run(path: Path, paths: DictConfig) -> LoadedRun:
     saved = path / "config.yaml"
     tested = OmegaConf.select(OmegaConf.load(saved), "test_with") if saved.is_file() else None
     file = find_checkpoint(path, tested or "last")
-    config, weights = _read_checkpoint(file)
+    config, weights = read_checkpoint(file)
     try:
         cfg = OmegaConf.create(config)
         cfg.paths = OmegaConf.to_container(paths, resolve=True)
@@ -319,8 +397,12 @@ def load_run(path: Path, paths: DictConfig) -> LoadedRun:
     return LoadedRun(cfg, module.eval(), file)
 
 
-def _read_checkpoint(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_checkpoint(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The configuration and the weights in a checkpoint of train.py; nothing in the file is run.
+
+    With averaged weights these are the averages. To be tested, they are put into the module itself: given
+    ``ckpt_path``, Lightning lets the callbacks restore their state for a test as well, and ``WeightAveraging`` after
+    ``fit`` then puts the weights of the last step in the place of their average.
 
     Raises:
         SystemExit: it is another file.
@@ -340,7 +422,7 @@ def _read_checkpoint(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def evaluation_data(run: LoadedRun, cfg: DictConfig) -> "LandmarkDataModule":
-    """The datamodule of a run with what ``evaluate.py`` was asked to replace.
+    """The datamodule of a run with what ``evaluate.py`` was asked to replace, in ``run.cfg`` and in the module too.
 
     Raises:
         SystemExit: the other dataset has other landmarks than the run predicts.
@@ -356,13 +438,23 @@ def evaluation_data(run: LoadedRun, cfg: DictConfig) -> "LandmarkDataModule":
     run.cfg.datamodule.test_split = cfg.split
     for node, key, value in (
         (run.cfg.crop, "box", cfg.box),
+        (run.cfg.model, "flip_test", cfg.flip_test),
         (run.cfg.datamodule, "batch_size", cfg.batch_size),
         (run.cfg.datamodule, "num_workers", cfg.num_workers),
     ):
         if value is not None:
             node[key] = value
     check(run.cfg, TRAIN_KEYS)
+    run.module.flip_test = run.cfg.model.flip_test
     return build(run.cfg.datamodule)
+
+
+def evaluation_config(run: LoadedRun, cfg: DictConfig) -> DictConfig:
+    """The configuration of the run as it was measured, and under ``evaluate`` what was asked for."""
+    asked = {key: cfg[key] for key in EVALUATE_OPTIONS}
+    kept = OmegaConf.merge(run.cfg, {"task": cfg.task, "evaluate": asked})
+    assert isinstance(kept, DictConfig)
+    return kept
 
 
 def _clear_initial_weights(node: DictConfig) -> None:

@@ -16,6 +16,9 @@ from facelab.landmarks.layouts import Layout
 from facelab.metrics.faces import FaceErrors, FaceTable
 from facelab.metrics.landmarks import summary
 
+IN_PROGRESS_BAR = "nme_box"
+"""The number of a table that is seen while a run goes on; what methods monitor, as every markup has it."""
+
 
 class Prediction(NamedTuple):
     """What a landmark method says about a batch of crops."""
@@ -75,8 +78,9 @@ class LandmarkModule(LightningModule):
         target = self.coder.encode(batch.points, batch.valid, batch.image.shape[-1])
         terms = self.loss(self(batch.image), target, batch.valid)
         total = torch.stack(list(terms.values())).sum()
-        scalars = {"train/loss": total} | {f"train/loss_{name}": term for name, term in terms.items()}
-        self.log_dict({name: value.detach() for name, value in scalars.items()}, batch_size=len(batch.image))
+        self.log("train/loss", total.detach(), batch_size=len(batch.image), prog_bar=True)
+        scalars = {f"train/loss_{name}": term.detach() for name, term in terms.items()}
+        self.log_dict(scalars, batch_size=len(batch.image))
         return total
 
     def predict_points(self, image: Tensor) -> Prediction:
@@ -125,8 +129,9 @@ class LandmarkModule(LightningModule):
         self.errors.reset()
         tags = self.trainer.datamodule.data.tags  # type: ignore[attr-defined]
         numbers = summary(self.table, self.layout, tags)
-        # Every process has the whole table and the same numbers; Lightning asks for their mean all the same.
-        self.log_dict({f"{role}/{name}": value for name, value in numbers.items()}, sync_dist=True)
+        for name, value in numbers.items():
+            # Every process has the whole table and the same numbers; Lightning asks for their mean all the same.
+            self.log(f"{role}/{name}", value, sync_dist=True, prog_bar=name == IN_PROGRESS_BAR)
 
     def predict_step(self, batch: LandmarkBatch, batch_index: int) -> Prediction:
         """The prediction in pixels of the photos."""

@@ -58,6 +58,20 @@ def open_door(name: str, *words: object, folder: Path) -> None:
         runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
 
 
+def face_data(*folder: str) -> Path:
+    """A folder of real data; the test that asks for one that is not there is skipped, and says which.
+
+    Args:
+        folder: where it lies in the folder that the environment variable FACE_DATA names.
+    """
+    if not (root := os.environ.get("FACE_DATA")):
+        pytest.skip("FACE_DATA is not set")
+    path = Path(root, *folder).resolve()
+    if not path.is_dir():
+        pytest.skip(f"FACE_DATA has no {'/'.join(folder)}")
+    return path
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where rendered faces are kept during the tests."""

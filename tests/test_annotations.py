@@ -1,7 +1,6 @@
 """The readers of datasets: each on files that this file writes in the official format, and on real ones."""
 
 import logging
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from conftest import face_data
 
 from facelab.annotations.folder import Folder
 from facelab.annotations.lapa106 import LaPa
@@ -121,16 +121,6 @@ def ytf(root: Path, *, skip: bool = False) -> YTFaces:
 
 def folder(root: Path, *, skip: bool = False, pts_origin: int = 1) -> Folder:
     return Folder("mine", str(root), IBUG68, pts_origin, val_share=0.25, test_share=0.25, skip_unpaired=skip)
-
-
-def face_data(part: str) -> Path:
-    root = os.environ.get("FACE_DATA")
-    if not root:
-        pytest.skip("FACE_DATA is not set")
-    path = Path(root, part)
-    if not path.is_dir():
-        pytest.skip(f"{path} does not exist")
-    return path
 
 
 FORMATS: dict[str, tuple[Callable[[Path], None], Callable[[Path], Annotations]]] = {

@@ -1,5 +1,6 @@
 """Files that are either whole or not there."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from facelab.atomic import replacing
 
 
 def test_the_new_file_takes_the_place_of_the_old(tmp_path: Path) -> None:
-    """Would catch a folder that is not made, a suffix that is lost (OpenCV goes by it), a file only its owner reads."""
+    """Would catch a folder that is not made, and a suffix that is lost (OpenCV goes by it)."""
     path = tmp_path / "deep" / "picture.png"
     for content in ("old", "new"):
         with replacing(path) as temporary:
@@ -16,8 +17,19 @@ def test_the_new_file_takes_the_place_of_the_old(tmp_path: Path) -> None:
             assert temporary.parent == path.parent
             temporary.write_text(content)
     assert path.read_text() == "new"
-    assert path.stat().st_mode & 0o777 == 0o644
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_the_umask_says_who_may_read(tmp_path: Path, umask: int, mode: int) -> None:
+    """Would catch a file that only its owner reads, and one that all read against the owner's will."""
+    before = os.umask(umask)
+    try:
+        with replacing(tmp_path / "status.json") as temporary:
+            temporary.write_text("new")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "status.json").stat().st_mode & 0o777 == mode
 
 
 @pytest.mark.parametrize("fault", [ValueError, KeyboardInterrupt])

@@ -98,9 +98,9 @@ def write(
     return folder
 
 
-def run(name: str, state: str = "finished", faces: float = 100, **metrics: tuple[float, float, float]) -> Run:
+def run(name: str, state: str = "finished", **metrics: tuple[float, float, float]) -> Run:
     """A run whose metrics have these values and intervals."""
-    values = {key: value for key, (value, _, _) in metrics.items()} | {"faces": faces}
+    values = {key: value for key, (value, _, _) in metrics.items()} | {"faces": 100.0}
     intervals = {key: (low, high) for key, (_, low, high) in metrics.items()}
     return Run(name, Path(name), state, "", {}, dict(PROTOCOL), values, {}, intervals)
 
@@ -313,11 +313,11 @@ def test_the_recipe_of_a_method_is_named_below() -> None:
 
 
 def test_runs_are_sorted_by_nme_box() -> None:
-    """Sorted as text or by name; an undefined, infinite or partial number wins."""
+    """Sorted as text or by name; an undefined or infinite number wins, or one of a run that has not ended."""
     values = {"d": math.nan, "c": math.inf, "b": 0.1, "a": 0.09}
     runs = [run(name, nme_box=(value, 0, 1)) for name, value in values.items()]
-    runs += [run("partial", faces=32, nme_box=(0.01, 0, 1)), run("killed", state="running", nme_box=(0.02, 0, 1))]
-    assert [each.name for each in compare(runs, None)[0].runs] == ["a", "b", "c", "d", "partial", "killed"]
+    runs += [run("killed", state="running", nme_box=(0.02, 0, 1))]
+    assert [each.name for each in compare(runs, None)[0].runs] == ["a", "b", "c", "d", "killed"]
 
 
 def test_best_is_outside_the_noise_of_all_others() -> None:
@@ -331,23 +331,20 @@ def test_best_is_outside_the_noise_of_all_others() -> None:
     assert best(same, "fr08_ioc") is None
 
 
-def test_best_needs_whole_tests_and_known_noise() -> None:
-    """Two batches beat the whole test set; a number without an interval is bold as if it were sure."""
+def test_best_needs_an_end_and_known_noise() -> None:
+    """A run that has failed wins; a number without an interval is bold as if it were sure."""
     a, b = run("a", nme_box=(4, 3, 5)), run("b", nme_box=(7, 6, 8))
-    partial, failed = run("c", faces=32, nme_box=(1, 0.5, 2)), run("d", state="failed", nme_box=(1, 0.5, 2))
-    assert best([partial, failed, a, b], "nme_box") is a
+    failed = run("d", state="failed", nme_box=(1, 0.5, 2))
+    assert best([failed, a, b], "nme_box") is a
     assert best([a, b._replace(intervals={})], "nme_box") is None
     assert best([a._replace(intervals={"nme_box": (math.nan, math.nan)}), b], "nme_box") is None
     assert best([run("a", loss=(1, 0, 2)), run("b", loss=(9, 8, 10))], "loss") is None
 
 
-def test_a_partial_test_is_told_apart(tmp_path: Path) -> None:
-    """A check of two batches stands among whole tests without a word, since its protocol is theirs."""
-    found = read_run(write(tmp_path / "a", metrics={"faces": 30.0, "faces_skipped": 2.0}))
-    assert not found.ranked
-    assert found.reason == "measured 32 of 100 faces; 2 faces could not be measured"
-    whole = read_run(write(tmp_path / "b", metrics={"faces": 98.0, "faces_skipped": 2.0}))
-    assert whole.ranked and whole.reason == "2 faces could not be measured"
+def test_faces_that_were_left_out_are_told(tmp_path: Path) -> None:
+    """A number over fewer faces stands among the others without a word."""
+    found = read_run(write(tmp_path / "a", metrics={"faces": 98.0, "faces_skipped": 2.0}))
+    assert found.ranked and found.reason == "2 faces could not be measured"
 
 
 def test_an_unknown_metric_is_refused(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_evaluate_is_sound(words: list[str]) -> None:
         patch.setenv("FACELAB_STAMP", "now")
         cfg = compose_config(["ckpt=run", *words], "evaluate")
         assert check_config(cfg, EVALUATE_KEYS) == []
-        assert cfg.paths.name == (words[0].partition("=")[2] if words else "own") + "-test"
+        assert cfg.paths.name == f"run-{words[0].partition('=')[2] if words else 'own'}-test"
 
 
 def test_names_of_runs() -> None:
@@ -99,6 +99,28 @@ def test_names_of_runs() -> None:
         patch.setenv("FACELAB_STAMP", "now")
         cfg = compose_config(["model=pipnet", "backbone=mbv2", "data=lapa106", "data.name=mine", "seed=3"])
         assert cfg.paths.name == "pipnet-mbv2-mine-s3"
+        words = ["model=pipnet", "backbone=timm", "data=lapa106", "seed=3"]
+        assert compose_config([*words, "backbone.name=hf-hub:a/b"]).paths.name == "pipnet-hf-hub:a-b-lapa106-s3"
+        assert compose_config(words).paths.name == "pipnet-timm-lapa106-s3"  # so that the check can tell what lacks
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "name"),
+    [
+        ("logs/train/runs/2026-11-20_07-17-00_pipnet-mbv2-lapa106-s1", "pipnet-mbv2-lapa106-s1"),
+        ("logs/train/runs/2026-11-20_07-17-00_pipnet-mbv2-lapa106-s1/checkpoints/best.ckpt", "pipnet-mbv2-lapa106-s1"),
+        ("logs/train/multiruns/2026-11-20_07-17-00/3/", "2026-11-20_07-17-00-3"),
+        ('"~/mine"', "mine"),
+        ("copied.ckpt", "copied"),
+        ("???", "none"),
+    ],
+)
+def test_names_of_evaluations(checkpoint: str, name: str) -> None:
+    """Evaluations of two runs that cannot be told apart; a checkpoint that is not given told as a traceback."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FACELAB_STAMP", "now")
+        cfg = compose_config([f"ckpt={checkpoint}", "split=val"], "evaluate")
+        assert cfg.paths.name == f"{name}-own-val"
 
 
 # What belongs to a method

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import os
 import pickle
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import face_data
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning import LightningModule, Trainer
@@ -549,15 +549,21 @@ def test_a_set_that_cannot_be_cut_out_is_refused() -> None:
         pipnet(photos, crop(box="image")).mean_shape()
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_no_generator_takes_is_refused(faces: Drawn, seed: int) -> None:
+    """Would catch a traceback from numpy in the middle of the first epoch."""
+    with pytest.raises(ValueError, match=f"^seed={seed}: "):
+        module(faces, seed=seed)
+
+
 # Real photos
 
 
 @pytest.fixture
 def real() -> Iterator[FaceDataset]:
-    if "FACE_DATA" not in os.environ:
-        pytest.skip("FACE_DATA is not set")
+    root = face_data("ytf68")
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        data = instantiate(compose("data/ytf68", [f"data.root={os.environ['FACE_DATA']}/ytf68"]).data)
+        data = instantiate(compose("data/ytf68", [f"data.root={root}"]).data)
     yield FaceDataset(data, "val", crop(size=128), augment(), seed=1)
 
 

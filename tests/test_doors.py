@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, open_door, small
+from omegaconf import OmegaConf
 
 from facelab.annotations.synthetic import Synthetic
 from facelab.landmarks.layouts import IBUG68, LAPA106, Layout
@@ -117,17 +118,32 @@ def test_evaluate_gives_the_numbers_of_the_run(trained: Path, tmp_path: Path) ->
     assert {path.name for path in (tmp_path / "again" / "samples").iterdir()} == {"test.png", "worst.png"}
 
 
+def test_the_average_of_the_weights_is_what_is_tested(tmp_path: Path) -> None:
+    """The weights of the last step tested in the place of their average, which was validated and saved."""
+    words = ["callbacks=ema", "logger=none", "trainer.max_epochs=2", "optimizer.lr=0.01", "hydra.run.dir=run"]
+    open_door("train", *small("pipnet"), *words, folder=tmp_path)
+    open_door("evaluate", "ckpt=run", "hydra.run.dir=again", folder=tmp_path)
+    first, again = (load(tmp_path / run / "metrics.json")["metrics"] for run in ("run", "again"))
+    for name, value in first.items():
+        assert again[name] == (None if value is None else pytest.approx(value, abs=1e-6)), name
+
+
 def test_evaluate_changes_what_it_is_asked_to(trained: Path, tmp_path: Path) -> None:
     """`split=`, `box=` or `flip_test=` that is taken without a word and changes nothing."""
     words = ["split=val", "box=given", "flip_test=true", "logger=csv"]
     open_door("evaluate", f"ckpt={trained}/checkpoints/best.ckpt", *words, folder=tmp_path)
     (run,) = (tmp_path / "logs" / "evaluate" / "runs").iterdir()
-    assert run.name == "now_own-val"
+    assert run.name == "now_run-own-val", "the name of the run that was measured is lacking"
     first, results = load(trained / "metrics.json")["protocol"], load(run / "metrics.json")
     changed = {name: value for name, value in results["protocol"].items() if value != first[name]}
     assert changed.pop("truth")
     assert changed == {"split": "val", "box": "given", "flip_test": True, "faces": 6}
     assert results["checkpoint"].endswith("best.ckpt")
+    kept, config = OmegaConf.load(trained / "config.yaml"), OmegaConf.load(run / "config.yaml")
+    assert (config.crop.box, config.model.flip_test, config.datamodule.test_split) == ("given", True, "val")
+    assert config.evaluate.ckpt == f"{trained}/checkpoints/best.ckpt"
+    assert (config.evaluate.split, config.evaluate.trainer.devices) == ("val", 1)
+    assert (config.backbone, config.seed, config.trainer) == (kept.backbone, kept.seed, kept.trainer)
     with (run / "metrics.csv").open() as file:
         assert "test/nme_box" in next(csv.reader(file))
 
@@ -148,6 +164,7 @@ def test_evaluate_on_another_dataset(trained: Path, tmp_path: Path, cache: Path)
     assert (results["protocol"]["dataset"], results["protocol"]["pose"]) == ("mine", "estimated")
     assert results["metrics"]["faces"] == 4
     assert not any("tag" in name for name in results["metrics"])
+    assert OmegaConf.load(tmp_path / "run" / "config.yaml").data.root == str(folder)
 
 
 # Help

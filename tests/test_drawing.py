@@ -53,6 +53,14 @@ def test_lines_join_the_points_of_a_region() -> None:
     assert not draw_landmarks(black(), points, THREE, WHITE, lines=True)[8:13, 30:50].any()
 
 
+@pytest.mark.parametrize(("side", "thickness"), [(100, 1), (800, 2), (2400, 6)])
+def test_lines_are_half_as_thick_as_points(side: int, thickness: int) -> None:
+    """Would catch outlines that cannot be seen on a large photo."""
+    points = np.array([[0.1 * side, 0.5 * side], [0.9 * side, 0.5 * side], [NAN, NAN]])
+    drawn = draw_landmarks(black(side, side), points, THREE, WHITE, lines=True)
+    assert (drawn[:, side // 2, 0] > 127).sum() == pytest.approx(thickness, abs=1)
+
+
 @pytest.mark.parametrize("place", [NAN, np.inf, 1e12, -4e9])
 def test_a_point_that_cannot_be_drawn_is_left_out(place: float) -> None:
     """Would catch an overflow in OpenCV's fixed-point numbers: a diverged network predicts such points."""

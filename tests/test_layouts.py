@@ -1,13 +1,13 @@
 """Index tables and conversions: every slip here swaps or loses points silently everywhere else."""
 
 import dataclasses
-import os
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import face_data
 
 from facelab.landmarks import layouts
 from facelab.landmarks.convert import convert
@@ -335,13 +335,6 @@ def test_errors_name_what_is_possible() -> None:
 # --------------------------------------------------------------------------------------------------------- real faces
 
 
-@pytest.fixture(scope="module")
-def face_data() -> Path:
-    if "FACE_DATA" not in os.environ:
-        pytest.skip("FACE_DATA is not set")
-    return Path(os.environ["FACE_DATA"])
-
-
 def _read_rows(path: Path, layout: Layout, separator: str | None) -> dict[str, Array]:
     """Lines of numbers and a name, before or after them."""
     rows: dict[str, Array] = {}
@@ -357,19 +350,19 @@ def _read_lapa(folder: Path) -> dict[str, Array]:
     return {path.stem: np.loadtxt(path, skiprows=1) for path in sorted(folder.glob("*/landmarks/*.txt"))}
 
 
-def _real_faces(layout: Layout, data: Path) -> Array:
+def _real_faces(layout: Layout) -> Array:
     if layout is IBUG68:
-        return np.stack(list(_read_rows(data / "ytf68" / "test_frames_keypoints.csv", layout, ",").values()))
+        return np.stack(list(_read_rows(face_data("ytf68") / "test_frames_keypoints.csv", layout, ",").values()))
     if layout is WFLW98:
-        lists = data / "WFLW" / "WFLW_annotations" / "list_98pt_rect_attr_train_test"
+        lists = face_data("WFLW", "WFLW_annotations", "list_98pt_rect_attr_train_test")
         return np.stack(list(_read_rows(lists / "list_98pt_rect_attr_test.txt", layout, None).values()))
-    return convert(np.stack(list(_read_lapa(data / "frl106").values())), LAPA106, layout)
+    return convert(np.stack(list(_read_lapa(face_data("frl106")).values())), LAPA106, layout)
 
 
 @pytest.mark.parametrize("layout", [IBUG68, WFLW98, LAPA106, ALPHA106, COFW29], ids=lambda x: x.name)
-def test_mirrored_mean_face_lies_on_itself(layout: Layout, face_data: Path) -> None:
+def test_mirrored_mean_face_lies_on_itself(layout: Layout) -> None:
     """A permutation that is consistent in itself, but not the one of the dataset's files."""
-    faces = _real_faces(layout, face_data)
+    faces = _real_faces(layout)
     pose = estimate_pose(faces, layout)
     faces = apply(rotation(pose * [0, 0, -1]), faces)[np.abs(pose[:, 0]) < 20]  # upright and nearly frontal
     box = tight_box(faces)[:, None]
@@ -382,10 +375,10 @@ def test_mirrored_mean_face_lies_on_itself(layout: Layout, face_data: Path) -> N
     assert np.flatnonzero(partner > distance.min(axis=1) + slack).tolist() == []
 
 
-def test_wflw_becomes_lapa_on_the_same_portraits(face_data: Path) -> None:
+def test_wflw_becomes_lapa_on_the_same_portraits() -> None:
     """A conversion that puts a point next to its place: both markups of these portraits come from one annotation."""
-    lapa = _read_lapa(face_data / "frl106")
-    lists = (face_data / "frl98" / "WFLW_annotations" / "list_98pt_rect_attr_train_test").glob("*.txt")
+    lapa = _read_lapa(face_data("frl106"))
+    lists = face_data("frl98", "WFLW_annotations", "list_98pt_rect_attr_train_test").glob("*.txt")
     wflw = {Path(k.split(" ")[0]).stem: v for path in lists for k, v in _read_rows(path, WFLW98, None).items()}
     assert len(wflw) == len(lapa)
     truth = np.stack([lapa[name] for name in wflw])

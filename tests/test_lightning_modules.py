@@ -63,6 +63,7 @@ def test_fit_validate_test_predict(model: str, tmp_path: Path) -> None:
     runner = trainer(tmp_path)
     runner.fit(module, datamodule)
     assert {"train/loss", "val/nme_box", "val/nme_ioc", "val/faces"} <= runner.callback_metrics.keys()
+    assert runner.progress_bar_metrics.keys() == {"train/loss", "val/nme_box"}, "hours without a number on the screen"
     assert len(module.table.face_id) == 6
     (validated,) = runner.validate(module, datamodule, verbose=False)
     assert validated["val/faces"] == 6

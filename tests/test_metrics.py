@@ -1,5 +1,4 @@
 import csv
-import os
 import time
 from functools import partial
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from conftest import face_data
 from scipy.integrate import simpson
 from torch.utils.data import DistributedSampler, TensorDataset
 
@@ -396,7 +396,6 @@ def test_every_markup_is_measured(layout: Layout) -> None:
     assert np.isfinite([numbers["nme_ioc"], numbers["nme_box"], *regions]).all()
 
 
-@pytest.mark.skipif("FACE_DATA" not in os.environ, reason="FACE_DATA is not set")
 @pytest.mark.parametrize(
     ("source", "sizes"), [("AFLW2000-3D", (1312, 383, 305)), ("AFLW2000-3D-new", (1306, 462, 232))]
 )
@@ -406,7 +405,7 @@ def test_aflw2000(source: str, sizes: tuple[int, ...]) -> None:
     On the mean face of DAN the inter-pupil error is 1.39 times the inter-ocular one, the box error 0.62 times and the
     diagonal error 0.44 times.
     """
-    folder = Path(os.environ["FACE_DATA"]) / "samples" / "aflw2000_gt"
+    folder = face_data("samples", "aflw2000_gt")
     points = np.load(folder / "AFLW2000-3D.pts68.npy")[:, :2].swapaxes(1, 2)
     yaw = np.load(folder / f"{source}.pose.npy")
     faces = len(yaw)

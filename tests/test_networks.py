@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from facelab.coders.pipnet import PIPCoder, PIPMaps
 from facelab.landmarks.geometry import to_cells
-from facelab.landmarks.layouts import AFLW19, IBUG68, LAPA106, WFLW98, Layout
+from facelab.landmarks.layouts import AFLW19, COFW29, IBUG68, LAPA106, WFLW98, Layout
 from facelab.networks import backbone
 from facelab.networks.backbone import Timm
 from facelab.networks.pipnet import PIPHead
@@ -134,12 +134,30 @@ def test_backbone_that_does_not_exist() -> None:
         Timm("swin_tiny_patch4_window7_224", pretrained=False, weights=None)
 
 
+def test_backbone_whose_pyramid_renames_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a bare KeyError where a pyramid and its network have other names."""
+    create = backbone.timm.create_model
+
+    def renamed(name: str, **options: Any) -> nn.Module:
+        network = create(name, **options)
+        if options.get("features_only"):
+            network.trunk = network.layer1
+            del network.layer1
+        return network
+
+    monkeypatch.setattr(backbone.timm, "create_model", renamed)
+    with pytest.raises(ValueError, match=r"backbone\.name=test_resnet: .* trunk\.0.* choose another network"):
+        Timm("test_resnet", pretrained=False, weights=None)
+
+
 # --------------------------------------------------------------------------------------------------------------- PIPNet
 
 
 @pytest.mark.parametrize(
     ("name", "layout", "parameters", "macs"),
     [
+        ("resnet18", AFLW19, 11.40, 2383),
+        ("resnet18", COFW29, 11.52, 2391),
         ("resnet18", IBUG68, 11.98, 2420),
         ("resnet18", WFLW98, 12.33, 2443),
         ("resnet18", LAPA106, 12.43, 2449),

@@ -1,11 +1,10 @@
 """Signs, orders and accuracy of head pose: a wrong sign fits synthetic faces as well as the right one."""
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import face_data
 from scipy.io import loadmat
 
 from facelab.landmarks.convert import convert
@@ -182,24 +181,17 @@ def test_300w_lp_composes_the_other_way_round() -> None:
 # --------------------------------------------------------------------------------------------------------- real faces
 
 
-@pytest.fixture(scope="module")
-def face_data() -> Path:
-    if "FACE_DATA" not in os.environ:
-        pytest.skip("FACE_DATA is not set")
-    return Path(os.environ["FACE_DATA"])
-
-
-def _aflw2000_labels(data: Path) -> tuple[Array, Array]:
+def _aflw2000_labels() -> tuple[Array, Array]:
     """``pt3d_68`` (F, 68, 3) with z towards the viewer, and our pose of ``Pose_Para`` (F, 3)."""
-    labels = [loadmat(path) for path in sorted((data / "AFLW2000").glob("*.mat"))]
+    labels = [loadmat(path) for path in sorted(face_data("AFLW2000").glob("*.mat"))]
     assert len(labels) == 16
     points = np.stack([label["pt3d_68"].T for label in labels])
     return points, from_300w_lp(np.concatenate([label["Pose_Para"] for label in labels]))
 
 
-def test_labels_of_aflw2000_are_the_rotations_between_its_heads(face_data: Path) -> None:
+def test_labels_of_aflw2000_are_the_rotations_between_its_heads() -> None:
     """Another order or sign of ``Pose_Para``: then it does not say how one head in 3-D is turned against another."""
-    points, pose = _aflw2000_labels(face_data)
+    points, pose = _aflw2000_labels()
     heads = (points - points.mean(axis=1, keepdims=True)) * [1, 1, -1]  # z away
     labelled = rotation(pose)
     u, _, v = np.linalg.svd(heads[:, None].mT @ heads[None])  # (from F, to F, 3, 3): Kabsch
@@ -209,9 +201,9 @@ def test_labels_of_aflw2000_are_the_rotations_between_its_heads(face_data: Path)
     assert error.mean() < 2.5
 
 
-def test_estimate_agrees_with_the_labels_of_aflw2000(face_data: Path) -> None:
+def test_estimate_agrees_with_the_labels_of_aflw2000() -> None:
     """A sign of yaw, pitch or roll against the world's convention."""
-    points, pose = _aflw2000_labels(face_data)
+    points, pose = _aflw2000_labels()
     estimated = estimate_pose(points[..., :2], IBUG68)
     frontal = np.abs(pose[:, 0]) < 60  # near profile pitch and roll turn about nearly the same axis
     assert away(estimated, pose)[:, 0].mean() < 3
@@ -222,9 +214,9 @@ def test_estimate_agrees_with_the_labels_of_aflw2000(face_data: Path) -> None:
     assert (np.sign(estimated) == np.sign(pose))[large].all()
 
 
-def _aflw2000_all(data: Path) -> tuple[Array, Array]:
+def _aflw2000_all() -> tuple[Array, Array]:
     """68 points of the 2,000 faces, and their labelled yaw, of which two are not wrapped."""
-    folder = data / "samples" / "aflw2000_gt"
+    folder = face_data("samples", "aflw2000_gt")
     yaw = np.load(folder / "AFLW2000-3D.pose.npy")
     return np.load(folder / "AFLW2000-3D.pts68.npy")[:, :2].transpose(0, 2, 1), yaw
 
@@ -233,9 +225,9 @@ def _bucket(yaw: Array) -> Array:
     return np.digitize(np.abs(yaw), [30, 60], right=True)
 
 
-def test_yaw_buckets_of_2000_faces(face_data: Path) -> None:
+def test_yaw_buckets_of_2000_faces() -> None:
     """An estimate too coarse to sort faces by pose, which is what it is for."""
-    points, label = _aflw2000_all(face_data)
+    points, label = _aflw2000_all()
     pose = estimate_pose(points, IBUG68)
     assert away(pose[:, 0], label).mean() < 3.5
     assert (_bucket(pose[:, 0]) != _bucket(label)).mean() < 0.07
@@ -245,9 +237,9 @@ def test_yaw_buckets_of_2000_faces(face_data: Path) -> None:
     assert (_bucket(same_order) != _bucket(label)).mean() < 0.045
 
 
-def test_pnp_is_the_worse_estimate_on_2000_faces(face_data: Path) -> None:
+def test_pnp_is_the_worse_estimate_on_2000_faces() -> None:
     """A camera that is not the usual one: its figures on crops of 1.2 times the tight box are known."""
-    points, label = _aflw2000_all(face_data)
+    points, label = _aflw2000_all()
     box = tight_box(points)
     centre, side = (box[:, :2] + box[:, 2:]) / 2, 1.2 * (box[:, 2:] - box[:, :2]).max(axis=1)
     crop = from_cells((points - centre[:, None]) / side[:, None, None] + 0.5, 112)
@@ -262,9 +254,9 @@ def test_pnp_is_the_worse_estimate_on_2000_faces(face_data: Path) -> None:
     [(LAPA106, (1e-3, 1e-3, 1e-3)), (ALPHA106, (1e-3, 1e-3, 1e-3)), (IBUG68, (0.5, 5, 1))],
     ids=["lapa106", "alpha106", "ibug68"],
 )
-def test_every_markup_sees_the_same_pose(layout: Layout, tolerance: tuple[float, ...], face_data: Path) -> None:
+def test_every_markup_sees_the_same_pose(layout: Layout, tolerance: tuple[float, ...]) -> None:
     """A pose index of one markup on another part of the face, as pfld_106's on the side of the nose."""
-    lists = face_data / "WFLW" / "WFLW_annotations" / "list_98pt_rect_attr_train_test"
+    lists = face_data("WFLW", "WFLW_annotations", "list_98pt_rect_attr_train_test")
     lines = (lists / "list_98pt_rect_attr_test.txt").read_text().splitlines()
     faces = np.array([line.split()[: 2 * WFLW98.num_points] for line in lines], float).reshape(-1, 98, 2)
     of_wflw = estimate_pose(faces, WFLW98)

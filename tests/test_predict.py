@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import open_door
 from PIL import Image
 
 from facelab import prediction, runs
@@ -19,7 +20,6 @@ from facelab.landmarks.face import DataFault
 from facelab.landmarks.geometry import tight_box
 from facelab.landmarks.image import cut_out, read_image, reduction, upright
 from facelab.landmarks.layouts import FIVE5
-from tests.conftest import open_door
 
 FACE = np.array([[0.2, 0.3], [0.8, 0.25], [0.5, 0.5], [0.3, 0.8], [0.7, 0.85]])  # of FIVE5 in a unit square
 TO_STORED = {

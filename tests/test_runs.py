@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 import pickle
 from pathlib import Path
@@ -102,12 +103,13 @@ def test_the_best_is_tested_on_request(tmp_path: Path) -> None:
     "words", [["trainer=check"], ["callbacks=none", "logger=none"], ["logger=none"]], ids=["check", "bare", "quiet"]
 )
 def test_runs_without_checkpoint_or_logger(words: list[str], tmp_path: Path) -> None:
-    """Options that do without something and fail for the lack of it after the training."""
+    """Options that do without something and fail for the lack of it after the training; a W&B run of two batches."""
     open_door("train", *small("pipnet"), "trainer.max_epochs=1", *words, "hydra.run.dir=run", folder=tmp_path)
     assert load(tmp_path / "run" / "status.json")["state"] == "finished"
     saved = (tmp_path / "run" / "checkpoints").exists()
     assert saved == (words == ["logger=none"])
     assert (load(tmp_path / "run" / "metrics.json")["checkpoint"] is not None) == saved
+    assert not {path.name for path in (tmp_path / "run").iterdir()} & {"wandb", "tensorboard", "metrics.csv"}
 
 
 def test_a_part_of_the_test_is_another_protocol(tmp_path: Path, trained: Path) -> None:
@@ -124,6 +126,8 @@ def test_numbers_that_are_none(tmp_path: Path) -> None:
     runs.write_json(tmp_path / "a.json", {"a": float("nan"), "b": [1.5, float("inf"), (float("-inf"),)], "c": "NaN"})
     text = (tmp_path / "a.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail) == {"a": None, "b": [1.5, None, [None]], "c": "NaN"}
+    runs.write_json(tmp_path / "b.json", {"points": [[1.5, 2.0]]}, indent=None)
+    assert (tmp_path / "b.json").read_text() == '{"points": [[1.5, 2.0]]}\n'
 
 
 def test_empty_buckets_are_null(trained: Path) -> None:
@@ -150,16 +154,45 @@ def test_empty_buckets_are_null(trained: Path) -> None:
 def test_why_a_run_failed(error: BaseException, raised: type[BaseException], reason: str, tmp_path: Path) -> None:
     """A run that died and says `running`; a message lost in a traceback, or a traceback lost behind a message."""
     HydraConfig.instance().cfg = None
-    with pytest.raises(raised), runs.recorded(tmp_path, OmegaConf.create({"a": 1})):
-        raise error
+    file = logging.FileHandler(tmp_path / "train.log")
+    logging.getLogger().addHandler(file)
+    try:
+        with pytest.raises(raised), runs.recorded(tmp_path):
+            raise error
+    finally:
+        logging.getLogger().removeHandler(file)
+        file.close()
     status = load(tmp_path / "status.json")
     assert (status["state"], status["reason"]) == ("failed", reason)
     assert "ended" in status
+    assert "Traceback" in (text := (tmp_path / "train.log").read_text())
+    assert f"{type(error).__name__}" in text
+
+
+@pytest.mark.parametrize("state", ["running", "finished"])
+@pytest.mark.parametrize("stamp", ["now", "before"])
+@pytest.mark.parametrize("pid", [os.getpid(), -1])
+def test_two_runs_of_one_second(
+    state: str, stamp: str, pid: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs that mix their results in one folder; a folder given by its name that can be used only once."""
+    monkeypatch.setenv(runs.STAMP, "now")
+    HydraConfig.instance().cfg = None
+    other = {"state": state, "stamp": stamp, "host": os.uname().nodename, "pid": pid}
+    runs.write_json(tmp_path / "status.json", other)
+    if (state, stamp, pid) == ("running", "now", -1):
+        with pytest.raises(SystemExit, match="started in the same second"), runs.recorded(tmp_path):
+            pytest.fail("the run began")
+        assert load(tmp_path / "status.json") == other, "the state of the other run is lost"
+    else:
+        with runs.recorded(tmp_path):
+            assert load(tmp_path / "status.json")["pid"] == os.getpid()
+        assert load(tmp_path / "status.json")["state"] == "finished"
 
 
 def test_lightning_ends_an_interrupted_training_by_an_exit(tmp_path: Path) -> None:
     """Ctrl-C that reads `SystemExit: 1` the next day."""
-    with pytest.raises(SystemExit), runs.recorded(tmp_path, OmegaConf.create({"a": 1})):
+    with pytest.raises(SystemExit), runs.recorded(tmp_path):
         try:
             raise KeyboardInterrupt
         except KeyboardInterrupt:
@@ -174,6 +207,7 @@ def test_a_failing_training_says_why(tmp_path: Path) -> None:
     status = load(tmp_path / "run" / "status.json")
     assert status["state"] == "failed"
     assert status["reason"].startswith("crop.size=100")
+    assert "Traceback" in (tmp_path / "run" / "train.log").read_text()
 
 
 def test_one_failed_job_does_not_end_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,6 +221,18 @@ def test_one_failed_job_does_not_end_a_sweep(tmp_path: Path, capsys: pytest.Capt
     assert "Traceback" not in out.out + out.err
     states = {path.parent.name: load(path)["state"] for path in tmp_path.rglob("status.json")}
     assert states == {"0": "failed", "1": "failed", "2": "finished"}
+
+
+def test_a_refused_configuration_leaves_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A job of a sweep of which nothing says why it has no numbers."""
+    with pytest.raises(SystemExit):
+        open_door("train", *small("pipnet"), "logger=none", "-m", "optimizer.lr=fast,slow", folder=tmp_path)
+    reasons = {path.parent.name: load(path)["reason"] for path in tmp_path.rglob("status.json")}
+    assert reasons.keys() == {"0", "1"}
+    for reason, value in zip((reasons["0"], reasons["1"]), ("fast", "slow"), strict=True):
+        assert reason.startswith("The configuration has faults:")
+        assert f"optimizer.lr: '{value}'" in reason
+    assert "Traceback" not in capsys.readouterr().err
 
 
 # Building

@@ -1,4 +1,6 @@
+import logging
 import os
+import sys
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,21 @@ import numpy as np
 import pytest
 
 from facelab.annotations import synthetic
-from facelab.annotations.synthetic import HIGH, LOW, PIECES, TAGS, Head, Look, Synthetic, View, curves
+from facelab.annotations.head import (
+    HIGH,
+    LOW,
+    PIECES,
+    Head,
+    Look,
+    View,
+    curves,
+    landmarks,
+    paint,
+    random_head,
+    to_camera,
+    visible,
+)
+from facelab.annotations.synthetic import SPLITS, TAGS, Synthetic, tags_of
 from facelab.landmarks.face import DataFault, Split
 from facelab.landmarks.geometry import apply, mirror_image
 from facelab.landmarks.image import read_image
@@ -53,13 +69,13 @@ def seen(head: Head, layout: Layout, yaw: float = 0, pitch: float = 0, roll: flo
     """Canvas, points in pixels, their visibility and the view of a head in the middle of a photo of SIZE pixels."""
     view = View(np.array([yaw, pitch, roll]), SIZE / 4, np.full(2, (SIZE - 1) / 2))
     canvas = np.zeros((2 * SIZE, 2 * SIZE, 4), np.uint8)
-    synthetic.paint(canvas, head, curves(head), FLAT, view)
-    points = synthetic.to_camera(synthetic.landmarks(curves(head), layout.name), view)
-    return canvas, points[:, :2], synthetic.visible(canvas, points, view.scale), view
+    paint(canvas, head, curves(head), FLAT, view)
+    points = to_camera(landmarks(curves(head), layout.name), view)
+    return canvas, points[:, :2], visible(canvas, points, view.scale), view
 
 
 def heads(count: int) -> list[Head]:
-    return [synthetic.random_head(np.random.default_rng(i)) for i in range(count)]
+    return [random_head(np.random.default_rng(i)) for i in range(count)]
 
 
 def test_a_photo_depends_on_seed_split_and_number_alone(tmp_path: Path) -> None:
@@ -98,6 +114,30 @@ def test_many_processes_render_what_one_renders(tmp_path: Path, monkeypatch: pyt
     for one, other in zip(expected, found, strict=True):
         assert one.path.read_bytes() == other.path.read_bytes()
         np.testing.assert_array_equal(one.faces[0].points, other.faces[0].points)
+
+
+def test_where_there_is_no_fork_one_process_renders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches what only Linux has: a dataset that needs no download, and cannot be had on a laptop."""
+    expected = faces(tmp_path / "a", train=40, val=0, test=0, size=32).photos("train")
+    elsewhere = faces(tmp_path / "b", train=40, val=0, test=0, size=32)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "platform", "darwin")
+        patch.delattr(os, "sched_getaffinity", raising=False)
+        patch.delattr(os, "fork", raising=False)
+        found = elsewhere.photos("train")
+    for one, other in zip(expected, found, strict=True):
+        assert one.path.read_bytes() == other.path.read_bytes()
+
+
+def test_rendering_tells_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches minutes of silence at the first training."""
+    monkeypatch.setattr(synthetic, "REPORTED", 4)
+    with caplog.at_level(logging.INFO, logger=synthetic.__name__):
+        faces(tmp_path).photos("train")
+    told = [record.getMessage() for record in caplog.records]
+    assert told[1:] == ["4 of 9 photos are rendered", "8 of 9 photos are rendered"]
 
 
 def test_layouts_share_the_photos(tmp_path: Path) -> None:
@@ -183,18 +223,26 @@ def test_a_set_without_labels_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changed", [{"layout": COFW29}, {"train": -1}, {"train": 0, "val": 0, "test": 0}, {"yaw": 120.0}, {"occlusion": 30}]
+    "changed",
+    [
+        {"layout": COFW29},
+        {"train": -1},
+        {"train": 0, "val": 0, "test": 0},
+        {"yaw": 120.0},
+        {"occlusion": 30},
+        {"seed": -1},
+    ],
 )
 def test_what_cannot_be_rendered_is_refused(tmp_path: Path, changed: dict[str, Any]) -> None:
     """Catches a typing error in the config that would end in a traceback from numpy, or in wrong faces."""
-    with pytest.raises(ValueError, match=r"layouts|photos|within"):
+    with pytest.raises(ValueError, match=r"layouts|photos|within|seed=-1"):
         faces(tmp_path, **changed)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 def test_a_symmetric_face_is_its_own_mirror_image(layout: Layout) -> None:
     """Catches a curve that is sampled in the wrong order, and a left that is a right."""
-    assert synthetic.landmarks(curves(NEUTRAL), layout.name).shape == (layout.num_points, 3)
+    assert landmarks(curves(NEUTRAL), layout.name).shape == (layout.num_points, 3)
     _, points, visible, _ = seen(NEUTRAL, layout, pitch=7)
     mirrored = layout.mirrored(apply(mirror_image(SIZE), points))
     np.testing.assert_allclose(mirrored, points, atol=0.1)
@@ -207,7 +255,7 @@ def test_a_symmetric_face_is_its_own_mirror_image(layout: Layout) -> None:
 def test_points_mean_what_the_layout_says(layout: Layout) -> None:
     """Catches pieces in the wrong order: the five points and the eye corners stand at their curves."""
     lines = curves(NEUTRAL)
-    points = synthetic.landmarks(lines, layout.name)
+    points = landmarks(lines, layout.name)
     five = np.stack([points[list(group)].mean(axis=0) for group in layout.five])
     names = [
         ("pupil_left", 0),
@@ -244,7 +292,7 @@ def test_the_estimated_pose_agrees(layout: Layout) -> None:
     rng = np.random.default_rng(0)
     pose = rng.uniform(-1, 1, (60, 3)) * [75, 25, 30]
     points = [
-        synthetic.to_camera(synthetic.landmarks(curves(head), layout.name), View(angles, 50, np.zeros(2)))[:, :2]
+        to_camera(landmarks(curves(head), layout.name), View(angles, 50, np.zeros(2)))[:, :2]
         for head, angles in zip(heads(60), pose, strict=True)
     ]
     error = np.abs(estimate_pose(np.stack(points), layout) - pose).mean(axis=0)
@@ -273,7 +321,7 @@ def test_the_far_side_is_hidden() -> None:
         contour = visible[: PIECES["wflw98"][0][1]]
         assert contour[: len(contour) // 3].sum() <= 2
         assert contour[-len(contour) // 3 :].all()
-        line = synthetic.to_camera(curves(head)["contour"], view)[:, :2]
+        line = to_camera(curves(head)["contour"], view)[:, :2]
         np.testing.assert_allclose(points[0], line[0])
 
 
@@ -300,13 +348,13 @@ def test_lips_and_eyes_end_at_their_landmarks() -> None:
         canvas, _, _, view = seen(head, WFLW98)
         lines = curves(head)
         for name in ("lip_outer_upper", "lip_outer_lower"):
-            border = synthetic.to_camera(lines[name][24:-24:12], view)[:, :2]
+            border = to_camera(lines[name][24:-24:12], view)[:, :2]
             outward = np.array([0, -1]) if name.endswith("upper") else np.array([0, 1])
             for offset, colour in ((-1.0, lips), (1.0, skin)):
                 at = np.rint(2 * (border + offset * outward)).astype(int)
                 off = np.abs(canvas[at[:, 1], at[:, 0], :3] - colour)
                 assert (off < 0.15 * 255).all(), (name, offset)
-        lid = synthetic.to_camera(lines["eye_left_lower"][[20, 76]], view)[:, :2]
+        lid = to_camera(lines["eye_left_lower"][[20, 76]], view)[:, :2]
         (x, above), (_, below) = (np.rint(2 * (lid + np.array([0, offset]))).astype(int).T for offset in (-1.2, 1.2))
         assert (canvas[above, x, :3] > 200).all()
         assert (canvas[below, x, :3] < 150).all()
@@ -327,16 +375,14 @@ def test_lips_and_eyes_end_at_their_landmarks() -> None:
 )
 def test_tags(pose: tuple[float, float, float], changed: dict[str, float], hidden: float, expected: set[str]) -> None:
     """Catches a threshold on the wrong side, and up taken for down."""
-    assert synthetic.tags_of(np.array(pose), NEUTRAL._replace(**changed), hidden) == expected
+    assert tags_of(np.array(pose), NEUTRAL._replace(**changed), hidden) == expected
     assert expected <= set(TAGS)
 
 
 def test_yaw_per_split(tmp_path: Path) -> None:
     """Catches wide poses in the training set, and a test split that has none."""
     annotations = faces(tmp_path, train=30, val=10, test=30, size=32, wide_share=1.0, yaw=40.0)
-    yaw = {
-        split: np.array([photo.faces[0].pose[0] for photo in annotations.photos(split)]) for split in synthetic.SPLITS
-    }
+    yaw = {split: np.array([photo.faces[0].pose[0] for photo in annotations.photos(split)]) for split in SPLITS}
     assert np.abs(yaw["train"]).max() <= 40
     assert np.abs(yaw["val"]).max() <= 40
     assert 60 < np.abs(yaw["test"]).max() <= 90

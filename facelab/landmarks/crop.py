@@ -16,7 +16,7 @@ BoxSource = Literal["points", "given", "image"]
 class Crop:
     """A method's input contract: which box, how much around it, and how large the result is.
 
-    Training, prediction and export build the same object from the ``crop`` node of the configuration.
+    Training and prediction build the same object from the ``crop`` node of the configuration.
     What lies outside the photo is black.
 
     Args:

@@ -32,11 +32,13 @@ def draw_landmarks(image: Array, points: Array, layout: Layout, colour: Colour, 
     radius = max(1.0, max(image.shape[:2]) / 200)
     drawn: Array = np.all(np.abs(points) < 2**20, axis=1)  # False for NaN
     fixed = np.round(np.where(drawn[:, None], points, 0) * 2**SUBPIXEL_BITS).astype(int)
+    thickness = max(1, round(radius / 2))
     if lines:
         for polyline in chain.from_iterable(layout.regions.values()):
             for a, b in pairwise(polyline):
                 if drawn[a] and drawn[b]:
-                    cv2.line(image, fixed[a].tolist(), fixed[b].tolist(), colour, 1, cv2.LINE_AA, SUBPIXEL_BITS)
+                    ends = fixed[a].tolist(), fixed[b].tolist()
+                    cv2.line(image, *ends, colour, thickness, cv2.LINE_AA, SUBPIXEL_BITS)
     for point in fixed[drawn]:
         cv2.circle(image, point.tolist(), int(radius * 2**SUBPIXEL_BITS), colour, -1, cv2.LINE_AA, SUBPIXEL_BITS)
     return image

@@ -7,13 +7,13 @@ adds nothing to an AUC and makes the mean infinite.
 """
 
 import csv
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
+from facelab.atomic import replacing
 from facelab.landmarks.geometry import Array
 from facelab.landmarks.layouts import Layout
 from facelab.metrics.faces import FaceTable
@@ -295,12 +295,10 @@ def write_faces(table: FaceTable, path: Path, photos: Sequence[str], tags: tuple
         "points": table.valid.sum(axis=1).tolist(),
         **{f"tag_{tag}": faces.astype(int).tolist() for tag, faces in zip(tags, table.tags.T, strict=True)},
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))
-    temporary.replace(path)
 
 
 def read_faces(path: Path) -> dict[str, Array]:

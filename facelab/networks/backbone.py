@@ -49,7 +49,7 @@ class Timm(nn.Module):
         pyramid: Any = timm.create_model(name, features_only=True, pretrained=False)
         if str(getattr(pyramid, "output_fmt", "NCHW")).endswith("NHWC"):
             raise ValueError(f"backbone.name={name}: its features are (B, h, w, C); choose a convolutional network")
-        pyramid.load_state_dict(_of_pyramid(network.state_dict(), pyramid.state_dict()))
+        pyramid.load_state_dict(_of_pyramid(name, network.state_dict(), pyramid.state_dict()))
         self.pyramid: nn.Module = pyramid
         self.channels: tuple[int, ...] = tuple(pyramid.feature_info.channels())
         self.strides: tuple[int, ...] = tuple(pyramid.feature_info.reduction())
@@ -95,13 +95,22 @@ def _network(name: str, pretrained: bool, weights: str | None) -> Any:
     return _published(name) if pretrained else timm.create_model(name, pretrained=False)
 
 
-def _of_pyramid(network: dict[str, Tensor], pyramid: dict[str, Tensor]) -> dict[str, Tensor]:
+def _of_pyramid(name: str, network: dict[str, Tensor], pyramid: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights of the network under the names they have in its pyramid.
 
     timm wraps some networks (``model.`` or ``body.``) and flattens others (``stages_0.`` for ``stages.0.``).
+
+    Raises:
+        ValueError: a tensor of the pyramid has yet another name in the network.
     """
     flat = {key.replace(".", "_"): value for key, value in network.items()}
-    return {key: flat[key.removeprefix("model.").removeprefix("body.").replace(".", "_")] for key in pyramid}
+    names = {key: key.removeprefix("model.").removeprefix("body.").replace(".", "_") for key in pyramid}
+    if renamed := [key for key in pyramid if names[key] not in flat]:
+        raise ValueError(
+            f"backbone.name={name}: timm's pyramid of it holds {renamed[0]} and {len(renamed) - 1} more tensors under "
+            "names that the network itself does not have, so its weights cannot be carried over; choose another network"
+        )
+    return {key: flat[names[key]] for key in pyramid}
 
 
 def _last_convolution(network: Any) -> nn.Sequential | None:
