@@ -75,7 +75,7 @@ def _chosen(*groups: str, _root_: DictConfig) -> str:
 
 
 def _run_name(checkpoint: str) -> str:
-    """How a checkpoint's run is called: its folder without the stamp; in a sweep the sweep's stamp and the job's number.
+    """How a checkpoint's run is called: its folder without the stamp, or in a sweep the sweep's stamp and a number.
 
     Args:
         checkpoint: a run folder or a checkpoint file, which need not exist.
