@@ -69,9 +69,11 @@ def cell(
     for points, colour in ((truth, TRUTH), (prediction, PREDICTION)):
         if points is not None:
             canvas = draw_landmarks(canvas, apply(to_cell, points.astype(np.float64)), layout, colour, lines=False)
-    place = (4, side - 6)
-    cv2.putText(canvas, caption, place, cv2.FONT_HERSHEY_SIMPLEX, side / 480, (0, 0, 0), 3, cv2.LINE_AA)
-    cv2.putText(canvas, caption, place, cv2.FONT_HERSHEY_SIMPLEX, side / 480, (255, 255, 255), 1, cv2.LINE_AA)
+    if caption:
+        (width, height), below = cv2.getTextSize(caption, cv2.FONT_HERSHEY_SIMPLEX, side / 480, 1)
+        cv2.rectangle(canvas, (0, side - height - below - 4), (width + 8, side), (0, 0, 0), -1)
+        place = (4, side - below - 1)
+        cv2.putText(canvas, caption, place, cv2.FONT_HERSHEY_SIMPLEX, side / 480, (255, 255, 255), 1, cv2.LINE_AA)
     return canvas
 
 
