@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from facelab import comparison
+from facelab import comparison, pairing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,6 +33,30 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write one row per run, as fractions in full")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the tables as Markdown, in percent")
     parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="also write one page, which needs nothing beside it: tables, curves, error distributions, error against "
+        "cost, face-by-face comparison of any two runs, worst faces",
+    )
+    parser.add_argument(
+        "--pictures",
+        type=int,
+        default=6,
+        metavar="N",
+        help="runs of each table whose worst faces the page shows, the best first; they are pictures of the dataset: "
+        "0 keeps them out (default: 6)",
+    )
+    parser.add_argument(
+        "--pair",
+        nargs=2,
+        metavar=("A", "B"),
+        help="compare two of the runs on the faces both have; a part of a name is enough",
+    )
+    parser.add_argument(
+        "--each", action="store_true", help="list the single runs below the mean of those that differ in the seed"
+    )
+    parser.add_argument(
         "--metrics",
         metavar="NAME",
         nargs="+",
@@ -47,31 +71,71 @@ def main() -> None:
     try:
         runs = comparison.read_runs(typed.runs)
         tables = comparison.compare(runs, typed.metrics)
+        pair = tuple(pairing.choose(runs, name) for name in typed.pair or ())
+        differences = pairing.compare_pair(*pair) if pair else None
         if typed.csv:
             comparison.write_csv(typed.csv, runs, tables)
         if typed.markdown:
-            comparison.write_markdown(typed.markdown, runs, tables)
+            comparison.write_markdown(typed.markdown, runs, tables, each=typed.each)
+        if typed.html:
+            from facelab.page import write_page
+
+            write_page(typed.html, runs, tables, typed.pictures)
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
-    show(runs, tables)
+    console = open_console()
+    show(console, runs, tables, each=typed.each)
+    if differences:
+        show_pair(console, pair[0], pair[1], differences)
+    if typed.html:
+        console.print(f"page: {typed.html}", style="dim")
+    elif tables:
+        console.print("--html FILE writes a page with curves, distributions and any two runs face by face", style="dim")
 
 
-def show(runs: list[comparison.Run], tables: list[comparison.Table]) -> None:
-    """Print the tables to the terminal; into a pipe as wide as they are."""
+def open_console() -> "Console":
+    """The terminal; a pipe is as wide as what is written to it."""
     from rich.console import Console
 
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = WIDEST
+    return console
+
+
+def show(console: "Console", runs: list[comparison.Run], tables: list[comparison.Table], *, each: bool) -> None:
+    """Print the tables."""
     if line := comparison.disagreement(tables):
         console.print(line + "\n")
     for heading, table in zip(comparison.headings(tables), tables, strict=True):
         console.print(heading, style="bold")
-        show_grid(console, comparison.grid(table))
+        show_grid(console, comparison.grid(table, each=each))
         console.print("\n".join(comparison.remarks(table)) + "\n", style="dim")
     if rows := comparison.grid_without_numbers(runs):
         console.print("Runs without numbers", style="bold")
         show_grid(console, rows)
+
+
+def show_pair(console: "Console", a: comparison.Run, b: comparison.Run, pair: pairing.Pair) -> None:
+    """Print how two runs differ on their common faces."""
+    console.print(f"A {a.name}\nB {b.name}", style="bold")
+    cell = comparison.Cell
+    rows = [[cell("A - B"), *(cell(text, number=True) for text in ("%", "95 % interval", "p", "faces"))]]
+    for metric, found in pair.differences.items():
+        numbers = (f"{100 * found.value:+.2f}", f"{100 * found.low:+.2f}..{100 * found.high:+.2f}")
+        rows.append(
+            [
+                cell(metric),
+                *(cell(text, number=True) for text in (*numbers, f"{found.probability:.3f}", f"{found.faces}")),
+            ]
+        )
+    show_grid(console, rows)
+    lines = [f"Paired bootstrap, {pairing.RESAMPLES} resamples of the {pair.common} faces both have"]
+    lines[0] += " (of {} and {}).".format(*pair.faces)
+    lines.append("p: twice the share of resamples in which the difference has the other sign or is zero.")
+    if parts := comparison.protocol_differences([a.protocol, b.protocol]):
+        lines.append(f"Their protocols differ in {', '.join(parts)}.")
+    console.print("\n".join(lines) + "\n", style="dim")
 
 
 def show_grid(console: "Console", rows: list[list[comparison.Cell]]) -> None:

@@ -3,24 +3,30 @@
 from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from facelab import runs
+from facelab.recording import recorded
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     """Open the run, replace what was asked for, test, and write the results as a run of their own."""
     folder = Path(cfg.paths.run)
-    with runs.recorded(folder):
+    if (folder / "checkpoints").is_dir():
+        raise SystemExit(f"{folder} is the folder of a training, whose results would be overwritten")
+    with recorded(folder) as status:
         runs.check(cfg, runs.EVALUATE_KEYS)
         run = runs.load_run(Path(str(cfg.ckpt)).expanduser(), cfg.paths)
         datamodule = runs.evaluation_data(run, cfg)
-        runs.write_config(folder, runs.evaluation_config(run, cfg))
+        evaluated = runs.evaluation_config(run, cfg)
+        runs.write_config(folder, evaluated)
+        status["tested"] = str(run.checkpoint)
         trainer = runs.build_trainer(cfg)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(OmegaConf.to_container(evaluated, resolve=True))
         trainer.test(run.module, datamodule, verbose=False)
-        results = runs.write_results(folder, run.module, datamodule, checkpoint=run.checkpoint)
-    runs.report(folder, results)
+    runs.report(folder)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from facelab import runs
+from facelab.atomic import write_json
+from facelab.recording import recorded
 
 if TYPE_CHECKING:
     from facelab.landmarks.crop import Crop
@@ -27,7 +29,7 @@ SHOWN = 10
 def main(cfg: DictConfig) -> None:
     """Open the run, predict every photo and write the results; fail if not one face was predicted."""
     folder = Path(cfg.paths.run)
-    with runs.recorded(folder):
+    with recorded(folder):
         runs.check(cfg, PREDICT_KEYS)
         runs.write_config(folder, cfg)
         from facelab import prediction
@@ -122,7 +124,7 @@ def write(
         "left_aside": photos.left_aside,
     }
     prediction.write_csv(output / "landmarks.csv", found, layout)
-    runs.write_json(output / "landmarks.json", origin | prediction.contents(found, layout), indent=None)
+    write_json(output / "landmarks.json", origin | prediction.contents(found, layout), indent=None)
 
 
 def report(

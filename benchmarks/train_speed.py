@@ -1,12 +1,17 @@
-"""How fast training runs: the whole loop, the bare step, the loader, and another code's loop, in turns in one process.
+"""How fast training runs: the whole loop, the bare step, what options gain, and another code's loop, turn by turn.
 
+    python benchmarks/train_speed.py --options precision=bf16-mixed,compile=true data=ytf68
     python benchmarks/train_speed.py --peer PATH:FUNCTION model=pipnet data=ytf68 backbone=mbv2 ...
 
-The words after the options are those of ``train.py``. The contenders take turns in blocks of steps, so that a change of
-the machine's mood meets all of them; printed are the median block of each and its ratio to the others in the same turn.
+The words after the options are those of ``train.py``; without ``model=`` every method of conf/model/ is measured, one
+after the other. The contenders of a method take turns in blocks of steps, so that a change of the machine's mood meets
+all of them; printed are the median block of each and its ratio to another one in the same turn.
 
 * ``loop``: this project's training through Lightning's Trainer with its loader; nothing is written to disk.
-* ``step``: forward, loss, backward and optimizer step of the same network on one batch that is there and encoded.
+* ``step``: training step, backward and optimizer step of the same method on one batch that is there, with nothing
+  around them; its ratio to the loop is the share of the training that is not the framework's or the loader's.
+* ``step NAME=VALUE``: the same with what ``--options`` names, ``precision``, ``memory_format`` or ``compile``, one at a
+  time, or several joined by ``+`` (``precision=bf16-mixed+compile=true``); the ratio is to ``step``.
 * ``peer``: with ``--peer``, ``FUNCTION()`` of the Python file PATH: it returns an object whose ``blocks(n)`` trains n
   steps of the same batch size.
 
@@ -20,15 +25,24 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import cv2
 import torch
 from hydra import compose, initialize_config_dir
-from lightning import Callback, LightningModule, Trainer, seed_everything
+from lightning import Callback, Trainer, seed_everything
+from omegaconf import DictConfig
+
+from facelab import runs  # registers the resolvers that the configuration uses
+from facelab.speed import prepare
 
 ROOT = Path(__file__).parent.parent
+WARM_UP = 3
+PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16}
+KEYS = {"precision": "trainer.precision", "memory_format": "memory_format", "compile": "compile"}
+"""What ``--options`` may name -> its place in the configuration."""
 
 
 class Turns(Callback):
@@ -45,35 +59,56 @@ class Turns(Callback):
         if not self.warm and trainer.global_step == WARM_UP:
             for run in self.contenders.values():
                 run(WARM_UP)
-            self.warm, self.began = True, time.perf_counter()
+            self.warm, self.began = True, moment()
         elif self.warm and (trainer.global_step - WARM_UP) % self.steps == 0:
-            self.seconds["loop"].append(time.perf_counter() - self.began)
+            self.seconds["loop"].append(moment() - self.began)
             for name, run in self.contenders.items():
-                start = time.perf_counter()
+                start = moment()
                 run(self.steps)
-                self.seconds[name].append(time.perf_counter() - start)
+                self.seconds[name].append(moment() - start)
             trainer.should_stop = len(self.seconds["loop"]) == self.rounds
             print({name: round(times[-1] / self.steps * 1000, 1) for name, times in self.seconds.items()}, flush=True)
-            self.began = time.perf_counter()
+            self.began = moment()
 
 
-WARM_UP = 3
+def moment() -> float:
+    """Seconds, when a GPU has finished what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
-def bare_step(module: LightningModule, batch: Any, precision: str) -> Callable[[int], None]:
-    """Steps of a network on one resident batch, with nothing around them."""
-    module.to(memory_format=torch.channels_last)
-    optimizer: torch.optim.Optimizer = module.optimizer(module.parameters())  # type: ignore[operator]
-    target = module.coder.encode(batch.points, batch.valid, batch.image.shape[-1])  # type: ignore[union-attr,operator]
-    bf16 = precision == "bf16-mixed"
+def configuration(words: list[str]) -> DictConfig:
+    """What train.py would run."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("train", [*words, "paths.run=null", "paths.name=benchmark", "paths.group=null"])
+
+
+def build(cfg: DictConfig) -> Any:
+    """The module as train.py prepares it."""
+    module = runs.build(cfg.model)
+    prepare(module, cfg.memory_format, cfg.compile)
+    return module
+
+
+def bare_step(cfg: DictConfig, datamodule: Any, batch: Any) -> Callable[[int], None]:
+    """Steps of a new module on one resident batch, with nothing around them."""
+    if cfg.trainer.precision not in PRECISIONS:
+        raise SystemExit(f"precision={cfg.trainer.precision}: the bare step knows {' and '.join(PRECISIONS)}")
+    device, dtype = "cuda" if cfg.trainer.accelerator == "gpu" else "cpu", PRECISIONS[cfg.trainer.precision]
+    module = build(cfg).to(device)
+    module.fit_statistics(datamodule)
+    module.log = module.log_dict = lambda *_, **__: None  # to log is the loop's work
+    optimizer: torch.optim.Optimizer = module.optimizer(module.parameters())
+    batch = type(batch)(*(part.to(device) for part in batch))
 
     def run(steps: int) -> None:
         module.train()
-        for _ in range(steps):
-            with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
-                terms = module.loss(module(batch.image), target, batch.valid)  # type: ignore[operator]
+        for step in range(steps):
+            with torch.autocast(device, dtype) if dtype else nullcontext():
+                loss = module.training_step(batch, step)
             optimizer.zero_grad()
-            torch.stack(list(terms.values())).sum().backward()
+            loss.backward()
             optimizer.step()
 
     return run
@@ -87,7 +122,7 @@ def loader_speed(datamodule: Any, batches: int) -> float:
     loader = iter(datamodule.train_dataloader())
     next(loader)
     start = time.perf_counter()
-    samples = sum(len(next(loader).image) for _ in range(batches))
+    samples = sum(len(batch.image) for batch in islice(loader, batches))
     seconds = time.perf_counter() - start
     datamodule.num_workers = workers
     cv2.setNumThreads(threads)
@@ -106,34 +141,44 @@ def load_peer(place: str) -> Callable[[int], Any]:
     return getattr(module, function)().blocks
 
 
-def main() -> None:
-    """Measure and print."""
+def parse() -> tuple[argparse.Namespace, list[str]]:
+    """The options, and the words of train.py."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=50, help="of a block")
-    parser.add_argument("--loader-batches", type=int, default=100)
+    parser.add_argument("--options", type=parse_options, default={}, metavar="NAME=VALUE[+NAME=VALUE],...")
+    parser.add_argument("--loader-batches", type=int, default=100, help="0: the loader is not measured alone")
     parser.add_argument("--peer", help="PATH:FUNCTION")
     parser.add_argument("--threads", type=int, default=2)
-    options, overrides = parser.parse_known_args()
-    torch.set_num_threads(options.threads)
+    return parser.parse_known_args()
 
-    from facelab import runs  # registers the resolver that the configuration uses
 
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("train", [*overrides, "paths.run=null", "paths.name=benchmark", "paths.group=null"])
+def parse_options(text: str) -> dict[str, list[str]]:
+    """Each option as typed -> the words of train.py that it stands for."""
+    options: dict[str, list[str]] = {}
+    for option in text.split(","):
+        pairs = [part.partition("=") for part in option.split("+")]
+        if unknown := [key for key, _, value in pairs if key not in KEYS or not value]:
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r}: one of {', '.join(KEYS)} with =VALUE expected")
+        options[option] = [f"{KEYS[key]}={value}" for key, _, value in pairs]
+    return options
+
+
+def measure(typed: argparse.Namespace, words: list[str]) -> None:
+    """Measure one method and print."""
+    torch.compiler.reset()
+    cfg = configuration(words)
+    variants = {f"step {option}": configuration([*words, *more]) for option, more in typed.options.items()}
     seed_everything(cfg.seed, verbose=False)
-    datamodule, module, resident = runs.build(cfg.datamodule), runs.build(cfg.model), runs.build(cfg.model)
+    datamodule = runs.build(cfg.datamodule)
     datamodule.setup("fit")
     batch = next(iter(datamodule.train_dataloader()))
-    resident.fit_statistics(datamodule)
-    if options.loader_batches:
-        print(
-            f"loader alone, one process: {loader_speed(datamodule, options.loader_batches):.0f} samples/s", flush=True
-        )
-    contenders = {"step": bare_step(resident, batch, cfg.trainer.precision)}
-    if options.peer:
-        contenders["peer"] = load_peer(options.peer)
-    turns = Turns(options.rounds, options.steps, contenders)
+    if typed.loader_batches:
+        print(f"loader alone, one process: {loader_speed(datamodule, typed.loader_batches):.0f} samples/s", flush=True)
+    contenders = {name: bare_step(other, datamodule, batch) for name, other in {"step": cfg, **variants}.items()}
+    if typed.peer:
+        contenders["peer"] = load_peer(typed.peer)
+    turns = Turns(typed.rounds, typed.steps, contenders)
     trainer = runs.build(
         cfg.trainer,
         max_epochs=-1,
@@ -143,14 +188,27 @@ def main() -> None:
         limit_val_batches=0,
         enable_checkpointing=False,
     )
-    trainer.fit(module, datamodule)
-    milliseconds = {name: [s / options.steps * 1000 for s in times] for name, times in turns.seconds.items()}
-    for name, times in milliseconds.items():
-        ratios = [other / ours for other, ours in zip(times, milliseconds["loop"], strict=True)]
-        print(
-            f"{name}: {statistics.median(times):.0f} ms a step ({min(times):.0f} .. {max(times):.0f}); "
-            f"{name} / loop {statistics.median(ratios):.3f} ({min(ratios):.3f} .. {max(ratios):.3f})"
-        )
+    trainer.fit(build(cfg), datamodule)
+    for name, seconds in turns.seconds.items():
+        times = [block / typed.steps * 1000 for block in seconds]
+        line = f"{name}: {statistics.median(times):.1f} ms a step ({min(times):.1f} .. {max(times):.1f})"
+        base = "step" if name in variants else "loop"
+        if name != base:
+            ratios = [ours / other for ours, other in zip(seconds, turns.seconds[base], strict=True)]
+            line += f"; / {base} {statistics.median(ratios):.3f} ({min(ratios):.3f} .. {max(ratios):.3f})"
+        print(line)
+
+
+def main() -> None:
+    """Measure the methods that were typed, or all."""
+    typed, words = parse()
+    torch.set_num_threads(typed.threads)
+    chosen = [word for word in words if word.startswith("model=")]
+    others = [word for word in words if word not in chosen]
+    every = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
+    for model in chosen[-1].removeprefix("model=").split(",") if chosen else every:
+        print(f"model={model} {' '.join(others)}, {typed.threads} threads, torch {torch.__version__}", flush=True)
+        measure(typed, [f"model={model}", *others])
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
 """Pictures of a run: the same faces after every epoch, and the worst faces of the test."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from torchmetrics.utilities.distributed import gather_all_tensors
 
+from callbacks.dashboard import ERROR, number, percent, show
 from facelab.atomic import replacing
 from facelab.landmarks.batch import LandmarkBatch
 from facelab.landmarks.drawing import cell, grid
@@ -16,6 +20,12 @@ from facelab.landmarks.geometry import Array
 from facelab.landmarks.layouts import Layout
 from facelab.metrics.faces import FaceTable
 from facelab.metrics.landmarks import nme_per_face
+
+if TYPE_CHECKING:
+    import wandb
+
+    from datamodules.landmark import FaceDataset, LandmarkDataModule
+    from lightning_modules.landmark import LandmarkModule
 
 
 @rank_zero_only
@@ -69,7 +79,7 @@ class FaceGrid(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Save them."""
-        self._save(trainer, f"epoch_{trainer.current_epoch:03d}.png", "val/faces")
+        self._save(trainer, f"epoch_{trainer.current_epoch:03d}.png", "val/face_grid")
 
     def on_test_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: LandmarkBatch, *_: int
@@ -79,13 +89,11 @@ class FaceGrid(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Save them."""
-        self._save(trainer, "test.png", "test/faces")
+        self._save(trainer, "test.png", "test/face_grid")
 
 
 class WorstFaces(Callback):
-    """The test faces with the largest NME_box, worst first, with their error in percent.
-
-    Where several processes test, these are the worst of the first one's faces.
+    """The test faces with the largest NME_box, worst first: ``worst.png``, and in W&B a table with pose and tags.
 
     Args:
         folder: of ``worst.png``.
@@ -104,21 +112,53 @@ class WorstFaces(Callback):
         """Keep what was predicted: points alone, since the images would not fit."""
         self.points |= dict(zip(batch.face_id.tolist(), outputs.points.float().cpu().numpy(), strict=True))
 
-    def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_test_end(  # type: ignore[override]
+        self, trainer: Trainer, module: "LandmarkModule"
+    ) -> None:
         """Cut the worst faces out again and draw them."""
-        table: FaceTable = module.table  # type: ignore[assignment]
-        layout: Layout = module.layout  # type: ignore[assignment]
-        error = nme_per_face(table, "box")
-        faces = trainer.datamodule.faces["test"]  # type: ignore[attr-defined]
-        known = ~np.isnan(error) & np.isin(table.face_id, list(self.points))  # others were predicted elsewhere
-        order = np.flatnonzero(known)[np.argsort(-error[known], kind="stable")]
-        cells = []
-        for index in order[: self.size]:
-            row = int(table.face_id[index])
-            sample: LandmarkBatch = faces[(0, row)]
-            image, truth = sample.image.permute(1, 2, 0).numpy(), sample.points.numpy()
-            caption = f"{100 * error[index]:.1f} % {faces.paths[row].stem}"
-            cells.append(cell(image, layout, side=self.cell, truth=truth, prediction=self.points[row], caption=caption))
+        error = nme_per_face(module.table, "box")
+        known = np.flatnonzero(~np.isnan(error))
+        order = known[np.argsort(-error[known], kind="stable")][: self.size]
+        worst = FaceTable._make(column[order] for column in module.table)
+        points = self._predicted(trainer, module, worst)
         self.points = {}
-        if cells:
-            save_picture(trainer, grid(cells, self.columns), self.folder / "worst.png", "test/worst_faces")
+        if not len(order) or not trainer.is_global_zero:
+            return
+        data: LandmarkDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        cells = self._cells(data.faces["test"], worst, points)
+        save_picture(trainer, grid(cells, self.columns), self.folder / "worst.png", "test/worst_faces")
+        photos = [data.faces["test"].paths[row].name for row in worst.face_id]
+        show(trainer, lambda: {"test/worst_faces_table": _table(cells, photos, worst, data.data.tags)})
+
+    def _predicted(self, trainer: Trainer, module: "LandmarkModule", worst: FaceTable) -> Array:
+        """What was predicted for these faces, by whichever process, ``(F, N, 2)`` pixels of their crops."""
+        own = np.full((*worst.error.shape, 2), np.nan, np.float32)
+        for points, row in zip(own, worst.face_id.tolist(), strict=True):
+            points[:] = self.points.get(row, np.nan)
+        if trainer.world_size == 1:
+            return own
+        # not Lightning's gather, which torch calls deprecated in each process
+        parts = gather_all_tensors(torch.from_numpy(own).to(module.device))
+        return np.fmax.reduce([part.cpu().numpy() for part in parts])
+
+    def _cells(self, faces: "FaceDataset", worst: FaceTable, points: Array) -> list[Array]:
+        """The faces with true and predicted points, the error in percent and the photo's name."""
+        cells = []
+        for row, error, prediction in zip(worst.face_id.tolist(), nme_per_face(worst, "box"), points, strict=True):
+            sample = faces[(0, row)]
+            image, truth = sample.image.permute(1, 2, 0).numpy(), sample.points.numpy()
+            caption = f"{100 * error:.1f} % {faces.paths[row].stem}"
+            cells.append(cell(image, faces.layout, side=self.cell, truth=truth, prediction=prediction, caption=caption))
+        return cells
+
+
+def _table(cells: Sequence[Array], photos: Sequence[str], faces: FaceTable, tags: tuple[str, ...]) -> "wandb.Table":
+    """Faces as W&B shows them. Angles are in degrees."""
+    import wandb
+
+    errors, of_face = nme_per_face(faces, "box"), [np.compress(row, tags).tolist() for row in faces.tags]
+    rows = [
+        [wandb.Image(cells[i]), photos[i], percent(errors[i]), *map(number, faces.pose[i]), ", ".join(of_face[i])]
+        for i in range(len(cells))
+    ]
+    return wandb.Table(["face", "photo", ERROR, "yaw", "pitch", "roll", "tags"], rows)

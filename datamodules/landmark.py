@@ -1,6 +1,8 @@
 """How every landmark method is fed: one face per sample, cut from its photo by one interpolation."""
 
+import itertools
 import logging
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -36,9 +38,38 @@ class EpochSampler(DistributedSampler[Any]):
     distributed sampler deals the rows out to processes and repeats some to make their numbers equal.
     """
 
+    skip = 0
+    """Rows to leave out the next time, of an epoch that was interrupted."""
+
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Rows of this process in the order of this epoch."""
-        return ((self.epoch, row) for row in super().__iter__())
+        skip, self.skip = self.skip, 0
+        return ((self.epoch, row) for row in itertools.islice(super().__iter__(), skip, None))
+
+
+class FaceLoader(DataLoader[LandmarkBatch]):
+    """A loader that continues an interrupted epoch behind the batches that were used. Its length stays the whole."""
+
+    used = 0
+
+    def __iter__(self) -> Iterator[LandmarkBatch]:  # type: ignore[override]
+        """The batches of an epoch."""
+        # Lightning puts a sampler of its own in the place of ours to overfit a few batches.
+        self.used = getattr(self.sampler, "skip", 0) // (self.batch_size or 1)
+        return self._counted(super().__iter__())
+
+    def _counted(self, batches: Iterator[LandmarkBatch]) -> Iterator[LandmarkBatch]:
+        for batch in batches:
+            self.used += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """How many batches of the epoch were used; Lightning keeps it in a checkpoint."""
+        return {"used": self.used}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Leave them out in the next epoch."""
+        self.sampler.skip = state["used"] * self.batch_size  # type: ignore[attr-defined,operator]
 
 
 class FaceDataset(Dataset[LandmarkBatch]):
@@ -155,8 +186,13 @@ def collate(samples: list[LandmarkBatch]) -> LandmarkBatch:
     return LandmarkBatch(image.permute(0, 3, 1, 2), *rest)
 
 
-def _one_thread(worker: int) -> None:
-    """A worker is one thread: OpenCV's own would fight with the training for the cores."""
+def _start_worker(worker: int) -> None:
+    """A worker is one thread: OpenCV's own would fight with the training for the cores.
+
+    It lives as long as the training, whichever way that ends: a cluster tells all processes of a job that it will end.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)  # 1 hangs in a forked process whose parent has used OpenCV (5.0.0)
 
 
@@ -215,7 +251,10 @@ class LandmarkDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[LandmarkBatch]:
         """Shuffled; a last batch that is not full is left out, since batch statistics of a few faces are noise."""
-        return self._loader("train", shuffle=True)
+        loader = self._loader("train", shuffle=True)
+        if self.trainer:  # a resumed run takes its first batches before Lightning tells the sampler its epoch
+            loader.sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+        return loader
 
     def val_dataloader(self) -> DataLoader[LandmarkBatch]:
         """Every face once, never changed."""
@@ -232,14 +271,15 @@ class LandmarkDataModule(LightningDataModule):
         # Torch's sampler orders by the sum of seed and epoch: with plain seeds run 2 would repeat the orders of run 1.
         seed = int(np.random.SeedSequence(self.seed).generate_state(1)[0])
         sampler = EpochSampler(faces, num_replicas=world, rank=rank, shuffle=shuffle, seed=seed)
-        return DataLoader(
+        return FaceLoader(
             faces,
             batch_size=self.batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=collate,
-            worker_init_fn=_one_thread,
+            worker_init_fn=_start_worker,
             drop_last=shuffle and len(faces) >= self.batch_size * world,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else each epoch would draw a number from the one that the networks use
         )

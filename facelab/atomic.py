@@ -1,9 +1,12 @@
 """Files that are either whole or not there."""
 
+import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 
@@ -18,13 +21,40 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Yields:
         The temporary path to write to, with the same suffix.
+
+    Raises:
+        OSError: of writing, with the name of the file that is meant.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}-{uuid4().hex}{path.suffix}")
     try:
         temporary.touch(exist_ok=False)  # open to whom the umask says; tempfile's are the owner's alone
         yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # else a power cut could leave the name without its content
         os.replace(temporary, path)  # noqa: PTH105  the name says that an existing file is meant
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
+    """Write a JSON file that is whole or not there; NaN and infinite numbers become null.
+
+    Args:
+        path: of the file.
+        content: mappings, lists, text and numbers.
+        indent: spaces; None for one line, where each number would have a line of its own.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(_finite(content), indent=indent, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

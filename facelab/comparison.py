@@ -6,16 +6,20 @@ import glob
 import json
 import math
 import re
+import statistics
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from facelab.atomic import replacing
+from facelab.published import Published, official
+from facelab.status import read_status
 
 FILES = ("status.json", "config.yaml", "metrics.json")
+BENCHMARK, SWEEP = "benchmark.json", "sweep.json"
 SORT_BY = "nme_box"
 MAIN = (
     *("nme_ioc", "nme_box", "fr08_ioc", "auc08_ioc"),
@@ -39,6 +43,11 @@ RECIPE = frozenset(
 SAID = ("dataset", "split", "faces", "layout", "box", "box_scale", "flip_test", "pose")
 """Entries of a protocol that its description has words for."""
 NO_RUN = "no run"
+COSTS = {"params": ("params M", 1e-6, 2), "macs": ("MACs G", 1e-9, 2), "latency_p50_ms": ("latency ms", 1.0, 1)}
+"""What a method costs for one face: name in the files to heading, factor and decimals of the column."""
+MEAN = "mean"
+"""State of a row of the CSV file that is the mean of runs."""
+STAMP = re.compile(r"^\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_")
 
 
 class Run(NamedTuple):
@@ -46,13 +55,16 @@ class Run(NamedTuple):
 
     name: str  # of the folder; in a sweep with the name of the sweep's folder before it
     folder: Path
-    state: str  # finished, failed, running; unreadable (a broken file), unknown (no status.json), NO_RUN
+    state: str  # as of `read_status`; unreadable (a broken file), NO_RUN (a folder of something else)
     reason: str  # why there are no numbers, or which faces they leave out; empty if all is well
     config: dict[str, Any]  # dotted key to value, as of `settings`; empty without config.yaml
     protocol: dict[str, Any]  # empty without numbers
     metrics: dict[str, float]  # fractions; NaN: no face, infinite: a point was not predicted
     counts: dict[str, int]  # faces behind each mean error
     intervals: dict[str, tuple[float, float]]  # 95 %, of some metrics
+    cost: dict[str, float]  # of one face: params, macs, flops; empty where not counted
+    benchmark: dict[str, Any]  # content of benchmark.json; empty where not measured
+    typed: tuple[str, ...]  # overrides of this cell of a sweep, as sweep.json tells them
 
     @property
     def ranked(self) -> bool:
@@ -63,12 +75,40 @@ class Run(NamedTuple):
         """Number of faces behind a metric; rates and areas share those of ``nme_ioc``."""
         return self.counts.get(metric, self.counts.get("nme_ioc", 0))
 
+    def costs(self, name: str) -> float:
+        """One of :data:`COSTS`; NaN where it is not known."""
+        value = self.benchmark.get(name, self.cost.get(name))
+        return float(value) if isinstance(value, (int, float)) else math.nan
+
+    @property
+    def machine(self) -> str:
+        """What the latency was measured on, and how; latencies of two machines cannot be compared."""
+        conditions = ("device", "cpu", "threads", "torch", "memory_format", "compile")
+        return ", ".join(f"{key} {_text(self.benchmark[key])}" for key in conditions if key in self.benchmark)
+
+
+class Row(NamedTuple):
+    """A run, or runs that differ in nothing but their seeds."""
+
+    name: str
+    runs: list[Run]  # by seed
+    metrics: dict[str, float]  # means over the runs
+    deviations: dict[str, float]  # sample standard deviations over the runs; empty for one run
+    intervals: dict[str, tuple[float, float]]  # means over the runs of the ends of the 95 % intervals
+
+    @property
+    def ranked(self) -> bool:
+        """Whether the runs have ended and have numbers."""
+        return all(run.ranked for run in self.runs)
+
 
 class Table(NamedTuple):
     """Runs of one protocol, the best first."""
 
     protocol: dict[str, Any]
     runs: list[Run]
+    rows: list[Row]
+    published: list[Published]  # on the same faces
     settings: list[str]  # keys of the configuration in which the runs differ
     recipe: list[str]  # further such keys, which have one value per method
     metrics: list[str]
@@ -79,7 +119,7 @@ class Cell(NamedTuple):
 
     text: str
     below: str = ""
-    """The 95 % interval of a number, or the faces behind a column."""
+    """The 95 % interval or the deviation of a number, or the faces behind a column."""
     bold: bool = False
     number: bool = False
 
@@ -92,14 +132,17 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
 
     Args:
         paths: folders of runs, folders of sweeps (whose sub-folders 0, 1, ... are runs), or patterns of such folders.
-            A folder that is neither is told by its state, :data:`NO_RUN`.
+            A folder that is neither is told by its state, :data:`NO_RUN`; the cells of a sweep that have no folder
+            are ``missing``.
 
     Raises:
         FileNotFoundError: a path leads nowhere, or there is no run at all.
+        ValueError: a broken sweep.json.
     """
     typed = [str(path) for path in paths]
     folders = {folder.resolve(): folder for path in typed for folder in _find(path)}
-    runs = [read_run(folder) for folder in folders.values()]
+    cells = {sweep: _cells(sweep) for sweep in {path.parent for path in folders}}
+    runs = [read_run(folder, cells[path.parent].get(path.name, ())) for path, folder in folders.items()]
     if all(run.state == NO_RUN for run in runs):
         raise FileNotFoundError(
             f"no run in {', '.join(typed)}: the folder of a run holds {', '.join(FILES)}. For all folders in a folder "
@@ -121,31 +164,51 @@ def _jobs(folder: Path) -> list[Path]:
     """The runs of a sweep; the folder itself if it is no sweep."""
     if not folder.is_dir() or _is_run(folder):
         return [folder]
-    jobs = [child for child in folder.iterdir() if child.is_dir() and child.name.isdecimal()]
-    return sorted(jobs, key=lambda job: int(job.name)) or [folder]
+    jobs = {child.name for child in folder.iterdir() if child.is_dir() and child.name.isdecimal()} | {*_cells(folder)}
+    return [folder / job for job in sorted(jobs, key=int)] or [folder]
+
+
+def _cells(folder: Path) -> dict[str, tuple[str, ...]]:
+    """Number of a job to its overrides, as the sweep was to be; empty for a folder that is no sweep."""
+    file = folder / SWEEP
+    if not file.is_file():
+        return {}
+    try:
+        cells = _mapping(file).get("cells")
+    except ValueError as error:
+        raise ValueError(f"{file}: {_one_line(str(error))}") from error
+    if not isinstance(cells, dict) or not all(str(job).isdecimal() for job in cells):
+        raise ValueError(f"{file}: `cells` is no mapping of job numbers to overrides")
+    return {job: tuple(map(str, overrides)) for job, overrides in cells.items()}
 
 
 def _is_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in (*FILES, ".hydra"))
 
 
-def read_run(folder: Path) -> Run:
-    """Read the folder of a run; what is missing or broken in it is told by ``state`` and ``reason``."""
+def read_run(folder: Path, typed: tuple[str, ...] = ()) -> Run:
+    """Read the folder of a run; what is missing or broken in it is told by ``state`` and ``reason``.
+
+    Args:
+        folder: of the run; if it is a cell of a sweep that has not begun, it does not exist.
+        typed: the overrides of the cell.
+    """
     path = folder.resolve()
     name = f"{path.parent.name}/{path.name}" if path.name.isdecimal() else path.name
-    run = Run(name, folder, "unknown", "", {}, {}, {}, {}, {})
-    if not _is_run(folder):
+    run = Run(name, folder, "unknown", "", {}, {}, {}, {}, {}, {}, {}, typed)
+    if folder.exists() and not _is_run(folder):
         return run._replace(state=NO_RUN, reason=f"holds none of {', '.join(FILES)}")
-    faults, missing = [], []
-    for file, fields in zip(FILES, (_status, _config, _results), strict=True):
+    faults = []
+    for file, fields in READERS.items():
         try:
-            run = run._replace(**fields(_mapping(folder / file)))
+            run = run._replace(**fields(folder / file))
         except FileNotFoundError:
-            missing.append(file)
+            continue
         except (OSError, ValueError) as error:
             faults.append(f"{file}: {_one_line(str(error))}")
     reasons = [run.reason, *faults]
-    if missing and run.state not in ("failed", "running"):
+    missing = [file for file in FILES if not (folder / file).exists()]
+    if missing and run.state in ("finished", "unknown"):
         reasons.append(f"no {', '.join(missing)}")
     if run.protocol:
         reasons.append(_skipped(run.metrics))
@@ -166,15 +229,17 @@ def _mapping(path: Path) -> dict[str, Any]:
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where PyYAML was built with it
 
 
-def _status(content: dict[str, Any]) -> dict[str, Any]:
-    state, reason = str(content.get("state", "unknown")), _one_line(str(content.get("reason", "")))
-    if state == "running":
-        reason = "since {} on {}, process {}".format(*(content.get(key, "?") for key in ("started", "host", "pid")))
-    return {"state": state, "reason": reason}
+def _status(path: Path) -> dict[str, Any]:
+    status = read_status(path.parent)
+    return {"state": status.state, "reason": status.reason}
 
 
-def _config(content: dict[str, Any]) -> dict[str, Any]:
-    return {"config": settings(content)}
+def _config(path: Path) -> dict[str, Any]:
+    return {"config": settings(_mapping(path))}
+
+
+def _benchmark(path: Path) -> dict[str, Any]:
+    return {"benchmark": _mapping(path)}
 
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -210,12 +275,13 @@ def _placed(value: Any, places: dict[str, str]) -> Any:
     return value
 
 
-def _results(content: dict[str, Any]) -> dict[str, Any]:
+def _results(path: Path) -> dict[str, Any]:
     """The fields of a :class:`Run` that ``metrics.json`` fills.
 
     JSON has no infinity, so it stands there as null, as does what is undefined: with faces behind it, it was infinite.
     """
-    for part in ("protocol", "metrics", "counts", "intervals"):
+    content = {"cost": {}} | _mapping(path)
+    for part in ("protocol", "metrics", "counts", "intervals", "cost"):
         if not isinstance(content.get(part), dict) or (part == "protocol" and not content[part]):
             raise ValueError(f"has no `{part}`")
     counts = content["counts"]
@@ -243,7 +309,12 @@ def _results(content: dict[str, Any]) -> dict[str, Any]:
         "metrics": {name: number(name, value) for name, value in content["metrics"].items()},
         "counts": counts,
         "intervals": {name: interval(name, ends) for name, ends in content["intervals"].items()},
+        "cost": {name: number(name, value) for name, value in content["cost"].items()},
     }
+
+
+READERS = {"status.json": _status, "config.yaml": _config, "metrics.json": _results, BENCHMARK: _benchmark}
+"""File of a run to what reads its fields of a :class:`Run`."""
 
 
 def _skipped(metrics: dict[str, float]) -> str:
@@ -293,15 +364,81 @@ def _table(runs: list[Run], metrics: Sequence[str] | None) -> Table:
     return Table(
         protocol=runs[0].protocol,
         runs=sorted(runs, key=_rank),
+        rows=sorted(rows_of(runs), key=_rank),
+        published=official(runs[0].protocol),
         settings=[key for key in keys if key not in recipe],
         recipe=recipe,
         metrics=list(dict.fromkeys(metrics)) if metrics else [name for name in MAIN if name in names] or names,
     )
 
 
-def _rank(run: Run) -> tuple[bool, bool, float, str]:
-    value = run.metrics.get(SORT_BY, math.nan)
-    return not run.ranked, math.isnan(value), 0.0 if math.isnan(value) else value, run.name
+def _rank(entry: Run | Row) -> tuple[bool, bool, float, str]:
+    value = entry.metrics.get(SORT_BY, math.nan)
+    return not entry.ranked, math.isnan(value), 0.0 if math.isnan(value) else value, entry.name
+
+
+def rows_of(runs: Sequence[Run]) -> list[Row]:
+    """One row for all runs that differ only in ``seed``; a run without a configuration, or an end, is one of its own.
+
+    A run that only repeats the seed of another is no further draw of the noise, and opens a row of its own.
+    """
+    groups: list[tuple[str, list[Run]]] = []
+    for run in sorted(runs, key=lambda run: str(run.config.get("seed", "")).zfill(20)):
+        recipe = json.dumps(_seedless(run.config), sort_keys=True, default=str)
+        for other, group in groups:
+            seeds = [each.config.get("seed") for each in group]
+            if other == recipe and run.ranked and group[0].ranked and run.config.get("seed") not in [None, *seeds]:
+                group.append(run)
+                break
+        else:
+            groups.append((recipe, [run]))
+    return [row_of(group) for _, group in groups]
+
+
+def _seedless(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without the seed, the copies of it that were handed on, and the run that was evaluated."""
+    seed = config.get("seed")
+    rest = {key: value for key, value in config.items() if not (_last(key) == "seed" and value == seed)}
+    if checkpoint := rest.pop("evaluate.ckpt", None):
+        path = Path(str(checkpoint))
+        rest["evaluate.ckpt"] = path.name if path.suffix == ".ckpt" else ""
+    return rest
+
+
+def row_of(runs: Sequence[Run]) -> Row:
+    """Means and sample standard deviations of runs; a metric that one of them lacks is left out."""
+
+    def shared(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+        return [name for name in parts[0] if all(name in part for part in parts)]
+
+    metrics = {name: [run.metrics[name] for run in runs] for name in shared([run.metrics for run in runs])}
+    ends = {name: [run.intervals[name] for run in runs] for name in shared([run.intervals for run in runs])}
+    return Row(
+        name=_common_name(runs),
+        runs=list(runs),
+        metrics={name: sum(values) / len(values) for name, values in metrics.items()},
+        deviations={name: _deviation(values) for name, values in metrics.items()} if len(runs) > 1 else {},
+        intervals={
+            name: (sum(low for low, _ in pairs) / len(pairs), sum(high for _, high in pairs) / len(pairs))
+            for name, pairs in ends.items()
+        },
+    )
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
+
+
+def _common_name(runs: Sequence[Run]) -> str:
+    if len(runs) == 1:
+        return runs[0].name
+    names = [re.sub(r"-s\d+$", "", STAMP.sub("", run.name)) for run in runs]
+    sweeps = {run.name.rpartition("/")[0] for run in runs}
+    if len(set(names)) == 1:
+        return f"{names[0]} ({len(runs)} seeds)"
+    if len(sweeps) == 1 and (sweep := sweeps.pop()):
+        return f"{sweep}/{','.join(run.name.rpartition('/')[2] for run in runs)} ({len(runs)} seeds)"
+    return f"{runs[0].name} and {len(runs) - 1} more ({len(runs)} seeds)"
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
@@ -347,22 +484,45 @@ def _recipe(runs: Sequence[Run], keys: Sequence[str]) -> list[str]:
     return [key for key in keys if key != MODEL and re.split(r"[.[]", key)[0] in RECIPE and follows(key)]
 
 
-def best(runs: Sequence[Run], metric: str) -> Run | None:
-    """The run that is better than every other by more than the noise: its 95 % interval meets none of theirs.
+def best(rows: Sequence[Row], metric: str) -> Row | None:
+    """The row that is better than every other by more than the noise.
 
-    None where there is no such run, where an interval is not known, or where it is not known which way is better.
-    Only runs that have ended take part.
+    Its 95 % interval over faces must not meet that of the other, and where either is a mean over seeds, their
+    difference must exceed the pooled standard deviation of the seeds.
+
+    None where there is no such row, where the noise of a difference is not known at all, or where it is not known
+    which way is better. Only runs that have ended take part.
     """
-    rivals = [run for run in runs if run.ranked and not math.isnan(run.metrics.get(metric, math.nan))]
+    rivals = [row for row in rows if row.ranked and not math.isnan(row.metrics.get(metric, math.nan))]
     if len(rivals) < 2 or not metric.startswith((*LOWER, *HIGHER)):
         return None
-    if not all(metric in run.intervals for run in rivals):
-        return None
     choose = max if metric.startswith(HIGHER) else min
-    first = choose(rivals, key=lambda run: run.metrics[metric])
-    low, high = first.intervals[metric]
-    others = [run.intervals[metric] for run in rivals if run is not first]
-    return first if all(high < other_low or other_high < low for other_low, other_high in others) else None
+    first = choose(rivals, key=lambda row: row.metrics[metric])
+    return first if all(_apart(first, row, metric) for row in rivals if row is not first) else None
+
+
+def _apart(a: Row, b: Row, metric: str) -> bool:
+    signs = []
+    if metric in a.intervals and metric in b.intervals:
+        (a_low, a_high), (b_low, b_high) = a.intervals[metric], b.intervals[metric]
+        signs.append(a_high < b_low or b_high < a_low)
+    if a.deviations or b.deviations:
+        freedom = len(a.runs) + len(b.runs) - 2
+        squares = sum((len(row.runs) - 1) * row.deviations.get(metric, 0.0) ** 2 for row in (a, b))
+        signs.append(abs(a.metrics[metric] - b.metrics[metric]) > math.sqrt(squares / freedom))
+    return bool(signs) and all(signs)
+
+
+def paper_value(table: Table, row: Row, metric: str) -> float:
+    """What the paper of a row's method reports for its backbone on these faces; NaN if nothing."""
+    config = row.runs[0].config
+    method, backbone = _class(config.get(MODEL)).lower(), config.get("backbone.name")
+    found = (
+        entry.value
+        for entry in table.published
+        if entry.metric == metric and entry.method.lower() == method and entry.backbone in ("", backbone)
+    )
+    return next(found, math.nan)
 
 
 # Words
@@ -386,15 +546,23 @@ def headings(tables: Sequence[Table]) -> list[str]:
 
 def disagreement(tables: Sequence[Table]) -> str:
     """The entries in which protocols differ; empty if there is but one protocol."""
-    if len(tables) < 2:
-        return ""
-    protocols = [table.protocol for table in tables]
-    parts = []
-    for key in dict.fromkeys(key for protocol in protocols for key in protocol):
-        values = [protocol.get(key) for protocol in protocols]
-        if any(value != values[0] for value in values):
-            parts.append(f"{key} ({' | '.join(map(_text, values))})")
-    return f"Numbers of different tables cannot be compared; their protocols differ in {', '.join(parts)}."
+    parts = protocol_differences([table.protocol for table in tables])
+    return f"Numbers of different tables cannot be compared; their protocols differ in {', '.join(parts)}." * bool(
+        parts
+    )
+
+
+def protocol_differences(protocols: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The entries in which protocols differ, with their values."""
+    values = {
+        key: [protocol.get(key) for protocol in protocols]
+        for key in dict.fromkeys(key for protocol in protocols for key in protocol)
+    }
+    return [
+        f"{key} ({' | '.join(map(_text, each))})"
+        for key, each in values.items()
+        if any(value != each[0] for value in each)
+    ]
 
 
 def setting(run: Run, key: str) -> str:
@@ -418,40 +586,94 @@ def _text(value: Any) -> str:
     return {None: "none", True: "yes", False: "no"}[value] if value is None or isinstance(value, bool) else str(value)
 
 
-def grid(table: Table) -> list[list[Cell]]:
-    """A table in percent: the headings, then a row for each run."""
+def row_setting(row: Row, key: str) -> str:
+    """The values of the runs of a row, each once."""
+    return ", ".join(dict.fromkeys(setting(run, key) for run in row.runs))
+
+
+def brief_setting(row: Row, key: str) -> str:
+    """The same to be read: numbers to four digits, long texts cut."""
+    values = [run.config.get(key) for run in row.runs]
+    if all(isinstance(value, float) for value in values):
+        return ", ".join(dict.fromkeys(f"{value:.4g}" for value in values))
+    return _short(row_setting(row, key), 60)
+
+
+def lines_of(table: Table, each: bool) -> list[Row]:
+    """The rows of a table; if asked, every row over seeds is followed by its runs."""
+    return [
+        line
+        for row in table.rows
+        for line in [row, *([row_of([run]) for run in row.runs] if each and len(row.runs) > 1 else [])]
+    ]
+
+
+def grid(table: Table, *, each: bool = False) -> list[list[Cell]]:
+    """A table in percent: the headings, then a row for each run, or for each set of runs that differ in the seed.
+
+    Args:
+        table: to show.
+        each: give a row to the single runs of such a set as well.
+    """
     noted = any(run.reason for run in table.runs)
     whole = [run for run in table.runs if run.ranked] or table.runs
+    costs = [name for name in COSTS if any(not math.isnan(run.costs(name)) for run in table.runs)]
     heading = [Cell("run"), *(Cell(label(key)) for key in table.settings)]
+    with_paper = []
     for metric in table.metrics:
         faces = sorted({run.faces(metric) for run in whole})
         span = f"{faces[0]} faces" if len(faces) == 1 else f"{faces[0]}..{faces[-1]} faces"
         heading.append(Cell(metric, "" if metric in WHOLE else span, number=True))
-    rows = [heading + [Cell("note")] * noted]
-    winners = {metric: best(table.runs, metric) for metric in table.metrics}
-    for run in table.runs:
-        settings_ = [Cell(_short(setting(run, key), 60) or "-") for key in table.settings]
-        numbers = [_number_cell(run, metric, winners[metric] is run) for metric in table.metrics]
-        note = [Cell(_short(_note(run), 300))] * noted
-        rows.append([Cell(run.name), *settings_, *numbers, *note])
-    return rows
+        if any(not math.isnan(paper_value(table, row, metric)) for row in table.rows):
+            with_paper.append(metric)
+            heading.append(Cell("paper", metric, number=True))
+    heading += [Cell(COSTS[name][0], number=True) for name in costs]
+    cells = [heading + [Cell("note")] * noted]
+    winners = {metric: best(table.rows, metric) for metric in table.metrics}
+    for row in lines_of(table, each):
+        line = [Cell(row.name), *(Cell(brief_setting(row, key) or "-") for key in table.settings)]
+        for metric in table.metrics:
+            line.append(_number_cell(row, metric, winners[metric] is row))
+            if metric in with_paper:
+                line.append(Cell(_known(100 * paper_value(table, row, metric), 2), number=True))
+        line += [Cell(_known(cost_of(row, name) * COSTS[name][1], COSTS[name][2]), number=True) for name in costs]
+        cells.append(line + [Cell(_short(_notes(row), 300))] * noted)
+    return cells
 
 
-def _number_cell(run: Run, metric: str, bold: bool) -> Cell:
-    value = run.metrics.get(metric, math.nan)
+def cost_of(row: Row, name: str) -> float:
+    """Mean of one of :data:`COSTS` over the runs of a row that know it; NaN if none does."""
+    known = [value for run in row.runs if not math.isnan(value := run.costs(name))]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _number_cell(row: Row, metric: str, bold: bool) -> Cell:
+    value = row.metrics.get(metric, math.nan)
     if metric in WHOLE:
-        return Cell("-" if math.isnan(value) else f"{value:.0f}", number=True)
-    ends = run.intervals.get(metric, (math.nan, math.nan))
-    below = "" if any(map(math.isnan, ends)) else "..".join(map(_percent, ends))
+        return Cell(_known(value, 0), number=True)
+    below, ends = "", row.intervals.get(metric, (math.nan, math.nan))
+    if len(row.runs) > 1 and not math.isnan(deviation := row.deviations.get(metric, math.nan)):
+        below = f"± {_percent(deviation)}"
+    elif len(row.runs) == 1 and not any(map(math.isnan, ends)):
+        below = "..".join(map(_percent, ends))
     return Cell("-" if math.isnan(value) else _percent(value), below, bold, number=True)
+
+
+def _known(value: float, decimals: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{decimals}f}"
 
 
 def _percent(value: float) -> str:
     return f"{100 * value:.2f}"
 
 
-def _note(run: Run) -> str:
-    return run.reason if run.state == "finished" else ": ".join(filter(None, (run.state, run.reason)))
+def _notes(row: Row) -> str:
+    notes = [run.reason if run.state == "finished" else _state(run) for run in row.runs]
+    return "; ".join(dict.fromkeys(filter(None, notes)))
+
+
+def _state(run: Run) -> str:
+    return ": ".join(filter(None, (run.state, run.reason)))
 
 
 def _short(text: str, width: int) -> str:
@@ -459,21 +681,46 @@ def _short(text: str, width: int) -> str:
 
 
 def grid_without_numbers(runs: Sequence[Run]) -> list[list[Cell]]:
-    """The runs that stand in no table, and why; empty if there are none. Their settings are those of all runs."""
+    """The runs that stand in no table, what was chosen for them, and why; empty if there are none.
+
+    What was chosen are a sweep's overrides, as typed, or else the settings in which any of the runs differ.
+    """
     missing = [run for run in runs if not run.protocol]
     keys = differing(runs)
     keys = [key for key in keys if key not in _recipe(runs, keys)]
-    rows = [
-        [run.name, *(_short(setting(run, key), 60) or "-" for key in keys), run.state, _short(run.reason, 300)]
-        for run in sorted(missing, key=lambda run: run.name)
-    ]
-    heading = ["run", *map(label, keys), "state", "why it has no numbers"]
+    rows = []
+    for run in sorted(missing, key=_natural):
+        values = [f"{label(key)}={value}" for key in keys if (value := setting(run, key))]
+        chosen = _short(" ".join(run.typed or values), 200)
+        rows.append([run.name, chosen or "-", run.state, _short(run.reason, 300)])
+    heading = ["run", "settings", "state", "why it has no numbers"]
     return [[Cell(text) for text in row] for row in [heading, *rows]] if rows else []
+
+
+def _natural(run: Run) -> list[tuple[bool, int, str]]:
+    """Job 10 comes after job 2."""
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", run.name)]
 
 
 def remarks(table: Table) -> list[str]:
     """What is to be said below a table."""
-    lines = ["In percent, with 95 % intervals; bold: the best, where its interval meets no other of its column."]
+    lines = [
+        "In percent, with 95 % intervals over faces. Bold: the best, where its interval meets no other of its column."
+    ]
+    if any(row.deviations for row in table.rows):
+        lines = [
+            "In percent: 95 % intervals over faces; of runs that differ only in the seed, mean ± sample standard "
+            "deviation over the seeds. Bold: the best, where its interval (of means: the mean of the runs' intervals) "
+            "meets no other of its column and, beside means, its lead exceeds the pooled standard deviation, each "
+            "where known."
+        ]
+    if sources := sorted({entry.source for entry in _papers(table)}):
+        lines.append(
+            f"paper: what is published for the method and backbone on these faces; its crop, training set and frame of "
+            f"measurement may differ. From {'; '.join(sources)}."
+        )
+    if len(machines := {run.machine for run in table.runs if not math.isnan(run.costs("latency_p50_ms"))}) > 1:
+        lines.append(f"Latencies of different machines cannot be compared: {'; '.join(sorted(machines))}.")
     if table.recipe:
         lines.append(f"Also differ, with one value for each model: {', '.join(map(label, table.recipe))}.")
     if not all(run.ranked for run in table.runs):
@@ -481,14 +728,20 @@ def remarks(table: Table) -> list[str]:
     return lines
 
 
+def _papers(table: Table) -> list[Published]:
+    shown = {(row.name, metric): paper_value(table, row, metric) for row in table.rows for metric in table.metrics}
+    values = {(metric, value) for (_, metric), value in shown.items()}
+    return [entry for entry in table.published if (entry.metric, entry.value) in values]
+
+
 # Files
 
 
-def write_markdown(path: Path, runs: Sequence[Run], tables: Sequence[Table]) -> None:
-    """Write the tables in percent, as Markdown."""
+def write_markdown(path: Path, runs: Sequence[Run], tables: Sequence[Table], *, each: bool) -> None:
+    """Write the tables in percent, as Markdown; with ``each`` the single runs of a row over seeds as well."""
     blocks = [disagreement(tables)]
     for heading, table in zip(headings(tables), tables, strict=True):
-        blocks += [f"**{_escape(heading)}**", _markdown(grid(table))]
+        blocks += [f"**{_escape(heading)}**", _markdown(grid(table, each=each))]
         blocks += [_escape(line) for line in remarks(table)]
     if rows := grid_without_numbers(runs):
         blocks += ["**Runs without numbers**", _markdown(rows)]
@@ -512,43 +765,62 @@ def _escape(text: str) -> str:
 
 
 def write_csv(path: Path, runs: Sequence[Run], tables: Sequence[Table]) -> None:
-    """Write one row for each run: fractions in full; what is not defined is an empty cell.
+    """Write one row for each run, and one for each mean over seeds before them: fractions in full.
 
-    ``config.*`` are all settings in which any two of the runs differ, ``<metric>_low`` and ``<metric>_high`` its 95 %
-    interval, ``<metric>_faces`` the faces behind it.
+    What is not defined is an empty cell. ``runs`` is the number of runs behind a row, and ``state`` of a mean is
+    :data:`MEAN`. ``config.*`` are all settings in which any two of the runs differ, ``<metric>_low`` and
+    ``<metric>_high`` its 95 % interval, ``<metric>_sd`` the standard deviation over seeds, ``<metric>_paper`` what is
+    published for the method, ``<metric>_faces`` the faces behind it.
     """
-    order = [(str(number), run) for number, table in enumerate(tables, start=1) for run in table.runs]
-    order += [("", run) for run in runs if not run.protocol]
     keys = differing(runs)
     entries = list(dict.fromkeys(entry for table in tables for entry in table.protocol))
     metrics = list(dict.fromkeys(metric for table in tables for metric in table.metrics))
-    rows = [
-        {
-            "table": number,
-            "run": run.name,
-            "folder": run.folder,
-            "state": run.state,
-            "reason": run.reason,
-            **{f"config.{label(key)}": setting(run, key) for key in keys},
-            **{f"protocol.{entry}": _plain(run.protocol.get(entry)) for entry in entries},
-            **{name: value for metric in metrics for name, value in _columns(run, metric, runs).items()},
-        }
-        for number, run in order
+    costs = [name for name in COSTS if any(not math.isnan(run.costs(name)) for run in runs)]
+    order: list[tuple[str, Table | None, Row]] = [
+        (str(number), table, row) for number, table in enumerate(tables, start=1) for row in lines_of(table, each=True)
     ]
+    order += [("", None, row_of([run])) for run in sorted(runs, key=_natural) if not run.protocol]
+    rows = []
+    for number, table, row in order:
+        first, alone = row.runs[0], len(row.runs) == 1
+        columns = {
+            "table": number,
+            "run": row.name,
+            "runs": str(len(row.runs)),
+            "folder": first.folder if alone else "",
+            "state": first.state if alone else MEAN,
+            "reason": _notes(row) if not alone else first.reason,
+            "typed": " ".join(first.typed) if alone else "",
+            **{f"config.{label(key)}": row_setting(row, key) for key in keys},
+            **{f"protocol.{entry}": _plain(first.protocol.get(entry)) for entry in entries},
+        }
+        for metric in metrics:
+            columns |= _columns(row, metric, table)
+        rows.append(columns | {name: _plain(cost_of(row, name)) for name in costs})
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    filled = [name for name in names if not name.endswith(("_low", "_sd", "_high", "_paper")) or _any(rows, name)]
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, filled, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
 
-def _columns(run: Run, metric: str, runs: Sequence[Run]) -> dict[str, str]:
-    columns = {metric: _plain(run.metrics.get(metric))}
+def _any(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
+    return any(row.get(name) for row in rows)
+
+
+def _columns(row: Row, metric: str, table: Table | None) -> dict[str, str]:
+    columns = {metric: _plain(row.metrics.get(metric))}
     if metric in WHOLE:
         return columns
-    if any(metric in other.intervals for other in runs):
-        low, high = run.intervals.get(metric, (math.nan, math.nan))
-        columns |= {f"{metric}_low": _plain(low), f"{metric}_high": _plain(high)}
-    return columns | {f"{metric}_faces": str(run.faces(metric)) if metric in run.metrics else ""}
+    low, high = row.intervals.get(metric, (math.nan, math.nan)) if len(row.runs) == 1 else (math.nan, math.nan)
+    return columns | {
+        f"{metric}_low": _plain(low),
+        f"{metric}_high": _plain(high),
+        f"{metric}_sd": _plain(row.deviations.get(metric)),
+        f"{metric}_paper": _plain(paper_value(table, row, metric) if table else None),
+        f"{metric}_faces": str(row.runs[0].faces(metric)) if metric in row.metrics else "",
+    }
 
 
 def _plain(value: Any) -> str:

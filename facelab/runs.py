@@ -1,4 +1,4 @@
-"""A run on disk: check and build its configuration, load its checkpoint, write its results.
+"""A run on disk: check and build its configuration, load its checkpoint, show its results.
 
 Here and in the doors at the root of the repository Hydra composes and builds; ``facelab.check`` and ``facelab.argv``
 know its configurations and its command line. Nothing heavy is imported before it is needed, so that ``--help`` and
@@ -10,43 +10,32 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import re
-import shutil
-import socket
-import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from facelab.atomic import replacing
-from facelab.landmarks.face import DataFault
+from facelab.recording import RANKS, STAMP, is_first
 
 if TYPE_CHECKING:
-    from datamodules.landmark import FaceDataset, LandmarkDataModule
-    from facelab.metrics.faces import FaceTable
-    from lightning_modules.landmark import LandmarkModule
+    from datamodules.landmark import LandmarkDataModule
 
 log = logging.getLogger(__name__)
 
-STAMP = "FACELAB_STAMP"
-EVALUATOR_VERSION = 1
-"""Raised whenever the same predictions would get another number, so that old and new numbers are not compared."""
+STAMPED = r"^\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"
+"""How the name of a folder begins that was not chosen by hand."""
 INITIAL_WEIGHTS = {"pretrained": False, "weights": None}
-PATHS = tuple(f"paths.{key}" for key in ("data", "cache", "run", "name", "group"))
+PATHS = tuple(f"paths.{key}" for key in ("data", "cache", "run", "name", "group", "id", "tags"))
 TRAIN_KEYS = (
-    *("task", "seed", "test_with", "monitor.name", "monitor.mode"),
+    *("task", "seed", "test_with", "memory_format", "compile", "monitor.name", "monitor.mode"),
     *("trainer", "model", "datamodule", "logger", "callbacks", *PATHS),
 )
 """The keys that train.py reads; every other key must be used by these."""
@@ -57,7 +46,6 @@ EVALUATE_KEYS = (
 """The keys that evaluate.py reads."""
 EVALUATE_OPTIONS = ("ckpt", "split", "box", "flip_test", "batch_size", "num_workers", "trainer")
 """What config.yaml keeps of an evaluation beside the configuration of the run; its dataset stands in that."""
-PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "timm", "albumentations", "torchmetrics", "numpy")
 
 
 def _chosen(*groups: str, _root_: DictConfig) -> str:
@@ -74,7 +62,7 @@ def _chosen(*groups: str, _root_: DictConfig) -> str:
     return "-".join(names).replace("/", "-")
 
 
-def _run_name(checkpoint: str) -> str:
+def run_name(checkpoint: str) -> str:
     """How a checkpoint's run is called: its folder without the stamp, or in a sweep the sweep's stamp and a number.
 
     Args:
@@ -84,64 +72,58 @@ def _run_name(checkpoint: str) -> str:
     if path.parent.name == "checkpoints":
         path = path.parent.parent
     name = f"{path.parent.name}-{path.name}" if path.name.isdecimal() else path.name.removesuffix(".ckpt")
-    return re.sub(r"^\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_", "", name)
+    return re.sub(f"{STAMPED}_", "", name)
+
+
+def _folder_id(folder: str) -> str:
+    """A name for a run that no other has: its folder's, in a sweep with that of the sweep before it.
+
+    A folder that was named by hand gets a hash of its place.
+    """
+    path = Path(folder).absolute()
+    name = f"{path.parent.name}-{path.name}" if path.name.isdecimal() else path.name
+    unique = name if re.match(STAMPED, name) else f"{name}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
+    return re.sub(r"[^\w.-]", "-", unique)
+
+
+def _tags(*, _root_: DictConfig) -> list[str]:
+    """What a run is found by in dashboards: the method, dataset and backbone that it has."""
+    names = (_chosen("model", _root_=_root_), OmegaConf.select(_root_, "data.name"), _chosen("backbone", _root_=_root_))
+    return [name for name in names if name]
 
 
 OmegaConf.register_new_resolver("chosen", _chosen, replace=True)
-OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
+OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+OmegaConf.register_new_resolver("folder_id", _folder_id, replace=True)
+OmegaConf.register_new_resolver("tags", _tags, replace=True)
 
 
-class JobFailed(CompactHydraException):
-    """A job of a sweep that cannot be done. The other jobs go on; Hydra shows the message without a traceback."""
+def start(resumable: bool = False) -> None:
+    """What every door does before Hydra: order the command line, and give all processes of the run one stamp.
 
+    Args:
+        resumable: the door knows ``resume=FOLDER``.
 
-def _stop(message: str) -> BaseException:
-    """What ends a run with a message instead of a traceback. SystemExit would end all jobs of a sweep."""
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        return SystemExit(message)
-    log.error("%s; the sweep goes on", message)  # Hydra tells it only when the sweep ends
-    return JobFailed(message)
-
-
-def _message(error: BaseException) -> str | None:
-    """What to tell the user instead of a traceback; None where the traceback is to be seen.
-
-    A mistake of the user's is a ``SystemExit`` with words, a ``DataFault``, an error of W&B, or a ``ValueError`` that
-    begins with the key to change, as where parts do not fit each other (``crop.size=100 must be ...``). Any other error
-    is one of the code. The traceback of both stands in the run's log file.
+    Raises:
+        SystemExit: ``resume=`` names something else than a run, or with ``-m`` a sweep.
     """
-    if isinstance(error, SystemExit) and isinstance(error.code, str):
-        return error.code
-    if isinstance(error, DataFault) or (isinstance(error, ValueError) and re.match(r"\w+(\.\w+)+=", str(error))):
-        return str(error)
-    if "wandb" in sys.modules:  # importing it takes a second
-        import wandb
-
-        if isinstance(error, wandb.Error):
-            return f"logger.wandb: {error}\nlogger.wandb.offline=true needs neither an account nor a network."
-    return None
-
-
-def _log_traceback(error: BaseException) -> None:
-    """Write how an error came about into the run's log file, and not to the screen."""
-    where = (type(error), error, error.__traceback__)
-    record = log.makeRecord(log.name, logging.ERROR, __file__, 0, "the run ended so:", (), where)
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.FileHandler):
-            handler.handle(record)
-
-
-def start() -> None:
-    """What every door does before Hydra: order the command line, and give all processes of the run one stamp."""
     from facelab.argv import normalise_argv
+    from facelab.resuming import resumed_argv
+    from facelab.sweep import run_from_copy
 
-    sys.argv[1:] = normalise_argv(sys.argv[1:])
+    argv = normalise_argv(sys.argv[1:])
+    if RANKS in os.environ:  # Lightning started this process to help with one run, and knows no more of it
+        rank = os.environ.get("LOCAL_RANK", "1")
+        argv = [*json.loads(os.environ[RANKS]), f"hydra.job.name={Path(sys.argv[0]).stem}_rank_{rank}"]
+    sys.argv[1:] = resumed_argv(argv) if resumable else argv
     os.environ.setdefault(STAMP, time.strftime("%Y-%m-%d_%H-%M-%S"))
+    if {"-m", "--multirun"} & set(argv):
+        run_from_copy()
     os.environ.setdefault("WANDB_SILENT", "true")
-    # The logger warns of a folder that is not empty; a run's folder holds its configuration before its metrics.
-    warnings.filterwarnings("ignore", message="Experiment logs directory")
     # With few batches an epoch the training loss is logged once in some epochs, and the validation after each as ever.
     warnings.filterwarnings("ignore", message=r"The number of training batches .* smaller than the logging interval")
+    warnings.filterwarnings("ignore", message="Checkpoint directory")  # is not empty, of a run that goes on
+    warnings.filterwarnings("ignore", message=r"The `srun` command is available")  # jobs are started by submitit
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # Lightning's own
 
 
@@ -207,9 +189,18 @@ def build_all(nodes: DictConfig | None) -> list[Any]:
 
 
 def build_trainer(cfg: DictConfig) -> Any:
-    """The Lightning Trainer of a run, with its callbacks and loggers. It saves what the callbacks save, and no more."""
+    """The Lightning Trainer of a run, with its callbacks and loggers. It saves what the callbacks save, and no more.
+
+    Raises:
+        SystemExit: a part refuses its values, or the strategy is one that cannot work here.
+    """
     from lightning.pytorch.callbacks import Checkpoint
 
+    if os.environ.get("SUBMITIT_EXECUTOR") == "local" and cfg.trainer.get("strategy") == "ddp":
+        raise SystemExit(
+            "trainer.strategy=ddp: a job of this launcher cannot start other processes by name; "
+            "trainer.strategy=ddp_spawn can"
+        )
     callbacks = build_all(cfg.callbacks)
     return build(
         cfg.trainer,
@@ -220,122 +211,11 @@ def build_trainer(cfg: DictConfig) -> Any:
     )
 
 
-@contextmanager
-def recorded(folder: Path) -> Iterator[None]:
-    """Keep a run's environment and state in its folder, and end its W&B run whatever happens.
-
-    What ends the run early is told as :func:`_message` says, and its traceback written to the run's log file.
-
-    Raises:
-        SystemExit: a mistake of the user's; or the folder belongs to another run, which is then left as it is.
-        JobFailed: the same in a sweep.
-    """
-    status: dict[str, Any] = {
-        "state": "running",
-        "stamp": os.environ.get(STAMP),
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-    if _is_first():
-        _claim(folder / "status.json", status)
-        write_json(folder / "environment.json", environment())
-    try:
-        yield
-        status["state"] = "finished"
-    except BaseException as error:
-        _log_traceback(error)
-        message = _message(error)
-        # Lightning ends an interrupted training by SystemExit(1).
-        interrupted = isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
-        reason = "interrupted" if interrupted else message or f"{type(error).__name__}: {error}"
-        status |= {"state": "failed", "reason": reason}
-        if message is None:
-            raise
-        raise _stop(message) from error
-    finally:
-        if _is_first():
-            write_json(folder / "status.json", status | {"ended": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
-        if "wandb" in sys.modules:  # importing it takes a second
-            import wandb
-
-            wandb.finish()
-
-
-def _claim(path: Path, status: dict[str, Any]) -> None:
-    """Write the first state of a run, unless a run that started in the same second and has the same name did so."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        path.touch(exist_ok=False)  # of two processes at the same moment, one makes it
-    except FileExistsError:
-        other = json.loads(path.read_text() or "null")  # empty: the other one is about to write
-        if other is None or (
-            all(other.get(key) == status[key] for key in ("state", "stamp"))
-            and any(other.get(key) != status[key] for key in ("host", "pid"))
-        ):
-            whose = "process {pid} on {host}".format(**other) if other else "another process"
-            raise _stop(
-                f"{path.parent} is the folder of a run of the same name that {whose} started in the same second; "
-                "start this one again"
-            ) from None
-    write_json(path, status)
-
-
 def write_config(folder: Path, cfg: DictConfig) -> None:
     """Keep a configuration that :func:`check` has passed as ``config.yaml``, with everything it refers to in place."""
-    if _is_first():
+    if is_first():
         with replacing(folder / "config.yaml") as path:
             path.write_text(OmegaConf.to_yaml(cfg, resolve=True))
-
-
-def _is_first() -> bool:
-    """Whether this is the process that writes, of those that train together."""
-    from lightning.fabric.utilities.rank_zero import rank_zero_only
-
-    return rank_zero_only.rank == 0  # type: ignore[attr-defined]
-
-
-def environment() -> dict[str, Any]:
-    """Versions, machine and state of the code."""
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str | None:
-        if shutil.which("git") is None:
-            return None
-        result = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=False)
-        return result.stdout.strip() if result.returncode == 0 else None
-
-    return {
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
-        "platform": platform.platform(),
-        "host": socket.gethostname(),
-        "command": sys.argv,
-        "git_commit": git("rev-parse", "HEAD"),
-        "git_changed_files": (git("status", "--porcelain") or "").splitlines(),
-    }
-
-
-def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
-    """Write a JSON file that is whole or not there; NaN and infinite numbers become null.
-
-    Args:
-        path: of the file.
-        content: mappings, lists, text and numbers.
-        indent: spaces; None for one line, where each number would have a line of its own.
-    """
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(_finite(content), indent=indent, allow_nan=False) + "\n")
-
-
-def _finite(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [_finite(value) for value in content]
-    if isinstance(content, float) and (content != content or content in (float("inf"), float("-inf"))):
-        return None
-    return content
 
 
 class LoadedRun(NamedTuple):
@@ -378,6 +258,8 @@ def load_run(path: Path, paths: DictConfig) -> LoadedRun:
     Raises:
         SystemExit: no checkpoint there, not one of train.py, or its configuration has faults.
     """
+    from facelab.speed import prepare
+
     saved = path / "config.yaml"
     tested = OmegaConf.select(OmegaConf.load(saved), "test_with") if saved.is_file() else None
     file = find_checkpoint(path, tested or "last")
@@ -385,7 +267,7 @@ def load_run(path: Path, paths: DictConfig) -> LoadedRun:
     try:
         cfg = OmegaConf.create(config)
         cfg.paths = OmegaConf.to_container(paths, resolve=True)
-        _clear_initial_weights(cfg)
+        clear_initial_weights(cfg)
     except OmegaConfBaseException as error:
         raise SystemExit(f"the configuration in {file} cannot be read: {error}") from error
     check(cfg, TRAIN_KEYS)
@@ -394,6 +276,7 @@ def load_run(path: Path, paths: DictConfig) -> LoadedRun:
         module.load_state_dict(weights)
     except RuntimeError as error:
         raise SystemExit(f"the weights in {file} do not fit its configuration: {error}") from error
+    prepare(module, cfg.get("memory_format", "channels_last"), compile=False)  # a test is too short to earn it back
     return LoadedRun(cfg, module.eval(), file)
 
 
@@ -457,113 +340,27 @@ def evaluation_config(run: LoadedRun, cfg: DictConfig) -> DictConfig:
     return kept
 
 
-def _clear_initial_weights(node: DictConfig) -> None:
+def clear_initial_weights(node: DictConfig) -> None:
+    """Make every key that names initial weights say that there are none, in place."""
     for key in map(str, node):
         if OmegaConf.is_interpolation(node, key) or OmegaConf.is_missing(node, key):
             continue
         if key in INITIAL_WEIGHTS:
             node[key] = INITIAL_WEIGHTS[key]
         elif isinstance(node[key], DictConfig):
-            _clear_initial_weights(node[key])
+            clear_initial_weights(node[key])
 
 
-def protocol(module: "LandmarkModule", datamodule: "LandmarkDataModule") -> dict[str, Any]:
-    """What must be equal for two numbers to be comparable."""
-    faces, rows, crop = datamodule.faces["test"], module.table.face_id.tolist(), datamodule.crop
-    return {
-        "dataset": datamodule.data.name,
-        "split": datamodule.test_split,
-        "layout": module.layout.name,
-        "faces": len(rows),
-        "truth": fingerprint(faces, rows),
-        "box": crop.box,
-        "box_scale": crop.scale,
-        "flip_test": module.flip_test,
-        "pose": faces.pose_source,
-        "evaluator": EVALUATOR_VERSION,
-    }
-
-
-def fingerprint(faces: "FaceDataset", rows: Sequence[int]) -> str:
-    """Hash of the photos' names and the true points of the faces that were measured, the same on every machine."""
-    import numpy as np
-
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(faces.paths[row].name.encode())
-        digest.update(np.ascontiguousarray(faces.faces[row].points, np.float32).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def write_results(
-    folder: Path, module: "LandmarkModule", datamodule: "LandmarkDataModule", checkpoint: Path | None
-) -> dict[str, Any]:
-    """Write ``metrics.json`` and ``faces.csv`` of the test that was just run.
-
-    Args:
-        folder: of the run.
-        module: that was tested.
-        datamodule: with the faces it was tested on.
-        checkpoint: what the weights were read from; None for those in memory.
-
-    Returns:
-        The content of ``metrics.json``: protocol, metrics (fractions), counts (faces behind each mean error), left_out
-        (faces that a metric is about but cannot measure) and intervals (95 % bootstrap over faces).
-    """
-    from facelab.metrics import landmarks
-
-    table, tags = module.table, datamodule.data.tags
-    results = {
-        "name": folder.name,
-        "checkpoint": checkpoint and str(checkpoint),
-        "protocol": protocol(module, datamodule),
-        "metrics": landmarks.summary(table, module.layout, tags),
-        "counts": landmarks.counts(table, module.layout, tags),
-        "left_out": landmarks.left_out(table, module.layout, tags),
-        "intervals": intervals(table),
-    }
-    if _is_first():
-        names = [path.name for path in datamodule.faces["test"].paths]
-        landmarks.write_faces(table, folder / "faces.csv", names, tags)
-        write_json(folder / "metrics.json", results)
-    return results
-
-
-def intervals(table: "FaceTable") -> dict[str, tuple[float, float]]:
-    """95 % bootstrap intervals of the numbers that are read first."""
-    from functools import partial
-
-    from facelab.metrics.landmarks import (
-        Normaliser,
-        Statistic,
-        auc,
-        bootstrap,
-        failure_rate,
-        nme,
-        nme_per_face,
-    )
-
-    statistics: dict[str, tuple[Normaliser, Statistic]] = {
-        "nme_ioc": ("ioc", nme),
-        "nme_box": ("box", nme),
-        "fr08_ioc": ("ioc", partial(failure_rate, threshold=0.08)),
-        "auc08_ioc": ("ioc", partial(auc, threshold=0.08)),
-    }
-    return {
-        name: bootstrap(nme_per_face(table, normaliser), statistic, resamples=1000, seed=0)
-        for name, (normaliser, statistic) in statistics.items()
-    }
-
-
-def report(folder: Path, results: dict[str, Any]) -> None:
-    """Print the table of a test, in percent, and where its files lie."""
+def report(folder: Path) -> None:
+    """Print the table of the test that a run's folder holds, in percent, and where its files lie."""
     from rich.console import Console
     from rich.table import Table
 
-    if not _is_first():
+    if not is_first() or not (folder / "metrics.json").is_file():
         return
-    protocol_, metrics, counts = results["protocol"], results["metrics"], results["counts"]
-    title = "{dataset} {split}, {faces} faces, box: {box} x {box_scale}, pose: {pose}".format(**protocol_)
+    results = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    metrics, counts = results["metrics"], results["counts"]
+    title = "{dataset} {split}, {faces} faces, box: {box} x {box_scale}, pose: {pose}".format(**results["protocol"])
     table = Table(title=title, title_justify="left")
     table.add_column("metric")
     for heading in ("%", "95 % interval", "faces"):
@@ -572,10 +369,10 @@ def report(folder: Path, results: dict[str, Any]) -> None:
         if name in ("faces", "faces_skipped"):
             continue
         low_high = results["intervals"].get(name)
-        known = low_high is not None and low_high[0] == low_high[0]
+        known = low_high is not None and None not in low_high
         interval = "{:.2f} .. {:.2f}".format(*(100 * end for end in low_high)) if known else ""
         count = counts.get(name, counts["nme_ioc"])
-        table.add_row(name, "-" if value != value else f"{100 * value:.2f}", interval, str(count))
+        table.add_row(name, "-" if value is None else f"{100 * value:.2f}", interval, str(count))
     console = Console()
     console.print(table)
     if skipped := int(metrics["faces_skipped"]):

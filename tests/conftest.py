@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ os.environ.setdefault("WANDB_SILENT", "true")
 cv2.setNumThreads(1)
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # as for a door, so that Hydra finds the sweeper, and a copy of the project tests itself
 SMALL_FACES = ("data=synthetic68", "data.train=16", "data.val=6", "data.test=8", "data.size=96")
 SMALL = {
     "backbone": ("backbone=timm", "backbone.name=test_resnet", "backbone.pretrained=false"),
@@ -24,6 +26,11 @@ SMALL = {
     "datamodule": ("datamodule.batch_size=4", "datamodule.num_workers=0"),
 }
 """Part of a method -> what makes it small enough for a test."""
+PLAIN = (
+    "logger=csv",
+    *(f"callbacks.{name}=null" for name in ("progress", "face_grid", "worst_faces", "charts")),
+)
+"""A run that draws nothing, but can go on."""
 
 
 def options(group: str) -> list[str]:
@@ -56,6 +63,26 @@ def open_door(name: str, *words: object, folder: Path) -> None:
         patch.delenv("WANDB_MODE", raising=False)  # Lightning's offline logger sets it for the whole process
         patch.chdir(folder)
         runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
+
+
+def start_door(
+    name: str, *words: object, folder: Path, log: Path, root: Path = ROOT, **environment: str
+) -> "subprocess.Popen[bytes]":
+    """Type a command in a folder, in a process and a process group of its own, which can be killed.
+
+    Args:
+        name: of the door.
+        words: that are typed.
+        folder: in which they are typed.
+        log: what the process prints is added to this file.
+        root: of the project.
+        environment: further variables.
+    """
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "FACELAB_", "SLURM_"))}
+    kept |= {"FACELAB_CACHE": os.environ["FACELAB_TEST_CACHE"], "WANDB_SILENT": "true", **environment}
+    line = [sys.executable, str(root / f"{name}.py"), *map(str, words)]
+    with log.open("ab") as file:
+        return subprocess.Popen(line, cwd=folder, env=kept, stdout=file, stderr=file, start_new_session=True)
 
 
 def face_data(*folder: str) -> Path:

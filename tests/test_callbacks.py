@@ -1,5 +1,7 @@
-"""The pictures of a run."""
+"""The pictures and the results of a run."""
 
+import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,14 +10,20 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from lightning import Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks import pictures
 from callbacks.pictures import FaceGrid, WorstFaces, save_picture
+from callbacks.results import Results, fingerprint, intervals
+from facelab import runs
+from facelab.cost import cost
 from facelab.landmarks.batch import LandmarkBatch
 from facelab.landmarks.layouts import FIVE5
-from facelab.metrics.faces import face_table
+from facelab.metrics import landmarks
+from facelab.metrics.faces import FaceTable, face_table
 
 EYE = torch.eye(3)
 
@@ -41,7 +49,7 @@ def test_pictures_after_training(trained: Path) -> None:
 
 def test_loggers_receive_the_pictures(trained: Path) -> None:
     """Pictures that only lie on the disk of a machine nobody looks at."""
-    names = {"val/faces", "test/faces", "test/worst_faces"}
+    names = {"val/face_grid", "test/face_grid", "test/worst_faces"}
     shown = set()
     for file in (trained / "tensorboard").glob("events.*"):
         shown |= set(EventAccumulator(str(file), {"images": 0}).Reload().Tags()["images"])
@@ -63,6 +71,7 @@ def sample(row: int) -> LandmarkBatch:
 class Faces:
     """A split of such faces."""
 
+    layout = FIVE5
     paths = tuple(Path(f"face{row}.jpg") for row in range(12))
 
     def __getitem__(self, key: tuple[int, int]) -> LandmarkBatch:
@@ -74,9 +83,10 @@ def batch_of(rows: list[int]) -> LandmarkBatch:
     return LandmarkBatch(*(torch.stack(column) for column in zip(*map(sample, rows), strict=True)))
 
 
-def fake_trainer() -> Any:
+def fake_trainer(world_size: int = 1) -> Any:
+    datamodule = SimpleNamespace(faces={"test": Faces()}, data=SimpleNamespace(tags=()))
     return SimpleNamespace(
-        loggers=[], datamodule=SimpleNamespace(faces={"test": Faces()}), current_epoch=0, global_step=0
+        loggers=[], datamodule=datamodule, current_epoch=0, global_step=0, world_size=world_size, is_global_zero=True
     )
 
 
@@ -110,8 +120,8 @@ def test_the_worst_come_first(tmp_path: Path) -> None:
     assert greys(tmp_path / "worst.png", 64, 5) == [6, 5, 11, 9, 3]
 
 
-def test_faces_of_another_process_leave_no_gap(tmp_path: Path) -> None:
-    """The worst faces of all processes chosen first, of which this one can then show half."""
+def test_the_worst_of_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worst of one process's faces shown as the worst of all, or one of another's without its prediction."""
     rows, n = [1, 2, 3, 4], FIVE5.num_points
     points = np.tile(np.array([[0, 0], [10, 0], [5, 5], [0, 10], [10, 10]], np.float32), (4, 1, 1))
     table = face_table(
@@ -124,11 +134,28 @@ def test_faces_of_another_process_leave_no_gap(tmp_path: Path) -> None:
         pose=np.zeros((4, 3)),
         tags=np.zeros((4, 0), bool),
     )
-    worst, module = WorstFaces(str(tmp_path), columns=2, rows=1, cell=64), SimpleNamespace(layout=FIVE5, table=table)
-    batch, outputs = batch_of([1, 3]), SimpleNamespace(points=torch.zeros(2, n, 2))
-    worst.on_test_batch_end(fake_trainer(), module, outputs, batch, 0)  # type: ignore[arg-type]
-    worst.on_test_end(fake_trainer(), module)  # type: ignore[arg-type]
-    assert greys(tmp_path / "worst.png", 64, 2) == [3, 1]
+    module: Any = SimpleNamespace(layout=FIVE5, table=table, device=torch.device("cpu"))
+    sent: list[torch.Tensor] = []
+    drawn: list[float] = []
+
+    def gather(own: torch.Tensor) -> list[torch.Tensor]:
+        sent.append(own)
+        return sent
+
+    def draw(image: np.ndarray, *_: Any, prediction: np.ndarray, side: int, **__: Any) -> np.ndarray:
+        drawn.append(float(prediction.mean()))
+        return np.full((side, side, 3), image[0, 0])
+
+    monkeypatch.setattr(pictures, "gather_all_tensors", gather)
+    monkeypatch.setattr(pictures, "cell", draw)
+    for part in ([2, 4, 1], [1, 3]):  # face 1 was dealt out twice; the second process gathers after the first
+        worst, batch = WorstFaces(str(tmp_path), columns=3, rows=1, cell=64), batch_of(part)
+        predicted = torch.tensor(part, dtype=torch.float32)[:, None, None].expand(-1, n, 2)
+        worst.on_test_batch_end(fake_trainer(2), module, SimpleNamespace(points=predicted), batch, 0)
+        drawn.clear()
+        worst.on_test_end(fake_trainer(2), module)
+    assert greys(tmp_path / "worst.png", 64, 3) == [4, 3, 2]
+    assert drawn == [4, 3, 2]
 
 
 def test_the_grid_holds_the_first_faces(tmp_path: Path) -> None:
@@ -146,7 +173,7 @@ def test_the_grid_holds_the_first_faces(tmp_path: Path) -> None:
 def test_a_picture_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a picture, or a temporary file, after a full disk."""
     path, picture = tmp_path / "samples" / "test.png", np.zeros((8, 8, 3), np.uint8)
-    save_picture(fake_trainer(), picture, path, "test/faces")
+    save_picture(fake_trainer(), picture, path, "test/face_grid")
     before = path.read_bytes()
 
     def fail(name: str, image: np.ndarray) -> bool:
@@ -155,7 +182,7 @@ def test_a_picture_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(pictures.cv2, "imwrite", fail)
     with pytest.raises(OSError, match=r"test\.png could not be written"):
-        save_picture(fake_trainer(), picture + 255, path, "test/faces")
+        save_picture(fake_trainer(), picture + 255, path, "test/face_grid")
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["test.png"]
 
@@ -164,5 +191,93 @@ def test_colours_are_not_swapped(tmp_path: Path) -> None:
     """Blue faces: OpenCV writes BGR."""
     red = np.zeros((8, 8, 3), np.uint8)
     red[..., 0] = 255
-    save_picture(fake_trainer(), red, tmp_path / "red.png", "test/faces")
+    save_picture(fake_trainer(), red, tmp_path / "red.png", "test/face_grid")
     assert (read(tmp_path / "red.png") == red).all()
+
+
+# Results
+
+
+def measured_again(run: Path, cache: Path, folder: Path) -> tuple[Any, Any]:
+    """Test a run again, without the door; its module and its datamodule."""
+    paths = {"data": "nowhere", "cache": str(cache), "run": str(folder), "name": "x", "group": "g", "id": "i"}
+    opened = runs.load_run(run, OmegaConf.create(paths))
+    datamodule = runs.build(opened.cfg.datamodule)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(accelerator="cpu", devices=1, callbacks=[Results(str(folder))], **quiet)  # type: ignore[arg-type]
+    trainer.test(opened.module, datamodule, verbose=False)
+    return opened.module, datamodule
+
+
+def test_results_are_written_where_the_test_runs(trained: Path, cache: Path, tmp_path: Path) -> None:
+    """Numbers that only a door can write: with ddp_spawn the table exists in other processes."""
+    module, datamodule = measured_again(trained, cache, tmp_path / "again")
+    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == ["faces.csv", "metrics.json"]
+    found, before = (json.loads((run / "metrics.json").read_text()) for run in (tmp_path / "again", trained))
+    assert found.keys() == {"name", "protocol", "metrics", "counts", "left_out", "intervals", "cost"}
+    assert found["name"] == "again"
+    assert found["protocol"] == before["protocol"]
+    for name, value in before["metrics"].items():
+        assert found["metrics"][name] == (None if value is None else pytest.approx(value, abs=1e-6)), name
+    assert found["intervals"].keys() == found["metrics"].keys() - {"faces", "faces_skipped"}
+    for name, (low, high) in found["intervals"].items():
+        value = found["metrics"][name]
+        assert (low is None) == (value is None) and (value is None or low <= value <= high), name
+    assert found["cost"] == cost(module, datamodule.crop.size)
+    faces = landmarks.read_faces(tmp_path / "again" / "faces.csv")
+    assert faces["photo"].tolist() == [path.name for path in datamodule.faces["test"].paths]
+    np.testing.assert_array_equal(faces["nme_box"], landmarks.nme_per_face(module.table, "box"))
+
+
+def test_one_process_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that several processes write at once."""
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    Results(str(tmp_path)).on_test_end(fake_trainer(2), SimpleNamespace())  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_intervals_by_pose() -> None:
+    """The spread of the mean of three buckets taken as that of all faces, most of which are frontal."""
+    random, n = np.random.default_rng(0), 300
+    yaw = np.repeat([0.0, 45, 80], (260, 30, 10))
+    box = random.normal(0.02, 0.002, n) + np.repeat([0, 0.02, 0.08], (260, 30, 10)) * random.normal(1, 0.5, n)
+    points = FIVE5.num_points
+    table = FaceTable(
+        face_id=np.arange(n),
+        error=np.repeat(100 * box[:, None], points, axis=1),
+        valid=np.ones((n, points), bool),
+        **dict.fromkeys(("ioc", "ipd", "box", "diag"), np.full(n, 100.0)),
+        pose=np.stack([yaw, yaw, yaw], axis=1),
+        tags=np.zeros((n, 0), bool),
+    )
+    found, numbers = intervals(table, FIVE5, ()), landmarks.summary(table, FIVE5, ())
+    wide = {name: high - low for name, (low, high) in found.items()}
+    buckets = [f"nme_box_yaw_{name}" for name in landmarks.YAW_BUCKETS]
+    deviations = [box[yaw == angle].std() / math.sqrt((yaw == angle).sum()) for angle in (0, 45, 80)]
+    for name, deviation in zip(buckets, deviations, strict=True):
+        assert wide[name] == pytest.approx(2 * 1.96 * deviation, rel=0.2)
+    assert wide["nme_box_yaw_mean"] == pytest.approx(2 * 1.96 * math.hypot(*deviations) / 3, rel=0.2)
+    for name in (*buckets, "nme_box_yaw_mean"):
+        assert found[name][0] < numbers[name] < found[name][1]
+    frontal = FaceTable._make(column[:260] for column in table)
+    assert np.isnan(intervals(frontal, FIVE5, ())["nme_box_yaw_mean"]).all()
+    unknown = table._replace(pose=np.full((n, 3), np.nan))
+    assert not [name for name in intervals(unknown, FIVE5, ()) if "yaw" in name]
+
+
+def some_faces(folder: str = "a", move: float = 0.0, name: str = "1.jpg") -> Any:
+    points = np.arange(20, dtype=np.float64).reshape(2, 5, 2) / 3
+    points[1, 4, 1] += move
+    return SimpleNamespace(
+        paths=[Path(folder, "0.jpg"), Path(folder, name)], faces=[SimpleNamespace(points=each) for each in points]
+    )
+
+
+def test_the_fingerprint_of_the_truth() -> None:
+    """Comparable runs of two machines kept apart, or runs compared whose truth is not the same."""
+    reference = fingerprint(some_faces(), [0, 1])
+    assert reference == "e92712e01eb6d494"
+    assert fingerprint(some_faces(folder="/other/machine"), [0, 1]) == reference
+    for other in (some_faces(move=0.01), some_faces(name="2.jpg")):
+        assert fingerprint(other, [0, 1]) != reference
+    assert fingerprint(some_faces(), [0]) != reference

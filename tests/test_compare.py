@@ -3,6 +3,7 @@ import json
 import math
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,8 @@ import numpy as np
 import pytest
 import yaml
 
-from facelab import comparison
-from facelab.comparison import Run, Table, best, compare, grid, read_run, read_runs
+from facelab import comparison, pairing, published, status
+from facelab.comparison import Row, Run, Table, best, compare, grid, read_run, read_runs, row_of, rows_of
 
 ROOT = Path(__file__).parents[1]
 PROTOCOL = {
@@ -102,7 +103,22 @@ def run(name: str, state: str = "finished", **metrics: tuple[float, float, float
     """A run whose metrics have these values and intervals."""
     values = {key: value for key, (value, _, _) in metrics.items()} | {"faces": 100.0}
     intervals = {key: (low, high) for key, (_, low, high) in metrics.items()}
-    return Run(name, Path(name), state, "", {}, dict(PROTOCOL), values, {}, intervals)
+    return Run(name, Path(name), state, "", {}, dict(PROTOCOL), values, {}, intervals, {}, {}, ())
+
+
+def row(name: str, state: str = "finished", **metrics: tuple[float, float, float]) -> Row:
+    """The row of a single such run."""
+    return row_of([run(name, state, **metrics)])
+
+
+def seeds(name: str, *values: float, **config: Any) -> list[Run]:
+    """Runs of seeds 1, 2, ... with these errors, whose intervals over faces reach 0.001 to both sides."""
+    return [
+        run(f"{name}-s{seed}", nme_box=(value, value - 0.001, value + 0.001))._replace(
+            config={"seed": seed, "datamodule.seed": seed, "name": name} | config
+        )
+        for seed, value in enumerate(values, start=1)
+    ]
 
 
 def settings_of(*configs: dict[str, Any]) -> Table:
@@ -116,12 +132,19 @@ def door(*words: object, **environment: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
 
 
+def opened(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
+    """Open the door in this process, which has imported torch already."""
+    monkeypatch.setattr(sys, "argv", ["compare.py", *map(str, words)])
+    runpy.run_path(str(ROOT / "compare.py"), run_name="__main__")
+
+
 # Reading
 
 
 def test_the_run_of_this_project_is_read(tmp_path: Path) -> None:
     """A metric or an entry of metrics.json is renamed where it is written, and its column silently vanishes."""
-    from facelab import runs
+    from callbacks.results import intervals
+    from facelab.atomic import write_json
     from facelab.landmarks.layouts import IBUG68
     from facelab.metrics import landmarks
     from facelab.metrics.faces import FaceTable
@@ -140,14 +163,14 @@ def test_the_run_of_this_project_is_read(tmp_path: Path) -> None:
         "protocol": PROTOCOL | {"faces": 3},
         "metrics": landmarks.summary(table, IBUG68, ()),
         "counts": landmarks.counts(table, IBUG68, ()),
-        "intervals": runs.intervals(table),
+        "intervals": intervals(table, IBUG68, ()),
     }
-    runs.write_json(folder / "metrics.json", results)
+    write_json(folder / "metrics.json", results)
     found = read_run(folder)
     assert found.ranked and found.reason == ""
     assert compare([found], None)[0].metrics == list(comparison.MAIN)
     assert found.metrics["nme_box"] == pytest.approx(0.04)
-    assert set(found.intervals) == {"nme_ioc", "nme_box", "fr08_ioc", "auc08_ioc"}
+    assert {"nme_ioc", "nme_box", "fr08_ioc", "auc08_ioc", "nme_box_yaw_0_30"} <= set(found.intervals)
     assert [found.faces(name) for name in ("nme_box", "fr08_ioc", "nme_box_yaw_30_60")] == [3, 3, 1]
 
 
@@ -172,6 +195,27 @@ def test_folders_sweeps_and_patterns(tmp_path: Path) -> None:
     found = read_runs([tmp_path / "sweep", tmp_path / "sweep" / "2", f"{tmp_path}/runs/*", f"{tmp_path}/s*"])
     assert [each.name for each in found] == ["sweep/2", "sweep/10", "sweep/11", "a", "b"]
     assert [each.state for each in found] == ["finished", "finished", "no run", "finished", "finished"]
+
+
+def test_cells_of_a_sweep_that_have_no_folder_are_missing(tmp_path: Path) -> None:
+    """A grid whose last cells never began looks complete; nobody can tell what they were to be."""
+    write(tmp_path / "sweep" / "0")
+    write(tmp_path / "sweep" / "2", status={"state": "failed", "reason": "?"}, measured=False)
+    cells = {"0": ["seed=1"], "2": ["seed=3"], "10": ["backbone=mbv2", "seed=4"], "9": ["seed=2"]}
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"stamp": "sweep", "overrides": [], "cells": cells}))
+    found = read_runs([tmp_path / "sweep"])
+    assert [(each.name, each.state) for each in found] == [
+        *[("sweep/0", "finished"), ("sweep/2", "failed"), ("sweep/9", "missing"), ("sweep/10", "missing")]
+    ]
+    rows = [[cell.text for cell in row] for row in comparison.grid_without_numbers(found)]
+    assert rows[3] == ["sweep/10", "backbone=mbv2 seed=4", "missing", "not begun"]
+    assert read_runs([tmp_path / "sweep" / "2"])[0].typed == ("seed=3",)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "sweep.json").write_text(json.dumps({"cells": {"0": []}}))
+    assert [each.state for each in read_runs([tmp_path / "new"])] == ["missing"]
+    (tmp_path / "new" / "sweep.json").write_text("{")
+    with pytest.raises(ValueError, match=r"sweep\.json"):
+        read_runs([tmp_path / "new"])
 
 
 @pytest.mark.parametrize("path", ["nowhere", "run*", "."])
@@ -219,15 +263,20 @@ def test_numbers_survive_a_broken_neighbour(tmp_path: Path, file: str) -> None:
 def test_why_a_run_has_no_numbers(tmp_path: Path) -> None:
     """Failed, running and unfinished runs look alike, or a multi-line reason tears the table."""
     failed = {"state": "failed", "reason": "OutOfMemoryError: CUDA\n  out of memory"}
-    running = {"state": "running", "started": "2026-11-20T07:16:30+0000", "host": "node3", "pid": 9}
+    running = {"state": "running", "started": status.now(), "host": "node3", "pid": 9}
+    lost = running | {"started": "2026-11-20T07:16:30+0000", "heartbeat": "2024-11-20T07:20:00+0000"}
     assert read_run(write(tmp_path / "a", status=failed, measured=False))[2:4] == (
         "failed",
         "OutOfMemoryError: CUDA out of memory",
     )
     assert read_run(write(tmp_path / "b", status=running, measured=False))[2:4] == (
         "running",
-        "since 2026-11-20T07:16:30+0000 on node3, process 9",
+        f"since {running['started']}, process 9 on node3",
     )
+    assert read_run(write(tmp_path / "e", status=lost, measured=False))[2] == "lost"
+    for state in ("stopped", "queued"):
+        found = read_run(write(tmp_path / state, status={"state": state, "reason": "asked"}, measured=False))
+        assert found[2:4] == (state, "asked")
     assert read_run(write(tmp_path / "c", measured=False))[2:4] == ("finished", "no metrics.json")
     (tmp_path / "d" / ".hydra").mkdir(parents=True)
     assert read_run(tmp_path / "d")[2:4] == ("unknown", "no status.json, config.yaml, metrics.json")
@@ -322,23 +371,119 @@ def test_runs_are_sorted_by_nme_box() -> None:
 
 def test_best_is_outside_the_noise_of_all_others() -> None:
     """The lowest number is bold though another's interval meets its own, or the higher AUC counts as the worse."""
-    a, b, c = (run(name, nme_box=ends) for name, ends in {"a": (4, 3, 5), "b": (6, 5.1, 7), "c": (6, 5, 7)}.items())
+    a, b, c = (row(name, nme_box=ends) for name, ends in {"a": (4, 3, 5), "b": (6, 5.1, 7), "c": (6, 5, 7)}.items())
     assert best([a, b], "nme_box") is a and best([b, a], "nme_box") is a
     assert best([a, b, c], "nme_box") is None and best([a], "nme_box") is None
-    low, high = run("low", auc08_ioc=(0.4, 0.3, 0.45)), run("high", auc08_ioc=(0.6, 0.5, 0.7))
+    low, high = row("low", auc08_ioc=(0.4, 0.3, 0.45)), row("high", auc08_ioc=(0.6, 0.5, 0.7))
     assert best([low, high], "auc08_ioc") is high
-    same = [run(name, fr08_ioc=(1, 1, 1)) for name in "ab"]
+    same = [row(name, fr08_ioc=(1, 1, 1)) for name in "ab"]
     assert best(same, "fr08_ioc") is None
 
 
 def test_best_needs_an_end_and_known_noise() -> None:
     """A run that has failed wins; a number without an interval is bold as if it were sure."""
-    a, b = run("a", nme_box=(4, 3, 5)), run("b", nme_box=(7, 6, 8))
-    failed = run("d", state="failed", nme_box=(1, 0.5, 2))
+    a, b = row("a", nme_box=(4, 3, 5)), row("b", nme_box=(7, 6, 8))
+    failed = row("d", state="failed", nme_box=(1, 0.5, 2))
     assert best([failed, a, b], "nme_box") is a
     assert best([a, b._replace(intervals={})], "nme_box") is None
     assert best([a._replace(intervals={"nme_box": (math.nan, math.nan)}), b], "nme_box") is None
-    assert best([run("a", loss=(1, 0, 2)), run("b", loss=(9, 8, 10))], "loss") is None
+    assert best([row("a", loss=(1, 0, 2)), row("b", loss=(9, 8, 10))], "loss") is None
+
+
+# Seeds
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_row() -> None:
+    """Runs of other settings are averaged; a seed that was set apart, or a repeated one, passes for another draw."""
+    table = compare([*seeds("a", 0.04, 0.05, 0.06), *seeds("b", 0.03)], None)[0]
+    assert [(each.name, len(each.runs)) for each in table.rows] == [("b-s1", 1), ("a (3 seeds)", 3)]
+    mean = table.rows[1]
+    assert mean.metrics["nme_box"] == pytest.approx(0.05) and mean.deviations["nme_box"] == pytest.approx(0.01)
+    assert mean.intervals["nme_box"] == pytest.approx((0.049, 0.051))
+    assert {each.name for each in table.runs} == {"a-s1", "a-s2", "a-s3", "b-s1"}
+    first, second = seeds("a", 0.04, 0.05)
+    apart = second._replace(config=second.config | {"datamodule.seed": 7})
+    repeated = second._replace(name="again")
+    failed = second._replace(state="failed")
+    for other in (apart, failed):
+        assert [len(each.runs) for each in rows_of([first, other])] == [1, 1]
+    assert sorted(len(each.runs) for each in rows_of([first, second, repeated])) == [1, 2]
+    assert [len(each.runs) for each in rows_of([run("x"), run("y")])] == [1, 1]
+
+
+def test_evaluations_of_seeds_are_one_row() -> None:
+    """The folder of the run that was evaluated counts as a setting, so its seeds never meet; or its checkpoint not."""
+    a, b = (each._replace(config=each.config | {"evaluate.ckpt": f"logs/{each.name}"}) for each in seeds("a", 1, 2))
+    assert [each.name for each in rows_of([a, b])] == ["a (2 seeds)"]
+    best_one = b._replace(config=b.config | {"evaluate.ckpt": "logs/b/checkpoints/best.ckpt"})
+    assert len(rows_of([a, best_one])) == 2
+
+
+def test_a_mean_is_best_only_beyond_the_deviation_of_its_seeds() -> None:
+    """A lead that another seed would turn round is bold, since each run alone is sure of its faces."""
+    close = [row_of(seeds("a", 0.040, 0.050)), row_of(seeds("b", 0.046, 0.056))]
+    assert best(close, "nme_box") is None
+    alone = row("c", nme_box=(0.0445, 0.044, 0.045))
+    assert best([close[1], alone], "nme_box") is None  # 0.0065 ahead of 0.051, and that is what seeds do
+    clear = [row_of(seeds("a", 0.040, 0.042)), row_of(seeds("b", 0.048, 0.050))]
+    assert best(clear, "nme_box") is clear[0]
+    unsure = [each._replace(intervals={"nme_box": (0.03, 0.06)}) for each in clear]
+    assert best(unsure, "nme_box") is None
+    assert best([each._replace(intervals={}) for each in clear], "nme_box").name == "a (2 seeds)"  # type: ignore[union-attr]
+
+
+def test_infinite_seeds_have_no_deviation() -> None:
+    """One run that leaves a point out ends the comparison with an error."""
+    mean = row_of(seeds("a", 0.04, math.inf))
+    assert mean.metrics["nme_box"] == math.inf and math.isnan(mean.deviations["nme_box"])
+
+
+# What papers report
+
+
+def test_a_paper_stands_only_beside_its_own_test_set() -> None:
+    """A published number is shown beside another split, part or markup, another backbone or another metric."""
+    official = PROTOCOL | {"faces": 2500}
+    config = {comparison.MODEL: "lightning_modules.pipnet.PIPNet", "backbone.name": "resnet18"}
+
+    def shown(metric: str, protocol: dict[str, Any], **settings: Any) -> float:
+        one = run("a", nme_ioc=(0.05, 0.04, 0.06))._replace(protocol=protocol, config=config | settings)
+        table = compare([one], None)[0]
+        return comparison.paper_value(table, table.rows[0], metric)
+
+    assert shown("nme_ioc", official) == 0.0457
+    for entry in ({"split": "val"}, {"faces": 2499}, {"dataset": "mine"}, {"layout": "ibug68"}):
+        assert math.isnan(shown("nme_ioc", official | entry))
+    assert math.isnan(shown("nme_box", official))
+    assert math.isnan(shown("nme_ioc", official, **{"backbone.name": "resnet10t"}))
+    assert shown("nme_ioc_tag_pose", official, **{comparison.MODEL: "lightning_modules.hrnet.HRNet"}) == 0.0786
+
+
+def test_published_numbers_are_fractions_with_a_source() -> None:
+    """A number typed in percent, twice, or without the place it can be looked up."""
+    with published.FILE.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert all(0 < float(each["value"]) < 1 and each["source"] and each["faces"].isdecimal() for each in rows)
+    keys = [tuple(each[key] for key in ("dataset", "split", "method", "backbone", "metric")) for each in rows]
+    assert len({*keys}) == len(keys)
+
+
+# Cost
+
+
+def test_costs_are_read(tmp_path: Path) -> None:
+    """Counted MACs or a measured latency are shown under another unit, or an older run without them is refused."""
+    folder = write(tmp_path / "sweep" / "0")
+    old = write(tmp_path / "sweep" / "1", config=changed(CONFIG, backbone__name="x"))
+    results = json.loads((folder / "metrics.json").read_text())
+    results["cost"] = {"params": 2_000_000, "macs": 580_000_000, "flops": 1_160_000_000}
+    (folder / "metrics.json").write_text(json.dumps(results))
+    (folder / "benchmark.json").write_text(json.dumps({"latency_p50_ms": 12.34, "cpu": "EPYC", "threads": 1}))
+    rows = grid(compare([read_run(folder), read_run(old)], ["nme_box"])[0])
+    assert [cell.text for cell in rows[0][-3:]] == ["params M", "MACs G", "latency ms"]
+    assert {tuple(cell.text for cell in row[-3:]) for row in rows[1:]} == {("2.00", "0.58", "12.3"), ("-", "-", "-")}
+    (folder / "benchmark.json").write_text("{")
+    assert read_run(folder).state == "unreadable"
 
 
 def test_faces_that_were_left_out_are_told(tmp_path: Path) -> None:
@@ -364,7 +509,7 @@ def sweep(tmp_path: Path) -> Path:
     """Two whole tests of one protocol, one of another, and three runs without numbers."""
     folder = tmp_path / "sweep"
     wide, near = {"nme_box": [0.05, 0.08]}, {"nme_box": [0.039, 0.041]}
-    write(folder / "0", config=changed(CONFIG, seed=3), metrics={"nme_box": 0.06}, intervals=wide)
+    write(folder / "0", config=changed(CONFIG, crop__size=3), metrics={"nme_box": 0.06}, intervals=wide)
     write(folder / "1", metrics={"nme_box": 0.04012345678901234}, intervals=near)
     write(folder / "2", protocol={"flip_test": True})
     write(folder / "3", status={"state": "failed", "reason": "ValueError: a | b [c]"}, measured=False)
@@ -382,13 +527,17 @@ def test_the_terminal_shows_every_run(sweep: Path) -> None:
     place = [next(i for i, line in enumerate(lines) if f"sweep/{job} " in line) for job in (1, 0, 2, 3, 4, 5)]
     assert place == sorted(place)
     best_, second = lines[place[0]].split(), lines[place[1]].split()
-    assert best_ == ["sweep/1", "1", "5.00", "4.01", "10.00", "50.00", "3.00"] and second[1:4] == ["3", "5.00", "6.00"]
+    assert best_ == ["sweep/1", "256", "5.00", "4.01", "10.00", "50.00", "3.00"] and second[1:4] == [
+        "3",
+        "5.00",
+        "6.00",
+    ]
     assert "3.90..4.10" in lines[place[0] + 1]
     for text in (
         "Table 1: wflw98 test, 100 faces, wflw98, box: points x 1.1, flip test: no, pose: estimated",
         "protocols differ in flip_test (no | yes)",
         "ValueError: a | b [c]",
-        "since now on h, process 1",
+        "process 1 on h: no sign of life, 'now' is no time",
         "unreadable",
     ):
         assert text in result.stdout
@@ -399,7 +548,7 @@ def test_a_narrow_window_cuts_no_number(sweep: Path) -> None:
     result = door(sweep, FORCE_COLOR="1", COLUMNS="40")
     shown = re.sub(r"\x1b\[[0-9;]*m", "", result.stdout)
     assert "3.90..4.10" in shown and "…" not in shown
-    assert re.search(r"sweep/1 +1 +5\.00 +4\.01 +10\.00 +50\.00 +3\.00", shown)
+    assert re.search(r"sweep/1 +256 +5\.00 +4\.01 +10\.00 +50\.00 +3\.00", shown)
 
 
 def test_csv_holds_full_fractions(sweep: Path, tmp_path: Path) -> None:
@@ -413,8 +562,9 @@ def test_csv_holds_full_fractions(sweep: Path, tmp_path: Path) -> None:
     first = rows["sweep/1"]
     assert first["nme_box"] == "0.04012345678901234" and first["faces"] == "100.0"
     assert (first["nme_box_low"], first["nme_box_high"], first["nme_box_faces"]) == ("0.039", "0.041", "100")
-    assert (first["table"], first["config.seed"], first["protocol.flip_test"]) == ("1", "1", "False")
+    assert (first["table"], first["config.crop.size"], first["protocol.flip_test"]) == ("1", "256", "False")
     assert rows["sweep/2"]["protocol.flip_test"] == "True" and rows["sweep/2"]["nme_box_low"] == ""
+    assert first["runs"] == "1" and "nme_box_sd" not in first and "nme_box_paper" not in first
     assert (rows["sweep/3"]["state"], rows["sweep/3"]["reason"]) == ("failed", "ValueError: a | b [c]")
     assert rows["sweep/3"]["nme_box"] == rows["sweep/3"]["protocol.dataset"] == ""
     assert sorted(path.name for path in file.parent.iterdir()) == ["runs.csv"]
@@ -425,8 +575,10 @@ def test_markdown_is_a_table(sweep: Path, tmp_path: Path) -> None:
     file = tmp_path / "runs.md"
     assert door(sweep, "--markdown", file, "--metrics", "nme_box", "nme_box_yaw_0_30").returncode == 0
     text = file.read_text()
-    assert "| run | seed | nme_box (100 faces) | nme_box_yaw_0_30 (60 faces) |\n| --- | --- | ---: | ---: |" in text
-    assert "| sweep/1 | 1 | **4.01** (3.90..4.10) | 3.00 |" in text
+    assert (
+        "| run | crop.size | nme_box (100 faces) | nme_box_yaw_0_30 (60 faces) |\n| --- | --- | ---: | ---: |" in text
+    )
+    assert "| sweep/1 | 256 | **4.01** (3.90..4.10) | 3.00 |" in text
     assert "| sweep/0 | 3 | 6.00 (5.00..8.00) | 3.00 |" in text
     assert r"ValueError: a \| b [c]" in text
     assert text.count("**Table ") == 2 and "**Runs without numbers**" in text
@@ -437,7 +589,7 @@ def test_markdown_is_a_table(sweep: Path, tmp_path: Path) -> None:
     [
         (["nowhere"], "nowhere: no such folder"),
         ([".", "--metrics", "nme_bx"], "did you mean nme_box"),
-        ([".", "--csv", "."], "."),
+        ([".", "--csv", "."], "Is a directory"),
     ],
 )
 def test_mistakes_end_with_one_line(tmp_path: Path, words: list[str], message: str) -> None:
@@ -454,3 +606,70 @@ def test_nothing_heavy_is_imported() -> None:
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout == "set()\n"
     assert "--markdown FILE" in door("--help").stdout
+
+
+def test_seeds_in_the_files(tmp_path: Path) -> None:
+    """The mean of seeds is not in the files, stands without its deviation, or takes the place of its runs."""
+    for seed, value in ((1, 0.04), (2, 0.05)):
+        config = changed(CONFIG, seed=seed, datamodule__seed=seed)
+        write(tmp_path / "sweep" / str(seed), config=config, metrics={"nme_box": value})
+    assert door(tmp_path / "sweep", "--csv", tmp_path / "a.csv", "--markdown", tmp_path / "a.md").returncode == 0
+    with (tmp_path / "a.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["run"], row["runs"], row["state"]) for row in rows] == [
+        *[("sweep/1,2 (2 seeds)", "2", "mean"), ("sweep/1", "1", "finished"), ("sweep/2", "1", "finished")]
+    ]
+    assert float(rows[0]["nme_box"]) == pytest.approx(0.045)
+    assert float(rows[0]["nme_box_sd"]) == pytest.approx(0.0070710678) and rows[1]["nme_box_sd"] == ""
+    assert rows[0]["config.seed"] == "1, 2"
+    assert "| sweep/1,2 (2 seeds) | 1, 2 |" in (tmp_path / "a.md").read_text()
+    assert "4.50 (± 0.71)" in (tmp_path / "a.md").read_text() and "| sweep/1 |" not in (tmp_path / "a.md").read_text()
+    each = door(tmp_path / "sweep", "--each").stdout
+    assert "± 0.71" in each and "sweep/2 " in each
+
+
+# Two runs
+
+
+def write_faces(folder: Path, errors: Sequence[float], photos: Sequence[str], size: float = 100) -> None:
+    """Write faces.csv with these errors, for both normalisers."""
+    columns = "face_id,photo,nme_ioc,nme_ipd,nme_box,nme_diag,error_px,ioc,ipd,box,diag,yaw,pitch,roll,points"
+    rows = [
+        f"{i},{photo},{error},,{error},,,,,{size},,,,,98"
+        for i, (error, photo) in enumerate(zip(errors, photos, strict=True))
+    ]
+    (folder / "faces.csv").write_text("\n".join([columns, *rows]) + "\n")
+
+
+def test_a_pair_is_compared_on_its_common_faces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows of the split are paired, though one run left out a photo; the sign is turned; faces are not counted."""
+    a, b = (write(tmp_path / "runs" / name) for name in ("first", "second"))
+    photos = [f"{i // 2}.jpg" for i in range(40)]
+    errors = [0.03 + 0.001 * i for i in range(40)]
+    write_faces(a, errors, photos)
+    write_faces(b, [error + 0.01 for error in errors[2:]], photos[2:])  # without the first photo
+    pair = pairing.compare_pair(read_run(a), read_run(b))
+    assert (pair.common, pair.faces) == (38, (40, 38))
+    assert pair.differences["nme_box"][:3] == pytest.approx((-0.01, -0.01, -0.01))
+    opened(monkeypatch, tmp_path / "runs" / "*", "--pair", "first", "second")
+    shown = capsys.readouterr().out
+    assert re.search(r"nme_box +-1\.00 +-1\.00\.\.-1\.00 +0\.002 +38", shown)
+    assert "38 faces both have (of 40 and 38)" in shown
+    write_faces(b, errors, photos, size=90)  # other true points under the same names
+    with pytest.raises(SystemExit, match="share no face"):
+        opened(monkeypatch, tmp_path / "runs" / "*", "--pair", "first", "second")
+
+
+def test_a_pair_must_be_named_clearly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs are compared that were not meant."""
+    for name in ("mbv2-s1", "mbv2-s2"):
+        write(tmp_path / name)
+    for words, message in (
+        (("mbv2", "s1"), "several runs"),
+        (("s3", "s1"), "no run's name"),
+        (("s1", "s2"), "faces.csv"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            opened(monkeypatch, f"{tmp_path}/*", "--pair", *words)

@@ -485,12 +485,49 @@ def test_paired_bootstrap_sees_what_two_intervals_do_not() -> None:
         landmarks.paired_bootstrap(a, b[1:], landmarks.nme, 100, seed=0)
 
 
+def test_groups_are_drawn_from_one_by_one() -> None:
+    """Would catch draws from all groups together, groups drawn at the same places, and weights by their sizes."""
+    random = np.random.default_rng(1)
+    groups = [random.normal(mean, 0.01, faces) for mean, faces in ((0.1, 400), (0.2, 400), (0.6, 25))]
+    low, high = landmarks.stratified_bootstrap(groups, landmarks.nme, 2000, seed=0)
+    spread = np.sqrt(sum(e.var() / len(e) for e in groups)) / 3
+    assert low < np.mean([e.mean() for e in groups]) < high
+    assert high - low == pytest.approx(2 * 1.96 * spread, rel=0.1)
+    opposite = [groups[0], 0.3 - groups[0]]  # at the same places, the errors of one would undo those of the other
+    low, high = landmarks.stratified_bootstrap(opposite, landmarks.nme, 2000, seed=0)
+    assert high - low == pytest.approx(2 * 1.96 * groups[0].std() / np.sqrt(2 * 400), rel=0.1)
+    left_out = [np.append(e, np.nan) for e in groups]
+    assert landmarks.stratified_bootstrap(left_out, landmarks.nme, 2000, seed=0) == (
+        landmarks.stratified_bootstrap(groups, landmarks.nme, 2000, seed=0)
+    )
+    assert np.isnan(landmarks.stratified_bootstrap([groups[0], np.empty(0)], landmarks.nme, 100, seed=0)).all()
+
+
 def test_common_faces() -> None:
     """Would catch faces of two runs being paired by their place in the file."""
     a, b = np.array([0, 2, 3, 7]), np.array([3, 7, 2, 9])
     rows_a, rows_b = landmarks.common_faces(a, b)
     np.testing.assert_array_equal(a[rows_a], [2, 3, 7])
     np.testing.assert_array_equal(b[rows_b], [2, 3, 7])
+
+
+def test_breakdowns_make_the_names(table: FaceTable) -> None:
+    """Would catch a part whose number has another name than its bar, or that is in one of the two alone."""
+    by_name, parts = landmarks.errors(table, LAYOUT, TAGS), landmarks.breakdowns(table, LAYOUT, TAGS)
+    assert {kind: list(by_part) for kind, by_part in parts.items()} == {
+        "nme_box_yaw": list(landmarks.YAW_BUCKETS),
+        "nme_ioc_tag": list(TAGS),
+        "nme_ioc_region": list(LAYOUT.regions),
+        "nme_box_size": list(landmarks.SIZE_BUCKETS),
+    }
+    named = {f"{kind}_{part}": e for kind, by_part in parts.items() for part, e in by_part.items()}
+    assert by_name.keys() - named.keys() == {"nme_ioc", "nme_ipd", "nme_box", "nme_diag"}
+    for name, e in named.items():
+        np.testing.assert_array_equal(by_name[name], e)
+    unknown = table._replace(pose=np.full_like(table.pose, np.nan))
+    assert "nme_box_yaw" not in landmarks.breakdowns(unknown, LAYOUT, TAGS)
+    with pytest.raises(ValueError, match="2 tags per face"):
+        landmarks.breakdowns(table, LAYOUT, ("blur",))
 
 
 def test_faces_csv_round_trip(table: FaceTable, tmp_path: Path) -> None:

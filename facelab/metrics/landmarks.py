@@ -6,17 +6,21 @@ function here leaves such faces out; it is infinite where a point was not predic
 adds nothing to an AUC and makes the mean infinite.
 """
 
+from __future__ import annotations
+
 import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from facelab.atomic import replacing
 from facelab.landmarks.geometry import Array
 from facelab.landmarks.layouts import Layout
-from facelab.metrics.faces import FaceTable
+
+if TYPE_CHECKING:  # torch, which takes seconds to import, is not needed for what is a table on disk
+    from facelab.metrics.faces import FaceTable
 
 Normaliser = Literal["ioc", "ipd", "box", "diag"]
 NORMALISERS: tuple[Normaliser, ...] = get_args(Normaliser)
@@ -125,6 +129,28 @@ def size_buckets(table: FaceTable) -> dict[str, Array]:
     return _buckets(table.box, SIZE_BUCKETS, SIZE_EDGES, right=False)
 
 
+def breakdowns(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[str, dict[str, Array]]:
+    """What a mean error is broken down by -> part -> errors ``(G,)`` of its faces, see :func:`errors`.
+
+    ``nme_box_yaw`` goes by pose, where any yaw is known, ``nme_ioc_tag`` by the dataset's subsets, ``nme_ioc_region``
+    by parts of the face, ``nme_box_size`` by size in the photo.
+
+    Raises:
+        ValueError: the table has another number of tags.
+    """
+    if len(tags) != table.tags.shape[1]:
+        raise ValueError(f"the table has {table.tags.shape[1]} tags per face, but these are named: {list(tags)}")
+    ioc, box = nme_per_face(table, "ioc"), nme_per_face(table, "box")
+    parts = {}
+    if np.isfinite(table.pose[:, 0]).any():
+        parts["nme_box_yaw"] = {name: box[faces] for name, faces in yaw_buckets(table).items()}
+    parts["nme_ioc_tag"] = {tag: ioc[faces] for tag, faces in zip(tags, table.tags.T, strict=True)}
+    points = {name: sorted({i for line in lines for i in line}) for name, lines in layout.regions.items()}
+    parts["nme_ioc_region"] = {name: nme_per_face(table, "ioc", these) for name, these in points.items()}
+    parts["nme_box_size"] = {name: box[faces] for name, faces in size_buckets(table).items()}
+    return parts
+
+
 def errors(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[str, Array]:
     """Name of a mean error to the errors ``(G,)`` of the faces it is about, NaN for those that it leaves out.
 
@@ -134,20 +160,12 @@ def errors(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[str,
     Raises:
         ValueError: the table has another number of tags.
     """
-    if len(tags) != table.tags.shape[1]:
-        raise ValueError(f"the table has {table.tags.shape[1]} tags per face, but these are named: {list(tags)}")
-    ioc, box = nme_per_face(table, "ioc"), nme_per_face(table, "box")
-    by_name = {"nme_ioc": ioc}
+    by_name = {"nme_ioc": nme_per_face(table, "ioc")}
     if all(layout.pupils):
         by_name["nme_ipd"] = nme_per_face(table, "ipd")
-    by_name |= {"nme_box": box, "nme_diag": nme_per_face(table, "diag")}
-    if np.isfinite(table.pose[:, 0]).any():
-        by_name |= {f"nme_box_yaw_{name}": box[faces] for name, faces in yaw_buckets(table).items()}
-    by_name |= {f"nme_ioc_tag_{tag}": ioc[faces] for tag, faces in zip(tags, table.tags.T, strict=True)}
-    for region, lines in layout.regions.items():
-        points = sorted({point for line in lines for point in line})
-        by_name[f"nme_ioc_region_{region}"] = nme_per_face(table, "ioc", points)
-    return by_name | {f"nme_box_size_{name}": box[faces] for name, faces in size_buckets(table).items()}
+    by_name |= {"nme_box": nme_per_face(table, "box"), "nme_diag": nme_per_face(table, "diag")}
+    parts = breakdowns(table, layout, tags).items()
+    return by_name | {f"{kind}_{part}": e for kind, by_part in parts for part, e in by_part.items()}
 
 
 def summary(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[str, float]:
@@ -206,8 +224,26 @@ def bootstrap(e: Array, statistic: Statistic, resamples: int, seed: int) -> tupl
     Returns:
         Lower and upper end; NaN if no face has an error.
     """
-    low, high = _interval(_resampled(e[~np.isnan(e)], statistic, resamples, seed))
-    return low, high
+    return _interval(_resampled(e[~np.isnan(e)], statistic, resamples, seed))
+
+
+def stratified_bootstrap(
+    groups: Sequence[Array], statistic: Statistic, resamples: int, seed: int
+) -> tuple[float, float]:
+    """95 % percentile interval of the unweighted mean of a number over groups of faces, each drawn from by itself.
+
+    Args:
+        groups: ``(G,)`` errors per face of each group.
+        statistic: the number of a group.
+        resamples: how often to draw.
+        seed: of the draws.
+
+    Returns:
+        Lower and upper end; NaN if a group has no error.
+    """
+    # one generator for each: from the same one, two groups would be drawn from at the same places
+    drawn = [_resampled(e[~np.isnan(e)], statistic, resamples, (seed, i)) for i, e in enumerate(groups)]
+    return _interval(np.mean(drawn, axis=0))
 
 
 class Difference(NamedTuple):
@@ -350,7 +386,7 @@ def _mean(values: Array) -> Array:
         return np.nansum(values, axis=-1) / (~np.isnan(values)).sum(axis=-1)
 
 
-def _resampled(e: Array, statistic: Statistic, resamples: int, seed: int) -> Array:
+def _resampled(e: Array, statistic: Statistic, resamples: int, seed: int | tuple[int, int]) -> Array:
     """The statistic ``(..., R)`` of R draws of F faces from ``(..., F)``, in blocks that fit into memory."""
     faces = e.shape[-1]
     if not faces:

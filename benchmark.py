@@ -1,0 +1,165 @@
+"""Measure size and speed: ``python benchmark.py ckpt=RUN``, or ``python benchmark.py model=pipnet backbone=mbv2``."""
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from facelab import runs
+from facelab.atomic import replacing, write_json
+from facelab.recording import recorded
+
+if TYPE_CHECKING:
+    from lightning_modules.landmark import LandmarkModule
+
+OPTIONS = ("task", "ckpt", "device", "threads", "batch", "seconds", "repeats", "memory_format", "compile")
+"""The keys that say what is measured and how; with a model, those of train.py say which."""
+Row = dict[str, str | int | float | bool]
+
+
+def benchmarked(ckpt: str | ListConfig | None, model: str) -> str:
+    """What a benchmark is called: as the one run, by the number of runs, or by what a model is made of."""
+    if isinstance(ckpt, ListConfig) and len(ckpt) != 1:
+        return f"{len(ckpt)}-runs"
+    return model if ckpt is None else runs.run_name(ckpt[0] if isinstance(ckpt, ListConfig) else ckpt)
+
+
+OmegaConf.register_new_resolver("benchmarked", benchmarked, replace=True)
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="benchmark")
+def main(cfg: DictConfig) -> None:
+    """Measure each run, or the model; print a table, and write it down with each run."""
+    folder = Path(cfg.paths.run)
+    with recorded(folder):
+        check_values(cfg)
+        runs.check(cfg, (*runs.TRAIN_KEYS, *OPTIONS))
+        rows = measure_runs(folder, cfg) if cfg.ckpt is not None else [measure_model(folder, cfg)]
+        write_csv(folder / "benchmark.csv", rows)
+    report(folder, rows)
+
+
+def check_values(cfg: DictConfig) -> None:
+    """Refuse values that would fail later or change nothing.
+
+    Raises:
+        SystemExit: says which value, and what is expected.
+    """
+    for key in ("threads", "batch", "repeats"):
+        if type(cfg[key]) is not int or cfg[key] < 1:
+            raise SystemExit(f"{key}={cfg[key]}: a whole number over 0 expected")
+    if type(cfg.seconds) not in (int, float) or not 0 <= cfg.seconds < float("inf"):
+        raise SystemExit(f"seconds={cfg.seconds}: a number, 0 or more, expected")
+    if cfg.device not in ("auto", "cpu", "cuda"):
+        raise SystemExit(f"device={cfg.device}: auto, cpu or cuda expected")
+    if cfg.ckpt is not None:
+        if not checkpoints(cfg):
+            raise SystemExit("ckpt=[]: a run folder or a checkpoint file expected")
+        typed = [word.lstrip("+~").partition("=")[0] for word in HydraConfig.get().overrides.task]
+        if others := [key for key in typed if key not in OPTIONS and not key.startswith("paths")]:
+            raise SystemExit(
+                f"{others[0]}=... changes nothing beside ckpt=..., which is measured as it was trained; without ckpt "
+                "the model that you type is measured"
+            )
+
+
+def checkpoints(cfg: DictConfig) -> list[Path]:
+    """The run folders and checkpoint files that are to be measured."""
+    given = cfg.ckpt if isinstance(cfg.ckpt, ListConfig) else [cfg.ckpt]
+    return [Path(str(path)).expanduser() for path in given]
+
+
+def measure_runs(folder: Path, cfg: DictConfig) -> list[Row]:
+    """Measure trained runs, and write ``benchmark.json`` into the folder of each; a lone checkpoint has none."""
+    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+    runs.write_config(folder, OmegaConf.create({key: resolved[key] for key in (*OPTIONS, "paths")}))
+    loaded = [runs.load_run(path, cfg.paths) for path in checkpoints(cfg)]
+    rows: list[Row] = []
+    for run in loaded:
+        row = measure(run.module, run.cfg.crop.size, cfg)
+        owner = run.checkpoint.parent.parent if run.checkpoint.parent.name == "checkpoints" else None
+        rows.append({"name": (owner or run.checkpoint).resolve().name, **row})
+        if owner:
+            write_json(owner / "benchmark.json", row)
+    return rows
+
+
+def measure_model(folder: Path, cfg: DictConfig) -> Row:
+    """Measure what train.py would train, and write ``benchmark.json`` and ``config.yaml`` as those of a run."""
+    runs.clear_initial_weights(cfg)
+    runs.write_config(folder, cfg)
+    row = measure(runs.build(cfg.model), cfg.crop.size, cfg)
+    write_json(folder / "benchmark.json", row)
+    return {"name": cfg.paths.name, **row}
+
+
+def measure(module: "LandmarkModule", size: int, cfg: DictConfig) -> Row:
+    """Size and speed of a module, and what they were measured on.
+
+    Raises:
+        SystemExit: the device is not there, or a crop of this size does not fit the method.
+    """
+    import torch
+
+    from facelab.cost import cost, latency, machine
+    from facelab.speed import prepare
+
+    if cfg.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("device=cuda: torch finds no CUDA device here; device=auto takes what there is")
+    device = cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    torch.compiler.reset()  # after some modules torch would give up compiling more of the same class
+    prepare(module.to(device), cfg.memory_format, cfg.compile)
+    one, many = (latency(module, size, batch, cfg.seconds, cfg.repeats, cfg.threads) for batch in (1, cfg.batch))
+    return {
+        **cost(module, size),
+        "latency_p50_ms": one.p50,
+        "latency_p95_ms": one.p95,
+        f"throughput_{cfg.batch}": 1000 * cfg.batch / many.p50,
+        "threads": cfg.threads,
+        **machine(module.device),
+        "size": size,
+        "memory_format": cfg.memory_format,
+        "compile": cfg.compile,
+        "calls": one.calls,
+    }
+
+
+def write_csv(path: Path, rows: list[Row]) -> None:
+    """Write one line for each run or model, numbers in full."""
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def report(folder: Path, rows: list[Row]) -> None:
+    """Print the table, what it was measured on, and where it lies."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    first: dict[str, Any] = rows[0]
+    batch = next(key for key in first if key.startswith("throughput_")).removeprefix("throughput_")
+    compiled = ", compiled" if first["compile"] else ""
+    title = "{device}, {cpu}, threads={threads}, torch {torch}, {memory_format}".format(**first) + compiled
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("name", overflow="fold")
+    for heading in ("crop\npx", "params\nM", "MACs\nM", "FLOPs\nM", "p50\nms", "p95\nms", f"faces/s\nby {batch}"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        numbers: dict[str, Any] = row
+        size = (f"{numbers[key] / 1e6:,.2f}" for key in ("params", "macs", "flops"))
+        speed = (f"{numbers[key]:,.2f}" for key in ("latency_p50_ms", "latency_p95_ms", f"throughput_{batch}"))
+        table.add_row(numbers["name"], str(numbers["size"]), *size, *speed)
+    console = Console()
+    console.print(table)
+    console.print("one face, without flip test; a MAC is a multiplication and an addition: two FLOPs", soft_wrap=True)
+    console.print(f"benchmark.csv in {folder}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    runs.start()
+    main()

@@ -1,0 +1,48 @@
+"""What W&B is given beside the numbers: tables and charts."""
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning import Trainer
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+DATA_DIR = "WANDB_DATA_DIR"
+ERROR = "error in percent"
+
+
+@rank_zero_only
+def show(trainer: Trainer, make: Callable[[], Mapping[str, Any]]) -> None:
+    """Give tables and charts to W&B, if it is one of the loggers.
+
+    W&B copies each table to where it waits for its upload, which is the user's home unless told otherwise. Here it is
+    the folder of the W&B run: a run leaves nothing elsewhere, and needs no home it can write to.
+
+    Args:
+        trainer: of the run.
+        make: name to table or chart. Called once for each logger, as W&B takes each of them once, and not at all where
+            there is no such logger, so that wandb is imported only where it is used.
+    """
+    for logger in trainer.loggers:
+        if not isinstance(logger, WandbLogger):
+            continue
+        asked = os.environ.get(DATA_DIR)
+        os.environ[DATA_DIR] = asked or str(Path(logger.experiment.dir).parent)
+        try:
+            logger.log_metrics(make(), step=trainer.global_step)
+        finally:
+            if not asked:
+                del os.environ[DATA_DIR]
+
+
+def number(value: float) -> float | None:
+    """A number, and None, which W&B leaves empty, for what is undefined or infinite."""
+    return float(value) if math.isfinite(value) else None
+
+
+def percent(fraction: float) -> float | None:
+    """A fraction in percent, as :func:`number`."""
+    return number(100 * fraction)

@@ -1,0 +1,153 @@
+"""What makes a run continue where it was: checkpoints at any time, whole or not there, with the state of chance."""
+
+import io
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+
+from facelab.atomic import replacing
+
+Handler = Callable[[int, FrameType | None], Any]
+TOLD = (signal.SIGTERM, signal.SIGUSR2)
+"""How a machine says that it will end a run: a shutdown or a cancelled job, and a time limit of a cluster."""
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside the old one and then puts it in its place, so that a crash leaves one of the two.
+
+    Lightning's own way leads through the folder for temporary files; from there to another disk it is a copy, and half
+    of it is a broken checkpoint.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            OSError: the disk is full, or the folder cannot be written to; the old file is as it was.
+        """
+        content = io.BytesIO()  # torch tells of a full disk by a RuntimeError without a reason
+        torch.save(checkpoint, content)
+        with replacing(Path(path)) as temporary, temporary.open("wb") as file:
+            file.write(content.getbuffer())
+
+
+class Resumption(Checkpoint):
+    """Keeps ``last.ckpt``, from which a run continues as if it had not been interrupted.
+
+    It is written at the end of every epoch, after every ``minutes`` within one, and when the machine says that it will
+    end the run (SIGTERM, SIGUSR2): then after the training step at hand, whereupon the handler that was there before
+    decides what happens. During a validation that handler is called at once, and the epoch's steps since the last
+    checkpoint are repeated.
+
+    Torch's random state travels along, as a tensor. What else is random in training is a function of seed, epoch and
+    row, and the sampler leaves out what was already trained on.
+
+    Args:
+        folder: of ``last.ckpt``.
+        minutes: between two checkpoints within an epoch.
+    """
+
+    def __init__(self, folder: str, minutes: float) -> None:
+        self.path, self.seconds = Path(folder) / "last.ckpt", 60 * minutes
+        self.saved = 0.0  # when, by the monotonic clock
+        self.told: int | None = None
+        self.before: dict[int, Any] = {}  # the handlers of the door
+        self.replaced: dict[int, Any] = {}  # those that Lightning put in their place
+        self.chance: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The random states of torch."""
+        return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the random states until training begins."""
+        self.chance = state_dict
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        """See who listens before Lightning does, whose handler would talk to other processes in mid-step."""
+        self.before = {number: signal.getsignal(number) for number in TOLD}
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Listen to the machine."""
+        self.saved, self.told = time.monotonic(), None
+        if threading.current_thread() is threading.main_thread():  # no other may set handlers
+            self.replaced = {number: signal.signal(number, self._note(trainer)) for number in TOLD}
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Bring chance to where it was; only now, since setting up a run uses it too."""
+        if self.chance is not None:
+            torch.set_rng_state(self.chance["cpu"])
+            if len(self.chance["cuda"]) == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all(self.chance["cuda"])
+            self.chance = None
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        """Save if it is time or the machine said so.
+
+        The metrics of a step are written after this hook. A step that has some is therefore no place to stop, unless
+        all have; and the last step of an epoch is none, since its validation would be left out.
+        """
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        silent = trainer.global_step % every or every == 1
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or not silent:
+            return
+        told = self._any(trainer, self.told is not None)
+        if told or self._any(trainer, time.monotonic() - self.saved > self.seconds):
+            self._save(trainer)
+        if told:
+            self._give_way()
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Save; the validation of this epoch is done."""
+        self._save(trainer)
+        if self._any(trainer, self.told is not None):
+            self._give_way()
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Listen no more."""
+        self._restore_handlers()
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        """Listen no more."""
+        self._restore_handlers()
+
+    def _save(self, trainer: Trainer) -> None:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.save_checkpoint(self.path)
+        self.saved = time.monotonic()
+
+    def _any(self, trainer: Trainer, mine: bool) -> bool:
+        """Whether any process says so: to save is a task of all, and signals do not reach all at the same step."""
+        return trainer.strategy.reduce_boolean_decision(mine, all=False) if trainer.world_size > 1 else mine
+
+    def _note(self, trainer: Trainer) -> Handler:
+        def note(number: int, frame: FrameType | None) -> None:
+            self.told = number
+            if trainer.validating:
+                self._give_way()
+
+        return note
+
+    def _give_way(self) -> None:
+        """Let who listened before decide; as a rule it ends the process."""
+        number = self.told or signal.SIGTERM  # if not this process was told, another was
+        self.replaced = {}
+        for each, handler in self.before.items():
+            signal.signal(each, handler)
+        if callable(handler := self.before[number]):
+            handler(number, None)
+        raise SystemExit(f"stopped by {signal.Signals(number).name}")
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self.replaced.items():
+            signal.signal(number, handler)
+        self.replaced = {}

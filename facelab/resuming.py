@@ -1,0 +1,161 @@
+"""How an interrupted run, or a sweep, is taken up again where it was."""
+
+import csv
+import io
+import json
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from facelab.atomic import replacing
+from facelab.recording import STAMP, quoted
+from facelab.status import read_status
+
+log = logging.getLogger(__name__)
+
+WORD = "resume="
+SWEEP = "sweep.json"
+RESTORED = ("optimizer", "scheduler")
+"""Nodes whose objects take their numbers from the checkpoint, so that another value would not be used."""
+ELSEWHERE = ("paths", "logger", "callbacks", "trainer.callbacks")
+"""Nodes that may change unmentioned: they change where things lie and what is watched, but no number."""
+
+
+def resumed_argv(argv: Sequence[str]) -> list[str]:
+    """The command line that ``resume=FOLDER`` stands for; others are returned as they are.
+
+    For a run these are the overrides it was started with, those typed now, and its folder; for a sweep (with ``-m``)
+    those typed now and its folder, in which the sweeper finds the rest. Of the folder only
+    overrides of the task are taken: those of Hydra itself can name programs.
+
+    Args:
+        argv: the words behind the program's name.
+
+    Raises:
+        SystemExit: the folder is none of a run, or of a sweep.
+    """
+    typed = [word for word in argv if not word.startswith(WORD)]
+    places = [word.removeprefix(WORD) for word in argv if word.startswith(WORD)]
+    if not places:
+        return list(argv)
+    folder = Path(places[-1].strip("'\"")).expanduser().absolute()
+    if any(word.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for word in typed):
+        raise SystemExit(
+            f"{WORD}{folder} says already where the run lies; leave hydra.run.dir and hydra.sweep.dir away"
+        )
+    if {"-m", "--multirun"} & set(argv):
+        if not (folder / SWEEP).is_file():
+            raise SystemExit(f"{folder} holds no {SWEEP}; with -m, {WORD} takes the folder of a sweep over a grid")
+        os.environ[STAMP] = str(_read(folder / SWEEP).get("stamp") or folder.name)
+        return [*typed, f"hydra.sweep.dir={quoted(folder)}"]
+    saved = folder / ".hydra" / "overrides.yaml"
+    if not saved.is_file():
+        hint = f"; python train.py -m {WORD}{folder} goes on with a sweep" if (folder / SWEEP).is_file() else ""
+        raise SystemExit(f"{folder} is not the folder of a run: it holds no .hydra/overrides.yaml{hint}")
+    os.environ[STAMP] = str(read_status(folder).content.get("stamp") or folder.name)
+    overrides = task_overrides(yaml.safe_load(saved.read_text(encoding="utf-8")), saved)
+    return [*overrides, *typed, f"hydra.run.dir={quoted(folder)}", "hydra.output_subdir=null"]
+
+
+def task_overrides(content: Any, source: Path) -> list[str]:
+    """Overrides that were read from a file.
+
+    Raises:
+        SystemExit: it holds something else, such as a flag, or an override of Hydra itself.
+    """
+    if not isinstance(content, list) or not all(isinstance(word, str) for word in content):
+        raise SystemExit(f"{source} is no list of overrides")
+    for word in content:
+        key, _, value = word.partition("=")
+        # An option is the name of a file, which must not lead out of the configuration.
+        if not re.match(r"(\+{1,2}|~)?[A-Za-z_]", word) or re.search(r"\bhydra\b", key) or ".." in value:
+            raise SystemExit(f"{source}: {word!r} is no override of a run's configuration; nothing was started")
+    return content
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SystemExit(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise SystemExit(f"{path} is no mapping")
+    return content
+
+
+def resumed_checkpoint(folder: Path, cfg: DictConfig) -> Path | None:
+    """The checkpoint that a run in this folder continues from; None for a run that begins.
+
+    Says what was changed, and takes back the metrics that were written after the checkpoint: their steps will be
+    trained again.
+
+    Args:
+        folder: of the run.
+        cfg: its configuration now.
+
+    Raises:
+        SystemExit: something was changed that would have no effect.
+    """
+    before = folder / "config.yaml"
+    if before.is_file():
+        told = _changes(yaml.safe_load(before.read_text(encoding="utf-8")), OmegaConf.to_container(cfg, resolve=True))
+        if lost := [line for line in told if line.startswith(RESTORED)]:
+            raise SystemExit(
+                "A run that goes on keeps its optimizer and its schedule as they were saved, so this would have no "
+                "effect; begin another run:\n  " + "\n  ".join(lost)
+            )
+        for line in told:
+            log.warning("changed: %s", line)
+    saved = folder / ".hydra" / "overrides.yaml"
+    if (
+        HydraConfig.get().mode == RunMode.RUN and saved.is_file()
+    ):  # so that the next resumption knows what was typed now
+        with replacing(saved) as temporary:
+            OmegaConf.save(HydraConfig.get().overrides.task, temporary)
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    if not checkpoint.is_file():
+        (folder / "metrics.csv").unlink(missing_ok=True)
+        return None
+    import torch
+
+    step = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+    _rewind(folder / "metrics.csv", step)
+    log.info("going on from %s, step %d", checkpoint, step)
+    return checkpoint
+
+
+def _changes(before: Any, after: Any) -> list[str]:
+    """Every value that differs, as ``key: before -> after``."""
+
+    def flat(node: Any, at: str = "") -> dict[str, Any]:
+        if isinstance(node, dict):
+            return {key: value for name, child in node.items() for key, value in flat(child, f"{at}.{name}").items()}
+        return {at[1:]: node}
+
+    old, new = flat(before), flat(after)
+    keys = [key for key in {**old, **new} if not key.startswith(ELSEWHERE) and old.get(key) != new.get(key)]
+    own = [key for key in keys if not any(key.endswith(f".{other}") for other in keys)]  # others refer to these
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in own]
+
+
+def _rewind(path: Path, step: int) -> None:
+    """Leave out of a metrics.csv what was written at this step or later, and a last line that is not whole."""
+    if not path.is_file():
+        return
+    text = path.read_text(encoding="utf-8")
+    rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+    if not rows:
+        path.unlink()
+        return
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row for row in rows if int(row["step"]) < step)

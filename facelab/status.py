@@ -1,0 +1,85 @@
+"""The state of a run, as its folder tells it: ``status.json``, and whether who wrote it is still alive."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+FILE = "status.json"
+HEARTBEAT = 60
+"""Seconds between two signs of life of a run."""
+LOST_AFTER = 300
+"""Seconds without a sign of life after which a run is taken for dead."""
+
+
+class Status(NamedTuple):
+    """What became of a run."""
+
+    state: str
+    """``running``, ``finished``, ``failed``, ``stopped`` (asked to end, can go on), ``queued`` (a cluster starts it
+    again), ``lost`` (said ``running``, but died without a word), ``missing`` (not begun), ``unknown`` (no file)."""
+    reason: str  # why there are no results, in one line; empty if all is well
+    content: dict[str, Any]  # of status.json
+
+
+def now() -> str:
+    """This moment, to the second, with the time zone."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def read_status(folder: Path) -> Status:
+    """Read the state of a run.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        ValueError: status.json is no mapping in JSON.
+    """
+    if not folder.is_dir():
+        return Status("missing", "not begun", {})
+    try:
+        content = json.loads((folder / FILE).read_text(encoding="utf-8") or "{}")
+    except FileNotFoundError:
+        return Status("unknown", "", {})
+    if not isinstance(content, dict):
+        raise ValueError(f"{folder / FILE} is no mapping")
+    state, reason = str(content.get("state", "unknown")), " ".join(str(content.get("reason", "")).split())
+    if state == "queued" and not _in_queue(str(content.get("slurm_job"))):
+        return Status("lost", "requeued, but no longer in the queue", content)
+    if state != "running":
+        return Status(state, reason, content)
+    who = "process {} on {}".format(*(content.get(key, "?") for key in ("pid", "host")))
+    if why := _death(content):
+        return Status("lost", f"{who}: {why}", content)
+    return Status("running", f"since {content.get('started', '?')}, {who}", content)
+
+
+def _death(content: dict[str, Any]) -> str:
+    """Why a run that says it is running is not; empty if it may well be."""
+    if content.get("host") == socket.gethostname() and isinstance(pid := content.get("pid"), int):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return "the process is gone"
+        except PermissionError:  # of another user, if it is the same process at all
+            pass
+    seen = content.get("heartbeat") or content.get("started")
+    try:
+        silent = time.time() - datetime.fromisoformat(str(seen)).timestamp()
+    except ValueError:
+        return f"no sign of life, {seen!r} is no time"
+    return f"no sign of life since {seen}" if silent > LOST_AFTER else ""
+
+
+def _in_queue(job: str) -> bool:
+    """Whether a job of Slurm is still known to it; where there is no Slurm, that is not known and taken for yes."""
+    if shutil.which("squeue") is None:
+        return True
+    asked = subprocess.run(["squeue", "--noheader", f"--jobs={job}"], capture_output=True, text=True, check=False)
+    return bool(asked.stdout.strip()) or (asked.returncode != 0 and "Invalid job id" not in asked.stderr)

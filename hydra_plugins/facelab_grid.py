@@ -1,0 +1,94 @@
+"""The sweeper of the project. Hydra takes sweepers only from packages of this name."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn
+
+log = logging.getLogger(__name__)
+
+
+class GridSweeper(BasicSweeper):
+    """Hydra's grid, whose cells are written down before any is started, and of which only what is missing is started.
+
+    The sweep ends with what the folders of its cells say, whatever the launcher says: a requeued job looks like a
+    failed one to it, and a failed one like the end of all.
+
+    Args:
+        max_batch_size: cells that are handed to the launcher at a time; null for all.
+        params: overrides of every cell, as in ``hydra.sweeper.params``.
+    """
+
+    def __init__(self, max_batch_size: int | None, params: dict[str, str] | None) -> None:
+        super().__init__(max_batch_size=max_batch_size, params=params)
+
+    def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
+        """Start the cells that are neither finished nor at work.
+
+        Args:
+            arguments: the overrides as typed; for a sweep that goes on, what is to be added to those of its cells.
+
+        Raises:
+            SystemExit: not all cells are finished in the end.
+        """
+        from facelab.resuming import WORD
+        from facelab.sweep import read_cells, show
+
+        assert self.config is not None
+        assert self.launcher is not None
+        folder = Path(self.config.hydra.sweep.dir)
+        open_cells = self._open_cells(folder, arguments)
+        # Hydra numbers the jobs of a launch without gaps; the folder is the cell's own.
+        jobs = [[*overrides, f"hydra.sweep.subdir={number}"] for number, overrides in open_cells.items()]
+        returns: list[Sequence[JobReturn]] = []
+        self.validate_batch_is_legal(jobs)
+        try:
+            for batch in self.split_overrides_to_chunks(jobs, self.max_batch_size) if jobs else ():
+                try:
+                    returns.append(self.launcher.launch(batch, initial_job_idx=sum(map(len, returns))))
+                except Exception as error:  # a launcher that waits for jobs raises what one of them did
+                    log.debug("the launcher ended so:", exc_info=error)
+                    words = str(error).strip().splitlines() or [type(error).__name__]
+                    log.warning("the launcher says: %s", words[-1])
+        finally:
+            cells = read_cells(folder)
+            show(cells)
+        if left := [cell for cell in cells if cell.status.state != "finished"]:
+            raise SystemExit(
+                f"{len(left)} of {len(cells)} cells are not finished: {', '.join(str(cell.number) for cell in left)}. "
+                f"python {Path(sys.argv[0]).name} -m {WORD}{folder} runs what is missing or failed"
+            )
+        return returns
+
+    def _open_cells(self, folder: Path, arguments: list[str]) -> dict[int, list[str]]:
+        """Number to overrides of the cells to start; writes them down.
+
+        Raises:
+            SystemExit: other cells are asked of a sweep that goes on.
+        """
+        from facelab.resuming import SWEEP
+        from facelab.sweep import read_cells, write_cells
+
+        assert self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        if not (folder / SWEEP).exists():
+            (every,) = self.split_arguments(overrides, None)
+            new = dict(enumerate(every))
+            write_cells(folder, new)
+            return new
+        if several := [str(word.input_line) for word in overrides if word.is_sweep_override()]:
+            raise SystemExit(f"{folder} is a sweep with cells of its own; {', '.join(several)} would be others")
+        cells = read_cells(folder)
+        # What is typed last of a key is taken.
+        missing = {
+            cell.number: [*cell.overrides, *arguments]
+            for cell in cells
+            if cell.status.state not in ("finished", "running", "queued")
+        }
+        write_cells(folder, {cell.number: missing.get(cell.number, cell.overrides) for cell in cells})
+        return missing

@@ -1,0 +1,297 @@
+"""Size and speed: what is counted, what is left as it was, what is written. No test asserts a time."""
+
+import copy
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from conftest import ROOT, open_door, options, small
+from hydra import compose, initialize_config_dir
+from lightning import LightningModule
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from torch.nn import functional
+
+from facelab import runs
+from facelab.cost import cost, latency
+from facelab.landmarks.batch import LandmarkBatch
+from facelab.speed import prepare
+
+KEYS = {
+    *("params", "macs", "flops", "latency_p50_ms", "latency_p95_ms", "throughput_32"),
+    *("threads", "device", "cpu", "torch"),
+}
+QUICK = ("threads=1", "seconds=0", "repeats=2")
+
+
+def load(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+class Tiny(LightningModule):
+    """A convolution from 8 to 4 pixels, and a weight that is used without a layer around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flip_test = False
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        self.weight = nn.Parameter(torch.rand(10, 64))
+        self.auxiliary = nn.Conv2d(4, 100, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        features = self.body(image.float())
+        if self.training:
+            features = features + self.auxiliary(features).sum()
+        return functional.linear(features.flatten(1), self.weight)
+
+    def predict_points(self, image: Tensor) -> Tensor:
+        return self(image) + self(image.flip(-1)) if self.flip_test else self(image)
+
+
+@pytest.fixture
+def tiny() -> Any:
+    return Tiny()
+
+
+@pytest.fixture
+def pipnet() -> Any:
+    """A small PIPNet as train.py builds it, for crops of 64 pixels."""
+    with pytest.MonkeyPatch.context() as patch, initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        patch.setenv("FACELAB_STAMP", "now")
+        cfg = compose("train", [*small("pipnet"), "paths.run=null", "paths.name=null"])
+    return runs.build(cfg.model)
+
+
+class State(NamedTuple):
+    """What measuring must not change."""
+
+    training: list[bool]
+    strides: list[tuple[int, ...]]
+    tensors: dict[str, Tensor]
+    flip_test: bool
+    hooks: int
+    threads: int
+
+
+def state(module: Any) -> State:
+    hooks = sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules())
+    return State(
+        [part.training for part in module.modules()],
+        [parameter.stride() for parameter in module.parameters()],
+        copy.deepcopy(dict(module.state_dict())),
+        module.flip_test,
+        hooks,
+        torch.get_num_threads(),
+    )
+
+
+# Cost
+
+
+def test_cost_by_hand(tiny: Any) -> None:
+    """A branch that only training needs counted, a weight missed that no layer holds, FLOPs taken for multiply-adds."""
+    macs = 4 * 3 * 9 * 4 * 4 + 10 * 64
+    assert cost(tiny, 8) == {"params": (4 * 27 + 4) + 2 * 4 + 640, "macs": macs, "flops": 2 * macs}
+
+
+def test_cost_of_pipnet_is_all_of_it(pipnet: Any) -> None:
+    """Parameters missed by the count; the mirrored crop counted as a second face."""
+    once = cost(pipnet, 64)
+    assert once["params"] == sum(parameter.numel() for parameter in pipnet.parameters())
+    pipnet.flip_test = True
+    assert cost(pipnet, 64) == once
+    larger = cost(pipnet, 128)
+    assert larger["params"] == once["params"]
+    assert 3 < larger["macs"] / once["macs"] < 4.1
+
+
+@pytest.mark.parametrize("memory_format", ["channels_last", "contiguous"])
+def test_measuring_changes_nothing(pipnet: Any, memory_format: str) -> None:
+    """Frozen statistics that train again, a batch that moves them, other strides, and torch with another thread."""
+    prepare(pipnet, memory_format, False)
+    pipnet.train()
+    pipnet.backbone.eval()
+    pipnet.flip_test = True
+    before = state(pipnet)
+    cost(pipnet, 64)
+    times = latency(pipnet, 64, batch=2, seconds=0, repeats=3, threads=before.threads + 1)
+    after = state(pipnet)
+    assert times.calls == 3
+    assert 0 < times.p50 <= times.p95
+    assert after._replace(tensors={}) == before._replace(tensors={})
+    assert all(torch.equal(value, before.tensors[name]) for name, value in after.tensors.items())
+    assert all(parameter.grad is None for parameter in pipnet.parameters())
+
+
+# Speed
+
+
+@pytest.mark.parametrize(
+    ("memory_format", "layout"), [("channels_last", torch.channels_last), ("contiguous", torch.contiguous_format)]
+)
+def test_memory_format_reaches_weights_and_images(pipnet: Any, memory_format: str, layout: Any) -> None:
+    """Images of the loader that bring their own format along, so that the option changes nothing."""
+    seen: list[Tensor] = []
+    pipnet.backbone.pyramid.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    prepare(pipnet, memory_format, False)
+    weights = [parameter for parameter in pipnet.parameters() if parameter.ndim == 4]
+    assert all(weight.is_contiguous(memory_format=layout) for weight in weights)
+    for other in (torch.channels_last, torch.contiguous_format):
+        image = torch.zeros(2, 3, 64, 64, dtype=torch.uint8).contiguous(memory_format=other)
+        pipnet.eval().predict_points(image)
+        points = torch.rand(2, pipnet.layout.num_points, 2) * 64
+        empty: Any = torch.empty(0)
+        batch = LandmarkBatch(image, points, torch.ones(points.shape[:2], dtype=torch.bool), *[empty] * 6)
+        pipnet.log = pipnet.log_dict = lambda *_, **__: None
+        pipnet.train().training_step(batch, 0)
+    assert len(seen) == 4
+    assert all(image.is_contiguous(memory_format=layout) for image in seen)
+
+
+def test_only_networks_are_compiled(pipnet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss or the metrics compiled too, or a list of networks, whose compiled form nobody would ever call."""
+    pipnet.stages = nn.ModuleList([nn.Linear(1, 1)])
+    pipnet.errors = nn.Identity()
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda part: compiled.append(part))
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    prepare(pipnet, "channels_last", True)
+    assert compiled == [pipnet.backbone, pipnet.head, pipnet.stages[0]]
+
+
+def test_speed_refuses_what_it_cannot_do(pipnet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistyped option taken for the default, and a traceback of the compiler in the first step."""
+    with pytest.raises(SystemExit, match="memory_format=nhwc: channels_last or contiguous expected"):
+        prepare(pipnet, "nhwc", False)
+    with pytest.raises(SystemExit, match="compile=yes: true or false expected"):
+        prepare(pipnet, "contiguous", "yes")  # type: ignore[arg-type]
+
+    def no_compiler(_: Tensor) -> Tensor:
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\n\nSet TORCHDYNAMO_VERBOSE=1")
+
+    monkeypatch.setattr(torch, "compile", lambda _: no_compiler)
+    with pytest.raises(
+        SystemExit, match=r"(?s)compile=true: .*No working C\+\+ compiler found\nIt needs .*compile=fal"
+    ):
+        prepare(pipnet, "contiguous", True)
+
+
+@pytest.mark.slow
+def test_compiled_network(pipnet: Any) -> None:
+    """Checkpoints with other names, other points, a copy that computes with the original's weights, a lower cost."""
+    pipnet.eval()
+    image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    names, points, price = list(pipnet.state_dict()), pipnet(image).offset, cost(pipnet, 64)
+    prepare(pipnet, "channels_last", True)
+    assert list(pipnet.state_dict()) == names
+    torch.testing.assert_close(pipnet(image).offset, points, atol=1e-4, rtol=1e-3)
+    assert cost(pipnet, 64) == price
+    other = copy.deepcopy(pipnet)
+    nn.init.zeros_(other.head.predict.weight)
+    assert not other(image).score.any()
+    assert pipnet(image).score.any()
+
+
+# benchmark.py
+
+
+def test_benchmark_of_runs(trained: Path, tmp_path: Path) -> None:
+    """Numbers that land in another run's folder or lack an agreed key; a checkpoint file whose run is not found."""
+    for name in ("first", "second"):
+        shutil.copytree(trained / "checkpoints", tmp_path / name / "checkpoints")
+        shutil.copy(trained / "config.yaml", tmp_path / name)
+    shutil.copy(trained / "checkpoints" / "last.ckpt", tmp_path / "alone.ckpt")
+    words = ["ckpt=[first,second/checkpoints/best.ckpt,alone.ckpt]", *QUICK]
+    open_door("benchmark", *words, folder=tmp_path)
+    folder = tmp_path / "logs" / "benchmark" / "runs" / "now_3-runs"
+    with (folder / "benchmark.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == ["first", "second", "alone.ckpt"]
+    for row, name in zip(rows, ("first", "second"), strict=False):
+        content = load(tmp_path / name / "benchmark.json")
+        assert content.keys() >= KEYS
+        assert [row[key] for key in content] == [str(value) for value in content.values()]
+        assert content["flops"] == 2 * content["macs"]
+        assert (content["size"], content["threads"], content["device"]) == (64, 1, "cpu")
+    assert not (folder / "benchmark.json").exists(), "the benchmark of several runs is none of one model"
+    config = OmegaConf.load(folder / "config.yaml")
+    assert "model" not in config, "of a model that was not measured"
+    assert config.ckpt[0] == "first"
+    assert load(folder / "status.json")["state"] == "finished"
+
+
+def test_benchmark_of_one_run_is_named_after_it(trained: Path, tmp_path: Path) -> None:
+    """Benchmarks of two runs that cannot be told apart; a batch whose throughput stands under another's key."""
+    shutil.copytree(trained, tmp_path / "mine")
+    open_door("benchmark", "ckpt=mine", *QUICK, "batch=3", "memory_format=contiguous", folder=tmp_path)
+    assert (tmp_path / "logs" / "benchmark" / "runs" / "now_mine" / "benchmark.csv").exists()
+    content = load(tmp_path / "mine" / "benchmark.json")
+    assert content["memory_format"] == "contiguous"
+    assert {key for key in content if key.startswith("throughput")} == {"throughput_3"}
+
+
+@pytest.mark.parametrize("model", options("model"))
+def test_benchmark_of_a_model(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights downloaded for a time that does not depend on them; a folder that compare.py cannot read as a run."""
+    monkeypatch.setattr("facelab.networks.backbone._published", lambda name: pytest.fail(f"{name} is downloaded"))
+    words = [word for word in small(model) if "pretrained" not in word]
+    open_door("benchmark", *words, *QUICK, "hydra.run.dir=run", folder=tmp_path)
+    content, config = load(tmp_path / "run" / "benchmark.json"), OmegaConf.load(tmp_path / "run" / "config.yaml")
+    assert content.keys() >= KEYS
+    assert (config.seed, config.data.name, config.task) == (1, "synthetic68", "benchmark")
+    assert config.model._target_.startswith(f"lightning_modules.{model}")
+    with (tmp_path / "run" / "benchmark.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["params"] == str(content["params"])
+
+
+def test_benchmark_agrees_with_published_numbers(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """FLOPs said to be multiply-adds: PIPNet with MobileNetV2 and 106 points has 5.35 M parameters and 591 M MACs."""
+    open_door("benchmark", "model=pipnet", "backbone=mbv2", *QUICK, "batch=1", "hydra.run.dir=run", folder=tmp_path)
+    content = load(tmp_path / "run" / "benchmark.json")
+    assert content["params"] / 1e6 == pytest.approx(5.35, rel=0.002)
+    assert content["macs"] / 1e6 == pytest.approx(591, rel=0.002)
+    out = capfd.readouterr().out
+    for text in ("params", "MACs", "FLOPs", "5.35", "591.", "1,182.", "threads=1", f"torch {torch.__version__}"):
+        assert text in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ckpt=/gone"], "/gone is neither a run folder nor a checkpoint file"),
+        (["ckpt=[]"], "ckpt=[]: a run folder"),
+        (["ckpt={run}", "backbone=mbv2"], "backbone=... changes nothing beside ckpt=..."),
+        (["ckpt={run}", "+typo=1"], "typo=... changes nothing beside ckpt=..."),
+        (["threads=0"], "threads=0: a whole number over 0 expected"),
+        (["batch=many"], "batch=many: a whole number over 0 expected"),
+        (["repeats=1.5"], "repeats=1.5: a whole number over 0 expected"),
+        (["seconds=-1"], "seconds=-1: a number, 0 or more, expected"),
+        (["device=gpu"], "device=gpu: auto, cpu or cuda expected"),
+        (["memory_format=nhwc"], "memory_format=nhwc: channels_last or contiguous expected"),
+        (["+typo=1"], "typo: nothing reads this key"),
+        pytest.param(
+            ["device=cuda"],
+            "device=cuda: torch finds no CUDA device here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here"),
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes(
+    words: list[str], message: str, trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A traceback, or an option that changes nothing and is taken without a word."""
+    line = [word.format(run=trained) for word in words]
+    if not words[0].startswith("ckpt"):
+        line = [*small("pipnet"), *line]
+    with pytest.raises(SystemExit) as stop:
+        open_door("benchmark", *line, "hydra.run.dir=run", folder=tmp_path)
+    out = capfd.readouterr()
+    assert message in f"{stop.value.code} {out.out} {out.err}"
+    assert "Traceback" not in out.err
+    assert not (tmp_path / "run" / "benchmark.csv").exists()
