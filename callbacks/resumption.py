@@ -1,6 +1,7 @@
 """What makes a run continue where it was: checkpoints at any time, whole or not there, with the state of chance."""
 
 import io
+import math
 import signal
 import threading
 import time
@@ -60,6 +61,7 @@ class Resumption(Checkpoint):
         self.path, self.seconds = Path(folder) / "last.ckpt", 60 * minutes
         self.saved = 0.0  # when, by the monotonic clock
         self.told: int | None = None
+        self.leaving = False
         self.before: dict[int, Any] = {}  # the handlers of the door
         self.replaced: dict[int, Any] = {}  # those that Lightning put in their place
         self.chance: dict[str, Any] | None = None
@@ -78,33 +80,41 @@ class Resumption(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Listen to the machine."""
-        self.saved, self.told = time.monotonic(), None
+        self.saved, self.told, self.leaving = time.monotonic(), None, False
         if threading.current_thread() is threading.main_thread():  # no other may set handlers
             self.replaced = {number: signal.signal(number, self._note(trainer)) for number in TOLD}
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Bring chance to where it was; only now, since setting up a run uses it too."""
+        """End the run if it was told to; bring chance to where it was, only now, since setting up a run uses it too."""
+        if self.leaving:
+            self._give_way()
         if self.chance is not None:
             torch.set_rng_state(self.chance["cpu"])
             if len(self.chance["cuda"]) == torch.cuda.device_count():
                 torch.cuda.set_rng_state_all(self.chance["cuda"])
             self.chance = None
 
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_index: int
+    ) -> None:
         """Save if it is time or the machine said so.
 
-        The metrics of a step are written after this hook. A step that has some is therefore no place to stop, unless
-        all have; and the last step of an epoch is none, since its validation would be left out.
+        There is no going on from amid accumulated gradients, nor from before a validation. The metrics of a step are
+        written after this hook: the run therefore ends before the next step, and a step that has metrics is no time to
+        save without need, lest a crash come between.
         """
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        silent = trainer.global_step % every or every == 1
-        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or not silent:
+        done, every = batch_index + 1, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        validates = done % (trainer.val_check_batch or math.inf) == 0
+        if (
+            validates
+            or done % trainer.accumulate_grad_batches
+            or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        ):
             return
-        told = self._any(trainer, self.told is not None)
-        if told or self._any(trainer, time.monotonic() - self.saved > self.seconds):
+        silent = trainer.global_step % every != 0 or every == 1
+        self.leaving = self._any(trainer, self.told is not None)
+        if self.leaving or self._any(trainer, silent and time.monotonic() - self.saved > self.seconds):
             self._save(trainer)
-        if told:
-            self._give_way()
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Save; the validation of this epoch is done."""

@@ -26,6 +26,8 @@ SMALL = {
     "datamodule": ("datamodule.batch_size=4", "datamodule.num_workers=0"),
 }
 """Part of a method -> what makes it small enough for a test."""
+NOW = "now"
+"""The time that the doors are told."""
 PLAIN = (
     "logger=csv",
     *(f"callbacks.{name}=null" for name in ("progress", "face_grid", "worst_faces", "charts")),
@@ -58,7 +60,7 @@ def open_door(name: str, *words: object, folder: Path) -> None:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [f"{name}.py", *map(str, words)])
-        patch.setenv("FACELAB_STAMP", "now")
+        patch.setenv("FACELAB_STAMP", NOW)
         patch.setenv("FACELAB_CACHE", os.environ["FACELAB_TEST_CACHE"])
         patch.delenv("WANDB_MODE", raising=False)  # Lightning's offline logger sets it for the whole process
         patch.chdir(folder)
