@@ -36,8 +36,7 @@ def main(cfg: DictConfig) -> float | None:
         saved = trainer.checkpoint_callback and not trainer.fast_dev_run
         checkpoint = runs.find_checkpoint(folder, cfg.test_with) if saved else None
         if checkpoint:
-            _, weights = runs.read_checkpoint(checkpoint)
-            module.load_state_dict(weights)
+            module.load_state_dict(runs.read_checkpoint(checkpoint).weights)
         status["tested"] = checkpoint and str(checkpoint)
         trainer.test(module, datamodule, verbose=False)
     runs.report(folder)

@@ -183,7 +183,7 @@ def _cells(folder: Path) -> dict[str, tuple[str, ...]]:
 
 
 def _is_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (*FILES, ".hydra"))
+    return any((folder / name).exists() for name in FILES)
 
 
 def read_run(folder: Path, typed: tuple[str, ...] = ()) -> Run:

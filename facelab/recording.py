@@ -221,7 +221,7 @@ def _ranks(folder: Path) -> Iterator[None]:
     if not HydraConfig.initialized() or RANKS in os.environ:
         yield
         return
-    words = [*HydraConfig.get().overrides.task, f"hydra.run.dir={quoted(folder)}", "hydra.output_subdir=null"]
+    words = [*HydraConfig.get().overrides.task, f"hydra.run.dir={quoted(folder)}"]
     os.environ[RANKS] = json.dumps(words)
     try:
         yield

@@ -12,17 +12,19 @@ from typing import Any
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from facelab.atomic import replacing
-from facelab.recording import STAMP, quoted
+from facelab.recording import STAMP, is_first, quoted
+from facelab.runs import read_checkpoint
 from facelab.status import read_status
 
 log = logging.getLogger(__name__)
 
 WORD = "resume="
 SWEEP = "sweep.json"
+OVERRIDES = "overrides.yaml"
+"""What a run was started with, in words of the command line."""
 RESTORED = ("optimizer", "scheduler")
 """Nodes whose objects take their numbers from the checkpoint, so that another value would not be used."""
 ELSEWHERE = ("paths", "logger", "callbacks", "trainer.callbacks")
@@ -46,7 +48,8 @@ def resumed_argv(argv: Sequence[str]) -> list[str]:
     places = [word.removeprefix(WORD) for word in argv if word.startswith(WORD)]
     if not places:
         return list(argv)
-    folder = Path(places[-1].strip("'\"")).expanduser().absolute()
+    place = places[-1]
+    folder = Path(place[1:-1] if place[:1] in "'\"" and place[:1] == place[-1:] else place).expanduser().absolute()
     if any(word.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for word in typed):
         raise SystemExit(
             f"{WORD}{folder} says already where the run lies; leave hydra.run.dir and hydra.sweep.dir away"
@@ -56,13 +59,13 @@ def resumed_argv(argv: Sequence[str]) -> list[str]:
             raise SystemExit(f"{folder} holds no {SWEEP}; with -m, {WORD} takes the folder of a sweep over a grid")
         os.environ[STAMP] = str(_read(folder / SWEEP).get("stamp") or folder.name)
         return [*typed, f"hydra.sweep.dir={quoted(folder)}"]
-    saved = folder / ".hydra" / "overrides.yaml"
+    saved = folder / OVERRIDES
     if not saved.is_file():
         hint = f"; python train.py -m {WORD}{folder} goes on with a sweep" if (folder / SWEEP).is_file() else ""
-        raise SystemExit(f"{folder} is not the folder of a run: it holds no .hydra/overrides.yaml{hint}")
+        raise SystemExit(f"{folder} is not the folder of a run: it holds no {OVERRIDES}{hint}")
     os.environ[STAMP] = str(read_status(folder).content.get("stamp") or folder.name)
-    overrides = task_overrides(yaml.safe_load(saved.read_text(encoding="utf-8")), saved)
-    return [*overrides, *typed, f"hydra.run.dir={quoted(folder)}", "hydra.output_subdir=null"]
+    overrides = task_overrides(_read_yaml(saved), saved)
+    return [*overrides, *typed, f"hydra.run.dir={quoted(folder)}"]
 
 
 def task_overrides(content: Any, source: Path) -> list[str]:
@@ -81,6 +84,13 @@ def task_overrides(content: Any, source: Path) -> list[str]:
     return content
 
 
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SystemExit(f"{path} cannot be read: {error}") from error
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -94,8 +104,8 @@ def _read(path: Path) -> dict[str, Any]:
 def resumed_checkpoint(folder: Path, cfg: DictConfig) -> Path | None:
     """The checkpoint that a run in this folder continues from; None for a run that begins.
 
-    Says what was changed, and takes back the metrics that were written after the checkpoint: their steps will be
-    trained again.
+    Says what was changed, keeps the overrides for the next resumption, and takes back the metrics that were written
+    after the checkpoint: their steps will be trained again.
 
     Args:
         folder: of the run.
@@ -104,30 +114,25 @@ def resumed_checkpoint(folder: Path, cfg: DictConfig) -> Path | None:
     Raises:
         SystemExit: something was changed that would have no effect.
     """
-    before = folder / "config.yaml"
+    before, checkpoint = folder / "config.yaml", folder / "checkpoints" / "last.ckpt"
+    going_on = checkpoint.is_file()
     if before.is_file():
-        told = _changes(yaml.safe_load(before.read_text(encoding="utf-8")), OmegaConf.to_container(cfg, resolve=True))
-        if lost := [line for line in told if line.startswith(RESTORED)]:
+        told = _changes(_read_yaml(before), OmegaConf.to_container(cfg, resolve=True))
+        if going_on and (lost := [line for line in told if line.startswith(RESTORED)]):
             raise SystemExit(
                 "A run that goes on keeps its optimizer and its schedule as they were saved, so this would have no "
                 "effect; begin another run:\n  " + "\n  ".join(lost)
             )
         for line in told:
             log.warning("changed: %s", line)
-    saved = folder / ".hydra" / "overrides.yaml"
-    if (
-        HydraConfig.get().mode == RunMode.RUN and saved.is_file()
-    ):  # so that the next resumption knows what was typed now
-        with replacing(saved) as temporary:
-            OmegaConf.save(HydraConfig.get().overrides.task, temporary)
-    checkpoint = folder / "checkpoints" / "last.ckpt"
-    if not checkpoint.is_file():
-        (folder / "metrics.csv").unlink(missing_ok=True)
+    if is_first():
+        with replacing(folder / OVERRIDES) as path:
+            OmegaConf.save(HydraConfig.get().overrides.task, path)
+    step = read_checkpoint(checkpoint).step if going_on else 0
+    if is_first():
+        _rewind(folder / "metrics.csv", step)
+    if not going_on:
         return None
-    import torch
-
-    step = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-    _rewind(folder / "metrics.csv", step)
     log.info("going on from %s, step %d", checkpoint, step)
     return checkpoint
 
@@ -152,7 +157,7 @@ def _rewind(path: Path, step: int) -> None:
         return
     text = path.read_text(encoding="utf-8")
     rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
-    if not rows:
+    if not rows or not step:
         path.unlink()
         return
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:

@@ -263,7 +263,7 @@ def load_run(path: Path, paths: DictConfig) -> LoadedRun:
     saved = path / "config.yaml"
     tested = OmegaConf.select(OmegaConf.load(saved), "test_with") if saved.is_file() else None
     file = find_checkpoint(path, tested or "last")
-    config, weights = read_checkpoint(file)
+    config, weights, _ = read_checkpoint(file)
     try:
         cfg = OmegaConf.create(config)
         cfg.paths = OmegaConf.to_container(paths, resolve=True)
@@ -280,8 +280,16 @@ def load_run(path: Path, paths: DictConfig) -> LoadedRun:
     return LoadedRun(cfg, module.eval(), file)
 
 
-def read_checkpoint(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configuration and the weights in a checkpoint of train.py; nothing in the file is run.
+class Checkpoint(NamedTuple):
+    """What a checkpoint of train.py holds that is needed without a trainer."""
+
+    config: dict[str, Any]
+    weights: dict[str, Any]
+    step: int  # optimizer steps that were done
+
+
+def read_checkpoint(file: Path) -> Checkpoint:
+    """Read a checkpoint of train.py; nothing in the file is run.
 
     With averaged weights these are the averages. To be tested, they are put into the module itself: given
     ``ckpt_path``, Lightning lets the callbacks restore their state for a test as well, and ``WeightAveraging`` after
@@ -296,12 +304,11 @@ def read_checkpoint(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is no checkpoint makes torch fail in many ways
         raise SystemExit(f"{file} is no checkpoint of train.py: {str(error).strip().splitlines()[0]}") from error
-    config, weights = (
-        content.get(key) if isinstance(content, dict) else None for key in ("hyper_parameters", "state_dict")
-    )
+    keys = ("hyper_parameters", "state_dict", "global_step")
+    config, weights, step = (content.get(key) if isinstance(content, dict) else None for key in keys)
     if not isinstance(config, dict) or not isinstance(weights, dict) or "model" not in config:
         raise SystemExit(f"{file} carries no configuration with its weights; it was not written by train.py")
-    return config, weights
+    return Checkpoint(config, weights, step or 0)
 
 
 def evaluation_data(run: LoadedRun, cfg: DictConfig) -> "LandmarkDataModule":

@@ -22,7 +22,8 @@ class Status(NamedTuple):
 
     state: str
     """``running``, ``finished``, ``failed``, ``stopped`` (asked to end, can go on), ``queued`` (a cluster starts it
-    again), ``lost`` (said ``running``, but died without a word), ``missing`` (not begun), ``unknown`` (no file)."""
+    again), ``lost`` (said ``running``, but died without a word), ``missing`` (not begun), ``unknown`` (no file),
+    ``unreadable`` (a broken one)."""
     reason: str  # why there are no results, in one line; empty if all is well
     content: dict[str, Any]  # of status.json
 
@@ -37,9 +38,6 @@ def read_status(folder: Path) -> Status:
 
     Args:
         folder: of the run.
-
-    Raises:
-        ValueError: status.json is no mapping in JSON.
     """
     if not folder.is_dir():
         return Status("missing", "not begun", {})
@@ -47,8 +45,10 @@ def read_status(folder: Path) -> Status:
         content = json.loads((folder / FILE).read_text(encoding="utf-8") or "{}")
     except FileNotFoundError:
         return Status("unknown", "", {})
+    except (OSError, ValueError) as error:
+        return Status("unreadable", f"{FILE}: {error}", {})
     if not isinstance(content, dict):
-        raise ValueError(f"{folder / FILE} is no mapping")
+        return Status("unreadable", f"{FILE} is no mapping", {})
     state, reason = str(content.get("state", "unknown")), " ".join(str(content.get("reason", "")).split())
     if state == "queued" and not _in_queue(str(content.get("slurm_job"))):
         return Status("lost", "requeued, but no longer in the queue", content)

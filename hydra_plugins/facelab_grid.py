@@ -75,9 +75,9 @@ class GridSweeper(BasicSweeper):
 
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        overrides = parser.parse_overrides(arguments)
         if not (folder / SWEEP).exists():
-            (every,) = self.split_arguments(overrides, None)
+            (every,) = self.split_arguments(parser.parse_overrides([*self._parse_config(), *arguments]), None)
             new = dict(enumerate(every))
             write_cells(folder, new)
             return new
