@@ -60,8 +60,8 @@ class Resumption(Checkpoint):
     def __init__(self, folder: str, minutes: float) -> None:
         self.path, self.seconds = Path(folder) / "last.ckpt", 60 * minutes
         self.saved = 0.0  # when, by the monotonic clock
-        self.told: int | None = None
-        self.leaving = False
+        self.told = 0  # the signal; 0 for none
+        self.leaving = 0
         self.before: dict[int, Any] = {}  # the handlers of the door
         self.replaced: dict[int, Any] = {}  # those that Lightning put in their place
         self.chance: dict[str, Any] | None = None
@@ -80,14 +80,14 @@ class Resumption(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Listen to the machine."""
-        self.saved, self.told, self.leaving = time.monotonic(), None, False
+        self.saved, self.told, self.leaving = time.monotonic(), 0, 0
         if threading.current_thread() is threading.main_thread():  # no other may set handlers
             self.replaced = {number: signal.signal(number, self._note(trainer)) for number in TOLD}
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """End the run if it was told to; bring chance to where it was, only now, since setting up a run uses it too."""
         if self.leaving:
-            self._give_way()
+            self._give_way(self.leaving)
         if self.chance is not None:
             torch.set_rng_state(self.chance["cpu"])
             if len(self.chance["cuda"]) == torch.cuda.device_count():
@@ -112,15 +112,15 @@ class Resumption(Checkpoint):
         ):
             return
         silent = trainer.global_step % every != 0 or every == 1
-        self.leaving = self._any(trainer, self.told is not None)
-        if self.leaving or self._any(trainer, silent and time.monotonic() - self.saved > self.seconds):
+        self.leaving = self._of_all(trainer, self.told)
+        if self.leaving or self._of_all(trainer, silent and time.monotonic() - self.saved > self.seconds):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Save; the validation of this epoch is done."""
         self._save(trainer)
-        if self._any(trainer, self.told is not None):
-            self._give_way()
+        if number := self._of_all(trainer, self.told):
+            self._give_way(number)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Listen no more."""
@@ -135,21 +135,23 @@ class Resumption(Checkpoint):
             trainer.save_checkpoint(self.path)
         self.saved = time.monotonic()
 
-    def _any(self, trainer: Trainer, mine: bool) -> bool:
-        """Whether any process says so: to save is a task of all, and signals do not reach all at the same step."""
-        return trainer.strategy.reduce_boolean_decision(mine, all=False) if trainer.world_size > 1 else mine
+    def _of_all(self, trainer: Trainer, mine: int) -> int:
+        """The greatest of all processes' numbers: to save is a task of all, and not all are told at the same step."""
+        if trainer.world_size == 1:
+            return mine
+        numbers = torch.tensor(mine, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(numbers, reduce_op="max"))
 
     def _note(self, trainer: Trainer) -> Handler:
         def note(number: int, frame: FrameType | None) -> None:
             self.told = number
             if trainer.validating:
-                self._give_way()
+                self._give_way(number)
 
         return note
 
-    def _give_way(self) -> None:
+    def _give_way(self, number: int) -> None:
         """Let who listened before decide; as a rule it ends the process."""
-        number = self.told or signal.SIGTERM  # if not this process was told, another was
         self.replaced = {}
         for each, handler in self.before.items():
             signal.signal(each, handler)

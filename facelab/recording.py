@@ -74,6 +74,7 @@ def recorded(folder: Path) -> Iterator[dict[str, Any]]:
         "slurm_job": _slurm_job(),
         "started": now(),
     }
+    _join_tasks()
     before = read_status(folder) if is_first() else None
     with ExitStack() as stack:
         try:
@@ -99,6 +100,14 @@ def recorded(folder: Path) -> Iterator[dict[str, Any]]:
                 import wandb
 
                 wandb.finish()
+
+
+def _join_tasks() -> None:
+    """Tell Lightning of the other tasks of a job that submitit started on this machine; those of Slurm it finds."""
+    if os.environ.get("SUBMITIT_EXECUTOR") == "local" and int(os.environ["SUBMITIT_LOCAL_NTASKS"]) > 1:
+        from submitit.helpers import TorchDistributedEnvironment
+
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
 
 
 def is_first() -> bool:
@@ -195,8 +204,10 @@ def _listening(status: dict[str, Any]) -> Iterator[None]:
     submitit = before[signal.SIGUSR2]
 
     def requeue(number: int, frame: FrameType | None) -> None:
-        # Slurm then ends all processes of the job, also the one that has asked it to requeue it.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # Slurm then ends all processes of the job, also the one that has asked it to requeue it; and of several
+        # processes each may be told on its own after it has heard it from another.
+        for each in TOLD:
+            signal.signal(each, signal.SIG_IGN)
         status["state"] = "queued"
         submitit(number, frame)
         raise SystemExit(0)  # returned in all processes of a job but its first

@@ -161,14 +161,18 @@ def build(node: DictConfig, **parts: Any) -> Any:
 
     cfg: Any = copy.deepcopy(node._get_root())
     name = node._get_full_key(None)
+    refusals = (ValueError, RuntimeError, OSError, MisconfigurationException)
     try:
         return instantiate(OmegaConf.select(cfg, name) if name else cfg, **parts, _convert_="all")
-    except InstantiationException as error:
-        if isinstance(error.__cause__, (ValueError, RuntimeError, OSError, MisconfigurationException)):
-            found = re.search(r"^full_key: (\S+)", str(error), re.MULTILINE)
-            place, reason = _own_place(cfg, found[1] if found else name), str(error.__cause__)
-            raise SystemExit(reason if not place or reason.startswith(place) else f"{place}: {reason}") from error
-        raise
+    except (InstantiationException, *refusals) as error:
+        # Hydra 1.3 raises an error of its own from the part's; 1.4 lets that through, with a note.
+        reason = error.__cause__ if isinstance(error, InstantiationException) else error
+        if not isinstance(reason, refusals):
+            raise
+        found = re.search(r"full_key: (\S+)", "\n".join([str(error), *getattr(error, "__notes__", ())]))
+        place = _own_place(cfg, found[1] if found else name)
+        told = str(reason) if not place or str(reason).startswith(place) else f"{place}: {reason}"
+        raise SystemExit(told) from error
 
 
 def _own_place(cfg: DictConfig, place: str) -> str:
@@ -196,10 +200,10 @@ def build_trainer(cfg: DictConfig) -> Any:
     """
     from lightning.pytorch.callbacks import Checkpoint
 
-    if os.environ.get("SUBMITIT_EXECUTOR") == "local" and cfg.trainer.get("strategy") == "ddp":
+    if os.environ.get("SUBMITIT_LOCAL_NTASKS") == "1" and cfg.trainer.get("strategy") == "ddp":
         raise SystemExit(
-            "trainer.strategy=ddp: a job of this launcher cannot start other processes by name; "
-            "trainer.strategy=ddp_spawn can"
+            f"trainer.devices={cfg.trainer.devices}: a job of this launcher cannot start other processes; "
+            f"hydra.launcher.tasks_per_node={cfg.trainer.devices} starts them with it"
         )
     callbacks = build_all(cfg.callbacks)
     return build(
