@@ -64,7 +64,7 @@ class Run(NamedTuple):
     intervals: dict[str, tuple[float, float]]  # 95 %, of some metrics
     cost: dict[str, float]  # of one face: params, macs, flops; empty where not counted
     benchmark: dict[str, Any]  # content of benchmark.json; empty where not measured
-    typed: tuple[str, ...]  # overrides of this cell of a sweep, as sweep.json tells them
+    typed: tuple[str, ...]  # of a cell of a sweep: its overrides that not all cells have, as sweep.json tells them
 
     @property
     def ranked(self) -> bool:
@@ -169,7 +169,7 @@ def _jobs(folder: Path) -> list[Path]:
 
 
 def _cells(folder: Path) -> dict[str, tuple[str, ...]]:
-    """Number of a job to its overrides, as the sweep was to be; empty for a folder that is no sweep."""
+    """Number of a job to the overrides that not all of them have; empty for a folder that is no sweep."""
     file = folder / SWEEP
     if not file.is_file():
         return {}
@@ -179,7 +179,8 @@ def _cells(folder: Path) -> dict[str, tuple[str, ...]]:
         raise ValueError(f"{file}: {_one_line(str(error))}") from error
     if not isinstance(cells, dict) or not all(str(job).isdecimal() for job in cells):
         raise ValueError(f"{file}: `cells` is no mapping of job numbers to overrides")
-    return {job: tuple(map(str, overrides)) for job, overrides in cells.items()}
+    shared = set.intersection(*(set(map(str, overrides)) for overrides in cells.values())) if len(cells) > 1 else set()
+    return {job: tuple(word for word in map(str, overrides) if word not in shared) for job, overrides in cells.items()}
 
 
 def _is_run(folder: Path) -> bool:

@@ -50,7 +50,7 @@ def read_status(folder: Path) -> Status:
     if not isinstance(content, dict):
         return Status("unreadable", f"{FILE} is no mapping", {})
     state, reason = str(content.get("state", "unknown")), " ".join(str(content.get("reason", "")).split())
-    if state == "queued" and not _in_queue(str(content.get("slurm_job"))):
+    if state == "queued" and (job := content.get("slurm_job")) and not _in_queue(str(job)):
         return Status("lost", "requeued, but no longer in the queue", content)
     if state != "running":
         return Status(state, reason, content)

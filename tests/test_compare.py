@@ -278,8 +278,9 @@ def test_why_a_run_has_no_numbers(tmp_path: Path) -> None:
         found = read_run(write(tmp_path / state, status={"state": state, "reason": "asked"}, measured=False))
         assert found[2:4] == (state, "asked")
     assert read_run(write(tmp_path / "c", measured=False))[2:4] == ("finished", "no metrics.json")
-    (tmp_path / "d" / ".hydra").mkdir(parents=True)
-    assert read_run(tmp_path / "d")[2:4] == ("unknown", "no status.json, config.yaml, metrics.json")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "config.yaml").write_text("{}")
+    assert read_run(tmp_path / "d")[2:4] == ("unknown", "no status.json, metrics.json")
 
 
 # Comparing

@@ -138,7 +138,7 @@ def test_evaluate_changes_what_it_is_asked_to(trained: Path, tmp_path: Path) -> 
     changed = {name: value for name, value in results["protocol"].items() if value != first[name]}
     assert changed.pop("truth")
     assert changed == {"split": "val", "box": "given", "flip_test": True, "faces": 6}
-    assert results["checkpoint"].endswith("best.ckpt")
+    assert load(run / "status.json")["tested"].endswith("best.ckpt")
     kept, config = OmegaConf.load(trained / "config.yaml"), OmegaConf.load(run / "config.yaml")
     assert (config.crop.box, config.model.flip_test, config.datamodule.test_split) == ("given", True, "val")
     assert config.evaluate.ckpt == f"{trained}/checkpoints/best.ckpt"
@@ -192,7 +192,7 @@ def test_help_answers_at_once(door: str, words: str, tmp_path: Path) -> None:
     line = [sys.executable, "-c", LIGHT, str(ROOT / f"{door}.py"), *typed.split()]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert ("trainer: check, cpu, ddp, gpu" if "help" in words else ": 7\n") in done.stdout
+    assert ("trainer: check, cpu, ddp, ddp_cpu, gpu" if "help" in words else ": 7\n") in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,26 +2,24 @@
 
 import csv
 import json
-import logging
 import os
 import pickle
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import open_door, small
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from test_conf import compose_config
 
 from facelab import runs
-from facelab.landmarks.face import DataFault
 from facelab.metrics.landmarks import read_faces
+from facelab.recording import STAMP
+from facelab.resuming import OVERRIDES
 
-PATHS = OmegaConf.create({"data": "elsewhere", "cache": "elsewhere", "run": "now", "name": "x", "group": "g"})
+PATHS = OmegaConf.create({"data": "elsewhere", "cache": "elsewhere", "run": "now", "name": "x", "group": "g", "id": "i", "tags": []})
 
 
 def load(path: Path) -> Any:
@@ -43,12 +41,12 @@ def test_the_folder_of_a_run(trained: Path) -> None:
     names = {path.name for path in trained.iterdir()}
     assert names >= {
         *("config.yaml", "environment.json", "status.json", "metrics.csv", "metrics.json", "faces.csv"),
-        *("checkpoints", "samples", "tensorboard", "wandb", ".hydra"),
+        *("checkpoints", "samples", "tensorboard", "wandb", OVERRIDES),
     }
     assert {path.name for path in (trained / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
     assert len(list((trained / "wandb").glob("offline-run-*/*.wandb"))) == 1
     assert {path.name for path in trained.parent.iterdir()} == {"run"}, "something was written outside of the run"
-    assert [path for path in trained.rglob(".*") if path.name != ".hydra" and not path.is_dir()] == []
+    assert [path for path in trained.rglob(".*") if path.name != ".lock"] == []
 
     cfg = OmegaConf.load(trained / "config.yaml")
     assert cfg.model.backbone.name == "test_resnet"
@@ -81,7 +79,7 @@ def test_the_last_checkpoint_is_of_the_last_epoch(trained: Path) -> None:
     best = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
     assert (last["epoch"], last["global_step"]) == (2, 12)
     assert best["epoch"] == min(epochs_of(trained), key=lambda row: row[1])[0]
-    assert load(trained / "metrics.json")["checkpoint"].endswith("checkpoints/last.ckpt")
+    assert load(trained / "status.json")["tested"].endswith("checkpoints/last.ckpt")
 
 
 def test_the_best_is_tested_on_request(tmp_path: Path) -> None:
@@ -95,7 +93,7 @@ def test_the_best_is_tested_on_request(tmp_path: Path) -> None:
         for name in ("best", "last")
     }
     assert saved == {"best": best, "last": 2}
-    assert load(tmp_path / "run" / "metrics.json")["checkpoint"].endswith("checkpoints/best.ckpt")
+    assert load(tmp_path / "run" / "status.json")["tested"].endswith("checkpoints/best.ckpt")
     assert runs.load_run(tmp_path / "run", PATHS).checkpoint.name == "best.ckpt"
 
 
@@ -108,7 +106,7 @@ def test_runs_without_checkpoint_or_logger(words: list[str], tmp_path: Path) -> 
     assert load(tmp_path / "run" / "status.json")["state"] == "finished"
     saved = (tmp_path / "run" / "checkpoints").exists()
     assert saved == (words == ["logger=none"])
-    assert (load(tmp_path / "run" / "metrics.json")["checkpoint"] is not None) == saved
+    assert (load(tmp_path / "run" / "status.json")["tested"] is not None) == saved
     assert not {path.name for path in (tmp_path / "run").iterdir()} & {"wandb", "tensorboard", "metrics.csv"}
 
 
@@ -121,15 +119,6 @@ def test_a_part_of_the_test_is_another_protocol(tmp_path: Path, trained: Path) -
     assert part["truth"] != whole["truth"]
 
 
-def test_numbers_that_are_none(tmp_path: Path) -> None:
-    """`NaN` in a JSON file, which no other program reads."""
-    runs.write_json(tmp_path / "a.json", {"a": float("nan"), "b": [1.5, float("inf"), (float("-inf"),)], "c": "NaN"})
-    text = (tmp_path / "a.json").read_text()
-    assert json.loads(text, parse_constant=pytest.fail) == {"a": None, "b": [1.5, None, [None]], "c": "NaN"}
-    runs.write_json(tmp_path / "b.json", {"points": [[1.5, 2.0]]}, indent=None)
-    assert (tmp_path / "b.json").read_text() == '{"points": [[1.5, 2.0]]}\n'
-
-
 def test_empty_buckets_are_null(trained: Path) -> None:
     """The same in the file of a run: no face of 96 pixels is over 128."""
     results = load(trained / "metrics.json")
@@ -140,66 +129,6 @@ def test_empty_buckets_are_null(trained: Path) -> None:
 # How a run ends
 
 
-@pytest.mark.parametrize(
-    ("error", "raised", "reason"),
-    [
-        (DataFault("a.txt:3: no number"), SystemExit, "a.txt:3: no number"),
-        (SystemExit("nothing there"), SystemExit, "nothing there"),
-        (ValueError("crop.size=100 must be even"), SystemExit, "crop.size=100 must be even"),
-        (ValueError("too few values to unpack"), ValueError, "ValueError: too few values to unpack"),
-        (RuntimeError("out of memory"), RuntimeError, "RuntimeError: out of memory"),
-        (KeyboardInterrupt(), KeyboardInterrupt, "interrupted"),
-    ],
-)
-def test_why_a_run_failed(error: BaseException, raised: type[BaseException], reason: str, tmp_path: Path) -> None:
-    """A run that died and says `running`; a message lost in a traceback, or a traceback lost behind a message."""
-    HydraConfig.instance().cfg = None
-    file = logging.FileHandler(tmp_path / "train.log")
-    logging.getLogger().addHandler(file)
-    try:
-        with pytest.raises(raised), runs.recorded(tmp_path):
-            raise error
-    finally:
-        logging.getLogger().removeHandler(file)
-        file.close()
-    status = load(tmp_path / "status.json")
-    assert (status["state"], status["reason"]) == ("failed", reason)
-    assert "ended" in status
-    assert "Traceback" in (text := (tmp_path / "train.log").read_text())
-    assert f"{type(error).__name__}" in text
-
-
-@pytest.mark.parametrize("state", ["running", "finished"])
-@pytest.mark.parametrize("stamp", ["now", "before"])
-@pytest.mark.parametrize("pid", [os.getpid(), -1])
-def test_two_runs_of_one_second(
-    state: str, stamp: str, pid: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two runs that mix their results in one folder; a folder given by its name that can be used only once."""
-    monkeypatch.setenv(runs.STAMP, "now")
-    HydraConfig.instance().cfg = None
-    other = {"state": state, "stamp": stamp, "host": os.uname().nodename, "pid": pid}
-    runs.write_json(tmp_path / "status.json", other)
-    if (state, stamp, pid) == ("running", "now", -1):
-        with pytest.raises(SystemExit, match="started in the same second"), runs.recorded(tmp_path):
-            pytest.fail("the run began")
-        assert load(tmp_path / "status.json") == other, "the state of the other run is lost"
-    else:
-        with runs.recorded(tmp_path):
-            assert load(tmp_path / "status.json")["pid"] == os.getpid()
-        assert load(tmp_path / "status.json")["state"] == "finished"
-
-
-def test_lightning_ends_an_interrupted_training_by_an_exit(tmp_path: Path) -> None:
-    """Ctrl-C that reads `SystemExit: 1` the next day."""
-    with pytest.raises(SystemExit), runs.recorded(tmp_path):
-        try:
-            raise KeyboardInterrupt
-        except KeyboardInterrupt:
-            raise SystemExit(1)  # noqa: B904  as Lightning does
-    assert load(tmp_path / "status.json")["reason"] == "interrupted"
-
-
 def test_a_failing_training_says_why(tmp_path: Path) -> None:
     """The same through a door, with the error deep in a training step."""
     with pytest.raises(SystemExit, match="must be a multiple of"):
@@ -208,31 +137,6 @@ def test_a_failing_training_says_why(tmp_path: Path) -> None:
     assert status["state"] == "failed"
     assert status["reason"].startswith("crop.size=100")
     assert "Traceback" in (tmp_path / "run" / "train.log").read_text()
-
-
-def test_one_failed_job_does_not_end_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A missing dataset in the first of many jobs, found the next morning."""
-    words = [*small("pipnet"), "trainer.max_epochs=1", "logger=none", "callbacks=none", "-m", "data.train=-1,0,16"]
-    with pytest.raises(SystemExit) as stop:
-        open_door("train", *words, folder=tmp_path)
-    assert stop.value.code == 1
-    out = capsys.readouterr()
-    assert "data: train=-1" in out.out + out.err
-    assert "Traceback" not in out.out + out.err
-    states = {path.parent.name: load(path)["state"] for path in tmp_path.rglob("status.json")}
-    assert states == {"0": "failed", "1": "failed", "2": "finished"}
-
-
-def test_a_refused_configuration_leaves_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A job of a sweep of which nothing says why it has no numbers."""
-    with pytest.raises(SystemExit):
-        open_door("train", *small("pipnet"), "logger=none", "-m", "optimizer.lr=fast,slow", folder=tmp_path)
-    reasons = {path.parent.name: load(path)["reason"] for path in tmp_path.rglob("status.json")}
-    assert reasons.keys() == {"0", "1"}
-    for reason, value in zip((reasons["0"], reasons["1"]), ("fast", "slow"), strict=True):
-        assert reason.startswith("The configuration has faults:")
-        assert f"optimizer.lr: '{value}'" in reason
-    assert "Traceback" not in capsys.readouterr().err
 
 
 # Building
@@ -250,7 +154,7 @@ def test_a_refused_configuration_leaves_its_reason(tmp_path: Path, capsys: pytes
 )
 def test_values_that_a_part_refuses(words: list[str], node: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A traceback through Hydra, or a message that names the place of a reference and not of the value."""
-    monkeypatch.setenv(runs.STAMP, "now")
+    monkeypatch.setenv(STAMP, "now")
     with pytest.raises(SystemExit) as stop:
         runs.build(compose_config([*small("pipnet"), *words])[node])
     assert str(stop.value.code).startswith(message)
@@ -348,30 +252,9 @@ def test_what_is_no_run(trained: Path, tmp_path: Path) -> None:
             runs.load_run(path, PATHS)
 
 
-# Protocols
-
-
-def some_faces(folder: str = "a", move: float = 0.0, name: str = "1.jpg") -> Any:
-    points = np.arange(20, dtype=np.float64).reshape(2, 5, 2) / 3
-    points[1, 4, 1] += move
-    return SimpleNamespace(
-        paths=[Path(folder, "0.jpg"), Path(folder, name)], faces=[SimpleNamespace(points=each) for each in points]
-    )
-
-
-def test_the_fingerprint_of_the_truth() -> None:
-    """Comparable runs of two machines kept apart, or runs compared whose truth is not the same."""
-    reference = runs.fingerprint(some_faces(), [0, 1])
-    assert reference == "e92712e01eb6d494"
-    assert runs.fingerprint(some_faces(folder="/other/machine"), [0, 1]) == reference
-    for other in (some_faces(move=0.01), some_faces(name="2.jpg")):
-        assert runs.fingerprint(other, [0, 1]) != reference
-    assert runs.fingerprint(some_faces(), [0]) != reference
-
-
 def test_the_layout_is_compared_by_name(trained: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     """A layout that went through a file is another object; another dataset of the same markup was then refused."""
-    monkeypatch.setenv(runs.STAMP, "now")
+    monkeypatch.setenv(STAMP, "now")
     monkeypatch.setenv("FACELAB_CACHE", str(cache))
     cfg = compose_config(["ckpt=x", "data=synthetic68"], "evaluate")
     run = runs.load_run(trained, cfg.paths)
