@@ -164,7 +164,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
-        raise ValueError(f"backbone.weights={path}: not a file of tensors ({error})") from error
+        raise ValueError(f"backbone.weights={path}: not a file of tensors ({str(error).splitlines()[0]})") from error
     content = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"backbone.weights={path}: expected tensors by name, found {type(content).__name__}")
