@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from facelab.atomic import replacing
+from facelab.atomic import naming, replacing
 
 
 class MetricsFile(Logger):
@@ -47,7 +47,7 @@ class MetricsFile(Logger):
         row = {"step": step, **metrics}
         if not self.path.is_file() or not row.keys() <= set(self.columns):
             self._widen(list(row))
-        with self.path.open("a", newline="", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
 
     def _widen(self, names: list[str]) -> None:

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 @rank_zero_only
 def save_picture(trainer: Trainer, picture: Array, path: Path, name: str) -> None:
     """Write an RGB picture as PNG and show it in the loggers that take pictures."""
+    _, content = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     with replacing(path) as temporary:
-        if not cv2.imwrite(str(temporary), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)):
-            raise OSError(f"{path} could not be written")
+        temporary.write_bytes(content.tobytes())  # OpenCV's own writing does not say what went wrong
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.log_image(name, [picture], step=trainer.global_step)

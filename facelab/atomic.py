@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -28,14 +28,33 @@ def replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}-{uuid4().hex}{path.suffix}")
     try:
-        temporary.touch(exist_ok=False)  # open to whom the umask says; tempfile's are the owner's alone
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # else a power cut could leave the name without its content
-        os.replace(temporary, path)  # noqa: PTH105  the name says that an existing file is meant
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
+        with naming(path, temporary):
+            temporary.touch(exist_ok=False)  # open to whom the umask says; tempfile's are the owner's alone
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())  # else a power cut could leave the name without its content
+            os.replace(temporary, path)  # noqa: PTH105  the name says that an existing file is meant
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Let an error of writing say which file was meant: that of a full disk names none, or a temporary one.
+
+    Args:
+        path: that is meant.
+        temporary: that is written in its place.
+
+    Raises:
+        OSError: with the name of ``path``.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno and str(error.filename or path) in (str(path), str(temporary)):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 

@@ -249,7 +249,9 @@ def _ranks(folder: Path) -> Iterator[None]:
 
 def quoted(folder: Path) -> str:
     """A path as a value on Hydra's command line."""
-    return "'" + str(folder).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return QuotedString(text=str(folder), quote=Quote.single).with_quotes()
 
 
 # What is said when a run ends early

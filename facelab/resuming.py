@@ -79,7 +79,11 @@ def task_overrides(content: Any, source: Path) -> list[str]:
     for word in content:
         key, _, value = word.partition("=")
         # An option is the name of a file, which must not lead out of the configuration.
-        if not re.match(r"(\+{1,2}|~)?[A-Za-z_]", word) or re.search(r"\bhydra\b", key) or ".." in value:
+        if (
+            not re.match(r"(\+{1,2}|~)?[A-Za-z_]", word)
+            or re.search(r"\bhydra\b", key)
+            or ("." not in key and ".." in value)
+        ):
             raise SystemExit(f"{source}: {word!r} is no override of a run's configuration; nothing was started")
     return content
 
@@ -118,10 +122,10 @@ def resumed_checkpoint(folder: Path, cfg: DictConfig) -> Path | None:
     going_on = checkpoint.is_file()
     if before.is_file():
         told = _changes(_read_yaml(before), OmegaConf.to_container(cfg, resolve=True))
-        if going_on and (lost := [line for line in told if line.startswith(RESTORED)]):
+        if going_on and any(line.startswith(RESTORED) for line in told):
             raise SystemExit(
-                "A run that goes on keeps its optimizer and its schedule as they were saved, so this would have no "
-                "effect; begin another run:\n  " + "\n  ".join(lost)
+                "A run that goes on keeps its optimizer and its schedule as they were saved, so another value "
+                "would have no effect; begin another run:\n  " + "\n  ".join(told)
             )
         for line in told:
             log.warning("changed: %s", line)

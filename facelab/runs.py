@@ -119,6 +119,7 @@ def start(resumable: bool = False) -> None:
     os.environ.setdefault(STAMP, time.strftime("%Y-%m-%d_%H-%M-%S"))
     if {"-m", "--multirun"} & set(argv):
         run_from_copy()
+    logging.raiseExceptions = False  # a full disk is told once, by what needed it, and not by each line of the log
     os.environ.setdefault("WANDB_SILENT", "true")
     # With few batches an epoch the training loss is logged once in some epochs, and the validation after each as ever.
     warnings.filterwarnings("ignore", message=r"The number of training batches .* smaller than the logging interval")
@@ -307,7 +308,9 @@ def read_checkpoint(file: Path) -> Checkpoint:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is no checkpoint makes torch fail in many ways
-        raise SystemExit(f"{file} is no checkpoint of train.py: {str(error).strip().splitlines()[0]}") from error
+        raise SystemExit(
+            f"{file} is no checkpoint of train.py: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+        ) from error
     keys = ("hyper_parameters", "state_dict", "global_step")
     config, weights, step = (content.get(key) if isinstance(content, dict) else None for key in keys)
     if not isinstance(config, dict) or not isinstance(weights, dict) or "model" not in config:

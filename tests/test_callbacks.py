@@ -1,5 +1,6 @@
 """The pictures and the results of a run."""
 
+import errno
 import json
 import math
 from pathlib import Path
@@ -176,12 +177,12 @@ def test_a_picture_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.Mon
     save_picture(fake_trainer(), picture, path, "test/face_grid")
     before = path.read_bytes()
 
-    def fail(name: str, image: np.ndarray) -> bool:
-        Path(name).write_bytes(b"half")
-        return False
+    def fail(self: Path, content: bytes) -> int:
+        self.open("wb").write(content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(pictures.cv2, "imwrite", fail)
-    with pytest.raises(OSError, match=r"test\.png could not be written"):
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(OSError, match=r"No space left on device: '.*samples/test\.png'"):
         save_picture(fake_trainer(), picture + 255, path, "test/face_grid")
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["test.png"]

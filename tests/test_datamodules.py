@@ -577,3 +577,36 @@ def test_real_faces_come_out_whole(real: FaceDataset) -> None:
         truth = face.points[list(IBUG68.mirror)] if torch.det(sample.to_photo) < 0 else face.points
         np.testing.assert_allclose(back, truth, atol=0.01)
         assert ((sample.points > -60) & (sample.points < 188)).all()
+
+
+# An epoch that is continued
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("used", [0, 1, 2])
+def test_an_epoch_continues_behind_what_was_used(faces: Drawn, used: int, num_workers: int) -> None:
+    """Would catch faces that are trained on twice or left out, in this epoch or in the next."""
+    whole = module(faces)
+    expected = [epoch(whole, 4), epoch(whole, 5)]
+    loader: Any = module(faces, num_workers=num_workers).train_dataloader()
+    loader.sampler.set_epoch(4)
+    loader.load_state_dict({"used": used})
+    assert len(loader) == len(expected[0]) == 3
+    iterator = iter(loader)
+    assert loader.state_dict() == {"used": used}
+    rest = [next(iterator)]
+    assert loader.state_dict() == {"used": used + 1}
+    rest += list(iterator)
+    assert loader.state_dict() == {"used": 3}
+    assert same(rest, expected[0][used:])
+    loader.sampler.set_epoch(5)
+    assert same(list(loader), expected[1])
+
+
+def test_the_loader_leaves_the_random_state_alone(faces: Drawn) -> None:
+    """Would catch an epoch that draws a number from the generator of the networks: a resumed run begins one more."""
+    loader: Any = module(faces).train_dataloader()
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    list(loader)
+    assert torch.equal(torch.get_rng_state(), before)

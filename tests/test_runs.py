@@ -15,11 +15,14 @@ from omegaconf import DictConfig, OmegaConf
 from test_conf import compose_config
 
 from facelab import runs
+from facelab.atomic import write_json
 from facelab.metrics.landmarks import read_faces
 from facelab.recording import STAMP
 from facelab.resuming import OVERRIDES
 
-PATHS = OmegaConf.create({"data": "elsewhere", "cache": "elsewhere", "run": "now", "name": "x", "group": "g", "id": "i", "tags": []})
+PATHS = OmegaConf.create(
+    {"data": "elsewhere", "cache": "elsewhere", "run": "now", "name": "x", "group": "g", "id": "i", "tags": []}
+)
 
 
 def load(path: Path) -> Any:
@@ -117,6 +120,15 @@ def test_a_part_of_the_test_is_another_protocol(tmp_path: Path, trained: Path) -
     part, whole = (load(run / "metrics.json")["protocol"] for run in (tmp_path / "run", trained))
     assert part["faces"] == 4
     assert part["truth"] != whole["truth"]
+
+
+def test_numbers_that_are_none(tmp_path: Path) -> None:
+    """`NaN` in a JSON file, which no other program reads."""
+    write_json(tmp_path / "a.json", {"a": float("nan"), "b": [1.5, float("inf"), (float("-inf"),)], "c": "NaN"})
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {"a": None, "b": [1.5, None, [None]], "c": "NaN"}
+    write_json(tmp_path / "b.json", {"points": [[1.5, 2.0]]}, indent=None)
+    assert (tmp_path / "b.json").read_text() == '{"points": [[1.5, 2.0]]}\n'
 
 
 def test_empty_buckets_are_null(trained: Path) -> None:

@@ -1,0 +1,104 @@
+"""The table of metrics on disk, and what a resumption takes back of it."""
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from callbacks.metrics_file import MetricsFile
+from facelab.resuming import _rewind
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def logged(path: Path, *each: tuple[int, dict[str, float]]) -> Path:
+    """A file with these steps."""
+    table = MetricsFile(str(path))
+    for step, metrics in each:
+        table.log_metrics(metrics, step)
+    return path
+
+
+def test_a_row_is_on_disk_when_it_is_logged(tmp_path: Path) -> None:
+    """Up to a hundred rows that a killed run takes along, as Lightning's own logger has it."""
+    table = MetricsFile(str(tmp_path / "deep" / "metrics.csv"))
+    for step in range(3):
+        table.log_metrics({"epoch": 0, "train/loss": step / 3}, step)
+        assert (tmp_path / "deep" / "metrics.csv").read_text().count("\n") == step + 2
+    assert (tmp_path / "deep" / "metrics.csv").read_text() == (
+        f"epoch,step,train/loss\n0,0,0.0\n0,1,{1 / 3}\n0,2,{2 / 3}\n"
+    )
+
+
+def test_a_new_column(tmp_path: Path) -> None:
+    """Values under a foreign heading, or earlier rows that are lost, or half a file while it is widened."""
+    path = logged(tmp_path / "metrics.csv", (0, {"a": 1.0}), (1, {"b": 2.0}), (2, {"a": 3.0}))
+    assert path.read_text() == "epoch,step,a,b\n,0,1.0,\n,1,,2.0\n,2,3.0,\n"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_rows_are_added_to_those_of_an_earlier_process(tmp_path: Path) -> None:
+    """A resumed run that begins its table anew, or writes by another order of columns."""
+    path = logged(tmp_path / "metrics.csv", (0, {"a": 1.0, "b": 2.0}))
+    inode = path.stat().st_ino
+    logged(path, (1, {"b": 4.0, "a": 3.0}), (2, {"b": 5.0}))
+    assert path.read_text() == "epoch,step,a,b\n,0,1.0,2.0\n,1,3.0,4.0\n,2,,5.0\n"
+    table = MetricsFile(str(path))
+    table.log_metrics({"a": 6.0}, 3)
+    inode = path.stat().st_ino
+    table.log_metrics({"a": 7.0}, 4)
+    assert path.stat().st_ino == inode, "the whole table is written anew at each row"
+
+
+def test_a_column_with_a_comma(tmp_path: Path) -> None:
+    """A name that is taken for two."""
+    path = logged(tmp_path / "metrics.csv", (0, {'a, "b"': 1.0}))
+    logged(path, (1, {'a, "b"': 2.0}))
+    assert [row['a, "b"'] for row in rows(path)] == ["1.0", "2.0"]
+
+
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that are lost in silence."""
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    table = MetricsFile(str(tmp_path / "metrics.csv"))
+    table.log_metrics({"a": 1.0}, 0)
+    table.path = Path("/dev/full")
+    monkeypatch.setattr(Path, "is_file", lambda _: True)
+    with pytest.raises(OSError, match="No space left"):
+        table.log_metrics({"a": 2.0}, 1)
+
+
+@pytest.mark.parametrize("torn", ["", ",2,3", ",2", ",2,3.0,4.0"])
+@pytest.mark.parametrize("step", range(5))
+def test_taking_back(step: int, torn: str, tmp_path: Path) -> None:
+    """Steps that stand in the table twice, or not at all; the half of a row that a crash left."""
+    path = logged(tmp_path / "metrics.csv", *((each, {"a": each / 2}) for each in range(3)))
+    path.write_text(path.read_text() + torn)
+    _rewind(path, step)
+    assert path.exists() == (step > 0), "a heading of metrics that the run may not have again"
+    logged(path, (3, {"a": 9.0}))
+    assert [row["step"] for row in rows(path)] == [*(str(each) for each in range(3) if each < step), "3"]
+    assert rows(path)[-1] == {"epoch": "", "step": "3", "a": "9.0"}
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.csv"}
+
+
+@pytest.mark.parametrize("content", ["", "epoch,step,a", "epoch,step,a\n", "epoch,step,a\n,0", "epoch,st"])
+def test_taking_back_from_next_to_nothing(content: str, tmp_path: Path) -> None:
+    """A crash at the first row that makes the run one that cannot be taken up."""
+    path = tmp_path / "metrics.csv"
+    path.write_text(content)
+    _rewind(path, 3)
+    logged(path, (3, {"a": 1.0}))
+    assert path.read_text() == "epoch,step,a\n,3,1.0\n"
+
+
+def test_taking_back_where_there_is_no_table(tmp_path: Path) -> None:
+    """A run with logger=none that cannot be taken up."""
+    _rewind(tmp_path / "metrics.csv", 3)
+    assert os.listdir(tmp_path) == []  # noqa: PTH208

@@ -1,0 +1,801 @@
+"""A run that was interrupted ends as if it had not been."""
+
+import filecmp
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import PLAIN, open_door, small, start_door
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+from torch.nn import functional
+
+from callbacks.results import Results
+from callbacks.resumption import Resumption
+from facelab.resuming import OVERRIDES, resumed_argv, task_overrides
+from facelab.status import read_status
+from lightning_modules.pipnet import PIPNet
+
+EPOCHS, STEPS = 3, 6
+LOGGED = 3
+"""Every so many steps."""
+WORDS = [
+    *small("pipnet"),
+    *PLAIN,
+    "+trainer.enable_progress_bar=false",
+    f"data.train={4 * STEPS}",
+    f"trainer.max_epochs={EPOCHS}",
+    f"trainer.log_every_n_steps={LOGGED}",
+    "optimizer.lr=0.003",
+]
+AT_ONCE = "callbacks.resumption.minutes=0"
+VARIANTS = {
+    "epochs": [],
+    "steps": [AT_ONCE],
+    "workers": [AT_ONCE, "datamodule.num_workers=2"],
+    "average": [AT_ONCE, "callbacks=ema", *PLAIN],
+    "cosine": [AT_ONCE, "scheduler=cosine"],
+    "accumulated gradients": [AT_ONCE, "+trainer.accumulate_grad_batches=2"],
+    "validation within epochs": [AT_ONCE, "+trainer.val_check_interval=2"],
+    "every step": [AT_ONCE, "trainer.log_every_n_steps=1"],
+}
+
+
+SLOW = pytest.mark.slow
+
+
+def but_for(slow: Sequence[Any], *cases: Any) -> list[Any]:
+    """Cases of a test; all are run by CI, those that are not slow by a developer too."""
+    return [*cases, *(pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=SLOW) for case in slow)]
+
+
+class Crash(BaseException):
+    """The machine goes down."""
+
+
+def load(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def train(*words: object, folder: Path) -> None:
+    open_door("train", *words, folder=folder)
+
+
+Interrupt = Callable[[str, int, Callable[[], Any]], None]
+
+
+@pytest.fixture
+def interrupt() -> Iterator[Interrupt]:
+    """Have something happen at the n-th call (from 1) of a method, in place of the call; each happens once."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def at(name: str, number: int, what: Callable[[], Any]) -> None:
+            owner: Any = Results if name == "on_test_end" else Resumption if name == "_save" else PIPNet
+            original, calls = getattr(owner, name), itertools.count(1)
+
+            def method(self: Any, *given: Any) -> Any:
+                if next(calls) == number:
+                    what()
+                return original(self, *given)
+
+            patch.setattr(owner, name, method)
+
+        yield at
+
+
+def crash() -> None:
+    raise Crash
+
+
+@pytest.fixture(autouse=True)
+def dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that draws random numbers while it trains."""
+    plain = PIPNet.forward
+
+    def forward(self: PIPNet, image: torch.Tensor) -> Any:
+        maps = plain(self, image)
+        return type(maps)(*(functional.dropout(each, 0.3, self.training) for each in maps))
+
+    monkeypatch.setattr(PIPNet, "forward", forward)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A run with these words that nothing happened to."""
+    known: dict[tuple[str, ...], Path] = {}
+
+    def run(*words: str) -> Path:
+        if words not in known:
+            folder = tmp_path_factory.mktemp("uninterrupted")
+            train(*WORDS, *words, "hydra.run.dir=run", folder=folder)
+            known[words] = folder / "run"
+        return known[words]
+
+    return run
+
+
+def flat(node: Any, at: str = "") -> dict[str, Any]:
+    """Every value in nested containers, by where it stands; without the names of files."""
+    if isinstance(node, dict):
+        children: Any = node.items()
+    elif isinstance(node, (list, tuple)):
+        children = enumerate(node)
+    else:
+        return {at: node}
+    return {key: value for name, child in children for key, value in flat(child, f"{at}/{name}").items()}
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What two checkpoints do not have in common."""
+    a, b = (flat(torch.load(path, weights_only=True)) for path in (one, other))
+    a, b = ({key: value for key, value in each.items() if not is_file_name(key, value)} for each in (a, b))
+    return [key for key in {**a, **b} if key not in a or key not in b or not equal(a[key], b[key])]
+
+
+def is_file_name(key: str, value: Any) -> bool:
+    return "ModelCheckpoint" in key and (isinstance(value, str) or ".ckpt" in key)
+
+
+def equal(a: Any, b: Any) -> bool:
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(a == b)
+
+
+def same_runs(run: Path, reference: Path) -> None:
+    """Assert that two runs have the same results, to the last bit."""
+    assert (run / "metrics.csv").read_text() == (reference / "metrics.csv").read_text()
+    assert filecmp.cmp(run / "faces.csv", reference / "faces.csv", shallow=False)
+    for name in ("last", "best"):
+        differ = differences(*(each / "checkpoints" / f"{name}.ckpt" for each in (run, reference)))
+        assert [key for key in differ if not key.startswith("/loops")] == [], name
+    assert load(run / "metrics.json")["metrics"] == load(reference / "metrics.json")["metrics"]
+    assert load(run / "status.json")["state"] == "finished"
+    assert [path.name for path in (run / "checkpoints").iterdir() if path.name.startswith(".")] == []
+
+
+# Exactness
+
+
+@pytest.mark.parametrize("variant", but_for([name for name in VARIANTS if name != "workers"], "workers"))
+def test_a_run_that_crashed_again_and_again(
+    variant: str, tmp_path: Path, interrupt: Interrupt, uninterrupted: Callable[..., Path]
+) -> None:
+    """Anything that a checkpoint forgets: order of faces, random state, averages, rate, progress, rows of metrics."""
+    words = VARIANTS[variant]
+    reference = uninterrupted(*words)
+    typed: list[str] = [*WORDS, *words, "hydra.run.dir=run"]
+    for steps in (2, 3, STEPS, 5, 4):
+        interrupt("training_step", steps, crash)
+        with pytest.raises(Crash):
+            train(*typed, folder=tmp_path)
+        assert load(tmp_path / "run" / "status.json")["state"] == "failed"
+        typed = ["resume=run"]
+    train(*typed, folder=tmp_path)
+    same_runs(tmp_path / "run", reference)
+
+
+@pytest.mark.parametrize(
+    ("method", "number", "words"),
+    but_for(
+        [
+            ("validation_step", 2, []),
+            ("validation_step", 3, []),
+            ("_save", 1, []),
+            ("_save", 2, [AT_ONCE]),
+            ("test_step", 2, []),
+            ("training_step", 3, [AT_ONCE, "+trainer.val_check_interval=2"]),
+            ("training_step", 3, [AT_ONCE, "trainer.log_every_n_steps=1"]),
+        ],
+        ("training_step", STEPS, []),
+        ("validation_step", 3, [AT_ONCE]),
+        ("_save", 2, []),
+        ("on_test_end", 1, []),
+        ("training_step", 4, [AT_ONCE, "+trainer.accumulate_grad_batches=2"]),
+        ("validation_step", 2, [AT_ONCE, "+trainer.val_check_interval=2"]),
+    ),
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_a_crash_in_the_worst_place(
+    method: str,
+    number: int,
+    words: list[str],
+    tmp_path: Path,
+    interrupt: Interrupt,
+    uninterrupted: Callable[..., Path],
+) -> None:
+    """A validation left out or written twice, half an accumulated gradient, a result of a test that was cut off."""
+    interrupt(method, number, crash)
+    with pytest.raises(Crash):
+        train(*WORDS, *words, "hydra.run.dir=run", folder=tmp_path)
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    train("resume=run", folder=tmp_path)
+    same_runs(tmp_path / "run", uninterrupted(*words))
+
+
+def test_a_resumed_run_says_so_in_its_checkpoint_only(tmp_path: Path) -> None:
+    """A resumption whose random state is taken from the setting up, which draws the weights anew."""
+    state = Resumption(str(tmp_path), 1)
+    torch.manual_seed(7)
+    saved = state.state_dict()
+    expected = torch.rand(3)
+    torch.manual_seed(8)
+    state.load_state_dict(saved)
+    torch.rand(5)
+    state.on_train_batch_start(None)  # type: ignore[arg-type]
+    assert torch.equal(torch.rand(3), expected)
+    state.on_train_batch_start(None)  # type: ignore[arg-type]
+    assert not torch.equal(torch.rand(3), expected), "each step has the same random numbers"
+
+
+# Signals
+
+
+def kill(number: signal.Signals, workers: bool = False) -> Callable[[], None]:
+    """Send a signal to this process, and to those that it has started."""
+
+    def send() -> None:
+        for child in multiprocessing.active_children() if workers else ():
+            assert child.pid
+            os.kill(child.pid, number)
+        os.kill(os.getpid(), number)
+        time.sleep(0.1)  # until Python has seen it
+
+    return send
+
+
+@pytest.mark.parametrize(
+    ("number", "method", "call", "words", "steps"),
+    but_for(
+        [
+            (signal.SIGUSR2, "training_step", 2, [], 2),
+            (signal.SIGTERM, "training_step", LOGGED, [], LOGGED),
+            (signal.SIGTERM, "training_step", STEPS, [], STEPS),
+            (signal.SIGUSR2, "training_step", STEPS + 2, ["datamodule.num_workers=2"], STEPS + 2),
+            (signal.SIGUSR2, "validation_step", 3, [], STEPS),
+            (signal.SIGUSR2, "test_step", 1, [], EPOCHS * STEPS),
+        ],
+        (signal.SIGTERM, "training_step", 2, [], 2),
+        (signal.SIGUSR2, "training_step", 3, ["trainer.log_every_n_steps=1"], 3),
+        (signal.SIGTERM, "training_step", STEPS + 2, ["datamodule.num_workers=2"], STEPS + 2),
+        (signal.SIGTERM, "validation_step", 3, [], STEPS),
+        (signal.SIGTERM, "test_step", 1, [], EPOCHS * STEPS),
+    ),
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_a_run_that_is_told_to_end(
+    number: signal.Signals,
+    method: str,
+    call: int,
+    words: list[str],
+    steps: int,
+    tmp_path: Path,
+    interrupt: Interrupt,
+    uninterrupted: Callable[..., Path],
+) -> None:
+    """Minutes of training lost, a run that does not end, or one that ends and says that it failed or goes on."""
+    interrupt(method, call, kill(number, workers="datamodule.num_workers=2" in words))
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR2)]
+    with pytest.raises(SystemExit) as stop:
+        train(*WORDS, *words, "hydra.run.dir=run", folder=tmp_path)
+    assert stop.value.code == f"stopped by {number.name}"
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR2)] == handlers
+    status = load(tmp_path / "run" / "status.json")
+    assert (status["state"], status["reason"]) == ("stopped", f"stopped by {number.name}")
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert saved == steps
+    train("resume=run", folder=tmp_path)
+    same_runs(tmp_path / "run", uninterrupted(*words))
+
+
+@pytest.mark.parametrize(("method", "call", "saved"), [("training_step", 4, True), ("validation_step", 1, False)])
+def test_the_handler_of_the_cluster_decides(
+    method: str, call: int, saved: bool, tmp_path: Path, interrupt: Interrupt, uninterrupted: Callable[..., Path]
+) -> None:
+    """A job that is put back into the queue before its checkpoint, or never, or that reads as failed meanwhile."""
+    seen: list[tuple[bool, Any]] = []
+
+    def requeue(given: int, frame: object) -> None:  # as submitit's
+        path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+        seen.append((path.exists(), signal.getsignal(signal.SIGTERM)))
+        raise SystemExit(-1)
+
+    interrupt(method, call, kill(signal.SIGUSR2))
+    before = signal.signal(signal.SIGUSR2, requeue)
+    try:
+        with pytest.raises(SystemExit):
+            train(*WORDS, "hydra.run.dir=run", folder=tmp_path)
+        assert signal.getsignal(signal.SIGUSR2) is requeue
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert seen == [(saved, signal.SIG_IGN)], "the cluster ends the process before it has asked for another try"
+    assert load(tmp_path / "run" / "status.json")["state"] == "queued"
+    train("resume=run", folder=tmp_path)
+    same_runs(tmp_path / "run", uninterrupted())
+
+
+def test_a_cluster_that_does_not_start_the_job_again(tmp_path: Path, interrupt: Interrupt) -> None:
+    """A job out of time for good that is waited for."""
+
+    def refuse(given: int, frame: object) -> None:
+        raise RuntimeError("timed out too often")
+
+    interrupt("training_step", 1, kill(signal.SIGUSR2))
+    before = signal.signal(signal.SIGUSR2, refuse)
+    try:
+        with pytest.raises(SystemExit):
+            train(*WORDS, "hydra.run.dir=run", folder=tmp_path)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    status = load(tmp_path / "run" / "status.json")
+    assert (status["state"], status["reason"]) == ("failed", "RuntimeError: timed out too often")
+
+
+def test_interrupted_by_hand(tmp_path: Path, interrupt: Interrupt, uninterrupted: Callable[..., Path]) -> None:
+    """Ctrl-C that reads as a failure, or goes on with the test of half a training."""
+    interrupt("training_step", STEPS + 3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(SystemExit):
+        train(*WORDS, "hydra.run.dir=run", folder=tmp_path)
+    assert load(tmp_path / "run" / "status.json")["state"] == "stopped"
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    train("resume=run", folder=tmp_path)
+    same_runs(tmp_path / "run", uninterrupted())
+
+
+# What resume= stands for
+
+
+def interrupted(folder: Path, interrupt: Interrupt, *words: str, at: int = STEPS + 2) -> Path:
+    """A run that crashed in its second epoch, in ``run`` of this folder."""
+    interrupt("training_step", at, crash)
+    with pytest.raises(Crash):
+        train(*WORDS, *words, "hydra.run.dir=run", folder=folder)
+    return folder / "run"
+
+
+@pytest.mark.parametrize("name", ["a run", "it's, a {run}", "a=b (c) [d]", 'a "b" c', "back\\slash", "über", "$HOME"])
+@pytest.mark.parametrize("relative", [True, False])
+def test_names_of_folders(name: str, relative: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that Hydra takes for something else: several folders, a mapping, an interpolation."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FACELAB_STAMP", "later")
+    overrides = tmp_path / name / OVERRIDES
+    overrides.parent.mkdir()
+    overrides.write_text("- seed=3\n- data.root=../faces\n")
+    words = resumed_argv(["test_with=best", f"resume={name if relative else tmp_path / name}"])
+    assert words[:3] == ["seed=3", "data.root=../faces", "test_with=best"], "what is typed now must win"
+    parsed = {each.key_or_group: each.value() for each in OverridesParser.create().parse_overrides(words)}
+    assert parsed["hydra.run.dir"] == str(tmp_path / name)
+    assert os.environ["FACELAB_STAMP"] == name
+
+
+def test_the_folder_may_have_any_name(tmp_path: Path, interrupt: Interrupt) -> None:
+    """The same with all that comes after the command line."""
+    interrupted(tmp_path, interrupt)
+    folder = tmp_path / "it's, a {run}"
+    (tmp_path / "run").rename(folder)
+    train(f"resume={folder}", folder=tmp_path)
+    assert load(folder / "status.json")["state"] == "finished"
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
+def test_a_run_keeps_its_identity(tmp_path: Path, interrupt: Interrupt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumed run that is another one in W&B, or whose environment is that of the last start alone."""
+    interrupted(tmp_path, interrupt, "logger=wandb", "logger.wandb.tags=[mine]")
+    run = tmp_path / "run"
+    first, status = load(run / "environment.json"), load(run / "status.json")
+    monkeypatch.setattr("conftest.NOW", "tomorrow")
+    train("resume=run", folder=tmp_path)
+    assert load(run / "status.json")["stamp"] == status["stamp"] == "now"
+    environment = load(run / "environment.json")
+    (again,) = environment.pop("resumed")
+    assert environment == first
+    assert again.keys() == first.keys()
+    assert again["command"] != first["command"]
+    ids = [path.name.split("-", 3)[3] for path in (run / "wandb").glob("offline-run-*")]
+    assert len(ids) == 2
+    assert len(set(ids)) == 1, "another run in W&B"
+    assert OmegaConf.load(run / "config.yaml").logger.wandb.group == "now"
+
+
+def test_what_changed_is_said_and_kept(tmp_path: Path, interrupt: Interrupt, capfd: pytest.CaptureFixture[str]) -> None:
+    """A run of two halves that nobody knows of; a value typed once that is lost at the next interruption."""
+    run = interrupted(tmp_path, interrupt)
+    interrupt("training_step", 2, crash)
+    with pytest.raises(Crash):
+        train("resume=run", "datamodule.num_workers=1", "data.val=5", folder=tmp_path)
+    said = capfd.readouterr().out
+    assert "changed: datamodule.num_workers: 0 -> 1" in said
+    assert "changed: data.val: 6 -> 5" in said
+    assert said.count("changed: ") == 2
+    train("resume=run", folder=tmp_path)
+    assert "changed: " not in capfd.readouterr().out
+    assert OmegaConf.load(run / "config.yaml").data.val == 5
+    words = yaml.safe_load((run / OVERRIDES).read_text())
+    assert words == [*WORDS, "datamodule.num_workers=1", "data.val=5"]
+
+
+@pytest.mark.parametrize(
+    "word", but_for(["scheduler=cosine", "scheduler.factor=0.5", "optimizer.weight_decay=0.1"], "optimizer.lr=0.1")
+)
+def test_what_would_have_no_effect_is_refused(word: str, tmp_path: Path, interrupt: Interrupt) -> None:
+    """A learning rate in config.yaml that was never used; a refusal that is remembered as if it had been accepted."""
+    run = interrupted(tmp_path, interrupt)
+    kept = {name: (run / name).read_bytes() for name in ("config.yaml", "metrics.csv", OVERRIDES)}
+    with pytest.raises(SystemExit, match="would have no effect") as stop:
+        train("resume=run", word, folder=tmp_path)
+    assert word.partition("=")[0].partition(".")[0] in str(stop.value.code)
+    assert {name: (run / name).read_bytes() for name in kept} == kept
+    train("resume=run", folder=tmp_path)
+    assert load(run / "status.json")["state"] == "finished"
+
+
+@pytest.mark.parametrize("word", but_for(["+typo=1", "data.root=7"], "optimizer.lr=0.1"))
+def test_a_mistake_does_not_spoil_a_finished_run(word: str, tmp_path: Path) -> None:
+    """A finished run that reads as failed since somebody mistyped."""
+    train(*WORDS, "hydra.run.dir=run", folder=tmp_path)
+    files = ("metrics.csv", "metrics.json", "faces.csv", "checkpoints/last.ckpt")
+    kept = {name: (tmp_path / "run" / name).read_bytes() for name in files}
+    with pytest.raises(SystemExit):
+        train("resume=run", word, folder=tmp_path)
+    assert load(tmp_path / "run" / "status.json")["state"] == "finished"
+    assert {name: (tmp_path / "run" / name).read_bytes() for name in kept} == kept
+
+
+def test_a_longer_training(tmp_path: Path) -> None:
+    """A finished run that cannot be trained further, or begins anew."""
+    words = ["scheduler=none", "hydra.run.dir=run"]
+    train(*WORDS, *words, "trainer.max_epochs=2", folder=tmp_path)
+    first = (tmp_path / "run" / "metrics.csv").read_text()
+    train("resume=run", "trainer.max_epochs=3", folder=tmp_path)
+    train(*WORDS, "scheduler=none", "trainer.max_epochs=3", "hydra.run.dir=whole", folder=tmp_path)
+    one, other = ((tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("run", "whole"))
+    trained = [[line for line in lines if not line.startswith("3,")] for lines in (one, other)]
+    assert trained[0][0] == trained[1][0]
+    assert set(trained[1]) <= set(trained[0])
+    assert first.splitlines()[1] in one
+    assert filecmp.cmp(tmp_path / "run" / "faces.csv", tmp_path / "whole" / "faces.csv", shallow=False)
+
+
+HOSTILE = [
+    "hydra.callbacks.x._target_=os.system",
+    "+hydra.callbacks.x._target_=os.system",
+    "++hydra.job.env_set.LD_PRELOAD=x",
+    "~hydra.run",
+    "hydra/launcher=slurm",
+    "hydra.run.dir=elsewhere",
+    "+callbacks@hydra.callbacks=default",
+    "experiment=../../evil",
+    "+experiment=[../../evil]",
+    "--config-dir=/x",
+    "-cd=/x",
+    "--multirun",
+    "--cfg",
+    "'hydra.run.dir'=x",
+    " hydra.run.dir=x",
+    "\nhydra.run.dir=x",
+    "=x",
+    "",
+]
+
+
+@pytest.mark.parametrize("word", HOSTILE)
+def test_a_hostile_override_is_refused(word: str, tmp_path: Path) -> None:
+    """A folder from somebody else that has Hydra start a program, read another configuration, or write elsewhere."""
+    with pytest.raises(SystemExit, match="nothing was started"):
+        task_overrides(["seed=1", word], tmp_path / "overrides.yaml")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "- hydra.callbacks.x._target_=os.system\n",
+        "seed: 1\n",
+        "text",
+        "",
+        "- [seed=1]\n",
+        "- 3\n",
+        "- !!python/object/apply:os.system ['touch owned']\n",
+        "!!python/object/apply:os.system ['touch owned']\n",
+        "- a: [\n",
+    ],
+)
+def test_a_file_of_overrides_that_is_none(content: str, tmp_path: Path) -> None:
+    """The same in a file, a traceback, or a program that YAML starts."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / OVERRIDES).write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        train("resume=run", folder=tmp_path)
+    assert "overrides.yaml" in str(stop.value.code)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [OVERRIDES, "run"]
+
+
+def test_relative_paths_are_no_options() -> None:
+    """A dataset beside the working folder that makes a run impossible to take up."""
+    words = ["data.root=../faces", "backbone.weights=../../a.pth", "seed=1", "~logger", "+trainer.limit_val_batches=2"]
+    assert task_overrides(words, Path("overrides.yaml")) == words
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["resume=gone"], "is not the folder of a run"),
+        (["resume=sweep"], r"train\.py -m resume=.*sweep goes on with a sweep"),
+        (["-m", "resume=run"], r"holds no sweep\.json"),
+        (["-m", "resume=gone"], r"holds no sweep\.json"),
+        (["resume=run", "hydra.run.dir=x"], "says already where the run lies"),
+        (["resume=run", "hydra.sweep.dir=x", "-m"], "says already where the run lies"),
+        (["resume="], "is not the folder of a run"),
+    ],
+)
+def test_what_cannot_be_taken_up(words: list[str], message: str, tmp_path: Path) -> None:
+    """A new run where an old one was meant, or a traceback."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / OVERRIDES).write_text("- seed=1\n")
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "sweep.json").write_text('{"stamp": "now", "cells": {}}')
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit, match=message):
+        train(*words, folder=tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("content", [b"no checkpoint", b""])
+def test_a_checkpoint_that_cannot_be_read(content: bytes, tmp_path: Path, interrupt: Interrupt) -> None:
+    """A traceback of torch, or a run that begins anew and overwrites what could be mended."""
+    run = interrupted(tmp_path, interrupt)
+    metrics = (run / "metrics.csv").read_bytes()
+    (run / "checkpoints" / "last.ckpt").write_bytes(content)
+    with pytest.raises(SystemExit, match=r"last\.ckpt"):
+        train("resume=run", folder=tmp_path)
+    assert (run / "metrics.csv").read_bytes() == metrics
+
+
+def test_only_train_goes_on(tmp_path: Path, trained: Path) -> None:
+    """`evaluate.py resume=...` taken for something, or a test that overwrites the run that it measures."""
+    with pytest.raises(SystemExit):
+        open_door("evaluate", f"resume={trained}", folder=tmp_path)
+    files = ("config.yaml", "metrics.json", "faces.csv", "status.json", OVERRIDES)
+    kept = {name: (trained / name).read_bytes() for name in files}
+    with pytest.raises(SystemExit):
+        open_door("evaluate", f"ckpt={trained}", "split=val", f"hydra.run.dir={trained}", folder=tmp_path)
+    assert {name: (trained / name).read_bytes() for name in files} == kept
+
+
+# Whole processes
+
+
+KILLS = int(os.environ.get("FACELAB_KILLS", "3"))
+"""How often the killer kills; a hundred times before a release."""
+
+
+@pytest.mark.slow
+def test_killed_at_any_time(tmp_path: Path) -> None:
+    """What no one thinks of: kill -9 at random moments, of the process or with its workers, again and again."""
+    words = [*WORDS, "trainer.max_epochs=40", "datamodule.num_workers=2", "callbacks.resumption.minutes=0.005"]
+    log, rng = tmp_path / "log", random.Random(KILLS)
+    begin = time.monotonic()
+    assert start_door("train", *words, "hydra.run.dir=reference", folder=tmp_path, log=log).wait() == 0, log.read_text()
+    whole, kills, run = time.monotonic() - begin, 0, tmp_path / "run"
+    typed: list[str] = [*words, "hydra.run.dir=run"]
+    while True:
+        process = start_door("train", *typed, folder=tmp_path, log=log)
+        try:
+            code = process.wait(rng.uniform(0.4, 1) * whole if kills < KILLS else None)
+        except subprocess.TimeoutExpired:
+            (os.kill if rng.random() < 0.5 else os.killpg)(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+            assert read_status(run).state in ("lost", "missing", "unknown", "finished")
+        else:
+            assert code == 0, log.read_text()
+            same_runs(run, tmp_path / "reference")
+            if kills >= KILLS:
+                break
+            shutil.rmtree(run)
+        typed = ["resume=run"] if (run / OVERRIDES).exists() else [*words, "hydra.run.dir=run"]
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_group_of_processes_is_told_to_end(number: signal.Signals, tmp_path: Path) -> None:
+    """Workers that die first, and thereby the training before its checkpoint; processes that are left over."""
+    words = [*WORDS, "trainer.max_epochs=20", "datamodule.num_workers=2"]
+    log = tmp_path / "log"
+    assert start_door("train", *words, "hydra.run.dir=reference", folder=tmp_path, log=log).wait() == 0, log.read_text()
+    process = start_door("train", *words, "hydra.run.dir=run", folder=tmp_path, log=log)
+    wait_for(tmp_path / "run" / "checkpoints" / "last.ckpt", process)
+    os.killpg(process.pid, number)
+    assert process.wait(60) == 1, log.read_text()
+    assert read_status(tmp_path / "run")[:2] == ("stopped", f"stopped by {number.name}")
+    assert members(process.pid) == []
+    assert start_door("train", "resume=run", folder=tmp_path, log=log).wait() == 0, log.read_text()
+    same_runs(tmp_path / "run", tmp_path / "reference")
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.slow
+def test_processes_that_train_together_end_together(tmp_path: Path) -> None:
+    """A second process that waits for the first for half an hour, in training or in a validation."""
+    together = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.sync_batchnorm=false"]
+    words = [*WORDS, *together, "trainer.log_every_n_steps=12", "scheduler=none"]
+    validation = ["trainer.max_epochs=1", "datamodule.batch_size=1", "data.val=1000"]
+    for number, more in enumerate((["trainer.max_epochs=500"], validation)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        log = folder / "log"
+        process = start_door("train", *words, *more, "hydra.run.dir=run", folder=folder, log=log)
+        try:
+            wait_for(folder / "run" / ("metrics.csv" if number else "checkpoints/last.ckpt"), process)
+            while number and "\n0,11," not in (folder / "run" / "metrics.csv").read_text():
+                time.sleep(0.05)
+            time.sleep(0.5 * number)  # the last step of the epoch is done
+            os.kill(process.pid, signal.SIGTERM)
+            assert process.wait(60) == 1, log.read_text()
+            for _ in range(100):
+                if not (left := members(process.pid)):
+                    break
+                time.sleep(0.1)
+            assert not left, log.read_text()
+            assert read_status(folder / "run").state == "stopped", log.read_text()
+        finally:
+            for pid in members(process.pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+def members(group: int) -> list[int]:
+    """The processes of a group that live."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            _, _, rest = stat.read_text().rpartition(") ")
+        except OSError:
+            continue
+        state, _, its_group = rest.split()[:3]
+        if int(its_group) == group and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def wait_for(path: Path, process: "subprocess.Popen[bytes]") -> None:
+    for _ in range(1200):
+        if path.exists():
+            return
+        assert process.poll() is None, "it has ended"
+        time.sleep(0.1)
+    pytest.fail(f"{path} does not come")
+
+
+# The disk
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 24 MB."""
+    if os.geteuid():
+        pytest.skip("only root may mount a disk of a few megabytes")
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(path)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"nothing can be mounted here: {mounted.stderr.strip()}")
+    yield path
+    subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def fill(disk: Path) -> None:
+    """Leave nothing free."""
+    with (disk / "filling").open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"0" * 4096)
+
+
+@pytest.mark.parametrize(
+    ("words", "file", "step"), [([AT_ONCE], "checkpoints/last.ckpt", STEPS + 1), ([], "checkpoints/best.ckpt", STEPS)]
+)
+def test_a_full_disk(
+    words: list[str],
+    file: str,
+    step: int,
+    disk: Path,
+    tmp_path: Path,
+    interrupt: Interrupt,
+    uninterrupted: Callable[..., Path],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Half a checkpoint in the place of the last whole one, and a traceback of torch that does not say which disk."""
+    interrupt("training_step", STEPS + 2, lambda: fill(disk))
+    with pytest.raises(SystemExit) as stop:
+        train(*WORDS, *words, f"hydra.run.dir={disk}/run", folder=tmp_path)
+    assert stop.value.code == f"{disk}/run/{file}: No space left on device. What was written before is whole."
+    assert "Traceback" not in capfd.readouterr().err
+    assert torch.load(disk / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
+    assert [path.name for path in disk.rglob(".*") if path.name != ".lock"] == []
+    with pytest.raises(SystemExit) as stop:
+        train(f"resume={disk}/run", folder=tmp_path)
+    assert "No space left on device" in str(stop.value.code)
+    assert "Traceback" not in capfd.readouterr().err
+    (disk / "filling").unlink()
+    train(f"resume={disk}/run", folder=tmp_path)
+    same_runs(disk / "run", uninterrupted(*words))
+
+
+@pytest.mark.usefixtures("disk")
+def test_a_folder_that_is_closed(tmp_path: Path, interrupt: Interrupt, uninterrupted: Callable[..., Path]) -> None:
+    """The same with a disk that the system has closed after an error."""
+    folder = str(tmp_path / "run" / "checkpoints")
+
+    def close() -> None:
+        subprocess.run(["mount", "--bind", folder, folder], check=True)
+        subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
+
+    interrupt("training_step", STEPS + 2, close)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            train(*WORDS, "hydra.run.dir=run", folder=tmp_path)
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+    message = "checkpoints/best.ckpt: Read-only file system. What was written before is whole."
+    assert str(stop.value.code).replace("last", "best").endswith(message)
+    train("resume=run", folder=tmp_path)
+    same_runs(tmp_path / "run", uninterrupted())
+
+
+# Rendered faces
+
+
+@pytest.mark.slow
+def test_two_jobs_render_the_same_faces(tmp_path: Path) -> None:
+    """Two jobs of a sweep that start on an empty cache: one reads half of what the other writes."""
+    words = [*WORDS, "data.train=200", "data.seed=77", "trainer.max_epochs=1"]
+    jobs = [
+        start_door(
+            "train",
+            *words,
+            f"hydra.run.dir={name}",
+            folder=tmp_path,
+            log=tmp_path / f"{name}.log",
+            FACELAB_CACHE=str(tmp_path / "cache"),
+        )
+        for name in ("one", "other")
+    ]
+    assert [job.wait(180) for job in jobs] == [0, 0], (tmp_path / "one.log").read_text()
+    (faces,) = (tmp_path / "cache" / "synthetic").iterdir()
+    assert len(list(faces.rglob("*.jpg"))) == 214
+    for name in ("metrics.csv", "faces.csv"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_rendering_that_was_killed(tmp_path: Path) -> None:
+    """Half a set of faces that the next run takes for the whole."""
+    words = [*WORDS, "data.train=400", "data.seed=78", "trainer.max_epochs=1", "hydra.run.dir=run"]
+    cache = str(tmp_path / "cache")
+    first = start_door("train", *words, folder=tmp_path, log=tmp_path / "log", FACELAB_CACHE=cache)
+    for _ in range(1200):
+        if len(list(tmp_path.glob("cache/synthetic/.*/train/*.jpg"))) > 20 or first.poll() is not None:
+            break
+        time.sleep(0.02)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    assert [path.name for path in (tmp_path / "cache" / "synthetic").iterdir() if path.name[0] != "."] == []
+    again = start_door("train", "resume=run", folder=tmp_path, log=tmp_path / "log", FACELAB_CACHE=cache)
+    assert again.wait(180) == 0, (tmp_path / "log").read_text()
+    (faces,) = (path for path in (tmp_path / "cache" / "synthetic").iterdir() if path.name[0] != ".")
+    assert len(list(faces.rglob("*.jpg"))) == 414
+    assert read_status(tmp_path / "run").state == "finished"
