@@ -23,6 +23,7 @@ def main(cfg: DictConfig) -> None:
         runs.write_config(folder, evaluated)
         status["tested"] = str(run.checkpoint)
         trainer = runs.build_trainer(cfg)
+        status["begun"] = True
         for logger in trainer.loggers:
             logger.log_hyperparams(OmegaConf.to_container(evaluated, resolve=True))
         trainer.test(run.module, datamodule, verbose=False)

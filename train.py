@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from facelab import runs
 from facelab.recording import recorded
-from facelab.resuming import resumed_checkpoint
+from facelab.resuming import begin, resumption
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -16,8 +16,11 @@ def main(cfg: DictConfig) -> float | None:
     folder = Path(cfg.paths.run)
     with recorded(folder) as status:
         runs.check(cfg, runs.TRAIN_KEYS)
-        resumed = resumed_checkpoint(folder, cfg)
-        runs.write_config(folder, cfg)
+        resumed = resumption(folder, cfg)
+        if resumed and resumed.finished:
+            return None
+        if not resumed:
+            runs.write_config(folder, cfg)
         from lightning import seed_everything
 
         from facelab import speed
@@ -29,9 +32,12 @@ def main(cfg: DictConfig) -> float | None:
         module.save_hyperparameters(OmegaConf.to_container(cfg, resolve=False), logger=False)
         speed.prepare(module, cfg.memory_format, cfg.compile)
         trainer = runs.build_trainer(cfg)
+        begin(folder, resumed)
+        runs.write_config(folder, cfg)
+        status["begun"] = True
         for logger in trainer.loggers:  # with fast_dev_run Lightning puts others in their place, which open nothing
             logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
-        trainer.fit(module, datamodule, ckpt_path=resumed, weights_only=True)
+        trainer.fit(module, datamodule, ckpt_path=resumed and resumed.checkpoint, weights_only=True)
         monitored = trainer.callback_metrics.get(cfg.monitor.name)
         saved = trainer.checkpoint_callback and not trainer.fast_dev_run
         checkpoint = runs.find_checkpoint(folder, cfg.test_with) if saved else None

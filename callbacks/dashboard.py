@@ -1,5 +1,6 @@
 """What W&B is given beside the numbers: tables and charts."""
 
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -10,8 +11,31 @@ from lightning import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+log = logging.getLogger(__name__)
+
 DATA_DIR = "WANDB_DATA_DIR"
 ERROR = "error in percent"
+
+
+class Wandb(WandbLogger):
+    """Lightning's logger of W&B, without which a run goes on.
+
+    W&B is a process of its own, which a full disk or a signal to the whole job can end; Lightning's logger would then
+    end the training too. That W&B cannot begin is told as ever, before anything is trained.
+    """
+
+    lost = False
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log, or say once that this is no longer possible."""
+        if self.lost:
+            return
+        try:
+            super().log_metrics(metrics, step)
+        except Exception as error:  # its errors are of many kinds, and none is worth the training
+            self.lost = True
+            log.warning("W&B has ended (%s: %s); the run goes on without it", type(error).__name__, error)
 
 
 @rank_zero_only

@@ -14,12 +14,15 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import distributed
 
 from facelab.atomic import replacing
+from facelab.status import ENDED_BY, TOLD
 
 Handler = Callable[[int, FrameType | None], Any]
-TOLD = (signal.SIGTERM, signal.SIGUSR2)
-"""How a machine says that it will end a run: a shutdown or a cancelled job, and a time limit of a cluster."""
+URGENCY = (0, signal.SIGTERM, signal.SIGUSR2)
+"""Of what several processes were told the last of these counts: after a time limit the job is to go on."""
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -67,8 +70,13 @@ class Resumption(Checkpoint):
         self.chance: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The random states of torch."""
-        return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+        """The random states of torch, of each process."""
+        mine = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return {"processes": [mine]}
+        states: list[Any] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(states, mine)
+        return {"processes": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the random states until training begins."""
@@ -88,11 +96,12 @@ class Resumption(Checkpoint):
         """End the run if it was told to; bring chance to where it was, only now, since setting up a run uses it too."""
         if self.leaving:
             self._give_way(self.leaving)
-        if self.chance is not None:
-            torch.set_rng_state(self.chance["cpu"])
-            if len(self.chance["cuda"]) == torch.cuda.device_count():
-                torch.cuda.set_rng_state_all(self.chance["cuda"])
-            self.chance = None
+        if self.chance is not None and trainer.global_rank < len(self.chance["processes"]):
+            chance = self.chance["processes"][trainer.global_rank]
+            torch.set_rng_state(chance["cpu"])
+            if len(chance["cuda"]) == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all(chance["cuda"])
+        self.chance = None
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_index: int
@@ -113,7 +122,7 @@ class Resumption(Checkpoint):
             return
         silent = trainer.global_step % every != 0 or every == 1
         self.leaving = self._of_all(trainer, self.told)
-        if self.leaving or self._of_all(trainer, silent and time.monotonic() - self.saved > self.seconds):
+        if self.leaving or (silent and self._overdue(trainer)):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
@@ -126,8 +135,15 @@ class Resumption(Checkpoint):
         """Listen no more."""
         self._restore_handlers()
 
+    def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """A validation may take longer than the machine waits."""
+        if trainer.state.fn == TrainerFn.FITTING and (number := self._of_all(trainer, self.told)):
+            self._give_way(number)
+
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        """Listen no more."""
+        """Listen no more. What a dying machine does to a run is no failure of the run."""
+        if self.told:
+            exception.add_note(ENDED_BY + signal.Signals(self.told).name)
         self._restore_handlers()
 
     def _save(self, trainer: Trainer) -> None:
@@ -135,12 +151,17 @@ class Resumption(Checkpoint):
             trainer.save_checkpoint(self.path)
         self.saved = time.monotonic()
 
-    def _of_all(self, trainer: Trainer, mine: int) -> int:
-        """The greatest of all processes' numbers: to save is a task of all, and not all are told at the same step."""
+    def _of_all(self, trainer: Trainer, told: int) -> int:
+        """What any process was told: to save is a task of all, and not all are told at the same step."""
         if trainer.world_size == 1:
-            return mine
-        numbers = torch.tensor(mine, device=trainer.strategy.root_device)
-        return int(trainer.strategy.reduce(numbers, reduce_op="max"))
+            return told
+        urgency = torch.tensor(URGENCY.index(told), device=trainer.strategy.root_device)
+        return URGENCY[int(trainer.strategy.reduce(urgency, reduce_op="max"))]
+
+    def _overdue(self, trainer: Trainer) -> bool:
+        """Whether it is time to save, by the clock of the first process."""
+        overdue = time.monotonic() - self.saved > self.seconds
+        return trainer.strategy.broadcast(overdue) if trainer.world_size > 1 else overdue
 
     def _note(self, trainer: Trainer) -> Handler:
         def note(number: int, frame: FrameType | None) -> None:
@@ -152,7 +173,7 @@ class Resumption(Checkpoint):
 
     def _give_way(self, number: int) -> None:
         """Let who listened before decide; as a rule it ends the process."""
-        self.replaced = {}
+        self.replaced, self.told = {}, 0
         for each, handler in self.before.items():
             signal.signal(each, handler)
         if callable(handler := self.before[number]):

@@ -21,6 +21,7 @@ from facelab.landmarks.geometry import Array, apply
 from facelab.landmarks.image import FaultyImage, cut_out, image_size
 from facelab.landmarks.layouts import Layout
 from facelab.landmarks.pose import estimate_pose, mirrored, turned
+from facelab.status import TOLD
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +192,7 @@ def _start_worker(worker: int) -> None:
 
     It lives as long as the training, whichever way that ends: a cluster tells all processes of a job that it will end.
     """
-    for number in (signal.SIGTERM, signal.SIGUSR2):
+    for number in TOLD:
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)  # 1 hangs in a forked process whose parent has used OpenCV (5.0.0)
 

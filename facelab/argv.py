@@ -25,6 +25,17 @@ def _is_override(word: str) -> bool:
     return "=" in word or word.startswith("~")
 
 
+def options_of(argv: Sequence[str]) -> list[str]:
+    """Hydra's options with their values at the beginning of a normalised command line, but for the one of a sweep."""
+    words, options = list(argv), list[str]()
+    while words and words[0].startswith("-") and words[0] not in ("-", "--"):
+        option = words.pop(0)
+        values = [words.pop(0)] if _takes_value(option) and words else []
+        if option not in ("-m", "--multirun"):
+            options += [option, *values]
+    return options
+
+
 def normalise_argv(argv: Sequence[str]) -> list[str]:
     """Sort the words after the program's name: first Hydra's options with their values, then the overrides.
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,7 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: of writing, with the name of the file that is meant.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}-{uuid4().hex}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}-{uuid4().hex}{path.suffix}")  # as `remove_leftovers` knows it
     try:
         with naming(path, temporary):
             temporary.touch(exist_ok=False)  # open to whom the umask says; tempfile's are the owner's alone
@@ -38,6 +39,13 @@ def replacing(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a process that was killed left under temporary names. Nobody else may be writing there."""
+    for path in folder.glob(".*-*"):
+        if re.fullmatch(r"\..+-[0-9a-f]{32}(\.\w+)?", path.name) and path.is_file():
+            path.unlink()
 
 
 @contextmanager

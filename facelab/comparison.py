@@ -16,10 +16,10 @@ import yaml
 
 from facelab.atomic import replacing
 from facelab.published import Published, official
-from facelab.status import read_status
+from facelab.status import read_cells, read_status
 
 FILES = ("status.json", "config.yaml", "metrics.json")
-BENCHMARK, SWEEP = "benchmark.json", "sweep.json"
+BENCHMARK = "benchmark.json"
 SORT_BY = "nme_box"
 MAIN = (
     *("nme_ioc", "nme_box", "fr08_ioc", "auc08_ioc"),
@@ -170,17 +170,9 @@ def _jobs(folder: Path) -> list[Path]:
 
 def _cells(folder: Path) -> dict[str, tuple[str, ...]]:
     """Number of a job to the overrides that not all of them have; empty for a folder that is no sweep."""
-    file = folder / SWEEP
-    if not file.is_file():
-        return {}
-    try:
-        cells = _mapping(file).get("cells")
-    except ValueError as error:
-        raise ValueError(f"{file}: {_one_line(str(error))}") from error
-    if not isinstance(cells, dict) or not all(str(job).isdecimal() for job in cells):
-        raise ValueError(f"{file}: `cells` is no mapping of job numbers to overrides")
-    shared = set.intersection(*(set(map(str, overrides)) for overrides in cells.values())) if len(cells) > 1 else set()
-    return {job: tuple(word for word in map(str, overrides) if word not in shared) for job, overrides in cells.items()}
+    cells = read_cells(folder)
+    shared = set.intersection(*(set(overrides) for overrides in cells.values())) if len(cells) > 1 else set()
+    return {str(job): tuple(word for word in words if word not in shared) for job, words in cells.items()}
 
 
 def _is_run(folder: Path) -> bool:

@@ -19,12 +19,16 @@ class Published(NamedTuple):
 
 
 def official(protocol: Mapping[str, Any], file: Path = FILE) -> list[Published]:
-    """What is published on the faces of a protocol: same dataset, split, number of faces and landmarks.
+    """What is published on the faces of a protocol: same dataset, split, number of faces and landmarks, no flip test.
+
+    How each paper cut its faces out stands in the source; it is not looked at here.
 
     Args:
         protocol: of a run.
         file: with columns dataset, split, faces, layout and the fields of :class:`Published`.
     """
+    if protocol.get("flip_test"):
+        return []
     asked = tuple(str(protocol.get(key)) for key in ("dataset", "split", "faces", "layout"))
     with file.open(newline="", encoding="utf-8") as stream:
         return [

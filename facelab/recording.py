@@ -24,9 +24,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 
-from facelab.atomic import write_json
+from facelab.argv import options_of
+from facelab.atomic import remove_leftovers, write_json
 from facelab.landmarks.face import DataFault
-from facelab.status import FILE, HEARTBEAT, now, read_status
+from facelab.status import ENDED_BY, FILE, HEARTBEAT, TOLD, now, read_status
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +39,10 @@ CODE = "FACELAB_CODE"
 COMMIT = "commit.json"
 """In such a copy: the state of the code when it was made."""
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "timm", "albumentations", "torchmetrics", "numpy")
+CHILDREN_END = 20
+"""Seconds that the other processes of a run have to end after it."""
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 """What a file system says that is full or closed to us."""
-TOLD = (signal.SIGTERM, signal.SIGUSR2)
 
 
 class JobFailed(CompactHydraException):
@@ -73,6 +75,7 @@ def recorded(folder: Path) -> Iterator[dict[str, Any]]:
         "pid": os.getpid(),
         "slurm_job": _slurm_job(),
         "started": now(),
+        "begun": False,  # whether more was done than to look at what was typed
     }
     _join_tasks()
     before = read_status(folder) if is_first() else None
@@ -87,10 +90,11 @@ def recorded(folder: Path) -> Iterator[dict[str, Any]]:
             yield status
             status["state"] = "finished"
         except BaseException as error:
+            _listen_no_more()
             _log_traceback(error)
             message = _message(error)
             status |= _ending(error, message, status["state"])
-            if message is not None and before and before.state == "finished":
+            if before and before.state == "finished" and not status["begun"]:
                 status |= before.content | {"reason": ""}  # its results stand; this start was a mistake
             if message is None or isinstance(error, Stopped):
                 raise
@@ -99,7 +103,10 @@ def recorded(folder: Path) -> Iterator[dict[str, Any]]:
             if "wandb" in sys.modules:  # importing it takes a second
                 import wandb
 
-                wandb.finish()
+                try:
+                    wandb.finish()
+                except Exception as error:  # it may have died with the machine, and the run is over anyway
+                    log.warning("W&B could not end its run: %s", error)
 
 
 def _join_tasks() -> None:
@@ -114,7 +121,8 @@ def is_first() -> bool:
     """Whether this is the process that writes, of those that train together."""
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-    return rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    first_machine = os.environ.get("NODE_RANK", "0") == "0"  # of a cluster that names no ranks
+    return rank_zero_only.rank == 0 and first_machine  # type: ignore[attr-defined]
 
 
 def _slurm_job() -> str | None:
@@ -146,6 +154,8 @@ def _claimed(folder: Path) -> Iterator[None]:
         mine = status.content.get("slurm_job") is not None and status.content["slurm_job"] == _slurm_job()
         if status.state == "running" and elsewhere and not mine:
             raise SystemExit(f"{at_work} ({status.reason}); this one leaves it alone")
+        for place in (folder, folder / "checkpoints", folder / "samples"):
+            remove_leftovers(place)
         yield
 
 
@@ -185,6 +195,8 @@ def _ending(error: BaseException, message: str | None, state: str) -> dict[str, 
         return {"state": "stopped", "reason": "interrupted"}
     if isinstance(error, Stopped):
         return {"state": "stopped", "reason": str(error)}
+    if notes := [note for note in getattr(error, "__notes__", ()) if note.startswith(ENDED_BY)]:
+        return {"state": "stopped", "reason": f"{notes[0]}; then {type(error).__name__}: {error}"}
     if state == "queued" and isinstance(error, SystemExit):
         return {"state": "queued", "reason": "told to end by the cluster, which starts it again"}
     return {"state": "failed", "reason": message or f"{type(error).__name__}: {error}"}
@@ -200,7 +212,7 @@ def _listening(status: dict[str, Any]) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(f"stopped by {signal.Signals(number).name}")
 
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in TOLD}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (*TOLD, signal.SIGINT)}
     submitit = before[signal.SIGUSR2]
 
     def requeue(number: int, frame: FrameType | None) -> None:
@@ -221,6 +233,13 @@ def _listening(status: dict[str, Any]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _listen_no_more() -> None:
+    """Write the end of a run in peace, whoever asks again to end it."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (*TOLD, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def _ranks(folder: Path) -> Iterator[None]:
     """Say what Lightning's other processes of this run are to do: in a sweep, this job and not the sweep.
@@ -232,11 +251,12 @@ def _ranks(folder: Path) -> Iterator[None]:
     if not HydraConfig.initialized() or RANKS in os.environ:
         yield
         return
-    words = [*HydraConfig.get().overrides.task, f"hydra.run.dir={quoted(folder)}"]
+    words = [*options_of(sys.argv[1:]), *HydraConfig.get().overrides.task, f"hydra.run.dir={quoted(folder)}"]
     os.environ[RANKS] = json.dumps(words)
     try:
         yield
     finally:
+        _end_children()
         if "torch" in sys.modules:
             from torch import distributed
 
@@ -245,6 +265,24 @@ def _ranks(folder: Path) -> Iterator[None]:
         for key in os.environ.keys() - before.keys():
             del os.environ[key]
         os.environ.update(before)
+
+
+def _end_children() -> None:
+    """Wait for the processes that Lightning started for this run, and end those that do not end.
+
+    The thread by which Lightning watches them would otherwise kill this process, in the midst of the next job.
+    """
+    for thread in threading.enumerate():
+        if thread.name == "child-process-observer":
+            observer: Any = thread
+            observer._finished = True
+            children, observer._child_processes = observer._child_processes, []
+            for child in children:
+                try:
+                    child.wait(CHILDREN_END)
+                except subprocess.TimeoutExpired:
+                    child.kill()
+                    child.wait()
 
 
 def quoted(folder: Path) -> str:

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
@@ -17,18 +17,22 @@ from omegaconf import DictConfig, OmegaConf
 from facelab.atomic import replacing
 from facelab.recording import STAMP, is_first, quoted
 from facelab.runs import read_checkpoint
-from facelab.status import read_status
+from facelab.status import SWEEP, read_status
 
 log = logging.getLogger(__name__)
 
 WORD = "resume="
-SWEEP = "sweep.json"
 OVERRIDES = "overrides.yaml"
 """What a run was started with, in words of the command line."""
-RESTORED = ("optimizer", "scheduler")
-"""Nodes whose objects take their numbers from the checkpoint, so that another value would not be used."""
-ELSEWHERE = ("paths", "logger", "callbacks", "trainer.callbacks")
-"""Nodes that may change unmentioned: they change where things lie and what is watched, but no number."""
+RESTORED = (
+    *("optimizer", "scheduler", "seed"),
+    *("datamodule.batch_size", "trainer.devices", "trainer.accumulate_grad_batches"),
+)
+"""What a checkpoint goes on with as it was, so that another value would not be used, or not fit the epoch at hand."""
+LONGER = "trainer.max_epochs"
+"""What alone may change in a run that is finished."""
+UNMENTIONED = ("paths", "logger", "callbacks")
+"""Nodes that change where things lie and what is watched, but no number."""
 
 
 def resumed_argv(argv: Sequence[str]) -> list[str]:
@@ -64,8 +68,7 @@ def resumed_argv(argv: Sequence[str]) -> list[str]:
         hint = f"; python train.py -m {WORD}{folder} goes on with a sweep" if (folder / SWEEP).is_file() else ""
         raise SystemExit(f"{folder} is not the folder of a run: it holds no {OVERRIDES}{hint}")
     os.environ[STAMP] = str(read_status(folder).content.get("stamp") or folder.name)
-    overrides = task_overrides(_read_yaml(saved), saved)
-    return [*overrides, *typed, f"hydra.run.dir={quoted(folder)}"]
+    return [*saved_overrides(saved), *typed, f"hydra.run.dir={quoted(folder)}"]
 
 
 def task_overrides(content: Any, source: Path) -> list[str]:
@@ -78,14 +81,20 @@ def task_overrides(content: Any, source: Path) -> list[str]:
         raise SystemExit(f"{source} is no list of overrides")
     for word in content:
         key, _, value = word.partition("=")
-        # An option is the name of a file, which must not lead out of the configuration.
-        if (
-            not re.match(r"(\+{1,2}|~)?[A-Za-z_]", word)
-            or re.search(r"\bhydra\b", key)
-            or ("." not in key and ".." in value)
-        ):
+        path = re.fullmatch(r"(?:\+{1,2}|~)?([A-Za-z_]\w*(?:[./]\w+)*)", key)
+        # Without a dot it is an option of a group, the name of a file that must not lead out of the configuration.
+        if not path or re.search(r"\bhydra\b", key) or ("." not in key and re.search(r"\.\.|^/", value)):
             raise SystemExit(f"{source}: {word!r} is no override of a run's configuration; nothing was started")
     return content
+
+
+def saved_overrides(path: Path) -> list[str]:
+    """The overrides that a run was started with last, as its folder keeps them.
+
+    Raises:
+        SystemExit: as :func:`task_overrides`.
+    """
+    return task_overrides(_read_yaml(path), path)
 
 
 def _read_yaml(path: Path) -> Any:
@@ -105,40 +114,61 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def resumed_checkpoint(folder: Path, cfg: DictConfig) -> Path | None:
-    """The checkpoint that a run in this folder continues from; None for a run that begins.
+class Resumed(NamedTuple):
+    """Where a run goes on."""
 
-    Says what was changed, keeps the overrides for the next resumption, and takes back the metrics that were written
-    after the checkpoint: their steps will be trained again.
+    checkpoint: Path
+    step: int  # optimizer steps that were done
+    finished: bool  # with this configuration, to its end
+
+
+def resumption(folder: Path, cfg: DictConfig) -> Resumed | None:
+    """Where the run in this folder goes on; None for a run that begins. Says what was changed, and changes nothing.
 
     Args:
         folder: of the run.
         cfg: its configuration now.
 
     Raises:
-        SystemExit: something was changed that would have no effect.
+        SystemExit: something was changed that would have no effect, or that would falsify results that stand.
     """
     before, checkpoint = folder / "config.yaml", folder / "checkpoints" / "last.ckpt"
-    going_on = checkpoint.is_file()
-    if before.is_file():
-        told = _changes(_read_yaml(before), OmegaConf.to_container(cfg, resolve=True))
-        if going_on and any(line.startswith(RESTORED) for line in told):
-            raise SystemExit(
-                "A run that goes on keeps its optimizer and its schedule as they were saved, so another value "
-                "would have no effect; begin another run:\n  " + "\n  ".join(told)
-            )
-        for line in told:
-            log.warning("changed: %s", line)
-    if is_first():
-        with replacing(folder / OVERRIDES) as path:
-            OmegaConf.save(HydraConfig.get().overrides.task, path)
-    step = read_checkpoint(checkpoint).step if going_on else 0
-    if is_first():
-        _rewind(folder / "metrics.csv", step)
-    if not going_on:
+    if not checkpoint.is_file() or not before.is_file():
         return None
-    log.info("going on from %s, step %d", checkpoint, step)
-    return checkpoint
+    step = read_checkpoint(checkpoint).step
+    told = _changes(_read_yaml(before), OmegaConf.to_container(cfg, resolve=True))
+    keys = [line.partition(":")[0] for line in told]
+    if any(key.startswith(RESTORED) for key in keys):
+        raise SystemExit(
+            "A run that goes on keeps its optimizer, its schedule, its seed and its batches as they were saved, so "
+            "another value would have no effect; begin another run:\n  " + "\n  ".join(told)
+        )
+    finished = (folder / "metrics.json").is_file()
+    if finished and any(key != LONGER for key in keys):
+        raise SystemExit(
+            f"{folder} is finished, and its results belong to what it was trained with; only {LONGER} may change. "
+            "Begin another run for:\n  " + "\n  ".join(told)
+        )
+    for line in told:
+        log.warning("changed: %s", line)
+    return Resumed(checkpoint, step, finished and not told)
+
+
+def begin(folder: Path, resumed: Resumed | None) -> None:
+    """Prepare the folder for training that begins or goes on, once all that was typed is accepted.
+
+    Keeps the overrides for the next resumption, and takes back what was written after the checkpoint: the metrics of
+    steps that will be trained again, and the results of a test.
+    """
+    if not is_first():
+        return
+    with replacing(folder / OVERRIDES) as path:
+        OmegaConf.save(HydraConfig.get().overrides.task, path)
+    for name in ("metrics.json", "faces.csv"):
+        (folder / name).unlink(missing_ok=True)
+    _rewind(folder / "metrics.csv", resumed.step if resumed else 0)
+    if resumed:
+        log.info("going on from %s, step %d", resumed.checkpoint, resumed.step)
 
 
 def _changes(before: Any, after: Any) -> list[str]:
@@ -150,7 +180,7 @@ def _changes(before: Any, after: Any) -> list[str]:
         return {at[1:]: node}
 
     old, new = flat(before), flat(after)
-    keys = [key for key in {**old, **new} if not key.startswith(ELSEWHERE) and old.get(key) != new.get(key)]
+    keys = [key for key in {**old, **new} if not key.startswith(UNMENTIONED) and old.get(key) != new.get(key)]
     own = [key for key in keys if not any(key.endswith(f".{other}") for other in keys)]  # others refer to these
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in own]
 

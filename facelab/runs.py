@@ -116,6 +116,12 @@ def start(resumable: bool = False) -> None:
         rank = os.environ.get("LOCAL_RANK", "1")
         argv = [*json.loads(os.environ[RANKS]), f"hydra.job.name={Path(sys.argv[0]).stem}_rank_{rank}"]
     sys.argv[1:] = resumed_argv(argv) if resumable else argv
+    started = max(int(os.environ.get(name, 1)) for name in ("SLURM_STEP_NUM_TASKS", "WORLD_SIZE"))
+    if started > 1 and STAMP not in os.environ and not any(word.startswith("hydra.run.dir=") for word in sys.argv):
+        raise SystemExit(
+            f"{started} processes were started for this run, and each would make a folder of its own; give all the "
+            f"same {STAMP}, for instance by: export {STAMP}=$(date +%Y-%m-%d_%H-%M-%S)"
+        )
     os.environ.setdefault(STAMP, time.strftime("%Y-%m-%d_%H-%M-%S"))
     if {"-m", "--multirun"} & set(argv):
         run_from_copy()

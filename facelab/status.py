@@ -1,8 +1,10 @@
 """The state of a run, as its folder tells it: ``status.json``, and whether who wrote it is still alive."""
 
+import functools
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -11,10 +13,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 FILE = "status.json"
+SWEEP = "sweep.json"
+"""In the folder of a sweep: what it is made of."""
+TOLD = (signal.SIGTERM, signal.SIGUSR2)
+"""How a machine says that it will end a run: a shutdown or a cancelled job, and a time limit of a cluster."""
 HEARTBEAT = 60
 """Seconds between two signs of life of a run."""
 LOST_AFTER = 300
 """Seconds without a sign of life after which a run is taken for dead."""
+
+
+ENDED_BY = "told to end by "
+"""How the note of an exception begins that came after the machine had said that it will end the run."""
 
 
 class Status(NamedTuple):
@@ -77,9 +87,36 @@ def _death(content: dict[str, Any]) -> str:
     return f"no sign of life since {seen}" if silent > LOST_AFTER else ""
 
 
+def read_cells(folder: Path) -> dict[int, list[str]]:
+    """Number to overrides of the runs that a sweep is made of; empty for a folder that is none.
+
+    Raises:
+        ValueError: sweep.json holds something else.
+    """
+    path = folder / SWEEP
+    if not path.is_file():
+        return {}
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        return {int(number): [str(word) for word in overrides] for number, overrides in sorted(cells.items())}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read: {error!r}") from error
+
+
 def _in_queue(job: str) -> bool:
-    """Whether a job of Slurm is still known to it; where there is no Slurm, that is not known and taken for yes."""
+    """Whether a job is still known to Slurm; where it cannot be asked, that is not known and taken for yes."""
+    jobs = _queue()
+    return jobs is None or job in jobs
+
+
+@functools.cache
+def _queue() -> frozenset[str] | None:
+    """Slurm's jobs of all users, asked once; None where there is no Slurm or it does not answer."""
     if shutil.which("squeue") is None:
-        return True
-    asked = subprocess.run(["squeue", "--noheader", f"--jobs={job}"], capture_output=True, text=True, check=False)
-    return bool(asked.stdout.strip()) or (asked.returncode != 0 and "Invalid job id" not in asked.stderr)
+        return None
+    line = ["squeue", "--noheader", "--array", "--format=%i"]
+    try:
+        asked = subprocess.run(line, capture_output=True, text=True, check=True, timeout=20)
+    except (subprocess.SubprocessError, OSError):
+        return None
+    return frozenset(asked.stdout.split())

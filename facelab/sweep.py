@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,8 +13,8 @@ from uuid import uuid4
 
 from facelab.atomic import write_json
 from facelab.recording import CODE, COMMIT, STAMP, commit
-from facelab.resuming import SWEEP, task_overrides
-from facelab.status import Status, read_status
+from facelab.resuming import OVERRIDES, saved_overrides, task_overrides
+from facelab.status import SWEEP, Status, read_cells, read_status
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("conf", "facelab", "lightning_modules", "datamodules", "callbacks", "hydra_plugins")
@@ -28,21 +29,36 @@ class Cell(NamedTuple):
     status: Status
 
 
-def read_cells(folder: Path) -> list[Cell]:
+def ledger(folder: Path) -> list[Cell]:
     """The cells of a sweep in the states that their folders tell; empty where there is no sweep.json.
 
+    A cell's overrides are those that it accepted last, which may be more than it was planned with.
+
     Raises:
-        SystemExit: sweep.json holds something else.
+        SystemExit: sweep.json or a cell's overrides.yaml holds something else.
     """
-    path = folder / SWEEP
-    if not path.is_file():
-        return []
     try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        numbered = sorted((int(number), task_overrides(overrides, path)) for number, overrides in cells.items())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SystemExit(f"{path} cannot be read: {error!r}") from error
-    return [Cell(number, overrides, read_status(folder / str(number))) for number, overrides in numbered]
+        planned = read_cells(folder)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    cells = []
+    for number, overrides in planned.items():
+        accepted = folder / str(number) / OVERRIDES
+        words = saved_overrides(accepted) if accepted.is_file() else task_overrides(overrides, folder / SWEEP)
+        cells.append(Cell(number, words, read_status(folder / str(number))))
+    return cells
+
+
+def waiting(folder: Path) -> bool:
+    """Whether Slurm has jobs of this sweep in its queue that have not begun, so that a cell may only look missing."""
+    if shutil.which("squeue") is None:
+        return False
+    line = ["squeue", "--noheader", "--me", "--states=PENDING", "--Format=StdOut:4096"]
+    try:
+        asked = subprocess.run(line, capture_output=True, text=True, check=False, timeout=20)
+    except subprocess.TimeoutExpired as error:
+        raise SystemExit(f"squeue does not answer, so it is not known which cells of {folder} wait") from error
+    return any(str(folder.resolve()) in path for path in asked.stdout.splitlines())
 
 
 def write_cells(folder: Path, cells: Mapping[int, Sequence[str]]) -> None:

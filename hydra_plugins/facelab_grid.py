@@ -36,16 +36,18 @@ class GridSweeper(BasicSweeper):
             SystemExit: not all cells are finished in the end.
         """
         from facelab.resuming import WORD
-        from facelab.sweep import read_cells, show
+        from facelab.sweep import ledger, show, write_cells
 
         assert self.config is not None
         assert self.launcher is not None
         folder = Path(self.config.hydra.sweep.dir)
-        open_cells = self._open_cells(folder, arguments)
+        cells, new = self._open_cells(folder, arguments)
         # Hydra numbers the jobs of a launch without gaps; the folder is the cell's own.
-        jobs = [[*overrides, f"hydra.sweep.subdir={number}"] for number, overrides in open_cells.items()]
-        returns: list[Sequence[JobReturn]] = []
+        jobs = [[*overrides, f"hydra.sweep.subdir={number}"] for number, overrides in cells.items()]
         self.validate_batch_is_legal(jobs)
+        if new:
+            write_cells(folder, cells)
+        returns: list[Sequence[JobReturn]] = []
         try:
             for batch in self.split_overrides_to_chunks(jobs, self.max_batch_size) if jobs else ():
                 try:
@@ -55,40 +57,35 @@ class GridSweeper(BasicSweeper):
                     words = str(error).strip().splitlines() or [type(error).__name__]
                     log.warning("the launcher says: %s", words[-1])
         finally:
-            cells = read_cells(folder)
-            show(cells)
-        if left := [cell for cell in cells if cell.status.state != "finished"]:
+            show(all_cells := ledger(folder))
+        if left := [str(cell.number) for cell in all_cells if cell.status.state != "finished"]:
             raise SystemExit(
-                f"{len(left)} of {len(cells)} cells are not finished: {', '.join(str(cell.number) for cell in left)}. "
+                f"{len(left)} of {len(all_cells)} cells are not finished: {', '.join(left)}. "
                 f"python {Path(sys.argv[0]).name} -m {WORD}{folder} runs what is missing or failed"
             )
         return returns
 
-    def _open_cells(self, folder: Path, arguments: list[str]) -> dict[int, list[str]]:
-        """Number to overrides of the cells to start; writes them down.
+    def _open_cells(self, folder: Path, arguments: list[str]) -> tuple[dict[int, list[str]], bool]:
+        """Number to overrides of the cells to start, and whether the sweep is a new one.
 
         Raises:
             SystemExit: other cells are asked of a sweep that goes on.
         """
-        from facelab.resuming import SWEEP
-        from facelab.sweep import read_cells, write_cells
+        from facelab.status import SWEEP
+        from facelab.sweep import ledger, waiting
 
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides(arguments)
         if not (folder / SWEEP).exists():
             (every,) = self.split_arguments(parser.parse_overrides([*self._parse_config(), *arguments]), None)
-            new = dict(enumerate(every))
-            write_cells(folder, new)
-            return new
+            return dict(enumerate(every)), True
         if several := [str(word.input_line) for word in overrides if word.is_sweep_override()]:
             raise SystemExit(f"{folder} is a sweep with cells of its own; {', '.join(several)} would be others")
-        cells = read_cells(folder)
-        # What is typed last of a key is taken.
-        missing = {
-            cell.number: [*cell.overrides, *arguments]
-            for cell in cells
-            if cell.status.state not in ("finished", "running", "queued")
-        }
-        write_cells(folder, {cell.number: missing.get(cell.number, cell.overrides) for cell in cells})
-        return missing
+        cells = [cell for cell in ledger(folder) if cell.status.state not in ("finished", "running", "queued")]
+        if waiting(folder):
+            left = [cell for cell in cells if cell.status.state != "missing"]
+            if len(left) < len(cells):
+                log.warning("jobs of this sweep wait in Slurm's queue; the cells that have not begun are left to them")
+            cells = left
+        return {cell.number: [*cell.overrides, *arguments] for cell in cells}, False  # the last of a key is taken

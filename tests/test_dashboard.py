@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import open_door, small
+from lightning.pytorch.loggers import WandbLogger
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks.charts import charts
-from callbacks.dashboard import ERROR
+from callbacks.dashboard import ERROR, Wandb
 from facelab.landmarks.layouts import FIVE5, IBUG68
 from facelab.metrics.faces import FaceTable
 from facelab.metrics.landmarks import auc, ced, nme_per_face, read_faces
@@ -167,14 +168,31 @@ def test_a_second_start_is_the_same_run(tmp_path: Path, monkeypatch: pytest.Monk
     """A run that goes on as another run; tables that need a home to write to, which some clusters do not have."""
     (tmp_path / "no_folder").touch()
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "no_folder" / "share"))
-    words = [*small("pipnet"), "trainer.max_epochs=1", "logger=wandb", "hydra.run.dir=run"]
-    for seed in (1, 2):
-        open_door("train", *words, f"seed={seed}", folder=tmp_path)
+    words = [*small("pipnet"), "scheduler=none", "logger=wandb", "hydra.run.dir=run"]
+    for epochs in (1, 2):
+        open_door("train", *words, f"trainer.max_epochs={epochs}", folder=tmp_path)
     found = [inspect(folder, "--summary")[0] for folder in (tmp_path / "run" / "wandb").glob("offline-run-*")]
-    assert sorted(run["config"]["seed"] for run in found) == [1, 2]
+    assert sorted(run["config"]["trainer"]["max_epochs"] for run in found) == [1, 2]
     assert len({run["run_id"] for run in found}) == 1
     assert found[0]["run_id"].startswith("run-")
     assert {path.name for path in tmp_path.iterdir()} == {"no_folder", "run"}
+
+
+def test_a_run_outlives_its_wandb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Days of training that end because the process that writes their curves was killed; a warning for each step."""
+
+    def lost(*_: object) -> None:
+        raise ConnectionResetError("Connection lost")
+
+    monkeypatch.setattr(WandbLogger, "log_metrics", lost)
+    logger = Wandb(save_dir=str(tmp_path), offline=True)
+    for step in range(3):
+        logger.log_metrics({"a": 1.0}, step)
+    assert [record.message for record in caplog.records if "goes on without it" in record.message] == [
+        "W&B has ended (ConnectionResetError: Connection lost); the run goes on without it"
+    ]
 
 
 def test_nothing_of_wandb_without_its_logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

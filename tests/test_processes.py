@@ -56,3 +56,11 @@ def test_in_a_sweep(start: str, tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "logs").iterdir()} == {"code"}
     first, second = (tmp_path / "sweep" / job / "faces.csv" for job in ("0", "1"))
     assert first.read_bytes() != second.read_bytes()
+
+
+def test_a_job_of_several_processes_that_fails(tmp_path: Path) -> None:
+    """Who watches the processes of a job that failed ends the next one."""
+    words = [*small("pipnet"), *TRAINING, "hydra.sweep.dir=sweep", "-m", "data.test=0,7"]
+    log = tmp_path / "screen.log"
+    assert start_door("train", *words, folder=tmp_path, log=log).wait(300) == 1, log.read_text(errors="replace")
+    assert states(tmp_path / "sweep") == {"0": "failed", "1": "finished"}

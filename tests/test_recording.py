@@ -401,13 +401,15 @@ def test_the_first_environment_stays(tmp_path: Path) -> None:
 
 
 def test_what_the_other_processes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second process of a job that repeats the sweep, or works in another folder."""
+    """A second process of a job that repeats the sweep, works in another folder, or with another configuration."""
     folder = tmp_path / "it's, a [run]"
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "--config-dir", "mine", "seed=1,2"])
     monkeypatch.setattr(HydraConfig, "initialized", classmethod(lambda _: True))
     hydra = {"overrides": {"task": ["seed=1"]}, "mode": None}
     monkeypatch.setattr(HydraConfig, "get", classmethod(lambda _: OmegaConf.create(hydra)))
     with recorded(folder):
         words = json.loads(os.environ[RANKS])
     assert RANKS not in os.environ
-    parsed = {each.key_or_group: each.value() for each in OverridesParser.create().parse_overrides(words)}
+    assert words[:2] == ["--config-dir", "mine"]
+    parsed = {each.key_or_group: each.value() for each in OverridesParser.create().parse_overrides(words[2:])}
     assert parsed == {"seed": 1, "hydra.run.dir": str(folder)}

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -146,7 +147,8 @@ def differences(one: Path, other: Path) -> list[str]:
 
 
 def is_file_name(key: str, value: Any) -> bool:
-    return "ModelCheckpoint" in key and (isinstance(value, str) or ".ckpt" in key)
+    # Lightning does not restore `current_score`, the latest score that was among the best, and never reads it.
+    return "ModelCheckpoint" in key and (isinstance(value, str) or ".ckpt" in key or key.endswith("/current_score"))
 
 
 def equal(a: Any, b: Any) -> bool:
@@ -233,9 +235,9 @@ def test_a_resumed_run_says_so_in_its_checkpoint_only(tmp_path: Path) -> None:
     torch.manual_seed(8)
     state.load_state_dict(saved)
     torch.rand(5)
-    state.on_train_batch_start(None)  # type: ignore[arg-type]
+    state.on_train_batch_start(SimpleNamespace(global_rank=0))  # type: ignore[arg-type]
     assert torch.equal(torch.rand(3), expected)
-    state.on_train_batch_start(None)  # type: ignore[arg-type]
+    state.on_train_batch_start(SimpleNamespace(global_rank=0))  # type: ignore[arg-type]
     assert not torch.equal(torch.rand(3), expected), "each step has the same random numbers"
 
 
@@ -364,6 +366,33 @@ def interrupted(folder: Path, interrupt: Interrupt, *words: str, at: int = STEPS
     return folder / "run"
 
 
+def test_longer_than_it_was(tmp_path: Path, interrupt: Interrupt) -> None:
+    """A finished run that is trained on, killed, and still shows the results of the shorter training as its own."""
+    train(*WORDS, "scheduler=none", "trainer.max_epochs=1", "hydra.run.dir=run", folder=tmp_path)
+    run = tmp_path / "run"
+    interrupt("training_step", 2, crash)
+    with pytest.raises(Crash):
+        train("resume=run", f"trainer.max_epochs={EPOCHS}", folder=tmp_path)
+    assert load(run / "status.json")["state"] == "failed"
+    assert not (run / "metrics.json").exists() and not (run / "faces.csv").exists()
+    train("resume=run", folder=tmp_path)
+    train(*WORDS, "scheduler=none", "hydra.run.dir=whole", folder=tmp_path)
+    same_runs(run, tmp_path / "whole")
+
+
+def test_a_finished_run_stays_what_it_was(tmp_path: Path) -> None:
+    """Results of one crop in a folder that says another; a test that is run again for nothing."""
+    train(*WORDS, "trainer.max_epochs=1", "hydra.run.dir=run", folder=tmp_path)
+    run = tmp_path / "run"
+    kept = {path: path.read_bytes() for path in run.iterdir() if path.is_file() and path.name != "train.log"}
+    with pytest.raises(SystemExit, match=r"is finished.*only trainer\.max_epochs may change"):
+        train("resume=run", "data.test=9", folder=tmp_path)
+    train("resume=run", folder=tmp_path)
+    told = ("status.json", "environment.json")
+    assert {path.name for path in kept if path.read_bytes() != kept[path]} <= {*told}
+    assert load(run / "status.json")["state"] == "finished"
+
+
 @pytest.mark.parametrize("name", ["a run", "it's, a {run}", "a=b (c) [d]", 'a "b" c', "back\\slash", "über", "$HOME"])
 @pytest.mark.parametrize("relative", [True, False])
 def test_names_of_folders(name: str, relative: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -477,6 +506,9 @@ HOSTILE = [
     "hydra.run.dir=elsewhere",
     "+callbacks@hydra.callbacks=default",
     "experiment=../../evil",
+    "experiment=/tmp/evil",
+    "+experiment@a.b=../../evil",
+    "+experiment@_global_=../../evil",
     "+experiment=[../../evil]",
     "--config-dir=/x",
     "-cd=/x",

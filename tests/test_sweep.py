@@ -19,7 +19,7 @@ from facelab import sweep as sweep_module
 from facelab.atomic import write_json
 from facelab.recording import CODE
 from facelab.status import now, read_status
-from facelab.sweep import copy_code, read_cells, run_from_copy
+from facelab.sweep import copy_code, ledger, run_from_copy
 from lightning_modules.pipnet import PIPNet
 
 WORDS = [*small("pipnet"), *PLAIN, "+trainer.enable_progress_bar=false", "trainer.max_epochs=1"]
@@ -30,9 +30,9 @@ def load(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def ledger(folder: Path) -> dict[int, str]:
+def states(folder: Path) -> dict[int, str]:
     """The states of the cells, by number."""
-    return {cell.number: cell.status.state for cell in read_cells(folder)}
+    return {cell.number: cell.status.state for cell in ledger(folder)}
 
 
 def starts(cell: Path) -> int:
@@ -60,14 +60,14 @@ def test_a_grid_of_seeds(tmp_path: Path) -> None:
     assert len({OmegaConf.load(tmp_path / SWEEP / str(i) / "config.yaml").paths.id for i in range(4)}) == 4
     files = [(tmp_path / SWEEP / number / "faces.csv").read_bytes() for number in "0123"]
     assert files[0] != files[2], "the seed is the same in all cells"
-    assert set(ledger(tmp_path / SWEEP).values()) == {"finished"}
+    assert set(states(tmp_path / SWEEP).values()) == {"finished"}
     assert {path.name for path in tmp_path.iterdir()} == {"logs"}
 
 
 def test_the_cells_are_known_before_the_first_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A killed sweep of which nobody knows what was to come."""
     seen: list[dict[int, str]] = []
-    monkeypatch.setattr(PIPNet, "on_fit_start", lambda _: seen.append(ledger(tmp_path / SWEEP)), raising=False)
+    monkeypatch.setattr(PIPNet, "on_fit_start", lambda _: seen.append(states(tmp_path / SWEEP)), raising=False)
     train(*WORDS, "-m", "seed=1,2", folder=tmp_path)
     assert seen == [{0: "running", 1: "missing"}, {0: "finished", 1: "running"}]
 
@@ -79,31 +79,44 @@ def test_a_sweep_in_which_some_fail(tmp_path: Path, capsys: pytest.CaptureFixtur
     said = capsys.readouterr()
     assert str(stop.value.code).startswith("1 of 3 cells are not finished: 1. python train.py -m resume=")
     assert "Traceback" not in said.out + said.err
-    assert ledger(tmp_path / SWEEP) == {0: "finished", 1: "failed", 2: "finished"}
+    assert states(tmp_path / SWEEP) == {0: "finished", 1: "failed", 2: "finished"}
     (line,) = [line for line in said.out.splitlines() if "crop.size=50" in line and "failed" in line]
     assert "finished" not in line
-    assert read_cells(tmp_path / SWEEP)[1].status.reason.startswith("crop.size=50")
+    assert ledger(tmp_path / SWEEP)[1].status.reason.startswith("crop.size=50")
 
     before = {number: (tmp_path / SWEEP / number / "status.json").read_bytes() for number in "02"}
     with pytest.raises(SystemExit):
         train("-m", f"resume={SWEEP}", folder=tmp_path)
     assert [starts(tmp_path / SWEEP / number) for number in "012"] == [1, 2, 1]
     train("-m", f"resume={SWEEP}", "crop.size=64", folder=tmp_path)
-    assert ledger(tmp_path / SWEEP) == dict.fromkeys(range(3), "finished")
+    assert states(tmp_path / SWEEP) == dict.fromkeys(range(3), "finished")
     assert [starts(tmp_path / SWEEP / number) for number in "012"] == [1, 3, 1]
     assert {number: (tmp_path / SWEEP / number / "status.json").read_bytes() for number in "02"} == before
     assert OmegaConf.load(tmp_path / SWEEP / "1" / "config.yaml").crop.size == 64
-    assert read_cells(tmp_path / SWEEP)[1].overrides[-1] == "crop.size=64", "the next time it is 50 again"
-    assert read_cells(tmp_path / SWEEP)[0].overrides.count("crop.size=64") == 1
+    assert ledger(tmp_path / SWEEP)[1].overrides[-1] == "crop.size=64", "the next time it is 50 again"
+    assert ledger(tmp_path / SWEEP)[0].overrides.count("crop.size=64") == 1
     train("-m", f"resume={SWEEP}", folder=tmp_path)
     assert [starts(tmp_path / SWEEP / number) for number in "012"] == [1, 3, 1]
+
+
+def test_a_mistake_in_a_resumption_is_not_kept(tmp_path: Path) -> None:
+    """A typing mistake that a sweep repeats for ever; cells of a sweep that was never possible."""
+    with pytest.raises(SystemExit):
+        train(*WORDS, "-m", "crop.size=50", folder=tmp_path)
+    with pytest.raises(SystemExit):
+        train("-m", f"resume={SWEEP}", "crop.size=64", "+typo=1", folder=tmp_path)
+    train("-m", f"resume={SWEEP}", "crop.size=64", folder=tmp_path)
+    assert states(tmp_path / SWEEP) == {0: "finished"}
+    with pytest.raises(SystemExit):
+        train(*WORDS, "-m", "seed=1,2", "backbone=nonsense", "hydra.sweep.dir=other", folder=tmp_path)
+    assert not (tmp_path / "other" / "sweep.json").exists()
 
 
 def test_reasons_of_a_refused_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A job of a sweep of which nothing says why it has no numbers."""
     with pytest.raises(SystemExit):
         train(*WORDS, "-m", "optimizer.lr=fast,slow", folder=tmp_path)
-    reasons = [cell.status.reason for cell in read_cells(tmp_path / SWEEP)]
+    reasons = [cell.status.reason for cell in ledger(tmp_path / SWEEP)]
     for reason, value in zip(reasons, ("fast", "slow"), strict=True):
         assert reason.startswith("The configuration has faults:")
         assert f"optimizer.lr: '{value}'" in reason
@@ -123,9 +136,9 @@ def test_who_ends_a_job_ends_the_sweep(ending: Any, tmp_path: Path, monkeypatch:
         patch.setattr(PIPNet, "on_train_epoch_start", end, raising=False)
         with pytest.raises(SystemExit):
             train(*WORDS, "-m", "seed=1,2", folder=tmp_path)
-    assert ledger(tmp_path / SWEEP) == {0: "stopped", 1: "missing"}
+    assert states(tmp_path / SWEEP) == {0: "stopped", 1: "missing"}
     train("-m", f"resume={SWEEP}", folder=tmp_path)
-    assert ledger(tmp_path / SWEEP) == {0: "finished", 1: "finished"}
+    assert states(tmp_path / SWEEP) == {0: "finished", 1: "finished"}
 
 
 def prepared(folder: Path, *states: str) -> Path:
@@ -144,7 +157,7 @@ def test_cells_at_work_are_left_alone(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stop:
         train("-m", f"resume={SWEEP}", folder=tmp_path)
     assert str(stop.value.code).startswith("2 of 3 cells are not finished: 0, 1.")
-    assert ledger(folder) == {0: "running", 1: "queued", 2: "finished"}
+    assert states(folder) == {0: "running", 1: "queued", 2: "finished"}
     assert [path.name for path in (folder / "0").iterdir()] == ["status.json"]
     assert load(folder / "2" / "status.json")["stamp"] == "then", "the cell belongs to another sweep in W&B"
 
@@ -193,7 +206,7 @@ def test_batches_of_cells(tmp_path: Path) -> None:
     train(*WORDS, "-m", "seed=1,2,3", "hydra.sweeper.max_batch_size=2", folder=tmp_path)
     seeds = [OmegaConf.load(tmp_path / SWEEP / str(number) / "config.yaml").seed for number in range(3)]
     assert seeds == [1, 2, 3]
-    assert ledger(tmp_path / SWEEP) == dict.fromkeys(range(3), "finished")
+    assert states(tmp_path / SWEEP) == dict.fromkeys(range(3), "finished")
 
 
 def test_relative_data_in_a_sweep(tmp_path: Path) -> None:
@@ -211,7 +224,7 @@ def test_one_cell_alone(tmp_path: Path) -> None:
     id_before = OmegaConf.load(tmp_path / SWEEP / "1" / "config.yaml").paths.id
     train(f"resume={SWEEP}/0", "crop.size=96", folder=tmp_path)
     train(f"resume={SWEEP}/1", folder=tmp_path)
-    assert ledger(tmp_path / SWEEP) == {0: "finished", 1: "finished"}
+    assert states(tmp_path / SWEEP) == {0: "finished", 1: "finished"}
     cfg = OmegaConf.load(tmp_path / SWEEP / "1" / "config.yaml")
     assert (cfg.paths.id, cfg.paths.group) == (id_before, "now")
 
@@ -306,7 +319,7 @@ def test_a_sweep_runs_the_code_of_its_submission(scratch: Path, tmp_path: Path) 
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(60)
         sweep = found[0].parents[2]
-        assert sorted(ledger(sweep).values()) == ["missing", "missing", "stopped"], log.read_text()
+        assert sorted(states(sweep).values()) == ["missing", "missing", "stopped"], log.read_text()
         again = start_door(
             "train", "-m", f"resume={sweep}", "trainer.max_epochs=1", folder=tmp_path, log=log, root=scratch
         )
@@ -321,7 +334,7 @@ def test_a_sweep_runs_the_code_of_its_submission(scratch: Path, tmp_path: Path) 
         for each in (process, *([again] if "again" in locals() else [])):
             if each.poll() is None:
                 os.killpg(each.pid, signal.SIGKILL)
-    assert ledger(sweep) == dict.fromkeys(range(3), "finished")
+    assert states(sweep) == dict.fromkeys(range(3), "finished")
     (copy,) = (tmp_path / "logs" / "code").iterdir()
     for number in "012":
         environment = load(sweep / number / "environment.json")
@@ -343,9 +356,9 @@ def test_a_sweep_that_was_killed(tmp_path: Path) -> None:
     sweep = found[0].parents[1]
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert ledger(sweep)[0] == "finished"
+    assert states(sweep)[0] == "finished"
     assert read_status(sweep / "1").state in ("lost", "unknown", "running")
-    assert ledger(sweep)[2] == "missing"
+    assert states(sweep)[2] == "missing"
     assert start_door("train", "-m", f"resume={sweep}", folder=tmp_path, log=log).wait(120) == 0, log.read_text()
-    assert ledger(sweep) == dict.fromkeys(range(3), "finished")
+    assert states(sweep) == dict.fromkeys(range(3), "finished")
     assert starts(sweep / "0") == 1
