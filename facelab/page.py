@@ -328,7 +328,8 @@ def _document(runs: Sequence[Run], tables: Sequence[Table], body: str, data: dic
     style, script = (here.with_suffix(suffix).read_text(encoding="utf-8") for suffix in (".css", ".js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     # Nothing is fetched and no other script runs, whatever stands in the text.
-    policy = f"default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
+    policy = "default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'unsafe-inline'; img-src data:; "
+    policy += f"script-src 'sha256-{digest}'"
     embedded = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     title = f"{len(runs)} run{'s' * (len(runs) != 1)} compared"
     states = ", ".join(f"{count} {state}" for state, count in Counter(run.state for run in runs).most_common())
