@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,32 @@ class Wandb(WandbLogger):
 
     W&B is a process of its own, which a full disk or a signal to the whole job can end; Lightning's logger would then
     end the training too. That W&B cannot begin is told as ever, before anything is trained.
+
+    Args:
+        save_dir: where the folder ``wandb`` of the run lies.
+        project: its project.
+        id: by which the run is known, and known again when it goes on.
+        name: that is shown.
+        group: of the runs of a sweep.
+        job_type: such as train.
+        tags: by which it is found.
+        offline: write files only; ``wandb sync`` uploads them later. Online, ``WANDB_ENTITY`` names the team.
     """
 
-    lost = False
+    def __init__(
+        self,
+        save_dir: str,
+        project: str,
+        id: str,
+        name: str,
+        group: str,
+        job_type: str,
+        tags: Sequence[str],
+        offline: bool,
+    ) -> None:
+        about: dict[str, Any] = {"group": group, "job_type": job_type, "tags": list(tags)}
+        super().__init__(save_dir=save_dir, project=project, id=id, name=name, offline=offline, **about)
+        self.lost = False
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:

@@ -187,7 +187,7 @@ def test_a_run_outlives_its_wandb(
         raise ConnectionResetError("Connection lost")
 
     monkeypatch.setattr(WandbLogger, "log_metrics", lost)
-    logger = Wandb(save_dir=str(tmp_path), offline=True)
+    logger = Wandb(str(tmp_path), "project", "id", "name", "group", "train", [], offline=True)
     for step in range(3):
         logger.log_metrics({"a": 1.0}, step)
     assert [record.message for record in caplog.records if "goes on without it" in record.message] == [
