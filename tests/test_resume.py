@@ -263,7 +263,7 @@ def kill(number: signal.Signals, workers: bool = False) -> Callable[[], None]:
         [
             (signal.SIGUSR2, "training_step", 2, [], 2),
             (signal.SIGTERM, "training_step", LOGGED, [], LOGGED),
-            (signal.SIGTERM, "training_step", STEPS, [], STEPS),
+            (signal.SIGTERM, "training_step", 2 * STEPS, [], STEPS),  # a validation would be next
             (signal.SIGUSR2, "training_step", STEPS + 2, ["datamodule.num_workers=2"], STEPS + 2),
             (signal.SIGUSR2, "validation_step", 3, [], STEPS),
             (signal.SIGUSR2, "test_step", 1, [], EPOCHS * STEPS),
