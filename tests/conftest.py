@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ.setdefault("WANDB_SILENT", "true")
 cv2.setNumThreads(1)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a shell that starts the tests in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # as for a door, so that Hydra finds the sweeper, and a copy of the project tests itself
