@@ -70,8 +70,14 @@ class Augmentation:
         self.rotation_probability, self.rotation_limit = rotation_probability, rotation_limit
         self.pixels = albumentations.Compose(list(pixels)) if pixels else None
 
-    def draw(self, rng: np.random.Generator, size: int) -> Warp:
-        """Draw the affine change of a crop of ``size`` x ``size`` pixels: shift, mirror, scale and rotation in turn."""
+    def draw(self, rng: np.random.Generator, size: int, points: Array) -> Warp:
+        """Draw the affine change of a crop of ``size`` x ``size`` pixels: shift, mirror, scale and rotation in turn.
+
+        Args:
+            rng: where the draws come from.
+            size: side of the crop in pixels.
+            points: ``(N, 2)`` of the face in the crop, NaN where not annotated. Here they do not matter.
+        """
         coins = rng.random(4)
         x, y, scale, angle = rng.uniform(-1, 1, 4)
         moved, mirrored, scaled, turned = coins < (

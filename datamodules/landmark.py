@@ -145,12 +145,13 @@ class FaceDataset(Dataset[LandmarkBatch]):
 
     def _sample(self, row: int, rng: np.random.Generator) -> LandmarkBatch:
         face, size = self.faces[row], self.crop.size
-        warp = self.augment.draw(rng, size) if self.augment else UNCHANGED
-        matrix = warp.matrix @ self.to_crop(row)
+        to_crop, truth = self.to_crop(row), face.points.astype(np.float64)
+        warp = self.augment.draw(rng, size, apply(to_crop, truth)) if self.augment else UNCHANGED
+        matrix = warp.matrix @ to_crop
         image = cut_out(self.paths[row], matrix, size)
         if self.augment:
             image = self.augment.change_pixels(rng, image)
-        points, visible = apply(matrix, face.points.astype(np.float64)).astype(np.float32), face.visible
+        points, visible = apply(matrix, truth).astype(np.float32), face.visible
         pose = self.pose[row]
         if warp.mirrored:
             points, visible = self.layout.mirrored(points), visible[np.asarray(self.layout.mirror)]

@@ -23,12 +23,14 @@ BENCHMARK = "benchmark.json"
 SORT_BY = "nme_box"
 MAIN = (
     *("nme_ioc", "nme_box", "fr08_ioc", "auc08_ioc"),
-    *("nme_box_yaw_0_30", "nme_box_yaw_30_60", "nme_box_yaw_60_90", "nme_box_yaw_mean"),
+    *("nme_box_yaw_0_30", "nme_box_yaw_30_60", "nme_box_yaw_60_90", "nme_box_yaw_mean", "mae_angle"),
 )
 """The metrics that are shown unless others are asked for."""
 WHOLE = ("faces", "faces_skipped")
 """Metrics that count faces; the others are fractions."""
-LOWER, HIGHER = ("nme_", "fr"), ("auc",)
+DEGREES = "mae_"
+"""How the names of metrics begin that are angles; they are shown as they are, and the others in percent."""
+LOWER, HIGHER = ("nme_", "fr", DEGREES), ("auc",)
 """How the names of metrics begin of which less, or more, is better."""
 
 ELSEWHERE = ("paths", "logger", "callbacks")
@@ -602,7 +604,9 @@ def lines_of(table: Table, each: bool) -> list[Row]:
 
 
 def grid(table: Table, *, each: bool = False) -> list[list[Cell]]:
-    """A table in percent: the headings, then a row for each run, or for each set of runs that differ in the seed.
+    """A table: the headings, then a row for each run, or for each set of runs that differ in the seed.
+
+    Errors are in percent, those of angles in degrees.
 
     Args:
         table: to show.
@@ -611,10 +615,11 @@ def grid(table: Table, *, each: bool = False) -> list[list[Cell]]:
     noted = any(run.reason for run in table.runs)
     whole = [run for run in table.runs if run.ranked] or table.runs
     costs = [name for name in COSTS if any(not math.isnan(run.costs(name)) for run in table.runs)]
-    heading = [Cell("run"), *(Cell(label(key)) for key in table.settings)]
+    words = typed_apart(table)
+    heading = [Cell("run"), *([Cell("typed")] if words else []), *(Cell(label(key)) for key in table.settings)]
     with_paper = []
     for metric in table.metrics:
-        faces = sorted({run.faces(metric) for run in whole})
+        faces = sorted({run.faces(metric) for run in whole if metric in run.metrics}) or [0]
         span = f"{faces[0]} faces" if len(faces) == 1 else f"{faces[0]}..{faces[-1]} faces"
         heading.append(Cell(metric, "" if metric in WHOLE else span, number=True))
         if any(not math.isnan(paper_value(table, row, metric)) for row in table.rows):
@@ -624,7 +629,8 @@ def grid(table: Table, *, each: bool = False) -> list[list[Cell]]:
     cells = [heading + [Cell("note")] * noted]
     winners = {metric: best(table.rows, metric) for metric in table.metrics}
     for row in lines_of(table, each):
-        line = [Cell(row.name), *(Cell(brief_setting(row, key) or "-") for key in table.settings)]
+        line = [Cell(row.name), *([Cell(words[row.runs[0].folder] or "-")] if words else [])]
+        line += [Cell(brief_setting(row, key) or "-") for key in table.settings]
         for metric in table.metrics:
             line.append(_number_cell(row, metric, winners[metric] is row))
             if metric in with_paper:
@@ -632,6 +638,18 @@ def grid(table: Table, *, each: bool = False) -> list[list[Cell]]:
         line += [Cell(_known(cost_of(row, name) * COSTS[name][1], COSTS[name][2]), number=True) for name in costs]
         cells.append(line + [Cell(_short(_notes(row), 300))] * noted)
     return cells
+
+
+def typed_apart(table: Table) -> dict[Path, str]:
+    """Folder of a run to the overrides that not every run has, where settings alone do not tell rows apart.
+
+    Parts of different classes have no settings in common, and a part that is chosen in one run and null in another has
+    none to compare. Empty where settings suffice, or nothing was typed.
+    """
+    seen = [tuple(row_setting(row, key) for key in table.settings) for row in table.rows]
+    shared = set.intersection(*(set(run.typed) for run in table.runs))
+    words = {run.folder: " ".join(word for word in run.typed if word not in shared) for run in table.runs}
+    return words if len(set(seen)) < len(seen) and any(words.values()) else {}
 
 
 def cost_of(row: Row, name: str) -> float:
@@ -646,18 +664,19 @@ def _number_cell(row: Row, metric: str, bold: bool) -> Cell:
         return Cell(_known(value, 0), number=True)
     below, ends = "", row.intervals.get(metric, (math.nan, math.nan))
     if len(row.runs) > 1 and not math.isnan(deviation := row.deviations.get(metric, math.nan)):
-        below = f"± {_percent(deviation)}"
+        below = f"± {_shown(metric, deviation)}"
     elif len(row.runs) == 1 and not any(map(math.isnan, ends)):
-        below = "..".join(map(_percent, ends))
-    return Cell("-" if math.isnan(value) else _percent(value), below, bold, number=True)
+        below = "..".join(_shown(metric, end) for end in ends)
+    return Cell("-" if math.isnan(value) else _shown(metric, value), below, bold, number=True)
 
 
 def _known(value: float, decimals: int) -> str:
     return "-" if math.isnan(value) else f"{value:.{decimals}f}"
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f}"
+def _shown(metric: str, value: float) -> str:
+    """A number as it is read: degrees for angles, percent for all others."""
+    return f"{value if metric.startswith(DEGREES) else 100 * value:.2f}"
 
 
 def _notes(row: Row) -> str:
@@ -707,6 +726,8 @@ def remarks(table: Table) -> list[str]:
             "meets no other of its column and, beside means, its lead exceeds the pooled standard deviation, each "
             "where known."
         ]
+    if angles := [metric for metric in table.metrics if metric.startswith(DEGREES)]:
+        lines.append(f"{', '.join(angles)}: degrees, not percent.")
     if sources := sorted({entry.source for entry in _papers(table)}):
         lines.append(
             f"paper: what is published for the method and backbone on these faces; its crop, training set and frame of "

@@ -388,11 +388,12 @@ def report(folder: Path) -> None:
     for name, value in metrics.items():
         if name in ("faces", "faces_skipped"):
             continue
+        unit = 1 if name.startswith("mae_") else 100
         low_high = results["intervals"].get(name)
         known = low_high is not None and None not in low_high
-        interval = "{:.2f} .. {:.2f}".format(*(100 * end for end in low_high)) if known else ""
+        interval = "{:.2f} .. {:.2f}".format(*(unit * end for end in low_high)) if known else ""
         count = counts.get(name, counts["nme_ioc"])
-        table.add_row(name, "-" if value is None else f"{100 * value:.2f}", interval, str(count))
+        table.add_row(name, "-" if value is None else f"{unit * value:.2f}", interval, str(count))
     console = Console()
     console.print(table)
     if skipped := int(metrics["faces_skipped"]):

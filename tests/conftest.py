@@ -29,6 +29,10 @@ SMALL = {
     "datamodule": ("datamodule.batch_size=4", "datamodule.num_workers=0"),
 }
 """Part of a method -> what makes it small enough for a test."""
+SMALL_OWN: dict[str, dict[str, tuple[str, ...]]] = {
+    "pfld": {"backbone": ("backbone=pfld", "backbone.width=0.25"), "coder": (), "pose": ("pose=shared",)},
+}
+"""The same where a method has other parts."""
 NOW = "now"
 """The time that the doors are told."""
 PLAIN = (
@@ -51,8 +55,8 @@ def groups_of(model: str) -> set[str]:
 
 def small(model: str) -> list[str]:
     """What to type to train a method on few small faces with small parts."""
-    parts = groups_of(model)
-    return [f"model={model}", *SMALL_FACES, *(word for part in SMALL if part in parts for word in SMALL[part])]
+    parts, words = groups_of(model), SMALL | SMALL_OWN.get(model, {})
+    return [f"model={model}", *SMALL_FACES, *(word for part in words if part in parts for word in words[part])]
 
 
 def open_door(name: str, *words: object, folder: Path) -> None:

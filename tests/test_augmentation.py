@@ -18,6 +18,7 @@ from facelab.landmarks.geometry import Array, apply, around_centre, mirror_image
 CONF = Path(__file__).parent.parent / "conf"
 SIZE = 256
 DRAWS = 4000
+NOBODY = np.empty((0, 2))
 
 
 @cache
@@ -41,7 +42,7 @@ def rng(*seed: int) -> np.random.Generator:
 @cache
 def paper_warps() -> list[Warp]:
     generator = rng(1)
-    return [option("paper").draw(generator, SIZE) for _ in range(DRAWS)]
+    return [option("pipnet").draw(generator, SIZE, NOBODY) for _ in range(DRAWS)]
 
 
 def share(flags: Any) -> float:
@@ -52,7 +53,7 @@ def test_none_changes_nothing() -> None:
     """Would catch a change that happens although its probability is 0."""
     image = np.arange(12 * 12 * 3, dtype=np.uint8).reshape(12, 12, 3)
     for seed in range(50):
-        warp = option("none").draw(rng(seed), 12)
+        warp = option("none").draw(rng(seed), 12, NOBODY)
         np.testing.assert_allclose(warp.matrix, np.eye(3), atol=1e-12)
         assert (warp.mirrored, warp.degrees) == (False, 0.0)
         np.testing.assert_array_equal(option("none").change_pixels(rng(seed), image), image)
@@ -61,16 +62,16 @@ def test_none_changes_nothing() -> None:
 def test_the_same_seed_draws_the_same() -> None:
     """Would catch draws from a global generator."""
     image = rng().integers(0, 256, (32, 32, 3)).astype(np.uint8)
-    first, second = ([option("paper").draw(rng(s), SIZE).matrix for s in range(20)] for _ in range(2))
+    first, second = ([option("pipnet").draw(rng(s), SIZE, NOBODY).matrix for s in range(20)] for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert len({matrix.tobytes() for matrix in first}) > 15
-    first, second = ([option("paper").change_pixels(rng(s), image) for s in range(20)] for _ in range(2))
+    first, second = ([option("pipnet").change_pixels(rng(s), image) for s in range(20)] for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
 
 def test_mirroring_twice_is_the_identity() -> None:
     """Would catch a mirror about another axis than the crop's middle."""
-    mirror = augmentation(mirror_probability=1.0).draw(rng(), SIZE)
+    mirror = augmentation(mirror_probability=1.0).draw(rng(), SIZE, NOBODY)
     assert mirror.mirrored
     np.testing.assert_allclose(mirror.matrix @ mirror.matrix, np.eye(3))
     image = rng().integers(0, 256, (SIZE, SIZE, 3)).astype(np.uint8)
@@ -80,7 +81,7 @@ def test_mirroring_twice_is_the_identity() -> None:
 def test_scale_and_rotation_keep_the_centre() -> None:
     """Would catch a centre at size / 2, and a scale drawn on one side of 1 only."""
     change = augmentation(scale_probability=1.0, scale_limit=0.2, rotation_probability=1.0, rotation_limit=40.0)
-    warps = [change.draw(rng(seed), SIZE) for seed in range(500)]
+    warps = [change.draw(rng(seed), SIZE, NOBODY) for seed in range(500)]
     centre = np.array([[(SIZE - 1) / 2] * 2])
     for warp in warps:
         np.testing.assert_allclose(apply(warp.matrix, centre), centre)
@@ -125,7 +126,7 @@ def test_papers_pixels_are_pipnets() -> None:
     A rectangle of one colour with sides up to 0.4 in half of the samples, blur in 30 %, grey in 20 %. With one seed for
     each transform, as albumentations seeds them itself, every grey image is also blurred and hidden in part.
     """
-    paper, generator, side, count = option("paper"), rng(2), 80, 3000
+    paper, generator, side, count = option("pipnet"), rng(2), 80, 3000
     stripes = np.zeros((side, side, 3), np.uint8)
     stripes[:, ::2] = (220, 40, 120)
     contrasts = (220, int(albumentations.ToGray(p=1.0)(image=stripes)["image"].max()))
@@ -159,7 +160,7 @@ def test_papers_pixels_are_pipnets() -> None:
 
 def test_papers_blur_is_as_wide_as_its_sigma() -> None:
     """Would catch a blur whose kernel is cut short, as with a fixed ``blur_limit``."""
-    pixels: Any = option("paper").pixels
+    pixels: Any = option("pipnet").pixels
     blur = next(t for t in pixels.transforms if isinstance(t, albumentations.GaussianBlur))
     dot = np.zeros((99, 99, 3), np.uint8)
     dot[49, 49] = 255

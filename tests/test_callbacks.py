@@ -250,6 +250,7 @@ def test_intervals_by_pose() -> None:
         **dict.fromkeys(("ioc", "ipd", "box", "diag"), np.full(n, 100.0)),
         pose=np.stack([yaw, yaw, yaw], axis=1),
         tags=np.zeros((n, 0), bool),
+        pose_error=np.full((n, 3), np.nan),
     )
     found, numbers = intervals(table, FIVE5, ()), landmarks.summary(table, FIVE5, ())
     wide = {name: high - low for name, (low, high) in found.items()}

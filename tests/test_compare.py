@@ -157,6 +157,7 @@ def test_the_run_of_this_project_is_read(tmp_path: Path) -> None:
         **dict.fromkeys(("ioc", "ipd", "box", "diag"), 50 * ones),
         pose=np.array([[0, 0, 0], [45, 0, 0], [80, 0, 0]], float),
         tags=np.zeros((3, 0), bool),
+        pose_error=np.ones((3, 3)),
     )
     folder = write(tmp_path / "a", measured=False)
     results = {
@@ -674,3 +675,32 @@ def test_a_pair_must_be_named_clearly(tmp_path: Path, monkeypatch: pytest.Monkey
     ):
         with pytest.raises(SystemExit, match=message):
             opened(monkeypatch, f"{tmp_path}/*", "--pair", *words)
+
+
+def test_cells_that_no_setting_tells_apart() -> None:
+    """Rows of one table that look alike: a part that is null in one run and of two classes in the others."""
+    chosen: dict[str, dict[str, Any]] = {
+        "pose=none": {"pose": None},
+        "pose=one": {"pose._target_": "a.A"},
+        "pose=two": {"pose._target_": "a.B"},
+    }
+    cells = [
+        run(f"sweep/{number}", nme_box=(0.1 + number, 0.1, 2.0))._replace(
+            config={"seed": 1, "model._target_": "a.PFLD"} | config, typed=("experiment=x", typed)
+        )
+        for number, (typed, config) in enumerate(chosen.items())
+    ]
+    (table,) = compare(cells, ["nme_box"])
+    assert [line[1].text for line in comparison.grid(table)] == ["typed", "pose=none", "pose=one", "pose=two"]
+    told = [
+        each._replace(config=each.config | {"crop.size": size}) for each, size in zip(cells, (1, 2, 3), strict=True)
+    ]
+    assert [cell.text for cell in comparison.grid(*compare(told, ["nme_box"]))[0]] == ["run", "crop.size", "nme_box"]
+
+
+def test_angles_are_shown_in_degrees() -> None:
+    """Degrees times a hundred, under a heading of percents."""
+    (table,) = compare([run("a", mae_angle=(5.0, 4.0, 6.5))], None)
+    assert [cell.text for cell in comparison.grid(table)[1]] == ["a", "5.00"]
+    assert comparison.grid(table)[1][1].below == "4.00..6.50"
+    assert any("degrees" in line for line in comparison.remarks(table))

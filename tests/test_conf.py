@@ -166,7 +166,7 @@ def test_the_command_line_beats_the_experiment_and_this_the_model(other_conf: Pa
 def test_a_planted_typo_is_told_by_its_path(other_conf: Path) -> None:
     """A wrong key in a file would be dropped or end in a traceback after minutes."""
     for file, right, wrong in (
-        ("augment/paper.yaml", "sigma_limit", "sigma_limt"),
+        ("augment/pipnet.yaml", "sigma_limit", "sigma_limt"),
         ("coder/pipnet.yaml", "num_neighbours", "num_neighbors"),
     ):
         path = other_conf / file

@@ -212,7 +212,8 @@ def some_faces(*, points: int, **columns: Any) -> FaceTable:
     """Five faces of 100 pixels whose mean errors are 1, 2, 4, 9 and 30 pixels; no pose and no tag."""
     error = np.repeat(np.array([[1.0], [2], [4], [9], [30]]), points, axis=1)
     lengths = dict.fromkeys(("ioc", "ipd", "box", "diag"), np.full(5, 100.0))
-    others = {"pose": np.full((5, 3), np.nan), "tags": np.zeros((5, 0), bool)}
+    unknown = np.full((5, 3), np.nan)
+    others = {"pose": unknown, "tags": np.zeros((5, 0), bool), "pose_error": unknown}
     table = FaceTable(face_id=np.arange(5), error=error, valid=np.ones((5, points), bool), **lengths, **others)
     return table._replace(**columns)
 

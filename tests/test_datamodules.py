@@ -76,7 +76,7 @@ def crop(**changes: Any) -> Crop:
 
 
 @cache
-def augment(name: str = "paper") -> Augmentation:
+def augment(name: str = "pipnet") -> Augmentation:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         made: Augmentation = instantiate(compose(f"augment/{name}").augment, _convert_="all")
     return made

@@ -581,3 +581,18 @@ def test_thousands_of_faces_are_quick() -> None:
     start = time.perf_counter()
     landmarks.summary(table, LAYOUT, TAGS)
     assert time.perf_counter() - start < 1
+
+
+def test_errors_of_predicted_angles() -> None:
+    """Would catch the long way round from 175 to -175, and numbers for a method that predicts no pose."""
+    predicted, batch = make()
+    assert not [name for name in landmarks.summary(measure(predicted, batch), LAYOUT, TAGS) if name.startswith("mae")]
+    pose = (batch.pose + torch.tensor([4.0, -350, 0]) + 180) % 360 - 180
+    metric = FaceErrors(LAYOUT, num_tags=len(TAGS))
+    for part in (slice(0, 9), slice(5, FACES)):  # some faces twice
+        metric.update(predicted[part], rows(batch, part), pose[part])
+    table = metric.compute()
+    numbers, faces = landmarks.summary(table, LAYOUT, TAGS), landmarks.counts(table, LAYOUT, TAGS)
+    found = [numbers[f"mae_{name}"] for name in ("yaw", "pitch", "roll", "angle")]
+    assert found == pytest.approx([4, 10, 0, 14 / 3], abs=1e-4)
+    assert faces["mae_yaw"] == FACES - 1  # of one the truth is not known

@@ -28,6 +28,7 @@ class FaceTable(NamedTuple):
     diag: Array  # (F,) diagonal of that box
     pose: Array  # (F, 3) yaw, pitch, roll in degrees; NaN where unknown
     tags: NDArray[np.bool_]  # (F, T) in the order of Annotations.tags
+    pose_error: Array  # (F, 3) degrees, of predicted yaw, pitch, roll; NaN where nothing is predicted or known
 
 
 def face_table(
@@ -40,6 +41,7 @@ def face_table(
     to_photo: Array,
     pose: Array,
     tags: Array,
+    predicted_pose: Array | None = None,
 ) -> FaceTable:
     """Measure predictions against the truth in pixels of the photo.
 
@@ -56,6 +58,7 @@ def face_table(
         to_photo: ``(F, 3, 3)`` from the crop's pixels to the photo's.
         pose: ``(F, 3)`` degrees.
         tags: ``(F, T)`` bool.
+        predicted_pose: ``(F, 3)`` degrees, NaN where none is predicted; None for nobody.
 
     Raises:
         ValueError: a point is marked as annotated and has no coordinates.
@@ -81,7 +84,13 @@ def face_table(
         diag=np.hypot(x1 - x0, y1 - y0),
         pose=pose.astype(np.float64),
         tags=tags,
+        pose_error=np.full(pose.shape, np.nan) if predicted_pose is None else _angle_between(pose, predicted_pose),
     )
+
+
+def _angle_between(a: Array, b: Array) -> Array:
+    """Absolute differences of angles in degrees, the short way round: within 180."""
+    return np.abs((a.astype(np.float64) - b + 180) % 360 - 180)
 
 
 def _distance(points: Array, left: Sequence[int], right: Sequence[int]) -> Array:
@@ -110,6 +119,7 @@ class FaceErrors(Metric):
     valid: list[Tensor]  # (B, N) bool
     to_photo: list[Tensor]  # (B, 3, 3) float32
     pose: list[Tensor]  # (B, 3) float32
+    predicted_pose: list[Tensor]  # (B, 3) float32
     tags: list[Tensor]  # (B, T) bool
 
     def __init__(self, layout: Layout, num_tags: int) -> None:
@@ -122,6 +132,7 @@ class FaceErrors(Metric):
             "valid": ((layout.num_points,), torch.bool),
             "to_photo": ((3, 3), torch.float32),
             "pose": ((3,), torch.float32),
+            "predicted_pose": ((3,), torch.float32),
             "tags": ((num_tags,), torch.bool),
         }
         for name in self.columns:
@@ -138,17 +149,21 @@ class FaceErrors(Metric):
         for name, (shape, dtype) in self.columns.items():
             getattr(self, name).append(torch.empty(0, *shape, dtype=dtype, device=self.device))
 
-    def update(self, predicted: Tensor, batch: LandmarkBatch) -> None:
+    def update(self, predicted: Tensor, batch: LandmarkBatch, pose: Tensor | None = None) -> None:
         """Take the faces of one batch.
 
         Args:
             predicted: ``(B, N, 2)`` in pixels of ``batch.image``, of any float type.
             batch: the truth. Its crops are neither mirrored nor rotated, so the pose in the crop is that in the photo.
+            pose: ``(B, 3)`` predicted yaw, pitch, roll in degrees; None where the method predicts none.
 
         Raises:
             ValueError: a shape is not that of the layout, the tags or the batch.
         """
-        rows = {name: getattr(batch, name) for name in self.columns if name != "predicted"} | {"predicted": predicted}
+        if pose is None:
+            pose = torch.full_like(batch.pose, torch.nan)
+        rows = {"predicted": predicted, "predicted_pose": pose}
+        rows |= {name: getattr(batch, name) for name in self.columns if name not in rows}
         for name, (shape, _) in self.columns.items():
             if rows[name].shape != (len(batch.face_id), *shape):
                 raise ValueError(

@@ -35,6 +35,7 @@ YAW_BUCKETS = ("0_30", "30_60", "60_90")
 YAW_EDGES = (30.0, 60.0)
 """Degrees of absolute yaw; an edge belongs to the bucket below it. The last bucket has no end (3DDFA, Zhu et al.,
 TPAMI 2017, and its code)."""
+ANGLES = ("yaw", "pitch", "roll")
 SIZE_BUCKETS = ("0_32", "32_64", "64_128", "128_up")
 SIZE_EDGES = (32.0, 64.0, 128.0)
 """sqrt(w h) of the tight box in pixels of the photo; an edge belongs to the bucket above it."""
@@ -154,8 +155,9 @@ def breakdowns(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[
 def errors(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[str, Array]:
     """Name of a mean error to the errors ``(G,)`` of the faces it is about, NaN for those that it leaves out.
 
-    The names depend on the layout, the tags and on whether any yaw is known, and on nothing else: a bucket without
-    faces has an empty array.
+    The names depend on the layout, the tags and on whether any yaw is known and any pose predicted, and on nothing
+    else: a bucket without faces has an empty array. Errors are fractions, but degrees where the name starts with
+    ``mae_``: those of predicted angles, and for ``mae_angle`` the mean of the three.
 
     Raises:
         ValueError: the table has another number of tags.
@@ -164,12 +166,15 @@ def errors(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[str,
     if all(layout.pupils):
         by_name["nme_ipd"] = nme_per_face(table, "ipd")
     by_name |= {"nme_box": nme_per_face(table, "box"), "nme_diag": nme_per_face(table, "diag")}
+    if np.isfinite(table.pose_error).any():
+        by_name |= {f"mae_{angle}": table.pose_error[:, i] for i, angle in enumerate(ANGLES)}
+        by_name["mae_angle"] = table.pose_error.mean(axis=1)
     parts = breakdowns(table, layout, tags).items()
     return by_name | {f"{kind}_{part}": e for kind, by_part in parts for part, e in by_part.items()}
 
 
 def summary(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[str, float]:
-    """All numbers of a table, as fractions, by the names under which they are logged.
+    """All numbers of a table by the names under which they are logged: fractions, and degrees as ``mae_*``.
 
     A number that the layout or the data cannot have (pupils, pose) is not there; one that has no face this time is
     NaN. ``nme_box_yaw_mean`` is the unweighted mean of the three buckets, as in 3DDFA's evaluation, and NaN if one is
@@ -327,7 +332,7 @@ def write_faces(table: FaceTable, path: Path, photos: Sequence[str], tags: tuple
         **{f"nme_{normaliser}": _cells(nme_per_face(table, normaliser)) for normaliser in NORMALISERS},
         "error_px": _cells(mean_error(table)),
         **{normaliser: _cells(getattr(table, normaliser)) for normaliser in NORMALISERS},
-        **{angle: _cells(table.pose[:, i]) for i, angle in enumerate(("yaw", "pitch", "roll"))},
+        **{angle: _cells(table.pose[:, i]) for i, angle in enumerate(ANGLES)},
         "points": table.valid.sum(axis=1).tolist(),
         **{f"tag_{tag}": faces.astype(int).tolist() for tag, faces in zip(tags, table.tags.T, strict=True)},
     }

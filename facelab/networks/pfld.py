@@ -1,0 +1,510 @@
+"""The networks of PFLD: trunks, the multi-scale head and the branches that predict the head's pose.
+
+"PFLD: A Practical Facial Landmark Detector" (Guo et al., arXiv 1902.10859). Its authors published no code for training.
+The trunks follow the paper's Table 1 and two public codes: polarisZhao/PFLD-pytorch, after which the default is built
+layer by layer, and Hsintao/pfld_106_face_landmarks for the lighter ones. Those codes fix the input at 112 pixels; here
+every part adapts to the side of the crop and is theirs at 112.
+
+A trunk gives two features, ``strides`` 4 and 8: the one its pose branch reads, and S1, from which the head makes S2 and
+S3. Layers start as torch initialises them, as in both codes.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from timm.layers import SqueezeExcite, make_divisible
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.ops.misc import Conv2dNormActivation
+
+S1_STRIDE = 8
+"""Of S1 in pixels of the crop."""
+LARGEST_KERNEL = 7
+"""Of the convolution that sees all of S2, which has so many cells a side at 112 pixels."""
+
+
+class InvertedResidual(nn.Module):
+    """MobileNet's block: a 1x1 convolution to more channels, a depthwise one, and a 1x1 convolution without activation.
+
+    Own and not a library's: the reference code leaves out a residual connection that the others make by rule, and puts
+    the squeeze-and-excitation before the activation, without biases.
+
+    Args:
+        channels: that come in.
+        expanded: channels of the depthwise convolution.
+        outputs: channels that go out.
+        kernel: side of the depthwise convolution.
+        stride: of the depthwise convolution.
+        activation: after the first two convolutions.
+        squeeze: whether channels are weighted by what the whole map says, with a quarter of them in between.
+        skip: whether the input is added to the output.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        expanded: int,
+        outputs: int,
+        kernel: int,
+        stride: int,
+        activation: type[nn.Module],
+        squeeze: bool,
+        skip: bool,
+    ) -> None:
+        super().__init__()
+        self.skip = skip
+        excite = SqueezeExcite(expanded, rd_channels=expanded // 4, bias=False, gate_layer=nn.Hardsigmoid)
+        self.layers = nn.Sequential(
+            Conv2dNormActivation(channels, expanded, 1, activation_layer=activation),
+            Conv2dNormActivation(expanded, expanded, kernel, stride, groups=expanded, activation_layer=None),
+            excite if squeeze else nn.Identity(),
+            activation(),
+            Conv2dNormActivation(expanded, outputs, 1, activation_layer=None),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to ``(B, C', h, w)``."""
+        return features + self.layers(features) if self.skip else self.layers(features)
+
+
+# -------------------------------------------------------------------------------------------------------------- trunks
+
+
+class PFLDTrunk(nn.Module):
+    """The trunk of the paper's Table 1, up to S1.
+
+    With ``depthwise`` and ``skip`` false it is the one of polarisZhao/PFLD-pytorch, with both true the paper's. Both
+    activate by ReLU, of which the paper says nothing. The input is RGB, not the BGR of those codes; trained from the
+    start this is the same network.
+
+    Args:
+        width: factor on the 64 and 128 channels of the stem and the blocks, rounded to multiples of 8. The paper's
+            "0.25X" scales the MobileNet blocks and says no more. S1 does not shrink with them, nor what the head makes
+            of it; AnthonyF333/FaceLandmark_PFLD_UltraLight scales these too, by ``outputs`` and the head's ``sizes``.
+        outputs: channels of S1.
+        depthwise: the second convolution is depthwise as in the paper, or a full one.
+        skip: the first of the six blocks of 128 channels adds its input to its output too, as its shape allows.
+
+    Attributes:
+        channels: of the two features.
+        strides: of the two features, in pixels of the image.
+        classifier: None, as a trunk has no layers behind its features.
+    """
+
+    strides = (4, S1_STRIDE)
+    classifier = None
+
+    def __init__(self, width: float, outputs: int, depthwise: bool, skip: bool) -> None:
+        super().__init__()
+        narrow, wide = _scaled(64, width), _scaled(128, width)
+        block = partial(InvertedResidual, kernel=3, activation=nn.ReLU, squeeze=False)
+        self.fine = nn.Sequential(
+            Conv2dNormActivation(3, narrow, 3, stride=2),
+            Conv2dNormActivation(narrow, narrow, 3, groups=narrow if depthwise else 1),
+            block(narrow, 2 * narrow, narrow, stride=2, skip=False),
+            *(block(narrow, 2 * narrow, narrow, stride=1, skip=True) for _ in range(4)),
+        )
+        self.coarse = nn.Sequential(
+            block(narrow, 2 * narrow, wide, stride=2, skip=False),
+            block(wide, 4 * wide, wide, stride=1, skip=skip),
+            *(block(wide, 4 * wide, wide, stride=1, skip=True) for _ in range(5)),
+            block(wide, 2 * wide, outputs, stride=1, skip=False),
+        )
+        self.channels = (narrow, outputs)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the features.
+
+        Args:
+            image: ``(B, 3, H, W)`` uint8, RGB.
+
+        Returns:
+            The input of the pose branch ``(B, C, H/4, W/4)`` and S1 ``(B, outputs, H/8, W/8)``.
+        """
+        fine = self.fine(_pixels(image, self.fine))
+        return fine, self.coarse(fine)
+
+
+_V3_FINE = (
+    # kernel, expanded, outputs, squeeze, activation, stride
+    (3, 16, 16, False, nn.ReLU, 1),
+    (3, 64, 24, False, nn.ReLU, 2),
+    (3, 72, 24, False, nn.ReLU, 1),
+    (5, 72, 40, True, nn.ReLU, 2),
+    (5, 120, 40, True, nn.ReLU, 1),
+    (5, 120, 40, True, nn.ReLU, 1),
+)
+_V3_COARSE = (
+    (3, 240, 80, False, nn.ReLU, 2),
+    (3, 200, 80, False, nn.Hardswish, 1),
+    (3, 480, 112, True, nn.Hardswish, 1),
+    (3, 672, 112, True, nn.Hardswish, 1),
+    (3, 672, 160, True, nn.Hardswish, 1),
+)
+
+
+class PFLDV3Trunk(nn.Module):
+    """The trunk called v3 in Hsintao/pfld_106_face_landmarks: blocks of MobileNetV3, the first ones at full resolution.
+
+    In that code the head behind it is linear: ``head=multiscale_linear``.
+
+    Args:
+        width: factor on all channels but those of S1, rounded to multiples of 8.
+        outputs: channels of S1.
+
+    Attributes:
+        channels: of the two features.
+        strides: of the two features, in pixels of the image.
+        classifier: None.
+    """
+
+    strides = (4, S1_STRIDE)
+    classifier = None
+
+    def __init__(self, width: float, outputs: int) -> None:
+        super().__init__()
+        stem, middle, last = _scaled(16, width), _scaled(_V3_FINE[-1][2], width), _scaled(_V3_COARSE[-1][2], width)
+        self.fine = nn.Sequential(
+            Conv2dNormActivation(3, stem, 3, activation_layer=nn.Hardswish), *_v3_blocks(stem, _V3_FINE, width)
+        )
+        self.coarse = nn.Sequential(
+            *_v3_blocks(middle, _V3_COARSE, width),
+            InvertedResidual(last, 2 * last, outputs, 3, 1, nn.Hardswish, squeeze=False, skip=False),
+        )
+        self.channels = (middle, outputs)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`PFLDTrunk.forward`."""
+        fine = self.fine(_pixels(image, self.fine))
+        return fine, self.coarse(fine)
+
+
+def _v3_blocks(
+    channels: int, rows: Sequence[tuple[int, int, int, bool, type[nn.Module], int]], width: float
+) -> list[nn.Module]:
+    """The blocks of a table; what keeps its shape is added to its output."""
+    blocks: list[nn.Module] = []
+    for kernel, expanded, outputs, squeeze, activation, stride in rows:
+        expanded, outputs = _scaled(expanded, width), _scaled(outputs, width)
+        skip = stride == 1 and channels == outputs
+        blocks.append(InvertedResidual(channels, expanded, outputs, kernel, stride, activation, squeeze, skip))
+        channels = outputs
+    return blocks
+
+
+class PFLDLiteTrunk(nn.Module):
+    """The trunk called lite in Hsintao/pfld_106_face_landmarks: depthwise separable convolutions as in MobileNetV1.
+
+    Its last feature has 256 channels and is no S1 yet. That code's own head is ``head=multiscale_lite``; before the
+    usual one goes a 1x1 convolution.
+
+    Args:
+        width: factor on all channels, rounded to multiples of 8.
+
+    Attributes:
+        channels: of the two features.
+        strides: of the two features, in pixels of the image.
+        classifier: None.
+    """
+
+    strides = (4, S1_STRIDE)
+    classifier = None
+
+    def __init__(self, width: float) -> None:
+        super().__init__()
+        c16, c32, c64, c128, c256 = (_scaled(channels, width) for channels in (16, 32, 64, 128, 256))
+        self.fine = nn.Sequential(
+            Conv2dNormActivation(3, c16, 3),
+            _separable(c16, c32, 1),
+            _separable(c32, c32, 2),
+            _separable(c32, c32, 1),
+            _separable(c32, c64, 2),
+            *(_separable(c64, c64, 1) for _ in range(3)),
+        )
+        self.coarse = nn.Sequential(
+            _separable(c64, c128, 2),
+            *(_separable(c128, c128, 1) for _ in range(2)),
+            _separable(c128, c256, 1),
+            _separable(c256, c256, 1),
+        )
+        self.channels = (c64, c256)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`PFLDTrunk.forward`."""
+        fine = self.fine(_pixels(image, self.fine))
+        return fine, self.coarse(fine)
+
+
+def _separable(channels: int, outputs: int, stride: int) -> nn.Sequential:
+    """A depthwise 3x3 and a 1x1 convolution, each with normalisation and ReLU."""
+    return nn.Sequential(
+        Conv2dNormActivation(channels, channels, 3, stride, groups=channels),
+        Conv2dNormActivation(channels, outputs, 1),
+    )
+
+
+def _scaled(channels: int, width: float) -> int:
+    """A number of channels times the width, as MobileNets round it."""
+    if width <= 0:
+        raise ValueError(f"backbone.width={width} must be over 0")
+    return int(make_divisible(channels * width))
+
+
+def _pixels(image: Tensor, layers: nn.Module) -> Tensor:
+    """Raw pixels as numbers from 0 to 1, of the type the layers compute in."""
+    return image.to(next(layers.parameters()).dtype) / 255
+
+
+# --------------------------------------------------------------------------------------------------------------- heads
+
+
+class MultiScaleHead(nn.Module):
+    """The paper's fully connected layer over three scales (Table 1): S1, S2 with half its cells, and S3 with one.
+
+    S1 and S2 are averaged over their cells, of which the paper does not speak and which all public codes do. S3 comes
+    from a convolution as large as S2, up to 7 x 7 cells; where S2 has more, it is averaged too.
+
+    Any backbone will do. What it has at stride 8 and coarser is brought to S1's channels by 1x1 convolutions, enlarged
+    to the grid of stride 8 and added, as in a feature pyramid (Lin et al., CVPR 2017): S1 then has the cells it has in
+    PFLD, and no layer of the backbone is left without use. The trunks of PFLD end in S1 themselves.
+
+    Args:
+        channels: of the backbone's features, fine to coarse.
+        strides: of the backbone's features.
+        num_points: N.
+        size: side of the crop in pixels, a multiple of S1's stride.
+        sizes: channels of S1, S2 and S3.
+        linear: no normalisation and no activation behind S1, as in v3 of Hsintao/pfld_106_face_landmarks.
+
+    Attributes:
+        vector_size: length of :meth:`vector`.
+
+    Raises:
+        ValueError: a crop that is not a whole number of cells.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        num_points: int,
+        size: int,
+        sizes: Sequence[int],
+        linear: bool,
+    ) -> None:
+        super().__init__()
+        self.vector_size = sum(sizes)
+        self.first = _nearest(strides, S1_STRIDE)
+        s1, s2, s3 = sizes
+        self.lateral = nn.ModuleList(
+            nn.Identity() if tuple(channels[self.first :]) == (s1,) else _projection(inputs, s1)
+            for inputs in channels[self.first :]
+        )
+        kernel = min(LARGEST_KERNEL, _halved(_cells(size, strides[self.first])))
+        self.to_s2: nn.Module = (
+            nn.Conv2d(s1, s2, 3, stride=2, padding=1) if linear else Conv2dNormActivation(s1, s2, 3, stride=2)
+        )
+        self.to_s3 = nn.Sequential(nn.Conv2d(s2, s3, kernel), nn.Identity() if linear else nn.ReLU(inplace=True))
+        self.predict = nn.Linear(self.vector_size, 2 * num_points)
+
+    def vector(self, features: Sequence[Tensor]) -> Tensor:
+        """The three scales side by side.
+
+        Args:
+            features: of the backbone, fine to coarse, ``(B, C, h, w)`` each.
+
+        Returns:
+            ``(B, vector_size)``.
+        """
+        maps = [project(feature) for project, feature in zip(self.lateral, features[self.first :], strict=True)]
+        s1 = maps[0]
+        for coarser in maps[1:]:
+            s1 = s1 + functional.interpolate(coarser, size=s1.shape[-2:])
+        s2 = self.to_s2(s1)
+        return torch.cat([scale.mean((2, 3)) for scale in (s1, s2, self.to_s3(s2))], 1)
+
+    def points(self, vector: Tensor) -> Tensor:
+        """The points of a vector that is known already, ``(B, vector_size)`` to ``(B, N, 2)``."""
+        return _points(self.predict, vector)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Predict.
+
+        Args:
+            features: of the backbone, fine to coarse, ``(B, C, h, w)`` each.
+
+        Returns:
+            ``(B, N, 2)``, x and y as fractions of the crop; flattened it is the reference code's output.
+        """
+        return self.points(self.vector(features))
+
+
+class LiteHead(nn.Module):
+    """The head of lite in Hsintao/pfld_106_face_landmarks: each of three scales has a convolution of its own.
+
+    All are averaged over their cells, so that it fits every crop; none is normalised.
+
+    Args:
+        channels: of the backbone's features, fine to coarse. Used are the one of stride 4 and the last.
+        strides: of the backbone's features.
+        num_points: N.
+        sizes: channels of the three scales.
+        hidden: channels between the last feature and the third scale.
+
+    Attributes:
+        vector_size: length of :meth:`vector`.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], strides: Sequence[int], num_points: int, sizes: Sequence[int], hidden: int
+    ) -> None:
+        super().__init__()
+        self.vector_size = sum(sizes)
+        self.finer = _nearest(strides, S1_STRIDE // 2)
+        s1, s2, s3 = sizes
+        self.to_s1 = nn.Conv2d(channels[self.finer], s1, 3, padding=1)
+        self.to_s2 = nn.Conv2d(channels[-1], s2, 1)
+        self.to_s3 = nn.Sequential(
+            nn.Conv2d(channels[-1], hidden, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, hidden, 3, stride=2, padding=1, groups=hidden),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, s3, 1),
+        )
+        self.predict = nn.Linear(self.vector_size, 2 * num_points)
+
+    def vector(self, features: Sequence[Tensor]) -> Tensor:
+        """As :meth:`MultiScaleHead.vector`."""
+        scales = (self.to_s1(features[self.finer]), self.to_s2(features[-1]), self.to_s3(features[-1]))
+        return torch.cat([scale.mean((2, 3)) for scale in scales], 1)
+
+    def points(self, vector: Tensor) -> Tensor:
+        """As :meth:`MultiScaleHead.points`."""
+        return _points(self.predict, vector)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """As :meth:`MultiScaleHead.forward`."""
+        return self.points(self.vector(features))
+
+
+def _points(layer: nn.Linear, vector: Tensor) -> Tensor:
+    # Coordinates are not left to autocast: bfloat16 would round them to half a pixel of the crop.
+    with torch.autocast(vector.device.type, enabled=False):
+        return layer(vector.to(layer.weight.dtype)).unflatten(1, (-1, 2))
+
+
+def _projection(channels: int, outputs: int) -> Conv2dNormActivation:
+    """A 1x1 convolution as it ends an inverted residual: normalised, not activated."""
+    return Conv2dNormActivation(channels, outputs, 1, activation_layer=None)
+
+
+def _nearest(strides: Sequence[int], stride: int) -> int:
+    """Which feature has this stride, or the next coarser one; the last if all are finer."""
+    return next((index for index, found in enumerate(strides) if found >= stride), len(strides) - 1)
+
+
+def _cells(size: int, stride: int) -> int:
+    """Cells a side of a feature.
+
+    Raises:
+        ValueError: the crop has no whole number of them.
+    """
+    side, rest = divmod(size, stride)
+    if rest or not side:
+        raise ValueError(f"crop.size={size} must be a multiple of {stride}, the stride of the backbone's features")
+    return side
+
+
+def _halved(side: int) -> int:
+    """Cells a side behind a 3x3 convolution of stride 2 with a margin of 1."""
+    return (side + 1) // 2
+
+
+# ------------------------------------------------------------------------------------------------------ pose branches
+
+
+class AuxiliaryNet(nn.Module):
+    """The paper's auxiliary network: pose from the feature of stride 4, to train with.
+
+    Layers as in polarisZhao/PFLD-pytorch, whose 7x7 convolution has a margin of 1 and is followed by the largest of
+    the 3 x 3 cells that remain, and by two linear layers without an activation between. In smaller crops that kernel is
+    as large as its input, which leaves 3 x 3 cells as well; in larger ones more cells remain.
+
+    Departure from that code: the angles are radians in the order yaw, pitch, roll.
+
+    Args:
+        channels: of the backbone's features, fine to coarse.
+        strides: of the backbone's features. The one of stride 4 is used, or the next coarser.
+        vector_size: not used; of the head's vector.
+        size: side of the crop in pixels, a multiple of that stride.
+
+    Raises:
+        ValueError: a crop that is not a whole number of cells.
+    """
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], vector_size: int, size: int) -> None:
+        super().__init__()
+        self.index = _nearest(strides, S1_STRIDE // 2)
+        kernel = min(LARGEST_KERNEL, _halved(_halved(_cells(size, strides[self.index]))))
+        self.layers = nn.Sequential(
+            Conv2dNormActivation(channels[self.index], 128, 3, stride=2),
+            Conv2dNormActivation(128, 128, 3),
+            Conv2dNormActivation(128, 32, 3, stride=2),
+            Conv2dNormActivation(32, 128, kernel, padding=1),
+        )
+        self.predict = nn.Sequential(nn.Linear(128, 32), nn.Linear(32, 3))
+
+    def forward(self, features: Sequence[Tensor], vector: Tensor) -> Tensor:
+        """Predict.
+
+        Args:
+            features: of the backbone, fine to coarse, ``(B, C, h, w)`` each.
+            vector: ``(B, vector_size)`` of the head.
+
+        Returns:
+            ``(B, 3)`` yaw, pitch, roll in radians.
+        """
+        return self.predict(self.layers(features[self.index]).amax((2, 3)))
+
+
+class SharedPose(nn.Module):
+    """Pose as three more outputs beside the landmarks, from the same vector.
+
+    Args:
+        channels: not used; of the backbone's features.
+        strides: not used; of the backbone's features.
+        vector_size: of the head's vector.
+    """
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], vector_size: int) -> None:
+        super().__init__()
+        self.predict = nn.Linear(vector_size, 3)
+
+    def forward(self, features: Sequence[Tensor], vector: Tensor) -> Tensor:
+        """As :meth:`AuxiliaryNet.forward`."""
+        return self.predict(vector)
+
+
+class SeparatePose(nn.Module):
+    """Pose by a small head of its own on the feature of stride 8, which is S1 in the trunks of PFLD.
+
+    Args:
+        channels: of the backbone's features, fine to coarse.
+        strides: of the backbone's features. The one of stride 8 is used, or the next coarser.
+        vector_size: not used; of the head's vector.
+        hidden: channels of its two convolutions.
+    """
+
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], vector_size: int, hidden: int) -> None:
+        super().__init__()
+        self.index = _nearest(strides, S1_STRIDE)
+        self.layers = nn.Sequential(
+            Conv2dNormActivation(channels[self.index], hidden, 3, stride=2),
+            Conv2dNormActivation(hidden, hidden, 3, stride=2),
+        )
+        self.predict = nn.Linear(hidden, 3)
+
+    def forward(self, features: Sequence[Tensor], vector: Tensor) -> Tensor:
+        """As :meth:`AuxiliaryNet.forward`."""
+        return self.predict(self.layers(features[self.index]).mean((2, 3)))

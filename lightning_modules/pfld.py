@@ -1,0 +1,148 @@
+"""PFLD: A Practical Facial Landmark Detector (Guo et al., arXiv 1902.10859)."""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from facelab.landmarks.batch import LandmarkBatch
+from facelab.landmarks.layouts import Layout
+from facelab.losses.pfld import angle_errors
+from lightning_modules.landmark import LandmarkModule, Prediction
+
+log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class WeighsFaces(Protocol):
+    """A loss that wants to know more of a face than its points."""
+
+    uses_angles: bool
+
+    def count(self, names: Sequence[str], tags: Tensor, pose: Tensor) -> None:
+        """Take the tags ``(F, T)`` and the pose ``(F, 3)`` of all training faces."""
+        ...
+
+
+class Annotated(Protocol):
+    """The datamodule that PFLD trains with."""
+
+    def annotations(self) -> tuple[Sequence[str], Tensor, Tensor]:
+        """Names of the tags, tags ``(F, T)`` bool and pose ``(F, 3)`` in degrees of the training faces."""
+        ...
+
+
+class PFLD(LandmarkModule):
+    """Landmarks regressed from three scales, and in training a branch that predicts the head's angles.
+
+    By its errors the loss weighs the faces. Landmarks do not depend on it: it is no part of :meth:`forward`, and so
+    neither of an exported graph nor of what is counted as the cost of a face. With a loss that does not use angles and
+    ``angle_weight`` 0 nothing would train the branch, and it is not built.
+
+    Args:
+        layout: the markup that is predicted.
+        backbone: a pyramid of features.
+        head: finished with the backbone's channels and strides and the number of points.
+        pose: the branch, finished with the backbone's channels and strides and the length of the head's vector; None
+            for none.
+        coder: landmarks to fractions of the crop and back.
+        loss: of the points alone, or one that :class:`WeighsFaces`.
+        angle_weight: of the mean absolute error of the angles, in radians, as a term of its own where there is a
+            branch; the paper has 0.
+        optimizer: see :class:`LandmarkModule`.
+        scheduler: see :class:`LandmarkModule`.
+        flip_test: see :class:`LandmarkModule`.
+
+    Raises:
+        ValueError: the loss asks for angles that nothing predicts.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        backbone: nn.Module,
+        head: Callable[..., nn.Module],
+        pose: Callable[..., nn.Module] | None,
+        coder: nn.Module,
+        loss: nn.Module,
+        angle_weight: float,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None,
+        flip_test: bool,
+    ) -> None:
+        super().__init__(layout, coder, loss, optimizer, scheduler, flip_test)
+        parts: dict[str, Any] = {"channels": backbone.channels, "strides": backbone.strides}
+        self.backbone, self.angle_weight = backbone, angle_weight
+        self.head: Any = head(**parts, num_points=layout.num_points)
+        needed = isinstance(loss, WeighsFaces) and loss.uses_angles
+        if needed and pose is None:
+            raise ValueError(
+                "pose=none: the loss weighs faces by predicted angles; choose a branch (pose=auxiliary) or another "
+                "loss (loss=l2, or loss.by_pose=false)"
+            )
+        if pose is not None and not needed and not angle_weight:
+            log.info("the pose branch is left out: the loss does not use angles; model.angle_weight=1 would train it")
+            pose = None
+        self.pose = None if pose is None else pose(**parts, vector_size=self.head.vector_size)
+        self.tag_names: Sequence[str] = ()
+
+    def fit_statistics(self, datamodule: Annotated) -> None:
+        """Show the loss what is annotated of the training faces.
+
+        Raises:
+            ValueError: angles are to be learned, and no training face has any.
+        """
+        self.tag_names, tags, pose = datamodule.annotations()
+        if self.pose is not None and not pose.isfinite().any():
+            raise ValueError(
+                "no training face has a pose, neither labelled nor from its points; use pose=none "
+                "and a loss that needs no angles, such as loss=l2"
+            )
+        if isinstance(self.loss, WeighsFaces):
+            self.loss.count(self.tag_names, tags, pose)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Landmarks of crops ``(B, 3, H, W)`` uint8, ``(B, N, 2)`` as fractions of the crop."""
+        return self.head(self.backbone(image))
+
+    def training_step(self, batch: LandmarkBatch, batch_index: int) -> Tensor:
+        """One step: the sum of the loss's terms and, if asked for, the error of the angles."""
+        target = self.coder.encode(batch.points, batch.valid, batch.image.shape[-1])
+        features = self.backbone(batch.image.contiguous(memory_format=self.memory_format))
+        vector = self.head.vector(features)
+        points = self.head.points(vector)
+        angles = None if self.pose is None else self.pose(features, vector)
+        more = (angles, batch.pose, self.tag_names, batch.tags) if isinstance(self.loss, WeighsFaces) else ()
+        terms = dict(self.loss(points, target, batch.valid, *more))
+        if self.angle_weight and angles is not None:
+            known = batch.valid.any(1, keepdim=True) & batch.pose.isfinite()  # (B, 3)
+            errors = torch.where(known, angle_errors(angles, batch.pose).abs(), 0.0)
+            terms["angles"] = self.angle_weight * errors.sum() / known.sum().clamp(min=1)
+        total = torch.stack(list(terms.values())).sum()
+        self.log("train/loss", total.detach(), batch_size=len(batch.image), prog_bar=True)
+        scalars = {f"train/loss_{name}": term.detach() for name, term in terms.items()}
+        self.log_dict(scalars, batch_size=len(batch.image))
+        return total
+
+    def predict_pose(self, image: Tensor) -> Tensor:
+        """Yaw, pitch, roll of crops ``(B, 3, H, W)`` uint8 in degrees, ``(B, 3)``.
+
+        Raises:
+            ValueError: no branch predicts them.
+        """
+        if self.pose is None:
+            raise ValueError("pose=none: this model was trained without a branch for the pose")
+        features = self.backbone(image.contiguous(memory_format=self.memory_format))
+        return self.pose(features, self.head.vector(features)).float().rad2deg()
+
+    def validation_step(  # type: ignore[override]
+        self, batch: LandmarkBatch, batch_index: int
+    ) -> Prediction:
+        """Measure landmarks and, where a branch predicts them, angles, which takes the network a second time."""
+        prediction = self.predict_points(batch.image)
+        self.errors.update(prediction.points, batch, None if self.pose is None else self.predict_pose(batch.image))
+        return prediction

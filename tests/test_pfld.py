@@ -1,0 +1,580 @@
+"""PFLD: its losses against the formulas, its classes, copies and angles, and the grids that ask its open questions."""
+
+import math
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL_FACES, options, small
+from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
+from test_conf import compose_config, faults
+from torch import Tensor, nn
+
+from datamodules.augmentation import UNCHANGED
+from datamodules.pfld import SquaresAroundFace
+from facelab import runs
+from facelab.cost import cost
+from facelab.landmarks.face import Face
+from facelab.landmarks.geometry import Array, apply
+from facelab.landmarks.layouts import IBUG68
+from facelab.landmarks.pose import estimate_pose, mirrored, turned
+from facelab.losses.pfld import (
+    CLASSES,
+    EffectiveNumber,
+    FaceClasses,
+    HardFaces,
+    InverseFrequency,
+    OfficialPFLDLoss,
+    PFLDLoss,
+    angle_errors,
+)
+from facelab.losses.regression import PointLoss, Wing
+
+WFLW_TAGS = ("pose", "expression", "illumination", "makeup", "occlusion", "blur")
+REGRESSION = ("l1", "l2", "smooth_l1", "wing")
+GRIDS = ("pfld_ablation", "pfld_annotated_pose", "pfld_input_size", "pfld_pose_at_inference")
+NONE: tuple[str, ...] = ()
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.setenv("FACELAB_STAMP", "now")
+    monkeypatch.setenv("FACELAB_CACHE", str(cache))
+    torch.manual_seed(0)
+
+
+def squares() -> PointLoss:
+    return PointLoss(nn.MSELoss(reduction="none"), 1.0)
+
+
+def some(faces: int = 4, points: int = 5) -> tuple[Tensor, Tensor, Tensor]:
+    """Predicted points, true points and which are annotated."""
+    generator = torch.Generator().manual_seed(1)
+    prediction = torch.rand(faces, points, 2, generator=generator).requires_grad_()
+    return prediction, torch.rand(faces, points, 2, generator=generator), torch.ones(faces, points, dtype=torch.bool)
+
+
+def numbers(*tensors: Tensor) -> list[Array]:
+    return [tensor.detach().double().numpy() for tensor in tensors]
+
+
+# ------------------------------------------------------------------------------------------------ losses of coordinates
+
+
+def built_loss(name: str, *words: str) -> Any:
+    return runs.build(compose_config(["model=pfld", f"loss={name}", *words]).loss)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # errors of 0.1, 0.2 and 0.001, 0 of a crop of 100 px: 10, 20, 0.1 and 0 px
+        ("l2", 0.01 + 0.04 + 1e-6),
+        ("l1", 0.1 + 0.2 + 0.001),
+        ("smooth_l1", 10 - 0.5 + 20 - 0.5 + 0.1**2 / 2),
+        ("wing", 10 * math.log(1 + 10 / 2) + 20 - (10 - 10 * math.log(6)) + 10 * math.log(1 + 0.1 / 2)),
+    ],
+)
+def test_losses_by_hand(name: str, expected: float) -> None:
+    """Catches a mean over points, the wrong unit for a loss that bends, a wing whose ends do not meet."""
+    loss = built_loss(name, "crop.size=100")
+    target = torch.tensor([[[0.5, 0.5], [0.2, 0.3]]])
+    prediction = target + torch.tensor([[[0.1, -0.2], [0.001, 0.0]]])
+    valid = torch.ones(1, 2, dtype=torch.bool)
+    assert loss(prediction, target, valid)["points"].item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_wing_meets_at_its_width() -> None:
+    """Catches a jump where the logarithm ends."""
+    wing, zero = Wing(10.0, 2.0), torch.zeros(2)
+    low, high = wing(torch.tensor([10 - 1e-4, 10 + 1e-4]), zero).tolist()
+    assert low == pytest.approx(high, abs=1e-3)
+    with pytest.raises(ValueError, match="over 0"):
+        Wing(10.0, 0.0)
+
+
+@pytest.mark.parametrize("name", REGRESSION)
+def test_what_is_not_annotated_changes_nothing(name: str) -> None:
+    """Catches NaN in the gradient, and a mean over faces that could not be read."""
+    loss = built_loss(name)
+    prediction, target, valid = some(3)
+    target[0, 2], valid[0, 2], valid[1] = torch.nan, False, False
+    total = loss(prediction, target, valid)["points"]
+    total.backward()
+    assert prediction.grad is not None and prediction.grad.isfinite().all()
+    assert not prediction.grad[1].any() and not prediction.grad[0, 2].any() and prediction.grad[2].any()
+    rows = [0, 2]
+    torch.testing.assert_close(total, loss(prediction[rows], target[rows], valid[rows])["points"])
+    nothing = loss(prediction, target, torch.zeros_like(valid))["points"]
+    assert nothing.item() == 0 and nothing.requires_grad
+
+
+def test_weights_of_faces() -> None:
+    """Catches weights that are normalised away, or applied to other faces."""
+    prediction, target, valid = some(2)
+    weight = torch.tensor([3.0, 0.0])
+    found = squares()(prediction, target, valid, weight)["points"].item()
+    p, t = numbers(prediction, target)
+    assert found == pytest.approx(3 * np.square(p[0] - t[0]).sum() / 2, rel=1e-5)
+
+
+def test_a_penalty_must_keep_coordinates_apart() -> None:
+    """Catches torch's default reduction, which would weigh all faces alike."""
+    with pytest.raises(ValueError, match="reduction=none"):
+        PointLoss(nn.MSELoss(), 1.0)
+
+
+# -------------------------------------------------------------------------------------------------------- PFLD's losses
+
+
+def tags_of(*rows: tuple[int, ...]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.bool)
+
+
+def counted(weight: Any, classes: Tensor) -> Any:
+    weight.count(classes)
+    return weight
+
+
+SIX = FaceClasses(30.0, 15.0)
+TRAINING = tags_of((1, 0, 0, 0, 0, 0), (0, 1, 0, 0, 1, 0), (0, 1, 0, 0, 0, 0), (0, 1, 1, 0, 0, 0))
+"""Classes of four training faces: one profile, three frontal, one head up, one with expression."""
+
+
+def full_loss(floor: float, by_pose: bool = True, weight: Any = None) -> PFLDLoss:
+    return PFLDLoss(squares(), by_pose, SIX, counted(weight or InverseFrequency(), TRAINING), floor)
+
+
+ANGLES = torch.tensor([[0.1, 0.2, 0.3], [0.5, 0.0, -0.2], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+POSE = torch.tensor([[10.0, 0.0, -5.0], [-40.0, 20.0, 3.0], [0.0, 0.0, 0.0], [45.0, 3.0, 170.0]])
+FLAGS = tags_of((0, 1, 0, 0, 1, 0), (1, 0, 1, 0, 0, 0), (0, 1, 0, 0, 0, 0), (0, 0, 0, 0, 0, 0))
+
+
+@pytest.mark.parametrize("floor", [0.0, 1.0], ids=["paper", "fixed"])
+def test_the_loss_is_the_formula(floor: float) -> None:
+    """Catches degrees taken for radians, a mean instead of a sum, weights of the batch instead of the training set."""
+    prediction, target, valid = some()
+    found = full_loss(floor)(prediction, target, valid, ANGLES, POSE, CLASSES, FLAGS)["points"].item()
+    p, t, angles, pose, flags = numbers(prediction, target, ANGLES, POSE, FLAGS)
+    omega = np.array([4 / 1, 4 / 3, 4 / 1, 0, 4 / 1, 0])  # faces over faces of the class
+    expected = 0.0
+    for face in range(4):
+        theta = sum(1 - math.cos(angles[face, k] - math.radians(pose[face, k])) for k in range(3))
+        gamma = (floor + (omega * flags[face]).sum()) * (floor + theta)
+        expected += gamma * np.square(p[face] - t[face]).sum()
+    assert found == pytest.approx(expected / 4, rel=1e-5)
+
+
+def test_factors_can_be_switched_off() -> None:
+    """Catches an ablation whose other factor is 0 or 2 instead of 1."""
+    prediction, target, valid = some()
+    plain = squares()(prediction, target, valid)["points"]
+    bare = PFLDLoss(squares(), False, SIX, None, 1.0)
+    torch.testing.assert_close(bare(prediction, target, valid, None, POSE, CLASSES, FLAGS)["points"], plain)
+    by_class = full_loss(0.0, by_pose=False)(prediction, target, valid, None, POSE, CLASSES, FLAGS)["points"]
+    omega = torch.tensor([4 / 3 + 4, 8.0, 4 / 3, 0.0])
+    torch.testing.assert_close(by_class, squares()(prediction, target, valid, omega)["points"])
+    by_pose = PFLDLoss(squares(), True, SIX, None, 0.0)(prediction, target, valid, ANGLES, POSE, CLASSES, FLAGS)
+    theta = (1 - (ANGLES - POSE.deg2rad()).cos()).sum(1)
+    torch.testing.assert_close(by_pose["points"], squares()(prediction, target, valid, theta)["points"])
+
+
+def gradients(loss: Any, names: tuple[str, ...], angles: Tensor) -> Tensor:
+    """How much each face teaches its landmarks."""
+    prediction, target, valid = some()
+    loss(prediction, target, valid, angles, POSE, names, FLAGS)["points"].backward()
+    assert prediction.grad is not None
+    return prediction.grad.abs().sum((1, 2))
+
+
+def test_who_learns() -> None:
+    """Catches what users of the public codes meet: no flag or perfect angles, and nothing is learned."""
+    perfect = POSE.deg2rad()
+    assert (gradients(full_loss(1.0), CLASSES, perfect) > 0).all()  # also the last face, which is in no class
+    assert gradients(full_loss(0.0), CLASSES, perfect).max() < 1e-5
+    paper = gradients(full_loss(0.0), CLASSES, ANGLES)
+    assert paper[0] > 0 and paper[1] > 0 and paper[3] == 0
+    assert (gradients(full_loss(1.0), CLASSES, ANGLES) > 0).all()
+
+
+def test_angles_learn_through_the_product() -> None:
+    """Catches a weight that is cut off from the graph: the branch would never learn."""
+    prediction, target, valid = some()
+    for floor in (0.0, 1.0):
+        angles = ANGLES.clone().requires_grad_()
+        full_loss(floor)(prediction, target, valid, angles, POSE, CLASSES, FLAGS)["points"].backward()
+        assert angles.grad is not None and angles.grad[0].abs().min() > 0
+
+
+def test_faces_of_unknown_pose() -> None:
+    """Catches NaN, in the loss or its gradient, from one face without an estimate."""
+    prediction, target, valid = some()
+    pose, angles = POSE.clone(), ANGLES.clone().requires_grad_()
+    pose[1] = torch.nan
+    loss = full_loss(1.0)(prediction, target, valid, angles, pose, NONE, FLAGS[:, :0])["points"]
+    loss.backward()
+    assert loss.isfinite() and angles.grad is not None and angles.grad.isfinite().all()
+    assert not angles.grad[1].any() and prediction.grad is not None and prediction.grad[1].any()
+
+
+def test_angles_the_short_way_round() -> None:
+    """Catches 350 degrees of error between -175 and 175."""
+    error = angle_errors(torch.deg2rad(torch.tensor([[-175.0, 10, 0]])), torch.tensor([[175.0, 50, torch.nan]]))
+    torch.testing.assert_close(error.rad2deg(), torch.tensor([[10.0, -40, 0]]), atol=1e-3, rtol=0)
+
+
+def reference_official(batch_size: int, *arrays: Array) -> float:
+    """The formula of polarisZhao/PFLD-pytorch in numpy: flags without the first, all in radians that are degrees."""
+    p, t, angle, pose, flags = arrays
+    weight_angle = np.sum(1 - np.cos(angle - pose), axis=1)
+    attributes = flags[:, 1:6]
+    ratio = np.array([1 / share if share > 0 else batch_size for share in attributes.mean(axis=0)])
+    weight_attribute = (attributes * ratio).sum(axis=1)
+    flat = (t - p).reshape(len(p), -1)
+    return float(np.mean(weight_angle * weight_attribute * (flat * flat).sum(axis=1)))
+
+
+def test_official_is_the_reference() -> None:
+    """Catches a repair of what is to be reproduced: cosines of degrees, shares of the batch, no flag no weight."""
+    prediction, target, valid = some()
+    loss = OfficialPFLDLoss(["expression", "illumination", "makeup", "occlusion", "blur"], 256)
+    flags = tags_of((1, 1, 0, 0, 1, 0), (0, 1, 1, 0, 0, 0), (1, 0, 0, 0, 0, 0), (0, 0, 1, 0, 0, 0))
+    found = loss(prediction, target, valid, ANGLES, POSE, WFLW_TAGS, flags)["points"]
+    found.backward()
+    expected = reference_official(256, *numbers(prediction, target, ANGLES, POSE, flags))
+    assert found.item() == pytest.approx(expected, rel=1e-4)
+    assert prediction.grad is not None and not prediction.grad[2].any()  # `pose` alone is no flag
+    half = [array[:2] for array in (prediction, target, valid, ANGLES, POSE)]
+    fewer = loss(*half, WFLW_TAGS, flags[:2])["points"].item()
+    arrays = numbers(*(array[:2] for array in (prediction, target, ANGLES, POSE, flags)))
+    assert fewer == pytest.approx(reference_official(256, *arrays), rel=1e-4)
+
+
+# -------------------------------------------------------------------------------------------------- classes and weights
+
+
+def test_classes_of_pose_where_no_tag_says_them() -> None:
+    """Catches signs, limits and the order of classes; a face of unknown pose in a class."""
+    pose = torch.tensor([[31.0, 0, 0], [-29, 14, 0], [0, 16, 0], [-50, -16, 90], [torch.nan] * 3])
+    expected = tags_of((1, 0, 0, 0, 0, 0), (0, 1, 0, 0, 0, 0), (0, 0, 1, 0, 0, 0), (1, 0, 0, 1, 0, 0), (0,) * 6)
+    assert torch.equal(SIX(NONE, torch.zeros(5, 0, dtype=torch.bool), pose), expected)
+
+
+def test_classes_that_tags_say() -> None:
+    """Catches columns mixed up: a dataset's tags in another order and with others among them."""
+    found = SIX(WFLW_TAGS, tags_of((1, 1, 0, 0, 0, 0), (1, 0, 1, 0, 1, 1)), torch.tensor([[0.0, 0, 0], [40, 0, 0]]))
+    assert torch.equal(found, tags_of((0, 1, 0, 0, 1, 0), (1, 0, 0, 0, 0, 1)))
+    tags = FLAGS[:2]
+    assert torch.equal(SIX(CLASSES, tags, torch.tensor([[80.0, 0, 0], [0, 0, 0]])), tags)  # the tag, not the pose
+
+
+def test_rendered_faces_have_the_classes_of_their_pose() -> None:
+    """Catches limits that are not those of the dataset that tags the classes itself."""
+    datamodule = runs.build(compose_config(small("pfld")).datamodule)
+    datamodule.setup("fit")
+    names, tags, pose = datamodule.annotations()
+    assert torch.equal(SIX(NONE, tags, pose)[:, :4], SIX(names, tags, pose)[:, :4])
+
+
+def test_weights_by_frequency() -> None:
+    """Catches reciprocals of counts instead of shares, and infinity for a class without a face."""
+    assert counted(InverseFrequency(), TRAINING).weight.tolist() == pytest.approx([4, 4 / 3, 4, 0, 4, 0])
+
+
+def test_weights_by_effective_number() -> None:
+    """Catches a wrong formula or scale; towards 1 it is the reciprocal of the count, at 0 all are alike."""
+    beta = 0.9
+    raw = [(1 - beta) / (1 - beta**n) if n else 0 for n in (1, 3, 1, 0, 1, 0)]
+    expected = [4 * weight / sum(raw) for weight in raw]
+    assert counted(EffectiveNumber(beta), TRAINING).weight.tolist() == pytest.approx(expected)
+    assert counted(EffectiveNumber(0.0), TRAINING).weight.tolist() == pytest.approx([1, 1, 1, 0, 1, 0])
+    many = TRAINING.repeat(1000, 1)
+    rare = counted(EffectiveNumber(1 - 1e-9), many).weight
+    assert (rare[0] / rare[1]).item() == pytest.approx(3, rel=1e-3)
+    with pytest.raises(ValueError, match=r"class_weight\.beta=1"):
+        EffectiveNumber(1)
+
+
+def test_hard_faces_weigh_more() -> None:
+    """Catches a gradient through the weight, a mean that evaluation moves, and unreadable faces in the mean."""
+    weight = HardFaces(2.0, 0.5)
+    distance = torch.tensor([0.1, 0.3, torch.nan], requires_grad=True)
+    found = weight(FLAGS[:3], distance)
+    assert not found.requires_grad
+    assert found.tolist() == pytest.approx([0.25, 2.25, 0])  # the mean is 0.2
+    weight(FLAGS[:2], torch.tensor([0.4, 0.4]))
+    assert weight.mean.item() == pytest.approx(0.3)
+    weight.eval()(FLAGS[:2], torch.tensor([0.9, 0.9]))
+    assert weight.mean.item() == pytest.approx(0.3)
+    weight.train()(FLAGS[:2], torch.tensor([torch.nan, torch.nan]))
+    assert weight.mean.item() == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("name", options("loss/class_weight"))
+@pytest.mark.parametrize("loss", ["pfld_paper", "pfld_fixed"])
+def test_every_class_weight_trains(loss: str, name: str) -> None:
+    """Catches an option that does not compose, or a weight that is not known when training begins."""
+    words = [*small("pfld"), f"loss={loss}", f"loss/class_weight={name}"]
+    assert faults(words) == []
+    module, batch = ready(*words[1:])
+    module.training_step(batch, 0).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+
+
+def test_a_class_weight_needs_a_loss_that_has_one() -> None:
+    """Catches a choice that is taken without a word and changes nothing."""
+    with pytest.raises(ConfigCompositionException, match="class_weight"):
+        compose_config(["model=pfld", "loss=l2", "loss/class_weight=none"])
+
+
+# ----------------------------------------------------------------------------------------------------------- the module
+
+
+def ready(*words: str) -> tuple[Any, Any]:
+    """A small module that knows its training set, and a batch of that set."""
+    cfg = compose_config([*small("pfld"), *words])
+    module, datamodule = runs.build(cfg.model), runs.build(cfg.datamodule)
+    datamodule.setup("fit")
+    module.fit_statistics(datamodule)
+    return module.train(), next(iter(datamodule.train_dataloader()))
+
+
+@pytest.mark.parametrize("name", [*REGRESSION, "pfld_official"])
+def test_every_loss_trains(name: str) -> None:
+    """Catches a branch that nothing trains, on which several devices fail; a loss that asks for what is not there."""
+    module, batch = ready(f"loss={name}")
+    assert (module.pose is None) == (name in REGRESSION)
+    module.training_step(batch, 0).backward()
+    assert [name for name, p in module.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+@pytest.mark.parametrize("loss", ["pfld_paper", "pfld_fixed", "pfld_official", "pfld_paper_no_class"])
+def test_a_loss_by_pose_wants_a_branch(loss: str) -> None:
+    """Catches weights by angles that nothing predicts."""
+    with pytest.raises(SystemExit, match=r"pose=none: .*pose=auxiliary"):
+        runs.build(compose_config([*small("pfld"), "pose=none", f"loss={loss}"]).model)
+
+
+@pytest.mark.parametrize("loss", [*REGRESSION, "pfld_paper_no_pose"])
+def test_without_a_branch(loss: str) -> None:
+    """Catches losses without angles that ask for a branch all the same."""
+    module, batch = ready("pose=none", f"loss={loss}")
+    module.training_step(batch, 0).backward()
+    with pytest.raises(ValueError, match="pose=none"):
+        module.predict_pose(batch.image)
+
+
+def test_angles_of_their_own() -> None:
+    """Catches a term that is not added, in degrees, or of faces that cannot be read."""
+    module, batch = ready("loss=l2", "pose=shared", "model.angle_weight=2.0")
+    logged: dict[str, Tensor] = {}
+    module.log_dict = lambda scalars, **_: logged.update(scalars)
+    nobody = batch._replace(valid=torch.cat([torch.zeros_like(batch.valid[:1]), batch.valid[1:]]))
+    module.eval().training_step(nobody, 0)
+    with torch.no_grad():
+        errors = (module.predict_pose(batch.image) - batch.pose).deg2rad().abs()[1:]
+    assert logged["train/loss_angles"].item() == pytest.approx(2 * errors.mean().item(), rel=1e-4)
+
+
+def test_no_pose_to_learn(tmp_path: Path) -> None:
+    """Catches a branch that learns from nothing: a set without labels and a markup without the model's points."""
+    module, _ = ready()
+
+    class Unknown:
+        def annotations(self) -> Any:
+            return NONE, torch.zeros(3, 0, dtype=torch.bool), torch.full((3, 3), torch.nan)
+
+    with pytest.raises(ValueError, match=r"no training face has a pose.*pose=none"):
+        module.fit_statistics(Unknown())
+
+
+@pytest.mark.parametrize("pose", [name for name in options("pose") if name != "none"])
+def test_the_branch_is_not_there_at_inference(pose: str) -> None:
+    """Catches a branch that is exported, or counted as the cost of a face."""
+    module, batch = ready(f"pose={pose}")
+    branch = sum(parameter.numel() for parameter in module.pose.parameters())
+    everything = sum(parameter.numel() for parameter in module.parameters())
+    assert cost(module, 64)["params"] == everything - branch
+    program = torch.export.export(module.eval(), (batch.image,))
+    inputs = [node for node in program.graph.nodes if node.op == "placeholder"]
+    specs = program.graph_signature.input_specs
+    read = {str(spec.target) for spec, node in zip(specs, inputs, strict=True) if node.users}
+    assert any(name.startswith("backbone.") for name in read)
+    assert not [name for name in read if name.startswith("pose.")]
+
+
+def test_angle_errors_are_in_the_table() -> None:
+    """Catches radians among degrees, the long way round, and angles of a model that predicts none."""
+    from lightning import Trainer
+
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    for pose in ("shared", "none"):
+        cfg = compose_config([*small("pfld"), f"pose={pose}", "loss=l2", "model.angle_weight=1.0"])
+        module, datamodule = runs.build(cfg.model), runs.build(cfg.datamodule)
+        (logged,) = Trainer(accelerator="cpu", **quiet).validate(module, datamodule, verbose=False)
+        if pose == "none":
+            assert not [name for name in logged if "mae" in name]
+            continue
+        module.eval()
+        with torch.no_grad():
+            batches = [(module.predict_pose(batch.image), batch.pose) for batch in datamodule.val_dataloader()]
+        error = torch.cat([((found - true + 180) % 360 - 180).abs() for found, true in batches]).mean(0)
+        for angle, expected in zip(("yaw", "pitch", "roll"), error, strict=True):
+            assert logged[f"val/mae_{angle}"] == pytest.approx(expected.item(), rel=1e-3)
+        assert logged["val/mae_angle"] == pytest.approx(error.mean().item(), rel=1e-3)
+        assert error.mean() > 5, "radians"
+
+
+# -------------------------------------------------------------------------------------------------------- how it is fed
+
+
+def fed(*words: str) -> Any:
+    datamodule = runs.build(compose_config([*small("pfld"), *words]).datamodule)
+    datamodule.setup("fit")
+    return datamodule
+
+
+def test_which_pose_is_learned() -> None:
+    """Catches an option that changes nothing, or that changes the truth of validation."""
+    found = {pose: fed(f"datamodule.pose={pose}") for pose in ("labelled", "estimated", "official_pnp")}
+    truth = np.stack([face.pose for face in found["labelled"].faces["train"].faces])
+    np.testing.assert_array_equal(found["labelled"].annotations()[2].numpy(), truth)
+    errors = {pose: np.abs(each.annotations()[2].numpy() - truth).mean() for pose, each in found.items()}
+    assert errors["labelled"] == 0 < errors["estimated"] < errors["official_pnp"] < 30
+    for each in found.values():
+        labels = np.stack([face.pose for face in each.faces["val"].faces])
+        np.testing.assert_array_equal(each.faces["val"].pose, labels)
+        assert each.faces["val"].pose_source == "labelled"
+    points = np.stack([face.points for face in found["estimated"].faces["train"].faces])
+    np.testing.assert_array_equal(found["estimated"].faces["train"].pose, estimate_pose(points, IBUG68))
+
+
+FACE = np.array([[20.0, 40], [90, 42], [55, 70], [35, 95], [75, 96], [56, 30], [np.nan, np.nan]])
+
+
+def copies(count: int, **changes: Any) -> list[Any]:
+    settings: dict[str, Any] = {
+        "clean_probability": 0.1,
+        "mirror_probability": 0.5,
+        "shift_limit": 0.12,
+        "smallest": 1.0,
+        "largest": 1.25,
+        "rotation_limit": 30.0,
+        "pixels": [],
+    }
+    augment = SquaresAroundFace(**settings | changes)
+    return [augment.draw(np.random.default_rng(seed), 112, FACE) for seed in range(count)]
+
+
+def test_copies_are_the_references() -> None:
+    """Catches other shares and ranges than those of the ten copies, and points that are cut off."""
+    known, warps = FACE[:-1], copies(1500)
+    assert np.mean([warp is UNCHANGED for warp in warps]) == pytest.approx(0.1, abs=0.03)
+    changed = [warp for warp in warps if warp is not UNCHANGED]
+    assert np.mean([warp.mirrored for warp in changed]) == pytest.approx(0.5, abs=0.05)
+    degrees = np.array([warp.degrees for warp in changed])
+    assert 28 < np.abs(degrees).max() <= 30 and abs(degrees.mean()) < 2
+    for warp in changed:
+        moved = apply(warp.matrix, known)
+        assert moved.min() >= -0.5 - 1e-6 and moved.max() <= 111.5 + 1e-6
+        sides = np.ptp(moved, axis=0)  # as shares of the square
+        assert sides.max() >= 112 / 1.25 - 1e-6 and sides.min() <= 112 + 1e-6
+        linear = warp.matrix[:2, :2]
+        assert (np.linalg.det(linear) < 0) == warp.mirrored
+        upright = linear @ np.diag([-1 if warp.mirrored else 1, 1])
+        assert np.rad2deg(np.arctan2(upright[1, 0], upright[0, 0])) == pytest.approx(warp.degrees)
+
+
+def test_copies_against_the_references_own_draws() -> None:
+    """Catches another distribution after rejection: sizes and angles of the reference's procedure, drawn one by one."""
+    rng, known = np.random.default_rng(5), FACE[:-1]
+    sizes: list[float] = []
+    angles: list[float] = []
+    box = np.ptp(known, axis=0).max()
+    centre = (known.min(axis=0) + known.max(axis=0)) / 2
+    while len(sizes) < 1500:
+        angle, middle = rng.uniform(-30, 30), centre + rng.uniform(-0.1, 0.1, 2) * 1.2 * box
+        c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+        turned_points = (known - middle) @ np.array([[c, s], [-s, c]]) + middle
+        wh = np.ptp(turned_points, axis=0)
+        size = rng.uniform(wh.min(), 1.25 * wh.max())
+        inside = (turned_points - (middle - size / 2)) / size
+        if (inside < 0).any() or (inside > 1).any():
+            continue
+        sizes.append(size)
+        angles.append(angle)
+    ours = copies(1500, clean_probability=0.0)
+    found = np.array([112 / math.sqrt(abs(np.linalg.det(warp.matrix[:2, :2]))) for warp in ours])
+    quantiles = [0.1, 0.25, 0.5, 0.75, 0.9]
+    np.testing.assert_allclose(np.quantile(found, quantiles), np.quantile(sizes, quantiles), rtol=0.02)
+    turns = np.abs([warp.degrees for warp in ours])
+    np.testing.assert_allclose(np.quantile(turns, quantiles), np.quantile(np.abs(angles), quantiles), atol=1.7)
+
+
+def test_pose_follows_a_copy() -> None:
+    """Catches an angle of the wrong sign behind the mirror: the branch would learn it without an error."""
+    train = fed().faces["train"]
+    augment = train.augment
+    for row in range(8):
+        face: Face = train.faces[row]
+        clean = apply(train.to_crop(row), face.points.astype(np.float64))
+        warp = augment.draw(np.random.default_rng(row), train.crop.size, clean)
+        points, pose = apply(warp.matrix, clean), estimate_pose(clean[None], IBUG68)[0]
+        if warp.mirrored:
+            points, pose = IBUG68.mirrored(points), mirrored(pose)
+        again = estimate_pose(points[None], IBUG68)[0]
+        np.testing.assert_allclose(turned(pose, warp.degrees), again, atol=0.01)
+
+
+def test_a_face_that_no_square_holds() -> None:
+    """Catches an endless search, and a crash on faces without points."""
+    augment = SquaresAroundFace(0.0, 0.5, 0.12, 1.0, 1.25, 30.0, [])
+    for points in (np.full((3, 2), np.nan), np.array([[5.0, 5]]), np.array([[5.0, 5], [5, 5]])):
+        assert augment.draw(np.random.default_rng(0), 64, points) is UNCHANGED
+    with pytest.raises(ValueError, match=r"augment\.largest=1"):
+        SquaresAroundFace(0.0, 0.5, 0.12, 0.5, 1.0, 30.0, [])
+    with pytest.raises(ValueError, match=r"augment\.smallest=2"):
+        SquaresAroundFace(0.0, 0.5, 0.12, 2.0, 1.5, 30.0, [])
+
+
+# ------------------------------------------------------------------------------------------------------------ questions
+
+
+def grid_of(experiment: str) -> dict[str, str]:
+    from hydra import compose, initialize_config_dir
+    from test_conf import CONF
+
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", [f"experiment={experiment}"], return_hydra_config=True)
+    return dict(OmegaConf.to_container(cfg.hydra.sweeper.params))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("experiment", GRIDS)
+def test_every_cell_of_a_grid_is_sound(experiment: str) -> None:
+    """Catches an option in a grid that is mistyped or does not go with the others, told after the first hour."""
+    grid = grid_of(experiment)
+    cells = list(product(*([f"{key}={value}" for value in values.split(",")] for key, values in grid.items())))
+    assert 3 <= len(cells) <= 6
+    for cell in cells:
+        words = [f"experiment={experiment}", *cell, *SMALL_FACES]
+        assert faults(words) == []
+        runs.build(compose_config(words).model)
+
+
+def test_what_is_typed_beats_the_grid() -> None:
+    """Catches a typed value that is swept along with the experiment's own."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from hydra_plugins.facelab_grid import GridSweeper
+
+    sweeper = GridSweeper(None, grid_of("pfld_input_size"))
+    words = ["experiment=pfld_input_size", "crop.size=96", "backbone.width=0.25,1.0,2.0"]
+    overrides = OverridesParser.create().parse_overrides([*sweeper._parse_config(), *words])
+    (cells,) = sweeper.split_arguments(overrides, None)
+    assert list(map(set, cells)) == [
+        {"experiment=pfld_input_size", "crop.size=96", f"backbone.width={width}"} for width in ("0.25", "1.0", "2.0")
+    ]

@@ -1,0 +1,432 @@
+"""The networks of PFLD: sizes, what adapts to the crop, and what an exported graph holds."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from facelab.coders.regression import RegressionCoder
+from facelab.cost import cost
+from facelab.landmarks.layouts import AFLW19, LAPA106, WFLW98
+from facelab.networks.backbone import Timm
+from facelab.networks.pfld import (
+    AuxiliaryNet,
+    InvertedResidual,
+    LiteHead,
+    MultiScaleHead,
+    PFLDLiteTrunk,
+    PFLDTrunk,
+    PFLDV3Trunk,
+    SeparatePose,
+    SharedPose,
+)
+
+SIZES = (64, 80, 96, 112, 128, 160)
+WIDTHS = (0.25, 0.5, 1.0)
+S1_TO_S3 = (16, 32, 128)
+TINY = "test_resnet"
+
+
+def trunk(name: str, width: float = 1.0) -> Any:
+    """A trunk of PFLD by its option, or a network of timm."""
+    trunks: dict[str, Callable[[], nn.Module]] = {
+        "pfld": lambda: PFLDTrunk(width, 16, depthwise=False, skip=False),
+        "pfld_paper": lambda: PFLDTrunk(width, 16, depthwise=True, skip=True),
+        "pfld_v3": lambda: PFLDV3Trunk(width, 16),
+        "pfld_lite": lambda: PFLDLiteTrunk(width),
+    }
+    return trunks[name]() if name in trunks else Timm(name, pretrained=False, weights=None)
+
+
+def head_on(body: Any, num_points: int, size: int, linear: bool = False) -> MultiScaleHead:
+    return MultiScaleHead(body.channels, body.strides, num_points, size, S1_TO_S3, linear)
+
+
+def branch(name: str, body: Any, head: Any, size: int) -> nn.Module:
+    """A pose branch by its option."""
+    parts = (body.channels, body.strides, head.vector_size)
+    if name == "auxiliary":
+        return AuxiliaryNet(*parts, size)
+    return SharedPose(*parts) if name == "shared" else SeparatePose(*parts, 64)
+
+
+def an_image(batch: int, size: int = 112) -> Tensor:
+    return torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def parameters(*modules: nn.Module) -> int:
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def multiply_adds(net: nn.Module, size: int) -> int:
+    with FlopCounterMode(display=False) as counter:
+        net(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+    return counter.get_total_flops() // 2
+
+
+def _maps(body: Any) -> list[tuple[int, int]]:
+    return list(zip(body.channels, body.strides, strict=True))
+
+
+def unlearned(*modules: nn.Module) -> list[str]:
+    return [name for module in modules for name, parameter in module.named_parameters() if parameter.grad is None]
+
+
+# ---------------------------------------------------------------------------------------------------------------- sizes
+
+ROWS = (
+    # weights and normalisation, multiply-adds; of Table 1 as polarisZhao/PFLD-pytorch builds it, at 112 pixels
+    (3 * 64 * 9 + 2 * 64, 3 * 64 * 9 * 56**2),
+    (64 * 64 * 9 + 2 * 64, 64 * 64 * 9 * 56**2),
+    (128 * (64 + 9 + 64) + 4 * 128 + 2 * 64, 128 * (64 * 56**2 + (9 + 64) * 28**2)),
+    (4 * (128 * (64 + 9 + 64) + 4 * 128 + 2 * 64), 4 * 128 * (64 + 9 + 64) * 28**2),
+    (128 * (64 + 9 + 128) + 4 * 128 + 2 * 128, 128 * (64 * 28**2 + (9 + 128) * 14**2)),
+    (6 * (512 * (128 + 9 + 128) + 4 * 512 + 2 * 128), 6 * 512 * (128 + 9 + 128) * 14**2),
+    (256 * (128 + 9 + 16) + 4 * 256 + 2 * 16, 256 * (128 + 9 + 16) * 14**2),
+    (16 * 32 * 9 + 2 * 32, 16 * 32 * 9 * 7**2),
+    (32 * 128 * 49 + 128, 32 * 128 * 49),
+)
+
+
+@pytest.mark.parametrize("layout", [WFLW98, LAPA106], ids=lambda layout: layout.name)
+def test_the_reference_to_the_last_parameter(layout: Any) -> None:
+    """Catches a missing or additional layer or bias: 1.265 and 1.267 million parameters, 386.6 million multiply-adds.
+
+    The reference code counts 256 more, of a normalisation that it builds and never calls.
+    """
+    outputs = 2 * layout.num_points
+    with FakeTensorMode():
+        body = trunk("pfld")
+        net = nn.Sequential(body, head_on(body, layout.num_points, 112))
+        assert parameters(net) == sum(row[0] for row in ROWS) + 176 * outputs + outputs
+        assert multiply_adds(net, 112) == sum(row[1] for row in ROWS) + 176 * outputs
+    assert parameters(net) in (1_264_548, 1_267_380)
+
+
+def test_table_1() -> None:
+    """Catches a second convolution that is not depthwise, and the residual connection of Table 1's n=6 left out."""
+    with torch.device("meta"):
+        paper, reference = trunk("pfld_paper"), trunk("pfld")
+        assert parameters(reference) - parameters(paper) == 64 * 64 * 9 - 64 * 9
+        skips = [
+            [part.skip for part in net.modules() if isinstance(part, InvertedResidual)] for net in (reference, paper)
+        ]
+        features = paper(torch.zeros(1, 3, 112, 112, dtype=torch.uint8))
+    assert skips[0] == [False, *[True] * 4, False, False, *[True] * 5, False]
+    assert skips[1] == [False, *[True] * 4, False, True, *[True] * 5, False]
+    assert [feature.shape for feature in features] == [(1, 64, 28, 28), (1, 16, 14, 14)]
+
+
+@pytest.mark.parametrize(("name", "weights", "macs"), [("pfld_v3", 1_446_268, 192.4), ("pfld_lite", 265_604, 77.4)])
+def test_lighter_variants(name: str, weights: int, macs: float) -> None:
+    """Catches a row that differs from Hsintao/pfld_106_face_landmarks, or biases that it does not have."""
+    points = LAPA106.num_points
+    with FakeTensorMode():
+        body = trunk(name)
+        head = (
+            LiteHead(body.channels, body.strides, points, (16, 64, 128), 64)
+            if name == "pfld_lite"
+            else head_on(body, points, 112, linear=True)
+        )
+        net = nn.Sequential(body, head)
+        assert net(torch.zeros(1, 3, 112, 112, dtype=torch.uint8)).shape == (1, points, 2)
+        assert multiply_adds(net, 112) / 1e6 == pytest.approx(macs, abs=0.05)
+    assert parameters(net) == weights
+
+
+def test_multiply_adds_grow_with_the_area() -> None:
+    """Catches a layer that computes at another resolution than the crop's: 96 pixels cost 0.735 of 112."""
+    costs = {}
+    with FakeTensorMode():
+        for size in SIZES:
+            body = trunk("pfld")
+            costs[size] = multiply_adds(nn.Sequential(body, head_on(body, WFLW98.num_points, size)), size)
+    for size in SIZES:
+        assert costs[size] / costs[112] == pytest.approx((size / 112) ** 2, rel=0.005)
+
+
+# ----------------------------------------------------------------------------------------------------- crops and widths
+
+
+@pytest.mark.parametrize("name", ["pfld", "pfld_paper", "pfld_v3", "pfld_lite", TINY, "mobilenetv2_100"])
+def test_every_crop_fits_every_trunk_and_all_learns(name: str) -> None:
+    """Catches a layer that is tied to 112 pixels, and layers of a backbone or a branch that nothing uses."""
+    for size, width in zip(SIZES, WIDTHS * 2, strict=True):
+        body = trunk(name, width)
+        head = head_on(body, 19, size)
+        features = body(an_image(2, size))
+        expected = [(2, channels, *[math.ceil(size / stride)] * 2) for channels, stride in _maps(body)]
+        assert [feature.shape for feature in features] == expected
+        vector = head.vector(features)
+        assert vector.shape == (2, head.vector_size) == (2, 176)
+        poses = [branch(option, body, head, size) for option in ("auxiliary", "shared", "separate")]
+        angles = [pose(features, vector) for pose in poses]
+        assert [angle.shape for angle in angles] == [(2, 3)] * 3
+        (head.points(vector).sum() + torch.stack(angles).sum()).backward()
+        assert unlearned(body, head, *poses) == []
+
+
+def test_width_scales_the_trunk_and_leaves_s1() -> None:
+    """Catches a width that also narrows what the head is built on, or that narrows nothing."""
+    with torch.device("meta"):
+        assert [trunk("pfld", width).channels for width in WIDTHS] == [(16, 16), (32, 16), (64, 16)]
+        assert [parameters(trunk("pfld", width)) for width in WIDTHS] == [75_632, 271_552, 1_024_352]
+        assert PFLDTrunk(0.25, 4, depthwise=True, skip=False).channels == (16, 4)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "cells"), [(64, 4, 1), (80, 5, 1), (96, 6, 1), (112, 7, 1), (128, 7, 2), (160, 7, 4)]
+)
+def test_s3_sees_all_of_s2(size: int, kernel: int, cells: int) -> None:
+    """Catches a kernel that does not fit S2 exactly up to 112 pixels, and one that grows beyond Table 1's."""
+    body = trunk("pfld", 0.25)
+    head = head_on(body, 19, size)
+    seen: list[Tensor] = []
+    head.to_s3.register_forward_hook(lambda layer, inputs, output: seen.append(output))
+    head.eval()
+    vector = head.vector(body.eval()(an_image(2, size)))
+    assert head.to_s3[0].kernel_size == (kernel, kernel)
+    assert seen[0].shape == (2, 128, cells, cells)
+    torch.testing.assert_close(vector[:, 48:], seen[0].mean((2, 3)))
+
+
+# ----------------------------------------------------------------------------------------------------- what is computed
+
+
+@pytest.mark.parametrize("name", ["pfld", "pfld_v3", "pfld_lite"])
+def test_trunk_sees_pixels_from_0_to_1(name: str) -> None:
+    """Catches 0..255 or a mean taken off, and channels_last images made contiguous."""
+    body = trunk(name, 0.25)
+    seen: list[Tensor] = []
+    body.fine.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+    image = an_image(2, 64).contiguous(memory_format=torch.channels_last)
+    body(image)
+    torch.testing.assert_close(seen[0], image.float() / 255)
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("activation", "squeeze", "skip"), [(nn.ReLU, False, False), (nn.ReLU, True, True), (nn.Hardswish, True, False)]
+)
+def test_inverted_residual(activation: type[nn.Module], squeeze: bool, skip: bool) -> None:
+    """Catches weights of channels put behind the activation as other libraries do, and an input that is not added."""
+    torch.manual_seed(0)
+    block: Any = InvertedResidual(8, 16, 8, 5, 1, activation, squeeze, skip).eval()
+    for layer in block.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eps = 0.0  # a new one then changes nothing
+    features = 9 * torch.randn(2, 8, 6, 6)
+    expand, depthwise, excite, _, project = block.layers
+    maps = torch.einsum("oc,bchw->bohw", expand[0].weight[:, :, 0, 0], features)
+    maps = nn.functional.conv2d(activation()(maps), depthwise[0].weight, padding=2, groups=16)
+    if squeeze:
+        inner = (maps.mean((2, 3)) @ excite.fc1.weight.flatten(1).T).relu() @ excite.fc2.weight.flatten(1).T
+        assert inner.shape == (2, 16)
+        assert excite.fc1.out_channels == 4
+        maps = maps * (inner / 6 + 0.5).clamp(0, 1)[..., None, None]
+    maps = torch.einsum("oc,bchw->bohw", project[0].weight[:, :, 0, 0], activation()(maps))
+    torch.testing.assert_close(block(features), features + maps if skip else maps, atol=1e-4, rtol=1e-4)
+
+
+def test_activations_of_the_trunks() -> None:
+    """Catches ReLU6, which MobileNets have and the reference does not, and v3's activations in the wrong blocks."""
+    kinds = {nn.ReLU: "R", nn.ReLU6: "6", nn.Hardswish: "H"}
+    with torch.device("meta"):
+        found = {
+            name: "".join(kinds.get(type(layer), "") for layer in trunk(name).modules())
+            for name in ("pfld", "pfld_lite", "pfld_v3")
+        }
+    assert set(found["pfld"] + found["pfld_lite"]) == {"R"}
+    within = "R"  # of the squeeze-and-excitation
+    assert found["pfld_v3"] == ("H" + 3 * "RR" + 3 * f"R{within}R" + "RR" + "HH" + 3 * f"H{within}H" + "HH")
+
+
+def test_head_joins_s1_s2_and_s3() -> None:
+    """Catches scales in another order than the reference's, and a pooling or activation it does not have."""
+    head: Any = head_on(trunk("pfld", 0.25), 19, 112).eval()
+    s1 = 3 * torch.randn(2, 16, 14, 14)
+    features = (torch.zeros(2, 16, 28, 28), s1)
+    s2 = nn.functional.conv2d(s1, head.to_s2[0].weight, stride=2, padding=1)
+    s2 = nn.functional.batch_norm(s2, head.to_s2[1].running_mean, head.to_s2[1].running_var).relu()
+    s3 = (s2.flatten(1) @ head.to_s3[0].weight.flatten(1).T + head.to_s3[0].bias).relu()
+    vector = torch.cat([s1.mean((2, 3)), s2.mean((2, 3)), s3], 1)
+    torch.testing.assert_close(head.vector(features), vector)
+    flat = vector @ head.predict.weight.T + head.predict.bias
+    torch.testing.assert_close(head(features).flatten(1), flat)
+    torch.testing.assert_close(head(features)[:, :, 0], flat[:, ::2])
+
+
+def test_linear_head_is_linear() -> None:
+    """Catches an activation behind S1 where v3 has none, and a head that forgets its own option."""
+    s1 = torch.randn(2, 16, 14, 14)
+    for linear in (True, False):
+        head = MultiScaleHead((40, 16), (4, 8), 19, 112, S1_TO_S3, linear).eval()
+        zero, once, back = (head((s1, factor * s1)) for factor in (0, 1, -1))
+        assert torch.allclose(zero - back, once - zero, atol=1e-5) is linear
+
+
+def test_s1_of_another_backbone_holds_all_coarse_features() -> None:
+    """Catches stages of a backbone that are computed, paid for and not used, and an S1 of another grid than PFLD's."""
+    body = trunk(TINY)
+    head = head_on(body, 19, 112).eval()
+    features = list(body.eval()(an_image(1)))
+    seen: list[Tensor] = []
+    head.to_s2.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
+    vector = head.vector(features)
+    assert seen[0].shape == (1, 16, 14, 14)
+    assert parameters(head.lateral) == sum(16 * (channels + 2) for channels in body.channels[2:])  # normalised
+    for index, stride in enumerate(body.strides):
+        changed = [feature + (place == index) for place, feature in enumerate(features)]
+        assert torch.equal(head.vector(changed), vector) is (stride < 8)
+
+
+def test_points_are_not_rounded_under_autocast() -> None:
+    """Catches coordinates in bfloat16, which knows a crop of 112 pixels to a quarter or half of one."""
+    head = head_on(trunk("pfld", 0.25), 19, 112)
+    vector = torch.rand(2, 176)
+    with torch.autocast("cpu", torch.bfloat16):
+        points = head.points(vector)
+    assert torch.equal(points, head.points(vector))
+
+
+def test_starts_as_torch_does() -> None:
+    """Catches an initialisation of a library's own: the reference code leaves all to torch."""
+    torch.manual_seed(0)
+    body = trunk("pfld_v3")
+    for layer in [
+        *body.modules(),
+        *head_on(body, 98, 112).modules(),
+        *branch("auxiliary", body, head_on(body, 98, 112), 112).modules(),
+    ]:
+        if isinstance(layer, nn.Conv2d | nn.Linear) and layer.weight.numel() > 1000:
+            inputs = layer.weight[0].numel()
+            assert layer.weight.std().item() == pytest.approx((3 * inputs) ** -0.5, rel=0.1)
+        elif isinstance(layer, nn.BatchNorm2d):
+            assert (layer.weight == 1).all()
+            assert not layer.bias.any()
+
+
+# ----------------------------------------------------------------------------------------------------------------- pose
+
+
+def test_auxiliary_net_is_the_references() -> None:
+    """Catches another kernel, margin or pooling: 0.464 million parameters, 3 x 3 cells before the largest is taken."""
+    with torch.device("meta"):
+        pose = AuxiliaryNet((64, 16), (4, 8), 176, 112)
+        layers = ((64, 128, 9), (128, 128, 9), (128, 32, 9), (32, 128, 49))
+        norms = 2 * (128 + 128 + 32 + 128)
+        assert parameters(pose) == sum(a * b * k for a, b, k in layers) + norms + 128 * 32 + 32 + 32 * 3 + 3 == 463_811
+        sides = [pose.layers[:count](torch.zeros(1, 64, 28, 28, device="meta")).shape[-1] for count in range(1, 5)]
+    assert sides == [14, 14, 7, 3]
+
+
+def test_auxiliary_net_takes_the_largest_cell() -> None:
+    """Catches a mean in the place of the reference's largest value, and an activation between its linear layers."""
+    pose: Any = AuxiliaryNet((4, 16), (4, 8), 176, 112).eval()
+    feature = torch.randn(2, 4, 28, 28)
+    largest = nn.functional.max_pool2d(pose.layers(feature), 3).flatten(1)
+    first, second = pose.predict
+    expected = (largest @ first.weight.T + first.bias) @ second.weight.T + second.bias
+    torch.testing.assert_close(pose((feature, torch.zeros(2, 16, 14, 14)), torch.zeros(2, 176)), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "fine", "s1"), [("auxiliary", True, False), ("shared", False, False), ("separate", False, True)]
+)
+def test_what_a_pose_branch_reads(name: str, fine: bool, s1: bool) -> None:
+    """Catches a branch on another feature than its option says: the three are compared with each other."""
+    torch.manual_seed(0)
+    body = trunk("pfld", 0.25)
+    pose = branch(name, body, head_on(body, 19, 112), 112)
+    inputs = [torch.randn(2, 16, 28, 28), torch.randn(2, 16, 14, 14), torch.randn(2, 176)]
+    for tensor in inputs:
+        tensor.requires_grad_()
+    pose(inputs[:2], inputs[2]).sum().backward()
+    assert [tensor.grad is not None for tensor in inputs] == [fine, s1, name == "shared"]
+
+
+def test_pose_branch_of_another_backbone_is_on_stride_4() -> None:
+    """Catches the finest feature taken as the one of stride 4, which costs four times as much."""
+    with torch.device("meta"):
+        body = trunk("mobilenetv2_100")
+        head: Any = head_on(body, 19, 112)
+        for name, channels in (("auxiliary", 24), ("separate", 32)):
+            pose: Any = branch(name, body, head, 112)
+            assert pose.layers[0][0].in_channels == channels
+
+
+# --------------------------------------------------------------------------------------------------- prediction, export
+
+
+class Predictor(nn.Module):
+    """As much of a method as export and cost need; the pose branch is there and not used."""
+
+    def __init__(self, body: Any, size: int, layout: Any) -> None:
+        super().__init__()
+        self.body, self.head, self.coder = body, head_on(body, layout.num_points, size), RegressionCoder(size)
+        self.pose = branch("auxiliary", body, self.head, size)
+        self.flip_test, self.device = False, torch.device("cpu")
+
+    def predict_points(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        return self.coder.decode(self.head(self.body(image)))
+
+    forward = predict_points
+
+
+def test_cost_is_that_of_the_landmarks() -> None:
+    """Catches a pose branch that is counted, or run, where only landmarks are asked for."""
+    module: Any = Predictor(trunk("pfld"), 112, WFLW98)
+    counted = cost(module, 112)
+    assert (counted["params"], counted["macs"]) == (1_264_548, 386_590_400)
+    assert parameters(module) - counted["params"] == 463_811
+
+
+@pytest.mark.parametrize("name", ["pfld", TINY])
+def test_exports_to_onnx_without_the_pose(name: str, tmp_path: Path) -> None:
+    """Catches a graph that computes otherwise, holds weights of the pose branch, or has one batch size only."""
+    onnx = pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    detector = Predictor(trunk(name, 0.25), 128, AFLW19).eval()
+    program: Any = torch.onnx.export(
+        detector, (an_image(2, 128),), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False
+    )
+    file = tmp_path / "pfld.onnx"
+    program.save(str(file))
+    held = {tensor.name: int(np.prod(tensor.dims)) for tensor in onnx.load(str(file)).graph.initializer}
+    assert not [tensor for tensor in held if "pose" in tensor]
+    # Normalisation may be folded into the convolutions, which saves one number per channel.
+    assert sum(held.values()) == pytest.approx(parameters(detector.body, detector.head), rel=0.03)
+    session = onnxruntime.InferenceSession(str(file))
+    for batch in (1, 3):
+        image = an_image(batch, 128)
+        with torch.no_grad():
+            points, confidence = detector(image)
+        exported = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+        torch.testing.assert_close(torch.from_numpy(exported[0]), points, atol=1e-3, rtol=0)
+        assert torch.equal(torch.from_numpy(exported[1]), confidence)
+
+
+# ------------------------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: trunk("pfld", 0.0), r"backbone\.width=0.0 must be over 0"),
+        (lambda: head_on(trunk("pfld"), 19, 100), r"crop\.size=100 must be a multiple of 8, the stride"),
+        (lambda: AuxiliaryNet((64, 16), (4, 8), 176, 110), r"crop\.size=110 must be a multiple of 4, the stride"),
+    ],
+)
+def test_says_what_is_wrong(build: Callable[[], nn.Module], message: str) -> None:
+    """Catches sizes that would only fail, or go wrong, in the first step."""
+    with torch.device("meta"), pytest.raises(ValueError, match=message):
+        build()
