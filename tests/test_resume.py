@@ -170,7 +170,7 @@ def same_runs(run: Path, reference: Path) -> None:
 # Exactness
 
 
-@pytest.mark.parametrize("variant", but_for([name for name in VARIANTS if name != "workers"], "workers"))
+@pytest.mark.parametrize("variant", but_for([name for name in VARIANTS if name != "steps"], "steps"))
 def test_a_run_that_crashed_again_and_again(
     variant: str, tmp_path: Path, interrupt: Interrupt, uninterrupted: Callable[..., Path]
 ) -> None:
@@ -192,19 +192,19 @@ def test_a_run_that_crashed_again_and_again(
     ("method", "number", "words"),
     but_for(
         [
+            ("training_step", STEPS, []),
             ("validation_step", 2, []),
             ("validation_step", 3, []),
+            ("on_test_end", 1, []),
+            ("training_step", 4, [AT_ONCE, "+trainer.accumulate_grad_batches=2"]),
             ("_save", 1, []),
             ("_save", 2, [AT_ONCE]),
             ("test_step", 2, []),
             ("training_step", 3, [AT_ONCE, "+trainer.val_check_interval=2"]),
             ("training_step", 3, [AT_ONCE, "trainer.log_every_n_steps=1"]),
         ],
-        ("training_step", STEPS, []),
         ("validation_step", 3, [AT_ONCE]),
         ("_save", 2, []),
-        ("on_test_end", 1, []),
-        ("training_step", 4, [AT_ONCE, "+trainer.accumulate_grad_batches=2"]),
         ("validation_step", 2, [AT_ONCE, "+trainer.val_check_interval=2"]),
     ),
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
@@ -480,21 +480,6 @@ def test_a_mistake_does_not_spoil_a_finished_run(word: str, tmp_path: Path) -> N
         train("resume=run", word, folder=tmp_path)
     assert load(tmp_path / "run" / "status.json")["state"] == "finished"
     assert {name: (tmp_path / "run" / name).read_bytes() for name in kept} == kept
-
-
-def test_a_longer_training(tmp_path: Path) -> None:
-    """A finished run that cannot be trained further, or begins anew."""
-    words = ["scheduler=none", "hydra.run.dir=run"]
-    train(*WORDS, *words, "trainer.max_epochs=2", folder=tmp_path)
-    first = (tmp_path / "run" / "metrics.csv").read_text()
-    train("resume=run", "trainer.max_epochs=3", folder=tmp_path)
-    train(*WORDS, "scheduler=none", "trainer.max_epochs=3", "hydra.run.dir=whole", folder=tmp_path)
-    one, other = ((tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("run", "whole"))
-    trained = [[line for line in lines if not line.startswith("3,")] for lines in (one, other)]
-    assert trained[0][0] == trained[1][0]
-    assert set(trained[1]) <= set(trained[0])
-    assert first.splitlines()[1] in one
-    assert filecmp.cmp(tmp_path / "run" / "faces.csv", tmp_path / "whole" / "faces.csv", shallow=False)
 
 
 HOSTILE = [
