@@ -81,11 +81,11 @@ def recorded(folder: Path) -> Iterator[dict[str, Any]]:
     before = read_status(folder) if is_first() else None
     with ExitStack() as stack:
         try:
+            stack.enter_context(_listening(status))  # first, so that handlers are put back last, whatever fails
             if is_first():
                 stack.enter_context(_claimed(folder))
                 _write_environment(folder / "environment.json")
                 stack.enter_context(_beating(folder / FILE, status))
-            stack.enter_context(_listening(status))
             stack.enter_context(_ranks(folder))
             yield status
             status["state"] = "finished"

@@ -263,8 +263,12 @@ def test_a_run_that_is_left_behind_is_taken_over(tmp_path: Path, dead: int) -> N
 def test_a_run_on_another_machine_is_left_alone(tmp_path: Path) -> None:
     """Two machines that write into one folder, each over the other."""
     before = load(told(tmp_path, host="elsewhere") / "status.json")
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(SystemExit, match=r"at work \(since .* on elsewhere\)"), recorded(tmp_path):
         pytest.fail("the run began")
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers, (
+        "nothing ends the next job"
+    )
     assert load(tmp_path / "status.json") == before
     assert not (tmp_path / "environment.json").exists()
 
