@@ -18,6 +18,7 @@ def main(cfg: DictConfig) -> float | None:
         runs.check(cfg, runs.TRAIN_KEYS)
         resumed = resumption(folder, cfg)
         if resumed and resumed.finished:
+            runs.report(folder)
             return None
         if not resumed:
             runs.write_config(folder, cfg)
