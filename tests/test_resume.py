@@ -432,7 +432,8 @@ def test_a_run_keeps_its_identity(tmp_path: Path, interrupt: Interrupt, monkeypa
     assert environment == first
     assert again.keys() == first.keys()
     assert again["command"] != first["command"]
-    ids = [path.name.split("-", 3)[3] for path in (run / "wandb").glob("offline-run-*")]
+    # The files' names, not the folders': those end in -1 where both runs began in the same second.
+    ids = [path.stem for path in (run / "wandb").glob("offline-run-*/run-*.wandb")]
     assert len(ids) == 2
     assert len(set(ids)) == 1, "another run in W&B"
     assert OmegaConf.load(run / "config.yaml").logger.wandb.group == "now"
