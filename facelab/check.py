@@ -382,7 +382,7 @@ def _fits(value: Any, annotation: Any) -> bool:
     if isinstance(value, ListConfig):
         return _list_fits(value, kind, inner)
     if isinstance(value, DictConfig):
-        return _node_fits(value, kind) if "_target_" in value else _mapping_fits(value, kind, inner)
+        return _node_fits(value, kind, inner) if "_target_" in value else _mapping_fits(value, kind, inner)
     return _scalar_fits(value, kind)
 
 
@@ -410,15 +410,25 @@ def _mapping_fits(value: DictConfig, kind: type, inner: tuple[Any, ...]) -> bool
     return not (inner and issubclass(kind, Mapping)) or all(_fits(_read(value, key), inner[1]) for key in _keys(value))
 
 
-def _node_fits(value: DictConfig, kind: type) -> bool:
-    """Whether what the node builds is of that class."""
-    if _is_partial(value):
-        return issubclass(partial, kind)
+def _node_fits(value: DictConfig, kind: type, inner: tuple[Any, ...]) -> bool:
+    """Whether what the node builds is of that class, or for a partial node what its function returns."""
     try:
         built = type(_layout(_read(value, "path"))) if value["_target_"] == GET_OBJECT else _callable(value["_target_"])
     except _RefusedError:
         return True  # a fault of its own
-    return not isinstance(built, type) or issubclass(built, kind)
+    if not isinstance(built, type):
+        return not _is_partial(value) or issubclass(partial, kind)
+    if _is_partial(value):
+        return issubclass(partial, kind) and (len(inner) != 2 or _class_fits(built, inner[1]))
+    return issubclass(built, kind)
+
+
+def _class_fits(built: type, annotation: Any) -> bool:
+    """Whether objects of a class may stand where the annotation is; True where this cannot be told."""
+    if get_origin(annotation) in (Union, UnionType):
+        return any(_class_fits(built, member) for member in get_args(annotation))
+    kind = get_origin(annotation) or annotation
+    return not isinstance(kind, type) or getattr(kind, "_is_protocol", False) or issubclass(built, kind)
 
 
 # Keys that nobody reads

@@ -24,6 +24,7 @@ from facelab.landmarks.face import DataFault
 from facelab.landmarks.geometry import Array, apply, tight_box
 from facelab.landmarks.image import SUFFIXES, FaultyImage, read_image, reduction, upright, warp
 from facelab.landmarks.layouts import Layout
+from facelab.metrics.landmarks import ANGLES
 
 if TYPE_CHECKING:
     from lightning_modules.landmark import LandmarkModule
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 COLUMNS = ("image", "x0", "y0", "x1", "y1")
 """Of a CSV file of boxes."""
 UNITS = "pixels of the upright photo, x right, y down; the centre of the top-left pixel is (0, 0)"
+POSE = "yaw, pitch, roll in degrees, positive: nose towards image-left, chin up, clockwise"
 DECIMALS = 3
 """Of what is written: a thousandth of a pixel."""
 
@@ -60,6 +62,7 @@ class PredictedFace(NamedTuple):
     box: Array  # (4,) that it was cut out by
     points: Array  # (N, 2)
     confidence: Array  # (N,) in [0, 1]
+    pose: Array | None  # (3,) yaw, pitch, roll in degrees; None where the method predicts none
 
 
 class PredictedPhoto(NamedTuple):
@@ -70,6 +73,14 @@ class PredictedPhoto(NamedTuple):
     size: tuple[int, int] | None  # width and height; None where no box named the photo or it could not be read
     faces: list[PredictedFace]
     skipped: list[Skipped]
+
+
+class _Found(NamedTuple):
+    """What the network says of one crop, see :class:`PredictedFace`."""
+
+    points: Array  # (N, 2) in pixels of the crop
+    confidence: Array
+    pose: Array | None
 
 
 class _Cuts(NamedTuple):
@@ -278,21 +289,23 @@ def _unusable(box: Array, whole: Array) -> str | None:
     return None
 
 
-def _find(module: "LandmarkModule", crops: Sequence[Array], batch_size: int) -> Iterator[tuple[Array, Array]]:
-    """Points ``(N, 2)`` in pixels of the crop, and confidence ``(N,)``, of each crop in turn."""
+def _find(module: "LandmarkModule", crops: Sequence[Array], batch_size: int) -> Iterator[_Found]:
+    """What is found in each crop in turn."""
     for start in range(0, len(crops), batch_size):
         with torch.inference_mode():
-            image = torch.from_numpy(np.stack(crops[start : start + batch_size])).permute(0, 3, 1, 2)
-            points, confidence = module.predict_points(image.to(module.device))
-        yield from zip(points.double().cpu().numpy(), confidence.double().cpu().numpy(), strict=True)
+            image = torch.from_numpy(np.stack(crops[start : start + batch_size])).permute(0, 3, 1, 2).to(module.device)
+            points, confidence = (part.double().cpu().numpy() for part in module.predict_points(image))
+            pose = module.predict_pose(image)
+        poses = [None] * len(points) if pose is None else pose.double().cpu().numpy()
+        yield from map(_Found, points, confidence, poses)
 
 
-def _collect(name: str, path: Path, cuts: _Cuts, found: Iterator[tuple[Array, Array]]) -> PredictedPhoto:
+def _collect(name: str, path: Path, cuts: _Cuts, found: Iterator[_Found]) -> PredictedPhoto:
     photo = PredictedPhoto(name, path, cuts.size, [], list(cuts.skipped))
     for face, box, to_photo in zip(cuts.faces, cuts.boxes, cuts.to_photo, strict=True):
-        points, confidence = next(found)
+        points, confidence, pose = next(found)
         if np.isfinite(points).all():
-            photo.faces.append(PredictedFace(face, box, apply(to_photo, points), confidence))
+            photo.faces.append(PredictedFace(face, box, apply(to_photo, points), confidence, pose))
         else:
             photo.skipped.append(Skipped(name, face, "the network's points are no numbers; did its training diverge?"))
     return photo
@@ -307,10 +320,11 @@ def unknown(boxes: Boxes, photos: Photos) -> list[Skipped]:
     return [Skipped(name, None, reason) for name in boxes if name not in photos.paths]
 
 
-def contents(photos: Iterable[PredictedPhoto], layout: Layout) -> dict[str, Any]:
+def contents(photos: Sequence[PredictedPhoto], layout: Layout) -> dict[str, Any]:
     """What ``landmarks.json`` says of the photos that could be read, and what its numbers mean."""
     return {
         "units": f"{UNITS}; boxes are x0 y0 x1 y1, sizes width and height",
+        **({"pose": POSE} if _has_pose(photos) else {}),
         "layout": layout.name,
         "images": {
             photo.name: {"size": photo.size, "faces": [_face_contents(face) for face in photo.faces]}
@@ -321,23 +335,26 @@ def contents(photos: Iterable[PredictedPhoto], layout: Layout) -> dict[str, Any]
 
 
 def _face_contents(face: PredictedFace) -> dict[str, Any]:
-    return {
-        "face": face.face,
-        "box": face.box.round(DECIMALS).tolist(),
-        "points": face.points.round(DECIMALS).tolist(),
-        "confidence": face.confidence.round(DECIMALS).tolist(),
-    }
+    numbers = {"box": face.box, "points": face.points, "confidence": face.confidence}
+    numbers |= {} if face.pose is None else {"pose": face.pose}
+    return {"face": face.face, **{name: value.round(DECIMALS).tolist() for name, value in numbers.items()}}
 
 
-def write_csv(path: Path, photos: Iterable[PredictedPhoto], layout: Layout) -> None:
-    """Write one line per face: photo, face, box, points, and the mean of the points' confidence."""
+def _has_pose(photos: Iterable[PredictedPhoto]) -> bool:
+    return any(face.pose is not None for photo in photos for face in photo.faces)
+
+
+def write_csv(path: Path, photos: Sequence[PredictedPhoto], layout: Layout) -> None:
+    """Write one line per face: photo, face, box, points, the mean of the points' confidence, the pose if known."""
     points = [f"p{i}_{axis}" for i in range(layout.num_points) for axis in "xy"]
+    pose = ANGLES if _has_pose(photos) else ()
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow([COLUMNS[0], "face", *COLUMNS[1:], *points, "mean_confidence"])
+        writer.writerow([COLUMNS[0], "face", *COLUMNS[1:], *points, "mean_confidence", *pose])
         for photo in photos:
             for face in photo.faces:
-                numbers = np.concatenate([face.box, face.points.ravel(), [face.confidence.mean()]])
+                angles = np.empty(0) if face.pose is None else face.pose
+                numbers = np.concatenate([face.box, face.points.ravel(), [face.confidence.mean()], angles])
                 writer.writerow([photo.name, face.face, *numbers.round(DECIMALS).tolist()])
 
 

@@ -9,10 +9,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from facelab.coders.regression import RegressionCoder
 from facelab.landmarks.batch import LandmarkBatch
 from facelab.landmarks.layouts import Layout
 from facelab.losses.pfld import angle_errors
-from lightning_modules.landmark import LandmarkModule, Prediction
+from facelab.losses.regression import PointLoss
+from facelab.networks.pfld import AuxiliaryNet, LiteHead, MultiScaleHead, SeparatePose, SharedPose
+from lightning_modules.landmark import LandmarkModule
 
 log = logging.getLogger(__name__)
 
@@ -58,16 +61,16 @@ class PFLD(LandmarkModule):
         flip_test: see :class:`LandmarkModule`.
 
     Raises:
-        ValueError: the loss asks for angles that nothing predicts.
+        ValueError: the loss compares no points, or asks for angles that nothing predicts.
     """
 
     def __init__(
         self,
         layout: Layout,
         backbone: nn.Module,
-        head: Callable[..., nn.Module],
-        pose: Callable[..., nn.Module] | None,
-        coder: nn.Module,
+        head: Callable[..., MultiScaleHead | LiteHead],
+        pose: Callable[..., AuxiliaryNet | SharedPose | SeparatePose] | None,
+        coder: RegressionCoder,
         loss: nn.Module,
         angle_weight: float,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
@@ -75,6 +78,10 @@ class PFLD(LandmarkModule):
         flip_test: bool,
     ) -> None:
         super().__init__(layout, coder, loss, optimizer, scheduler, flip_test)
+        if not isinstance(loss, PointLoss | WeighsFaces):
+            raise ValueError(
+                f"loss: {type(loss).__name__} compares no points; choose for instance loss=pfld_fixed or loss=wing"
+            )
         parts: dict[str, Any] = {"channels": backbone.channels, "strides": backbone.strides}
         self.backbone, self.angle_weight = backbone, angle_weight
         self.head: Any = head(**parts, num_points=layout.num_points)
@@ -128,21 +135,9 @@ class PFLD(LandmarkModule):
         self.log_dict(scalars, batch_size=len(batch.image))
         return total
 
-    def predict_pose(self, image: Tensor) -> Tensor:
-        """Yaw, pitch, roll of crops ``(B, 3, H, W)`` uint8 in degrees, ``(B, 3)``.
-
-        Raises:
-            ValueError: no branch predicts them.
-        """
+    def predict_pose(self, image: Tensor) -> Tensor | None:
+        """As :meth:`LandmarkModule.predict_pose`; the network runs a second time. Without the flip test."""
         if self.pose is None:
-            raise ValueError("pose=none: this model was trained without a branch for the pose")
+            return None
         features = self.backbone(image.contiguous(memory_format=self.memory_format))
         return self.pose(features, self.head.vector(features)).float().rad2deg()
-
-    def validation_step(  # type: ignore[override]
-        self, batch: LandmarkBatch, batch_index: int
-    ) -> Prediction:
-        """Measure landmarks and, where a branch predicts them, angles, which takes the network a second time."""
-        prediction = self.predict_points(batch.image)
-        self.errors.update(prediction.points, batch, None if self.pose is None else self.predict_pose(batch.image))
-        return prediction

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from facelab.coders.pipnet import PIPCoder, PIPMaps
 from facelab.landmarks.geometry import Array
 from facelab.landmarks.layouts import Layout
+from facelab.losses.pipnet import PIPLoss
 from facelab.networks.backbone import Timm
 from facelab.networks.pipnet import PIPHead
 from lightning_modules.landmark import LandmarkModule
@@ -46,7 +47,7 @@ class PIPNet(LandmarkModule):
         backbone: Timm,
         head: Callable[..., PIPHead],
         coder: PIPCoder,
-        loss: nn.Module,
+        loss: PIPLoss,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None,
         flip_test: bool,

@@ -284,6 +284,7 @@ def test_a_class_without_constructor_takes_nothing() -> None:
         (MODULE, {"layout": LAYOUT}, {"layout": 106}),
         (MODULE, {"loss": LINEAR}, {"loss": ADAM}),
         (MODULE, {"optimizer": ADAM}, {"optimizer": {}}),
+        (MODULE, {"scheduler": DROPS}, {"scheduler": ADAM}),
         (MODULE, {"layout": LAYOUT}, {"layout": LINEAR}),
     ],
 )

@@ -20,6 +20,7 @@ from facelab.landmarks.face import DataFault
 from facelab.landmarks.geometry import tight_box
 from facelab.landmarks.image import cut_out, read_image, reduction, upright
 from facelab.landmarks.layouts import FIVE5
+from lightning_modules.pipnet import PIPNet
 
 FACE = np.array([[0.2, 0.3], [0.8, 0.25], [0.5, 0.5], [0.3, 0.8], [0.7, 0.85]])  # of FIVE5 in a unit square
 TO_STORED = {
@@ -405,10 +406,32 @@ def test_points_that_are_no_numbers(trained: SimpleNamespace) -> None:
     """A diverged network would write files full of nothing."""
     paths = {"face2.png": trained.root / "test" / "face2.png"}
     nothing = torch.full((1, FIVE5.num_points, 2), torch.nan), torch.zeros(1, FIVE5.num_points)
-    module: Any = SimpleNamespace(device="cpu", predict_points=lambda image: nothing)
+    module: Any = SimpleNamespace(device="cpu", predict_points=lambda _: nothing, predict_pose=lambda _: None)
     crop = runs.build(runs.OmegaConf.load(trained.run / "config.yaml").crop)
     boxes = {"face2.png": [np.array([1.0, 1.0, 50.0, 50.0])]}
     with ThreadPoolExecutor(1) as pool:
         ((photo,),) = prediction.predict(module, crop, prediction.Photos(Path(), paths, {}), boxes, 2, pool)
     assert photo.faces == []
     assert "diverge" in photo.skipped[0].reason
+
+
+def test_the_pose_is_written(
+    trained: SimpleNamespace, predict: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Angles that a method predicts are not shown, stand at another face, or appear where there are none."""
+    assert "pose" not in predict(f"images={trained.root / 'test'}")
+    monkeypatch.setattr(PIPNet, "predict_pose", lambda _, image: image.float().mean((2, 3)))
+    folders = {size: tmp_path / str(size) for size in (1, 3)}
+    for size, folder in folders.items():
+        words = (f"landmarks={trained.run}", f"images={trained.root / 'test'}", "device=cpu", f"batch_size={size}")
+        open_door("predict", *words, f"hydra.run.dir={folder}", folder=tmp_path)
+    singly, together = (json.loads((folder / "landmarks.json").read_text()) for folder in folders.values())
+    assert "degrees" in singly["pose"]
+    alone, poses = (
+        {name: image["faces"][0]["pose"] for name, image in result["images"].items()} for result in (singly, together)
+    )
+    assert len(set(map(tuple, poses.values()))) == 4
+    assert all(pose == pytest.approx(alone[name], abs=0.01) for name, pose in poses.items())
+    with (folders[3] / "landmarks.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            assert [float(row[angle]) for angle in ("yaw", "pitch", "roll")] == poses[row["image"]]
