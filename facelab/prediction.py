@@ -293,11 +293,10 @@ def _find(module: "LandmarkModule", crops: Sequence[Array], batch_size: int) -> 
     """What is found in each crop in turn."""
     for start in range(0, len(crops), batch_size):
         with torch.inference_mode():
-            image = torch.from_numpy(np.stack(crops[start : start + batch_size])).permute(0, 3, 1, 2).to(module.device)
-            points, confidence = (part.double().cpu().numpy() for part in module.predict_points(image))
-            pose = module.predict_pose(image)
+            image = torch.from_numpy(np.stack(crops[start : start + batch_size])).permute(0, 3, 1, 2)
+            points, confidence, pose = module.predict(image.to(module.device))
         poses = [None] * len(points) if pose is None else pose.double().cpu().numpy()
-        yield from map(_Found, points, confidence, poses)
+        yield from map(_Found, points.double().cpu().numpy(), confidence.double().cpu().numpy(), poses)
 
 
 def _collect(name: str, path: Path, cuts: _Cuts, found: Iterator[_Found]) -> PredictedPhoto:

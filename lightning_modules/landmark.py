@@ -1,6 +1,6 @@
 """What is the same for every landmark method: training step, validation, test, prediction, optimizer."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +25,7 @@ class Prediction(NamedTuple):
 
     points: Tensor  # (B, N, 2) float32
     confidence: Tensor  # (B, N) in [0, 1]; what it means is up to the method's coder
+    pose: Tensor | None = None  # (B, 3) yaw, pitch, roll of the head in degrees; None if not asked for or not predicted
 
 
 class LandmarkModule(LightningModule):
@@ -80,15 +81,29 @@ class LandmarkModule(LightningModule):
         """One step: the sum of the loss's terms."""
         target = self.coder.encode(batch.points, batch.valid, batch.image.shape[-1])
         image = batch.image.contiguous(memory_format=self.memory_format)
-        terms = self.loss(self(image), target, batch.valid)
+        return self.total(self.loss(self(image), target, batch.valid), batch)
+
+    def total(self, terms: Mapping[str, Tensor], batch: LandmarkBatch) -> Tensor:
+        """The sum of a loss's terms; it is logged, and so is each of them."""
         total = torch.stack(list(terms.values())).sum()
         self.log("train/loss", total.detach(), batch_size=len(batch.image), prog_bar=True)
         scalars = {f"train/loss_{name}": term.detach() for name, term in terms.items()}
         self.log_dict(scalars, batch_size=len(batch.image))
         return total
 
+    def predict(self, image: Tensor) -> Prediction:
+        """Say all that the method knows of crops.
+
+        Args:
+            image: ``(B, 3, H, W)`` uint8 RGB.
+
+        Returns:
+            Points in pixels of ``image``, and the pose where the method predicts it.
+        """
+        return self.predict_points(image)
+
     def predict_points(self, image: Tensor) -> Prediction:
-        """Find the landmarks of crops.
+        """Find the landmarks of crops and nothing else: what is exported, and what a face costs.
 
         Args:
             image: ``(B, 3, H, W)`` uint8 RGB.
@@ -97,33 +112,26 @@ class LandmarkModule(LightningModule):
             Points in pixels of ``image``.
         """
         image = image.contiguous(memory_format=self.memory_format)
-        prediction = Prediction(*self.coder.decode(self(image)))
+        return self.with_flip_test(Prediction(*self.coder.decode(self(image))), image)
+
+    def with_flip_test(self, prediction: Prediction, image: Tensor) -> Prediction:
+        """If the flip test is on, the mean of a prediction and that of the mirrored crops; not of their pose."""
         if not self.flip_test:
             return prediction
         swapped = Prediction(*self.coder.decode(self(image.flip(-1))))
         back = torch.as_tensor(mirror_image(image.shape[-1]), dtype=torch.float32, device=image.device)
         points = apply(back, swapped.points)[:, self.mirror]
-        return Prediction(
-            (prediction.points + points) / 2, (prediction.confidence + swapped.confidence[:, self.mirror]) / 2
+        confidence = swapped.confidence[:, self.mirror]
+        return prediction._replace(
+            points=(prediction.points + points) / 2, confidence=(prediction.confidence + confidence) / 2
         )
-
-    def predict_pose(self, image: Tensor) -> Tensor | None:
-        """Find the head's pose in crops; apart from the points, which so never cost more than they need.
-
-        Args:
-            image: ``(B, 3, H, W)`` uint8 RGB.
-
-        Returns:
-            Yaw, pitch, roll ``(B, 3)`` in degrees; None where the method predicts none.
-        """
-        return None
 
     def validation_step(  # type: ignore[override]
         self, batch: LandmarkBatch, batch_index: int
     ) -> Prediction:
         """Measure a batch; the prediction is returned so that callbacks need not make it again."""
-        prediction = self.predict_points(batch.image)
-        self.errors.update(prediction.points, batch, self.predict_pose(batch.image))
+        prediction = self.predict(batch.image)
+        self.errors.update(prediction.points, batch, prediction.pose)
         return prediction
 
     def test_step(  # type: ignore[override]
@@ -151,7 +159,7 @@ class LandmarkModule(LightningModule):
 
     def predict_step(self, batch: LandmarkBatch, batch_index: int) -> Prediction:
         """The prediction in pixels of the photos."""
-        prediction = self.predict_points(batch.image)
+        prediction = self.predict(batch.image)
         return prediction._replace(points=apply(batch.to_photo, prediction.points))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -15,7 +15,7 @@ from facelab.landmarks.layouts import Layout
 from facelab.losses.pfld import angle_errors
 from facelab.losses.regression import PointLoss
 from facelab.networks.pfld import AuxiliaryNet, LiteHead, MultiScaleHead, SeparatePose, SharedPose
-from lightning_modules.landmark import LandmarkModule
+from lightning_modules.landmark import LandmarkModule, Prediction
 
 log = logging.getLogger(__name__)
 
@@ -114,14 +114,14 @@ class PFLD(LandmarkModule):
 
     def forward(self, image: Tensor) -> Tensor:
         """Landmarks of crops ``(B, 3, H, W)`` uint8, ``(B, N, 2)`` as fractions of the crop."""
-        return self.head(self.backbone(image))
+        points, _ = self.head(self.backbone(image))
+        return points
 
     def training_step(self, batch: LandmarkBatch, batch_index: int) -> Tensor:
         """One step: the sum of the loss's terms and, if asked for, the error of the angles."""
         target = self.coder.encode(batch.points, batch.valid, batch.image.shape[-1])
         features = self.backbone(batch.image.contiguous(memory_format=self.memory_format))
-        vector = self.head.vector(features)
-        points = self.head.points(vector)
+        points, vector = self.head(features)
         angles = None if self.pose is None else self.pose(features, vector)
         more = (angles, batch.pose, self.tag_names, batch.tags) if isinstance(self.loss, WeighsFaces) else ()
         terms = dict(self.loss(points, target, batch.valid, *more))
@@ -129,15 +129,14 @@ class PFLD(LandmarkModule):
             known = batch.valid.any(1, keepdim=True) & batch.pose.isfinite()  # (B, 3)
             errors = torch.where(known, angle_errors(angles, batch.pose).abs(), 0.0)
             terms["angles"] = self.angle_weight * errors.sum() / known.sum().clamp(min=1)
-        total = torch.stack(list(terms.values())).sum()
-        self.log("train/loss", total.detach(), batch_size=len(batch.image), prog_bar=True)
-        scalars = {f"train/loss_{name}": term.detach() for name, term in terms.items()}
-        self.log_dict(scalars, batch_size=len(batch.image))
-        return total
+        return self.total(terms, batch)
 
-    def predict_pose(self, image: Tensor) -> Tensor | None:
-        """As :meth:`LandmarkModule.predict_pose`; the network runs a second time. Without the flip test."""
+    def predict(self, image: Tensor) -> Prediction:
+        """As :meth:`LandmarkModule.predict`; the flip test does not change the pose."""
         if self.pose is None:
-            return None
-        features = self.backbone(image.contiguous(memory_format=self.memory_format))
-        return self.pose(features, self.head.vector(features)).float().rad2deg()
+            return self.predict_points(image)
+        image = image.contiguous(memory_format=self.memory_format)
+        features = self.backbone(image)
+        points, vector = self.head(features)
+        found = self.with_flip_test(Prediction(*self.coder.decode(points)), image)
+        return found._replace(pose=self.pose(features, vector).float().rad2deg())

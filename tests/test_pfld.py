@@ -62,9 +62,6 @@ def numbers(*tensors: Tensor) -> list[Array]:
     return [tensor.detach().double().numpy() for tensor in tensors]
 
 
-# ------------------------------------------------------------------------------------------------ losses of coordinates
-
-
 def built_loss(name: str, *words: str) -> Any:
     return runs.build(compose_config(["model=pfld", f"loss={name}", *words]).loss)
 
@@ -126,9 +123,6 @@ def test_a_penalty_must_keep_coordinates_apart() -> None:
     """Catches torch's default reduction, which would weigh all faces alike."""
     with pytest.raises(ValueError, match="reduction=none"):
         PointLoss(nn.MSELoss(), 1.0)
-
-
-# -------------------------------------------------------------------------------------------------------- PFLD's losses
 
 
 def tags_of(*rows: tuple[int, ...]) -> Tensor:
@@ -254,9 +248,6 @@ def test_official_is_the_reference() -> None:
     assert fewer == pytest.approx(reference_official(256, *arrays), rel=1e-4)
 
 
-# -------------------------------------------------------------------------------------------------- classes and weights
-
-
 def test_classes_of_pose_where_no_tag_says_them() -> None:
     """Catches signs, limits and the order of classes; a face of unknown pose in a class."""
     pose = torch.tensor([[31.0, 0, 0], [-29, 14, 0], [0, 16, 0], [-50, -16, 90], [torch.nan] * 3])
@@ -331,9 +322,6 @@ def test_a_class_weight_needs_a_loss_that_has_one() -> None:
         compose_config(["model=pfld", "loss=l2", "loss/class_weight=none"])
 
 
-# ----------------------------------------------------------------------------------------------------------- the module
-
-
 def ready(*words: str) -> tuple[Any, Any]:
     """A small module that knows its training set, and a batch of that set."""
     cfg = compose_config([*small("pfld"), *words])
@@ -370,7 +358,7 @@ def test_without_a_branch(loss: str) -> None:
     """Catches losses without angles that ask for a branch all the same."""
     module, batch = ready("pose=none", f"loss={loss}")
     module.training_step(batch, 0).backward()
-    assert module.predict_pose(batch.image) is None
+    assert module.predict(batch.image).pose is None
 
 
 def test_angles_of_their_own() -> None:
@@ -381,7 +369,7 @@ def test_angles_of_their_own() -> None:
     nobody = batch._replace(valid=torch.cat([torch.zeros_like(batch.valid[:1]), batch.valid[1:]]))
     module.eval().training_step(nobody, 0)
     with torch.no_grad():
-        errors = (module.predict_pose(batch.image) - batch.pose).deg2rad().abs()[1:]
+        errors = (module.predict(batch.image).pose - batch.pose).deg2rad().abs()[1:]
     assert logged["train/loss_angles"].item() == pytest.approx(2 * errors.mean().item(), rel=1e-4)
 
 
@@ -426,15 +414,12 @@ def test_angle_errors_are_in_the_table() -> None:
             continue
         module.eval()
         with torch.no_grad():
-            batches = [(module.predict_pose(batch.image), batch.pose) for batch in datamodule.val_dataloader()]
+            batches = [(module.predict(batch.image).pose, batch.pose) for batch in datamodule.val_dataloader()]
         error = torch.cat([((found - true + 180) % 360 - 180).abs() for found, true in batches]).mean(0)
         for angle, expected in zip(("yaw", "pitch", "roll"), error, strict=True):
             assert logged[f"val/mae_{angle}"] == pytest.approx(expected.item(), rel=1e-3)
         assert logged["val/mae_angle"] == pytest.approx(error.mean().item(), rel=1e-3)
         assert error.mean() > 5, "radians"
-
-
-# -------------------------------------------------------------------------------------------------------- how it is fed
 
 
 def fed(*words: str) -> Any:
@@ -544,9 +529,6 @@ def test_a_face_that_no_square_holds() -> None:
         SquaresAroundFace(0.0, 0.5, 0.12, 0.5, 1.0, 30.0, [])
     with pytest.raises(ValueError, match=r"augment\.smallest=2"):
         SquaresAroundFace(0.0, 0.5, 0.12, 2.0, 1.5, 30.0, [])
-
-
-# ------------------------------------------------------------------------------------------------------------ questions
 
 
 def grid_of(experiment: str) -> dict[str, str]:

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_conf import compose_config
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from facelab.coders.regression import RegressionCoder
+from facelab import runs
 from facelab.cost import cost
-from facelab.landmarks.layouts import AFLW19, LAPA106, WFLW98
+from facelab.landmarks.layouts import LAPA106, WFLW98
 from facelab.networks.backbone import Timm
 from facelab.networks.pfld import (
     AuxiliaryNet,
@@ -79,8 +80,6 @@ def unlearned(*modules: nn.Module) -> list[str]:
     return [name for module in modules for name, parameter in module.named_parameters() if parameter.grad is None]
 
 
-# ---------------------------------------------------------------------------------------------------------------- sizes
-
 ROWS = (
     # weights and normalisation, multiply-adds; of Table 1 as polarisZhao/PFLD-pytorch builds it, at 112 pixels
     (3 * 64 * 9 + 2 * 64, 3 * 64 * 9 * 56**2),
@@ -136,7 +135,7 @@ def test_lighter_variants(name: str, weights: int, macs: float) -> None:
             else head_on(body, points, 112, linear=True)
         )
         net = nn.Sequential(body, head)
-        assert net(torch.zeros(1, 3, 112, 112, dtype=torch.uint8)).shape == (1, points, 2)
+        assert net(torch.zeros(1, 3, 112, 112, dtype=torch.uint8))[0].shape == (1, points, 2)
         assert multiply_adds(net, 112) / 1e6 == pytest.approx(macs, abs=0.05)
     assert parameters(net) == weights
 
@@ -152,9 +151,6 @@ def test_multiply_adds_grow_with_the_area() -> None:
         assert costs[size] / costs[112] == pytest.approx((size / 112) ** 2, rel=0.005)
 
 
-# ----------------------------------------------------------------------------------------------------- crops and widths
-
-
 @pytest.mark.parametrize("name", ["pfld", "pfld_paper", "pfld_v3", "pfld_lite", TINY, "mobilenetv2_100"])
 def test_every_crop_fits_every_trunk_and_all_learns(name: str) -> None:
     """Catches a layer that is tied to 112 pixels, and layers of a backbone or a branch that nothing uses."""
@@ -164,12 +160,13 @@ def test_every_crop_fits_every_trunk_and_all_learns(name: str) -> None:
         features = body(an_image(2, size))
         expected = [(2, channels, *[math.ceil(size / stride)] * 2) for channels, stride in _maps(body)]
         assert [feature.shape for feature in features] == expected
-        vector = head.vector(features)
+        points, vector = head(features)
+        assert points.shape == (2, 19, 2)
         assert vector.shape == (2, head.vector_size) == (2, 176)
         poses = [branch(option, body, head, size) for option in ("auxiliary", "shared", "separate")]
         angles = [pose(features, vector) for pose in poses]
         assert [angle.shape for angle in angles] == [(2, 3)] * 3
-        (head.points(vector).sum() + torch.stack(angles).sum()).backward()
+        (points.sum() + torch.stack(angles).sum()).backward()
         assert unlearned(body, head, *poses) == []
 
 
@@ -191,13 +188,10 @@ def test_s3_sees_all_of_s2(size: int, kernel: int, cells: int) -> None:
     seen: list[Tensor] = []
     head.to_s3.register_forward_hook(lambda layer, inputs, output: seen.append(output))
     head.eval()
-    vector = head.vector(body.eval()(an_image(2, size)))
+    _, vector = head(body.eval()(an_image(2, size)))
     assert head.to_s3[0].kernel_size == (kernel, kernel)
     assert seen[0].shape == (2, 128, cells, cells)
     torch.testing.assert_close(vector[:, 48:], seen[0].mean((2, 3)))
-
-
-# ----------------------------------------------------------------------------------------------------- what is computed
 
 
 @pytest.mark.parametrize("name", ["pfld", "pfld_v3", "pfld_lite"])
@@ -257,10 +251,27 @@ def test_head_joins_s1_s2_and_s3() -> None:
     s2 = nn.functional.batch_norm(s2, head.to_s2[1].running_mean, head.to_s2[1].running_var).relu()
     s3 = (s2.flatten(1) @ head.to_s3[0].weight.flatten(1).T + head.to_s3[0].bias).relu()
     vector = torch.cat([s1.mean((2, 3)), s2.mean((2, 3)), s3], 1)
-    torch.testing.assert_close(head.vector(features), vector)
+    points, found = head(features)
+    torch.testing.assert_close(found, vector)
     flat = vector @ head.predict.weight.T + head.predict.bias
-    torch.testing.assert_close(head(features).flatten(1), flat)
-    torch.testing.assert_close(head(features)[:, :, 0], flat[:, ::2])
+    torch.testing.assert_close(points.flatten(1), flat)
+    torch.testing.assert_close(points[:, :, 0], flat[:, ::2])
+
+
+def test_lite_head_joins_its_scales() -> None:
+    """Catches scales in another order than the reference's, or an activation behind them."""
+    head: Any = LiteHead((64, 256), (4, 8), 19, (16, 64, 128), 64).eval()
+    fine, last = torch.randn(2, 64, 28, 28), torch.randn(2, 256, 14, 14)
+    s1 = nn.functional.conv2d(fine, head.to_s1.weight, head.to_s1.bias, padding=1)
+    s2 = torch.einsum("oc,bchw->bohw", head.to_s2.weight[:, :, 0, 0], last) + head.to_s2.bias[:, None, None]
+    first, _, middle, _, project = head.to_s3
+    s3 = nn.functional.conv2d(last, first.weight, first.bias).relu()
+    s3 = nn.functional.conv2d(s3, middle.weight, middle.bias, stride=2, padding=1, groups=64).relu()
+    s3 = nn.functional.conv2d(s3, project.weight, project.bias)
+    vector = torch.cat([s1.mean((2, 3)), s2.mean((2, 3)), s3.mean((2, 3))], 1)
+    points, found = head((fine, last))
+    torch.testing.assert_close(found, vector, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(points.flatten(1), vector @ head.predict.weight.T + head.predict.bias)
 
 
 def test_linear_head_is_linear() -> None:
@@ -268,7 +279,7 @@ def test_linear_head_is_linear() -> None:
     s1 = torch.randn(2, 16, 14, 14)
     for linear in (True, False):
         head = MultiScaleHead((40, 16), (4, 8), 19, 112, S1_TO_S3, linear).eval()
-        zero, once, back = (head((s1, factor * s1)) for factor in (0, 1, -1))
+        zero, once, back = (head((s1, factor * s1))[0] for factor in (0, 1, -1))
         assert torch.allclose(zero - back, once - zero, atol=1e-5) is linear
 
 
@@ -279,21 +290,22 @@ def test_s1_of_another_backbone_holds_all_coarse_features() -> None:
     features = list(body.eval()(an_image(1)))
     seen: list[Tensor] = []
     head.to_s2.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
-    vector = head.vector(features)
+    _, vector = head(features)
     assert seen[0].shape == (1, 16, 14, 14)
     assert parameters(head.lateral) == sum(16 * (channels + 2) for channels in body.channels[2:])  # normalised
     for index, stride in enumerate(body.strides):
         changed = [feature + (place == index) for place, feature in enumerate(features)]
-        assert torch.equal(head.vector(changed), vector) is (stride < 8)
+        assert torch.equal(head(changed)[1], vector) is (stride < 8)
 
 
 def test_points_are_not_rounded_under_autocast() -> None:
     """Catches coordinates in bfloat16, which knows a crop of 112 pixels to a quarter or half of one."""
-    head = head_on(trunk("pfld", 0.25), 19, 112)
-    vector = torch.rand(2, 176)
+    body = trunk("pfld", 0.25)
+    head = head_on(body, 19, 112).eval()
     with torch.autocast("cpu", torch.bfloat16):
-        points = head.points(vector)
-    assert torch.equal(points, head.points(vector))
+        points, vector = head(body(an_image(2)))
+    assert vector.dtype == torch.bfloat16
+    assert torch.equal(points.flatten(1), head.predict(vector.float()))
 
 
 def test_starts_as_torch_does() -> None:
@@ -311,9 +323,6 @@ def test_starts_as_torch_does() -> None:
         elif isinstance(layer, nn.BatchNorm2d):
             assert (layer.weight == 1).all()
             assert not layer.bias.any()
-
-
-# ----------------------------------------------------------------------------------------------------------------- pose
 
 
 def test_auxiliary_net_is_the_references() -> None:
@@ -362,60 +371,57 @@ def test_pose_branch_of_another_backbone_is_on_stride_4() -> None:
             assert pose.layers[0][0].in_channels == channels
 
 
-# --------------------------------------------------------------------------------------------------- prediction, export
-
-
-class Predictor(nn.Module):
-    """As much of a method as export and cost need; the pose branch is there and not used."""
-
-    def __init__(self, body: Any, size: int, layout: Any) -> None:
-        super().__init__()
-        self.body, self.head, self.coder = body, head_on(body, layout.num_points, size), RegressionCoder(size)
-        self.pose = branch("auxiliary", body, self.head, size)
-        self.flip_test, self.device = False, torch.device("cpu")
-
-    def predict_points(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        return self.coder.decode(self.head(self.body(image)))
-
-    forward = predict_points
+def method(*words: str) -> Any:
+    """PFLD as it is trained, with its pose branch."""
+    module = runs.build(compose_config(["model=pfld", *words]).model)
+    assert module.pose is not None
+    return module
 
 
 def test_cost_is_that_of_the_landmarks() -> None:
     """Catches a pose branch that is counted, or run, where only landmarks are asked for."""
-    module: Any = Predictor(trunk("pfld"), 112, WFLW98)
+    module = method("data=synthetic98")
     counted = cost(module, 112)
     assert (counted["params"], counted["macs"]) == (1_264_548, 386_590_400)
     assert parameters(module) - counted["params"] == 463_811
 
 
-@pytest.mark.parametrize("name", ["pfld", TINY])
-def test_exports_to_onnx_without_the_pose(name: str, tmp_path: Path) -> None:
+class Points(nn.Module):
+    """What a user exports: pixels to landmarks."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        return self.module.predict_points(image)[:2]
+
+
+@pytest.mark.parametrize("backbone", [("pfld",), ("timm", f"backbone.name={TINY}", "backbone.pretrained=false")])
+def test_exports_to_onnx_without_the_pose(backbone: tuple[str, ...], tmp_path: Path) -> None:
     """Catches a graph that computes otherwise, holds weights of the pose branch, or has one batch size only."""
     onnx = pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    torch.manual_seed(0)
-    detector = Predictor(trunk(name, 0.25), 128, AFLW19).eval()
-    program: Any = torch.onnx.export(
-        detector, (an_image(2, 128),), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False
-    )
+    width = ["backbone.width=0.25"] if backbone == ("pfld",) else []
+    module = method("crop.size=128", f"backbone={backbone[0]}", *backbone[1:], *width)
+    detector = Points(module).eval()
+    batches = ({0: torch.export.Dim("batch")},)
+    exported: Any = torch.onnx.export(detector, (an_image(2, 128),), dynamo=True, dynamic_shapes=batches, verbose=False)
     file = tmp_path / "pfld.onnx"
-    program.save(str(file))
+    exported.save(str(file))
     held = {tensor.name: int(np.prod(tensor.dims)) for tensor in onnx.load(str(file)).graph.initializer}
     assert not [tensor for tensor in held if "pose" in tensor]
     # Normalisation may be folded into the convolutions, which saves one number per channel.
-    assert sum(held.values()) == pytest.approx(parameters(detector.body, detector.head), rel=0.03)
+    assert sum(held.values()) == pytest.approx(parameters(module.backbone, module.head), rel=0.03)
     session = onnxruntime.InferenceSession(str(file))
     for batch in (1, 3):
         image = an_image(batch, 128)
         with torch.no_grad():
-            points, confidence = detector(image)
-        exported = session.run(None, {session.get_inputs()[0].name: image.numpy()})
-        torch.testing.assert_close(torch.from_numpy(exported[0]), points, atol=1e-3, rtol=0)
-        assert torch.equal(torch.from_numpy(exported[1]), confidence)
-
-
-# ------------------------------------------------------------------------------------------------------------- mistakes
+            points, confidence = detector.eval()(image)
+        found = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found[0]), points, atol=1e-3, rtol=0)
+        assert torch.equal(torch.from_numpy(found[1]), confidence)
 
 
 @pytest.mark.parametrize(

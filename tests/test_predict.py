@@ -406,7 +406,7 @@ def test_points_that_are_no_numbers(trained: SimpleNamespace) -> None:
     """A diverged network would write files full of nothing."""
     paths = {"face2.png": trained.root / "test" / "face2.png"}
     nothing = torch.full((1, FIVE5.num_points, 2), torch.nan), torch.zeros(1, FIVE5.num_points)
-    module: Any = SimpleNamespace(device="cpu", predict_points=lambda _: nothing, predict_pose=lambda _: None)
+    module: Any = SimpleNamespace(device="cpu", predict=lambda _: (*nothing, None))
     crop = runs.build(runs.OmegaConf.load(trained.run / "config.yaml").crop)
     boxes = {"face2.png": [np.array([1.0, 1.0, 50.0, 50.0])]}
     with ThreadPoolExecutor(1) as pool:
@@ -420,7 +420,9 @@ def test_the_pose_is_written(
 ) -> None:
     """Angles that a method predicts are not shown, stand at another face, or appear where there are none."""
     assert "pose" not in predict(f"images={trained.root / 'test'}")
-    monkeypatch.setattr(PIPNet, "predict_pose", lambda _, image: image.float().mean((2, 3)))
+    monkeypatch.setattr(
+        PIPNet, "predict", lambda self, image: self.predict_points(image)._replace(pose=image.float().mean((2, 3)))
+    )
     folders = {size: tmp_path / str(size) for size in (1, 3)}
     for size, folder in folders.items():
         words = (f"landmarks={trained.run}", f"images={trained.root / 'test'}", "device=cpu", f"batch_size={size}")

@@ -28,7 +28,7 @@ class FaceTable(NamedTuple):
     diag: Array  # (F,) diagonal of that box
     pose: Array  # (F, 3) yaw, pitch, roll in degrees; NaN where unknown
     tags: NDArray[np.bool_]  # (F, T) in the order of Annotations.tags
-    pose_error: Array  # (F, 3) degrees, of predicted yaw, pitch, roll; NaN where nothing is predicted or known
+    pose_error: Array  # (F, 3) degrees, of yaw, pitch, roll; NaN where not predicted or known, or no point is
 
 
 def face_table(
@@ -84,8 +84,15 @@ def face_table(
         diag=np.hypot(x1 - x0, y1 - y0),
         pose=pose.astype(np.float64),
         tags=tags,
-        pose_error=np.full(pose.shape, np.nan) if predicted_pose is None else _angle_between(pose, predicted_pose),
+        pose_error=_pose_error(pose, predicted_pose, valid),
     )
+
+
+def _pose_error(pose: Array, predicted: Array | None, valid: Array) -> Array:
+    """Of faces that are measured: one without a point may be a photo that could not be read."""
+    if predicted is None:
+        return np.full(pose.shape, np.nan)
+    return np.where(valid.any(axis=1, keepdims=True), _angle_between(pose, predicted), np.nan)
 
 
 def _angle_between(a: Array, b: Array) -> Array:

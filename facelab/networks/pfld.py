@@ -5,8 +5,8 @@ The trunks follow the paper's Table 1 and two public codes: polarisZhao/PFLD-pyt
 layer by layer, and Hsintao/pfld_106_face_landmarks for the lighter ones. Those codes fix the input at 112 pixels; here
 every part adapts to the side of the crop and is theirs at 112.
 
-A trunk gives two features, ``strides`` 4 and 8: the one its pose branch reads, and S1, from which the head makes S2 and
-S3. Layers start as torch initialises them, as in both codes.
+A trunk gives two features, ``strides`` 4 and 8: the one its pose branch reads, and the one the head begins with, which
+is the paper's S1 in all but the lite trunk. Layers start as torch initialises them, as in both codes.
 """
 
 from collections.abc import Sequence
@@ -66,9 +66,6 @@ class InvertedResidual(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, C', h, w)``."""
         return features + self.layers(features) if self.skip else self.layers(features)
-
-
-# -------------------------------------------------------------------------------------------------------------- trunks
 
 
 class PFLDTrunk(nn.Module):
@@ -256,9 +253,6 @@ def _pixels(image: Tensor, layers: nn.Module) -> Tensor:
     return image.to(next(layers.parameters()).dtype) / 255
 
 
-# --------------------------------------------------------------------------------------------------------------- heads
-
-
 class MultiScaleHead(nn.Module):
     """The paper's fully connected layer over three scales (Table 1): S1, S2 with half its cells, and S3 with one.
 
@@ -267,7 +261,7 @@ class MultiScaleHead(nn.Module):
 
     Any backbone will do. What it has at stride 8 and coarser is brought to S1's channels by 1x1 convolutions, enlarged
     to the grid of stride 8 and added, as in a feature pyramid (Lin et al., CVPR 2017): S1 then has the cells it has in
-    PFLD, and no layer of the backbone is left without use. The trunks of PFLD end in S1 themselves.
+    PFLD, and no layer of the backbone is left without use. The trunks of PFLD but for lite end in S1 themselves.
 
     Args:
         channels: of the backbone's features, fine to coarse.
@@ -278,7 +272,7 @@ class MultiScaleHead(nn.Module):
         linear: no normalisation and no activation behind S1, as in v3 of Hsintao/pfld_106_face_landmarks.
 
     Attributes:
-        vector_size: length of :meth:`vector`.
+        vector_size: of the three scales side by side.
 
     Raises:
         ValueError: a crop that is not a whole number of cells.
@@ -290,7 +284,7 @@ class MultiScaleHead(nn.Module):
         strides: Sequence[int],
         num_points: int,
         size: int,
-        sizes: Sequence[int],
+        sizes: tuple[int, int, int],
         linear: bool,
     ) -> None:
         super().__init__()
@@ -308,36 +302,23 @@ class MultiScaleHead(nn.Module):
         self.to_s3 = nn.Sequential(nn.Conv2d(s2, s3, kernel), nn.Identity() if linear else nn.ReLU(inplace=True))
         self.predict = nn.Linear(self.vector_size, 2 * num_points)
 
-    def vector(self, features: Sequence[Tensor]) -> Tensor:
-        """The three scales side by side.
-
-        Args:
-            features: of the backbone, fine to coarse, ``(B, C, h, w)`` each.
-
-        Returns:
-            ``(B, vector_size)``.
-        """
-        maps = [project(feature) for project, feature in zip(self.lateral, features[self.first :], strict=True)]
-        s1 = maps[0]
-        for coarser in maps[1:]:
-            s1 = s1 + functional.interpolate(coarser, size=s1.shape[-2:])
-        s2 = self.to_s2(s1)
-        return torch.cat([scale.mean((2, 3)) for scale in (s1, s2, self.to_s3(s2))], 1)
-
-    def points(self, vector: Tensor) -> Tensor:
-        """The points of a vector that is known already, ``(B, vector_size)`` to ``(B, N, 2)``."""
-        return _points(self.predict, vector)
-
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Predict.
 
         Args:
             features: of the backbone, fine to coarse, ``(B, C, h, w)`` each.
 
         Returns:
-            ``(B, N, 2)``, x and y as fractions of the crop; flattened it is the reference code's output.
+            Points ``(B, N, 2)``, x and y as fractions of the crop, which flattened are the reference code's output; and
+            the three scales side by side, ``(B, vector_size)``.
         """
-        return self.points(self.vector(features))
+        maps = [project(feature) for project, feature in zip(self.lateral, features[self.first :], strict=True)]
+        s1 = maps[0]
+        for coarser in maps[1:]:
+            s1 = s1 + functional.interpolate(coarser, size=s1.shape[-2:])
+        s2 = self.to_s2(s1)
+        vector = _side_by_side(s1, s2, self.to_s3(s2))
+        return _points(self.predict, vector), vector
 
 
 class LiteHead(nn.Module):
@@ -353,11 +334,11 @@ class LiteHead(nn.Module):
         hidden: channels between the last feature and the third scale.
 
     Attributes:
-        vector_size: length of :meth:`vector`.
+        vector_size: of the three scales side by side.
     """
 
     def __init__(
-        self, channels: Sequence[int], strides: Sequence[int], num_points: int, sizes: Sequence[int], hidden: int
+        self, channels: Sequence[int], strides: Sequence[int], num_points: int, sizes: tuple[int, int, int], hidden: int
     ) -> None:
         super().__init__()
         self.vector_size = sum(sizes)
@@ -374,18 +355,16 @@ class LiteHead(nn.Module):
         )
         self.predict = nn.Linear(self.vector_size, 2 * num_points)
 
-    def vector(self, features: Sequence[Tensor]) -> Tensor:
-        """As :meth:`MultiScaleHead.vector`."""
-        scales = (self.to_s1(features[self.finer]), self.to_s2(features[-1]), self.to_s3(features[-1]))
-        return torch.cat([scale.mean((2, 3)) for scale in scales], 1)
-
-    def points(self, vector: Tensor) -> Tensor:
-        """As :meth:`MultiScaleHead.points`."""
-        return _points(self.predict, vector)
-
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
+    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """As :meth:`MultiScaleHead.forward`."""
-        return self.points(self.vector(features))
+        finer, last = features[self.finer], features[-1]
+        vector = _side_by_side(self.to_s1(finer), self.to_s2(last), self.to_s3(last))
+        return _points(self.predict, vector), vector
+
+
+def _side_by_side(*scales: Tensor) -> Tensor:
+    """Means over the cells of each map ``(B, C, h, w)``, ``(B, sum of C)``."""
+    return torch.cat([scale.mean((2, 3)) for scale in scales], 1)
 
 
 def _points(layer: nn.Linear, vector: Tensor) -> Tensor:
@@ -421,9 +400,6 @@ def _halved(side: int) -> int:
     return (side + 1) // 2
 
 
-# ------------------------------------------------------------------------------------------------------ pose branches
-
-
 class AuxiliaryNet(nn.Module):
     """The paper's auxiliary network: pose from the feature of stride 4, to train with.
 
@@ -431,7 +407,8 @@ class AuxiliaryNet(nn.Module):
     the 3 x 3 cells that remain, and by two linear layers without an activation between. In smaller crops that kernel is
     as large as its input, which leaves 3 x 3 cells as well; in larger ones more cells remain.
 
-    Departure from that code: the angles are radians in the order yaw, pitch, roll.
+    Departures: the angles are radians in the order yaw, pitch, roll; the branch is the same for all trunks, where
+    Hsintao/pfld_106_face_landmarks has a 3x3 kernel in place of the 7x7 behind v3 and lite.
 
     Args:
         channels: of the backbone's features, fine to coarse.
@@ -487,7 +464,7 @@ class SharedPose(nn.Module):
 
 
 class SeparatePose(nn.Module):
-    """Pose by a small head of its own on the feature of stride 8, which is S1 in the trunks of PFLD.
+    """Pose by a small head of its own on the feature of stride 8, which is S1 in the trunks of PFLD but for lite.
 
     Args:
         channels: of the backbone's features, fine to coarse.
