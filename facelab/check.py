@@ -81,6 +81,7 @@ def check_config(cfg: DictConfig, names: Collection[str]) -> list[str]:
         *(fault for place, node in tree if isinstance(node, DictConfig) for fault in _node_faults(place, node)),
         *_unread_faults(cfg, (), names, _references(tree)),
         *_batch_faults(cfg),
+        *_statistics_faults(cfg),
     ]
 
 
@@ -493,6 +494,24 @@ def _batch_faults(cfg: DictConfig) -> Iterator[str]:
             f"datamodule: `{datamodule.__qualname__}` gives {given.__name__}, "
             f"the model `{module.__qualname__}` takes {taken.__name__}"
         )
+
+
+def _statistics_faults(cfg: DictConfig) -> Iterator[str]:
+    """Whether the datamodule has the methods by which the model learns of the training set before it trains."""
+    module, datamodule = _class_at(cfg, "model"), _class_at(cfg, "datamodule")
+    learn = getattr(module, "fit_statistics", None)
+    if learn is None or not isinstance(datamodule, type):
+        return
+    parameter = inspect.signature(learn).parameters.get("datamodule")
+    asked = _annotation(parameter, learn) if parameter else Any
+    if getattr(asked, "_is_protocol", False):
+        methods = [name for name, member in vars(asked).items() if callable(member) and not name.startswith("_")]
+        for name in methods:
+            if not hasattr(datamodule, name):
+                yield (
+                    f"datamodule: `{datamodule.__qualname__}` has no method `{name}`, which the model "
+                    f"`{module.__qualname__}` calls; it is another method's"
+                )
 
 
 def _class_at(cfg: DictConfig, name: str) -> Any:

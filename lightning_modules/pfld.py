@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from facelab.coders.regression import RegressionCoder
 from facelab.landmarks.batch import LandmarkBatch
+from facelab.landmarks.face import DataFault
 from facelab.landmarks.layouts import Layout
 from facelab.losses.pfld import angle_errors
 from facelab.losses.regression import PointLoss
@@ -61,7 +62,7 @@ class PFLD(LandmarkModule):
         flip_test: see :class:`LandmarkModule`.
 
     Raises:
-        ValueError: the loss compares no points, or asks for angles that nothing predicts.
+        ValueError: the loss compares no points, or asks for angles that nothing predicts; a negative weight.
     """
 
     def __init__(
@@ -82,6 +83,8 @@ class PFLD(LandmarkModule):
             raise ValueError(
                 f"loss: {type(loss).__name__} compares no points; choose for instance loss=pfld_fixed or loss=wing"
             )
+        if angle_weight < 0:
+            raise ValueError(f"model.angle_weight={angle_weight} must not be under 0")
         parts: dict[str, Any] = {"channels": backbone.channels, "strides": backbone.strides}
         self.backbone, self.angle_weight = backbone, angle_weight
         self.head: Any = head(**parts, num_points=layout.num_points)
@@ -94,6 +97,8 @@ class PFLD(LandmarkModule):
         if pose is not None and not needed and not angle_weight:
             log.info("the pose branch is left out: the loss does not use angles; model.angle_weight=1 would train it")
             pose = None
+        if pose is None and angle_weight:
+            log.info("model.angle_weight=%s weighs nothing: there is no pose branch", angle_weight)
         self.pose = None if pose is None else pose(**parts, vector_size=self.head.vector_size)
         self.tag_names: Sequence[str] = ()
 
@@ -101,11 +106,11 @@ class PFLD(LandmarkModule):
         """Show the loss what is annotated of the training faces.
 
         Raises:
-            ValueError: angles are to be learned, and no training face has any.
+            DataFault: angles are to be learned, and no training face has any.
         """
         self.tag_names, tags, pose = datamodule.annotations()
         if self.pose is not None and not pose.isfinite().any():
-            raise ValueError(
+            raise DataFault(
                 "no training face has a pose, neither labelled nor from its points; use pose=none "
                 "and a loss that needs no angles, such as loss=l2"
             )

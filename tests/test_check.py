@@ -368,7 +368,7 @@ def test_an_interpolation_reads_a_key(reader: str, key: str) -> None:
 
 METHOD = """
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 from lightning import LightningDataModule, LightningModule
 from facelab.landmarks.batch import LandmarkBatch
 
@@ -380,6 +380,15 @@ class Landmarks(LightningModule):
 
 class Untyped(LightningModule):
     def training_step(self, batch, batch_index): ...
+
+class MeanShape(Protocol):
+    def mean_shape(self): ...
+
+class Curious(LightningModule):
+    def fit_statistics(self, datamodule: MeanShape): ...
+
+class Shapes(LightningDataModule):
+    def mean_shape(self): ...
 
 class Faces(LightningDataModule):
     batch_type: ClassVar[type] = LandmarkBatch
@@ -418,6 +427,15 @@ def test_module_and_datamodule_agree(model: str, datamodule: str, agree: bool) -
     """A landmark method is fed by a detector's datamodule, and fails in the first batch with an AttributeError."""
     cfg = {"model": {"_target_": f"{METHODS}.{model}"}, "datamodule": {"_target_": f"{METHODS}.{datamodule}"}}
     expected = "datamodule: `Pairs` gives Pair, the model `Landmarks` takes LandmarkBatch"
+    assert check_config(OmegaConf.create(cfg), list(cfg)) == ([] if agree else [expected])
+
+
+@pytest.mark.parametrize(("datamodule", "agree"), [("Shapes", True), ("Faces", False)])
+@pytest.mark.usefixtures("methods")
+def test_what_a_module_asks_of_its_datamodule(datamodule: str, agree: bool) -> None:
+    """Another method's datamodule, which fails before the first step with an AttributeError."""
+    cfg = {"model": {"_target_": f"{METHODS}.Curious"}, "datamodule": {"_target_": f"{METHODS}.{datamodule}"}}
+    expected = "datamodule: `Faces` has no method `mean_shape`, which the model `Curious` calls; it is another method's"
     assert check_config(OmegaConf.create(cfg), list(cfg)) == ([] if agree else [expected])
 
 

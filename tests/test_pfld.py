@@ -1,6 +1,7 @@
 """PFLD: its losses against the formulas, its classes, copies and angles, and the grids that ask its open questions."""
 
 import math
+import re
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL_FACES, options, small
+from conftest import SMALL_FACES, open_door, options, small
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 from test_conf import compose_config, faults
 from torch import Tensor, nn
 
 from datamodules.augmentation import UNCHANGED
-from datamodules.pfld import SquaresAroundFace
+from datamodules.pfld import PFLDDataModule, SquaresAroundFace
 from facelab import runs
 from facelab.cost import cost
 from facelab.landmarks.face import Face
@@ -373,16 +374,37 @@ def test_angles_of_their_own() -> None:
     assert logged["train/loss_angles"].item() == pytest.approx(2 * errors.mean().item(), rel=1e-4)
 
 
-def test_no_pose_to_learn(tmp_path: Path) -> None:
-    """Catches a branch that learns from nothing: a set without labels and a markup without the model's points."""
-    module, _ = ready()
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ("pfld_fixed", r"no training face has a pose.*pose=none"),
+        ("pfld_paper_no_pose", r"classes \(profile, .*loss=pfld_fixed"),
+        ("pfld_official", r"flags \(expression, .*loss=pfld_fixed"),
+    ],
+)
+def test_nothing_to_learn_from(
+    loss: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a branch without a target, and a training in which no face has a weight that ends as if all went well."""
+    pose = torch.zeros(3, 3) if loss == "pfld_official" else torch.full((3, 3), torch.nan)
+    nothing = NONE, torch.zeros(3, 0, dtype=torch.bool), pose
+    monkeypatch.setattr(PFLDDataModule, "annotations", lambda _: nothing)
+    with pytest.raises(SystemExit) as stop:
+        open_door("train", *small("pfld"), f"loss={loss}", f"hydra.run.dir={tmp_path / 'run'}", folder=tmp_path)
+    assert re.search(message, str(stop.value.code))
+    assert "Traceback" not in capsys.readouterr().err
 
-    class Unknown:
-        def annotations(self) -> Any:
-            return NONE, torch.zeros(3, 0, dtype=torch.bool), torch.full((3, 3), torch.nan)
 
-    with pytest.raises(ValueError, match=r"no training face has a pose.*pose=none"):
-        module.fit_statistics(Unknown())
+def test_weights_out_of_range() -> None:
+    """Catches easy faces that weigh most, a running mean that runs away, and terms that are taken off."""
+    for words, message in (
+        (["loss/class_weight=hard_faces", "loss.class_weight.exponent=-1"], r"loss\.class_weight\.exponent=-1"),
+        (["loss/class_weight=hard_faces", "loss.class_weight.momentum=5"], r"loss\.class_weight\.momentum=5"),
+        (["loss.floor=-1"], r"loss\.floor=-1"),
+        (["model.angle_weight=-1"], r"model\.angle_weight=-1"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            runs.build(compose_config([*small("pfld"), *words]).model)
 
 
 @pytest.mark.parametrize("pose", [name for name in options("pose") if name != "none"])

@@ -163,6 +163,15 @@ def test_pnp_gives_the_pose_of_a_perspective_view_back(layout: Layout) -> None:
     assert away(official_pnp(faces, layout, size), POSES).max() < 1e-2
 
 
+def test_pnp_keeps_a_flat_face_before_the_camera() -> None:
+    """The iteration without a start: it finds the head behind the camera, upside down."""
+    size, focal, away_from_it = 112, 56 * np.sqrt(3), 30.0
+    flat = from_cells(MODEL[None, :, :2] / away_from_it * focal + size / 2, 1)
+    (pose,) = official_pnp(as_faces(flat, IBUG68), IBUG68, size)
+    assert np.abs(pose[[0, 2]]).max() < 0.1
+    assert abs(pose[1]) < 30
+
+
 def test_300w_lp_angles_alone_keep_their_values() -> None:
     """Radians for degrees, or pitch and yaw exchanged."""
     labels = np.deg2rad([[20, 0, 0, 1, 2], [0, -30, 0, 1, 2], [0, 0, 40, 1, 2]])

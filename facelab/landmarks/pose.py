@@ -186,8 +186,9 @@ def official_pnp(points: Array, layout: Layout, size: float) -> Array:
 
     Departures from the public codes: each nose wing has its own x; ``points`` must be in pixels of the image of
     ``size`` (polarisZhao/PFLD-pytorch passes fractions of the crop to a camera of 256 pixels, which makes its angles
-    noise); the result is yaw, pitch, roll with our signs, where those codes return pitch, yaw, roll with pitch of the
-    opposite sign.
+    noise); the iteration starts from SQPnP (Terzakis, Lourakis, ECCV 2020), since without a start it ends with some
+    frontal faces behind the camera, rolled by 180 degrees; the result is yaw, pitch, roll with our signs, where those
+    codes return pitch, yaw, roll with pitch of the opposite sign.
 
     Args:
         points: ``(F, N, 2)`` in pixels of a square image, NaN where not annotated.
@@ -206,7 +207,8 @@ def official_pnp(points: Array, layout: Layout, size: float) -> Array:
     matrix = np.full((len(points), 3, 3), np.nan)
     for face in np.flatnonzero(known.sum(axis=1) >= MIN_POINTS):
         head, image = MODEL[known[face]], to_cells(found[face, known[face]], 1)  # counted from the image's edge
-        solved, vector, _ = cv2.solvePnP(head, image, camera, None, flags=cv2.SOLVEPNP_ITERATIVE)
+        solved, vector, place = cv2.solvePnP(head, image, camera, None, flags=cv2.SOLVEPNP_SQPNP)
         if solved:
+            cv2.solvePnP(head, image, camera, None, vector, place, True, cv2.SOLVEPNP_ITERATIVE)
             matrix[face] = cv2.Rodrigues(vector)[0]
     return angles(matrix).astype(np.float32)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, distributed, nn
 
+from facelab.landmarks.face import DataFault
 from facelab.losses.regression import PointLoss
 
 CLASSES = ("profile", "frontal", "head_up", "head_down", "expression", "occlusion")
@@ -50,9 +51,6 @@ class FaceClasses(nn.Module):
         nobody = torch.zeros_like(yaw, dtype=torch.bool)
         columns = [tags[:, list(names).index(name)] if name in names else of_pose.get(name, nobody) for name in CLASSES]
         return torch.stack(columns, 1)
-
-
-# -------------------------------------------------------------------------------------- what a face weighs besides pose
 
 
 class InverseFrequency(nn.Module):
@@ -122,10 +120,17 @@ class HardFaces(nn.Module):
     Args:
         exponent: 0 makes all faces alike.
         momentum: of the running mean, which moves by the rest of 1 with every batch.
+
+    Raises:
+        ValueError: one of them is out of range.
     """
 
     def __init__(self, exponent: float, momentum: float) -> None:
         super().__init__()
+        if exponent < 0:
+            raise ValueError(f"loss.class_weight.exponent={exponent} must not be under 0: easy faces would count most")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"loss.class_weight.momentum={momentum} must be in [0, 1)")
         self.exponent, self.momentum = exponent, momentum
         self.mean: Tensor
         self.register_buffer("mean", torch.zeros(()))  # 0 until the first batch
@@ -159,9 +164,6 @@ class HardFaces(nn.Module):
         self.mean.copy_(torch.where(total[1] > 0, moved, self.mean))
 
 
-# --------------------------------------------------------------------------------------------------------------- losses
-
-
 class PFLDLoss(nn.Module):
     """The error of each face's landmarks, times a weight by the error of its angles and one by its classes.
 
@@ -180,12 +182,22 @@ class PFLDLoss(nn.Module):
 
     Attributes:
         uses_angles: whether angles must be predicted.
+
+    Raises:
+        ValueError: ``floor`` is negative.
     """
 
     def __init__(
-        self, points: PointLoss, by_pose: bool, classes: FaceClasses, class_weight: nn.Module | None, floor: float
+        self,
+        points: PointLoss,
+        by_pose: bool,
+        classes: FaceClasses,
+        class_weight: InverseFrequency | HardFaces | None,
+        floor: float,
     ) -> None:
         super().__init__()
+        if floor < 0:
+            raise ValueError(f"loss.floor={floor} must not be under 0")
         self.points, self.uses_angles, self.floor = points, by_pose, floor
         self.classes, self.class_weight = classes, class_weight
 
@@ -196,9 +208,18 @@ class PFLDLoss(nn.Module):
             names: of the dataset's tags.
             tags: ``(F, T)`` bool, of all training faces.
             pose: ``(F, 3)`` degrees.
+
+        Raises:
+            DataFault: no face would teach anything.
         """
+        classes = self.classes(names, tags, pose)
+        if isinstance(self.class_weight, InverseFrequency) and not self.floor and not classes.any():
+            raise DataFault(
+                f"loss: it weighs faces by their classes ({', '.join(CLASSES)}), and no training face is in one: "
+                "nothing would be learned; choose loss=pfld_fixed or loss=l2"
+            )
         if self.class_weight is not None:
-            self.class_weight.count(self.classes(names, tags, pose))  # type: ignore[operator]
+            self.class_weight.count(classes)
 
     def forward(
         self,
@@ -254,7 +275,17 @@ class OfficialPFLDLoss(nn.Module):
         self.points = PointLoss(nn.MSELoss(reduction="none"), 1.0)
 
     def count(self, names: Sequence[str], tags: Tensor, pose: Tensor) -> None:
-        """Nothing of the training set is needed."""
+        """See that some face has a flag.
+
+        Raises:
+            DataFault: none has, and none would teach anything.
+        """
+        columns = [list(names).index(flag) for flag in self.flags if flag in names]
+        if not tags[:, columns].any():
+            raise DataFault(
+                f"loss: it weighs faces by their flags ({', '.join(self.flags)}), and no training face has one: "
+                "nothing would be learned; choose loss=pfld_fixed or loss=l2"
+            )
 
     def forward(
         self,
