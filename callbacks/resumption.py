@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import distributed
 
@@ -81,6 +81,22 @@ class Resumption(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the random states until training begins."""
         self.chance = state_dict
+
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let a run that was moved know its best checkpoint.
+
+        Lightning forgets its score when the folder has another name. The next validation
+        would then replace the best checkpoint, however bad it is.
+        """
+        for callback in trainer.checkpoint_callbacks:
+            state = checkpoint["callbacks"].get(callback.state_key)
+            if isinstance(callback, ModelCheckpoint) and state and callback.dirpath:
+                folder = Path(callback.dirpath)
+                for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                    state[key] = state[key] and str(folder / Path(state[key]).name)
+                best = state["best_k_models"].items()
+                state["best_k_models"] = {str(folder / Path(path).name): score for path, score in best}
+                state["dirpath"] = callback.dirpath
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """See who listens before Lightning does, whose handler would talk to other processes in mid-step."""

@@ -410,12 +410,24 @@ def test_names_of_folders(name: str, relative: bool, tmp_path: Path, monkeypatch
 
 
 def test_the_folder_may_have_any_name(tmp_path: Path, interrupt: Interrupt) -> None:
-    """The same with all that comes after the command line."""
+    """The same with all that comes after the command line; a moved run whose best checkpoint is forgotten."""
     interrupted(tmp_path, interrupt)
     folder = tmp_path / "it's, a {run}"
     (tmp_path / "run").rename(folder)
+    last, best = (folder / "checkpoints" / name for name in ("last.ckpt", "best.ckpt"))
+    checkpoint = torch.load(last, weights_only=True)
+    (state,) = (state for key, state in checkpoint["callbacks"].items() if key.startswith("ModelCheckpoint"))
+    perfect = torch.tensor(0.0)  # so that no later validation is better
+    state |= {
+        "best_model_score": perfect,
+        "kth_value": perfect,
+        "best_k_models": dict.fromkeys(state["best_k_models"], perfect),
+    }
+    torch.save(checkpoint, last)
+    before = best.read_bytes()
     train(f"resume={folder}", folder=tmp_path)
     assert load(folder / "status.json")["state"] == "finished"
+    assert best.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
