@@ -1,6 +1,7 @@
 """Measure size and speed: ``python benchmark.py ckpt=RUN``, or ``python benchmark.py model=pipnet backbone=mbv2``."""
 
 import csv
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,18 +11,22 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from facelab import runs
 from facelab.atomic import replacing, write_json
+from facelab.comparison import BENCHMARK, BENCHMARK_POSE
 from facelab.recording import recorded
+from facelab.status import SWEEP
 
 if TYPE_CHECKING:
     from lightning_modules.landmark import LandmarkModule
 
-OPTIONS = ("task", "ckpt", "device", "threads", "batch", "seconds", "repeats", "memory_format", "compile")
+log = logging.getLogger(__name__)
+
+OPTIONS = ("task", "ckpt", "with_pose", "device", "threads", "batch", "seconds", "repeats", "memory_format", "compile")
 """The keys that say what is measured and how; with a model, those of train.py say which."""
 Row = dict[str, str | int | float | bool]
 
 
 def benchmarked(ckpt: str | ListConfig | None, model: str) -> str:
-    """What a benchmark is called: as the one run, by the number of runs, or by what a model is made of."""
+    """What a benchmark is called: as the one run or sweep, by the number of them, or by what a model is made of."""
     if isinstance(ckpt, ListConfig) and len(ckpt) != 1:
         return f"{len(ckpt)}-runs"
     return model if ckpt is None else runs.run_name(ckpt[0] if isinstance(ckpt, ListConfig) else ckpt)
@@ -55,9 +60,11 @@ def check_values(cfg: DictConfig) -> None:
         raise SystemExit(f"seconds={cfg.seconds}: a number, 0 or more, expected")
     if cfg.device not in ("auto", "cpu", "cuda"):
         raise SystemExit(f"device={cfg.device}: auto, cpu or cuda expected")
+    if type(cfg.with_pose) is not bool:
+        raise SystemExit(f"with_pose={cfg.with_pose}: true or false expected")
     if cfg.ckpt is not None:
         if not checkpoints(cfg):
-            raise SystemExit("ckpt=[]: a run folder or a checkpoint file expected")
+            raise SystemExit("ckpt=[]: a run folder, a checkpoint file or the folder of a sweep expected")
         typed = [word.lstrip("+~").partition("=")[0] for word in HydraConfig.get().overrides.task]
         if others := [key for key in typed if key not in OPTIONS and not key.startswith("paths")]:
             raise SystemExit(
@@ -67,32 +74,91 @@ def check_values(cfg: DictConfig) -> None:
 
 
 def checkpoints(cfg: DictConfig) -> list[Path]:
-    """The run folders and checkpoint files that are to be measured."""
+    """The run folders, checkpoint files and sweeps that were typed."""
     given = cfg.ckpt if isinstance(cfg.ckpt, ListConfig) else [cfg.ckpt]
     return [Path(str(path)).expanduser() for path in given]
 
 
 def measure_runs(folder: Path, cfg: DictConfig) -> list[Row]:
-    """Measure trained runs, and write ``benchmark.json`` into the folder of each; a lone checkpoint has none."""
+    """Measure trained runs. All are opened before the first is measured, so that mistakes are told at once."""
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     runs.write_config(folder, OmegaConf.create({key: resolved[key] for key in (*OPTIONS, "paths")}))
-    loaded = [runs.load_run(path, cfg.paths) for path in checkpoints(cfg)]
-    rows: list[Row] = []
-    for run in loaded:
-        row = measure(run.module, run.cfg.crop.size, cfg)
-        owner = run.checkpoint.parent.parent if run.checkpoint.parent.name == "checkpoints" else None
-        rows.append({"name": (owner or run.checkpoint).resolve().name, **row})
-        if owner:
-            write_json(owner / "benchmark.json", row)
-    return rows
+    paths: list[Path] = []
+    for path in checkpoints(cfg):
+        if (path / SWEEP).is_file():
+            paths += measurable_cells(path, cfg)
+        elif reason := refusal(path, cfg):
+            raise SystemExit(reason)
+        else:
+            paths.append(path)
+    return [measure_run(path, cfg) for path in paths]
+
+
+def measurable_cells(sweep: Path, cfg: DictConfig) -> list[Path]:
+    """The folders of the finished cells of a sweep; those that are left out are named on the screen.
+
+    Raises:
+        SystemExit: none is left, or the sweep or one of its checkpoints cannot be read.
+    """
+    from facelab.sweep import ledger
+
+    paths, cells = [], ledger(sweep)
+    for cell in cells:
+        path, reason = sweep / str(cell.number), cell.status.state
+        if reason == "finished":
+            saved = any((path / "checkpoints").glob("*.ckpt"))
+            reason = refusal(path, cfg) if saved else "finished, without a checkpoint"
+        if reason:
+            log.warning("%s is left out: %s", path, reason)
+        else:
+            paths.append(path)
+    if not paths:
+        raise SystemExit(f"{sweep}: none of its {len(cells)} cells can be measured; why is told above")
+    return paths
+
+
+def refusal(path: Path, cfg: DictConfig) -> str:
+    """Why a run cannot be measured as it is asked; empty where it can.
+
+    Raises:
+        SystemExit: it cannot be opened.
+    """
+    run = runs.load_run(path, cfg.paths)
+    return no_pose(run.module, run.cfg.crop.size, cfg)
+
+
+def no_pose(module: "LandmarkModule", size: int, cfg: DictConfig) -> str:
+    """What is to be said where the pose is asked for, of a module that predicts none; else empty."""
+    from facelab.cost import predicts_pose
+
+    lacks = cfg.with_pose and not predicts_pose(module, size)
+    return "with_pose=true: this model predicts no pose" if lacks else ""
+
+
+def measure_run(path: Path, cfg: DictConfig) -> Row:
+    """Measure a trained run, and write the numbers into its folder; a lone checkpoint has none."""
+    run = runs.load_run(path, cfg.paths)
+    row = measure(run.module, run.cfg.crop.size, cfg)
+    owner = run.checkpoint.parent.parent if run.checkpoint.parent.name == "checkpoints" else None
+    if owner:
+        write_row(owner, row)
+    place = (owner or run.checkpoint).resolve()
+    return {"name": f"{place.parent.name}/{place.name}" if place.name.isdecimal() else place.name, **row}
 
 
 def measure_model(folder: Path, cfg: DictConfig) -> Row:
-    """Measure what train.py would train, and write ``benchmark.json`` and ``config.yaml`` as those of a run."""
+    """Measure what train.py would train, and write the numbers and ``config.yaml`` as those of a run.
+
+    Raises:
+        SystemExit: the pose is asked for, and it predicts none.
+    """
     runs.clear_initial_weights(cfg)
     runs.write_config(folder, cfg)
-    row = measure(runs.build(cfg.model), cfg.crop.size, cfg)
-    write_json(folder / "benchmark.json", row)
+    module = runs.build(cfg.model)
+    if reason := no_pose(module, cfg.crop.size, cfg):
+        raise SystemExit(reason)
+    row = measure(module, cfg.crop.size, cfg)
+    write_row(folder, row)
     return {"name": cfg.paths.name, **row}
 
 
@@ -112,19 +178,28 @@ def measure(module: "LandmarkModule", size: int, cfg: DictConfig) -> Row:
     device = cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     torch.compiler.reset()  # after some modules torch would give up compiling more of the same class
     prepare(module.to(device), cfg.memory_format, cfg.compile)
-    one, many = (latency(module, size, batch, cfg.seconds, cfg.repeats, cfg.threads) for batch in (1, cfg.batch))
+    pose = cfg.with_pose
+    one, many = (
+        latency(module, size, batch, cfg.seconds, cfg.repeats, cfg.threads, pose=pose) for batch in (1, cfg.batch)
+    )
     return {
-        **cost(module, size),
+        **cost(module, size, pose=pose),
         "latency_p50_ms": one.p50,
         "latency_p95_ms": one.p95,
         f"throughput_{cfg.batch}": 1000 * cfg.batch / many.p50,
         "threads": cfg.threads,
         **machine(module.device),
         "size": size,
+        "pose": pose,
         "memory_format": cfg.memory_format,
         "compile": cfg.compile,
         "calls": one.calls,
     }
+
+
+def write_row(folder: Path, row: Row) -> None:
+    """Write the numbers into the folder of a run; those with the head's pose stand beside those without."""
+    write_json(folder / (BENCHMARK_POSE if row["pose"] else BENCHMARK), row)
 
 
 def write_csv(path: Path, rows: list[Row]) -> None:
@@ -143,15 +218,15 @@ def report(folder: Path, rows: list[Row]) -> None:
 
     first: dict[str, Any] = rows[0]
     batch = next(key for key in first if key.startswith("throughput_")).removeprefix("throughput_")
-    compiled = ", compiled" if first["compile"] else ""
-    title = "{device}, {cpu}, threads={threads}, torch {torch}, {memory_format}".format(**first) + compiled
+    more = ", compiled" * first["compile"] + ", with pose" * first["pose"]
+    title = "{device}, {cpu}, threads={threads}, torch {torch}, {memory_format}".format(**first) + more
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("name", overflow="fold")
     for heading in ("crop\npx", "params\nM", "MACs\nM", "FLOPs\nM", "p50\nms", "p95\nms", f"faces/s\nby {batch}"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         numbers: dict[str, Any] = row
-        size = (f"{numbers[key] / 1e6:,.2f}" for key in ("params", "macs", "flops"))
+        size = (f"{numbers[key] / 1e6:,.{places}f}" for key, places in (("params", 2), ("macs", 1), ("flops", 1)))
         speed = (f"{numbers[key]:,.2f}" for key in ("latency_p50_ms", "latency_p95_ms", f"throughput_{batch}"))
         table.add_row(numbers["name"], str(numbers["size"]), *size, *speed)
     console = Console()

@@ -145,8 +145,8 @@ def show_grid(console: "Console", rows: list[list[comparison.Cell]]) -> None:
     from rich.text import Text
 
     def text(cell: comparison.Cell) -> Text:
-        # A metric's long name breaks before its subset.
-        name = cell.text.replace("_yaw_", "_\nyaw_") if cell.number else cell.text
+        # A metric's long name breaks before its subset, a cost with pose behind that.
+        name = cell.text.replace("_yaw_", "_\nyaw_").replace("pose: ", "pose:\n") if cell.number else cell.text
         return Text.assemble((name, "bold" if cell.bold else ""), (f"\n{cell.below}" if cell.below else "", "dim"))
 
     texts = [[text(cell) for cell in row] for row in rows]

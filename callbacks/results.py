@@ -69,7 +69,7 @@ def results(module: "LandmarkModule", datamodule: "LandmarkDataModule") -> dict[
         "counts": landmarks.counts(table, layout, tags),
         "left_out": landmarks.left_out(table, layout, tags),
         "intervals": intervals(table, layout, tags),
-        "cost": cost(module, datamodule.crop.size),
+        "cost": cost(module, datamodule.crop.size, pose=False),
     }
 
 

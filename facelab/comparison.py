@@ -19,7 +19,8 @@ from facelab.published import Published, official
 from facelab.status import read_cells, read_status
 
 FILES = ("status.json", "config.yaml", "metrics.json")
-BENCHMARK = "benchmark.json"
+BENCHMARK, BENCHMARK_POSE = "benchmark.json", "benchmark_pose.json"
+"""What benchmark.py leaves in the folder of a run: of the landmarks alone, and of these with the head's pose."""
 SORT_BY = "nme_box"
 MAIN = (
     *("nme_ioc", "nme_box", "fr08_ioc", "auc08_ioc"),
@@ -45,7 +46,13 @@ RECIPE = frozenset(
 SAID = ("dataset", "split", "faces", "layout", "box", "box_scale", "flip_test", "pose")
 """Entries of a protocol that its description has words for."""
 NO_RUN = "no run"
-COSTS = {"params": ("params M", 1e-6, 2), "macs": ("MACs G", 1e-9, 2), "latency_p50_ms": ("latency ms", 1.0, 1)}
+LATENCY = "latency_p50_ms"
+POSE = "pose_"
+"""How the names of costs begin that are those of landmarks and head pose together."""
+COSTS = {"params": ("params M", 1e-6, 2), "macs": ("MACs M", 1e-6, 1), LATENCY: ("latency ms", 1.0, 1)}
+COSTS |= {
+    f"{POSE}{name}": (f"with pose: {heading}", factor, decimals) for name, (heading, factor, decimals) in COSTS.items()
+}
 """What a method costs for one face: name in the files to heading, factor and decimals of the column."""
 MEAN = "mean"
 """State of a row of the CSV file that is the mean of runs."""
@@ -66,6 +73,7 @@ class Run(NamedTuple):
     intervals: dict[str, tuple[float, float]]  # 95 %, of some metrics
     cost: dict[str, float]  # of one face: params, macs, flops; empty where not counted
     benchmark: dict[str, Any]  # content of benchmark.json; empty where not measured
+    benchmark_pose: dict[str, Any]  # the same of benchmark_pose.json
     typed: tuple[str, ...]  # of a cell of a sweep: its overrides that not all cells have, as sweep.json tells them
 
     @property
@@ -79,14 +87,21 @@ class Run(NamedTuple):
 
     def costs(self, name: str) -> float:
         """One of :data:`COSTS`; NaN where it is not known."""
-        value = self.benchmark.get(name, self.cost.get(name))
+        if name.startswith(POSE):
+            value = self.benchmark_pose.get(name.removeprefix(POSE))
+        else:
+            value = self.benchmark.get(name, self.cost.get(name))
         return float(value) if isinstance(value, (int, float)) else math.nan
 
-    @property
-    def machine(self) -> str:
-        """What the latency was measured on, and how; latencies of two machines cannot be compared."""
+    def machine(self, latency: str) -> str:
+        """What a latency was measured on, and how; latencies of two machines cannot be compared.
+
+        Args:
+            latency: its name in :data:`COSTS`.
+        """
+        measured = self.benchmark_pose if latency.startswith(POSE) else self.benchmark
         conditions = ("device", "cpu", "threads", "torch", "memory_format", "compile")
-        return ", ".join(f"{key} {_text(self.benchmark[key])}" for key in conditions if key in self.benchmark)
+        return ", ".join(f"{key} {_text(measured[key])}" for key in conditions if key in measured)
 
 
 class Row(NamedTuple):
@@ -190,7 +205,7 @@ def read_run(folder: Path, typed: tuple[str, ...] = ()) -> Run:
     """
     path = folder.resolve()
     name = f"{path.parent.name}/{path.name}" if path.name.isdecimal() else path.name
-    run = Run(name, folder, "unknown", "", {}, {}, {}, {}, {}, {}, {}, typed)
+    run = Run(name, folder, "unknown", "", {}, {}, {}, {}, {}, {}, {}, {}, typed)
     if folder.exists() and not _is_run(folder):
         return run._replace(state=NO_RUN, reason=f"holds none of {', '.join(FILES)}")
     faults = []
@@ -234,7 +249,7 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _benchmark(path: Path) -> dict[str, Any]:
-    return {"benchmark": _mapping(path)}
+    return {path.stem: _mapping(path)}
 
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -308,7 +323,8 @@ def _results(path: Path) -> dict[str, Any]:
     }
 
 
-READERS = {"status.json": _status, "config.yaml": _config, "metrics.json": _results, BENCHMARK: _benchmark}
+READERS = {"status.json": _status, "config.yaml": _config, "metrics.json": _results}
+READERS |= {BENCHMARK: _benchmark, BENCHMARK_POSE: _benchmark}
 """File of a run to what reads its fields of a :class:`Run`."""
 
 
@@ -648,6 +664,8 @@ def typed_apart(table: Table) -> dict[Path, str]:
     """
     seen = [tuple(row_setting(row, key) for key in table.settings) for row in table.rows]
     shared = set.intersection(*(set(run.typed) for run in table.runs))
+    if any(len(row.runs) > 1 for row in table.rows):
+        shared |= {word for run in table.runs for word in run.typed if word.startswith("seed=")}
     words = {run.folder: " ".join(word for word in run.typed if word not in shared) for run in table.runs}
     return words if len(set(seen)) < len(seen) and any(words.values()) else {}
 
@@ -656,6 +674,11 @@ def cost_of(row: Row, name: str) -> float:
     """Mean of one of :data:`COSTS` over the runs of a row that know it; NaN if none does."""
     known = [value for run in row.runs if not math.isnan(value := run.costs(name))]
     return sum(known) / len(known) if known else math.nan
+
+
+def machines_of(table: Table, latency: str) -> list[str]:
+    """The machines on which one of the latencies of :data:`COSTS` was measured."""
+    return sorted({run.machine(latency) for run in table.runs if not math.isnan(run.costs(latency))})
 
 
 def _number_cell(row: Row, metric: str, bold: bool) -> Cell:
@@ -733,7 +756,7 @@ def remarks(table: Table) -> list[str]:
             f"paper: what is published for the method and backbone on these faces; its crop, training set and frame of "
             f"measurement may differ. From {'; '.join(sources)}."
         )
-    if len(machines := {run.machine for run in table.runs if not math.isnan(run.costs("latency_p50_ms"))}) > 1:
+    if len(machines := {*machines_of(table, LATENCY), *machines_of(table, POSE + LATENCY)}) > 1:
         lines.append(f"Latencies of different machines cannot be compared: {'; '.join(sorted(machines))}.")
     if table.recipe:
         lines.append(f"Also differ, with one value for each model: {', '.join(map(label, table.recipe))}.")

@@ -3,7 +3,7 @@
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -43,16 +43,18 @@ class _Operands(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def cost(module: "LandmarkModule", size: int) -> dict[str, int]:
+def cost(module: "LandmarkModule", size: int, *, pose: bool) -> dict[str, int]:
     """Parameters, multiply-adds and floating point operations behind the landmarks of one face.
 
     Counted is ``predict_points`` of one crop, from raw pixels to points, without the flip test, which runs the network
-    twice. A parameter counts if an operator of that run reads it; so a branch that only training needs, or a layer that
-    was adopted by nobody, does not, however a method builds it. Statistics of normalisation are no parameters.
+    twice; or ``predict``, which finds the head's pose with them. A parameter counts if an operator of that run reads
+    it; so a branch that only training needs, or a layer that was adopted by nobody, does not, however a method builds
+    it. Statistics of normalisation are no parameters.
 
     Args:
         module: left as it is: its device, its memory format, training or evaluation mode, flip test.
         size: side of the crop in pixels.
+        pose: count what finds the head's pose as well.
 
     Returns:
         ``params``; ``macs``, one multiplication and one addition each, of convolutions and matrix products (torch's
@@ -60,18 +62,21 @@ def cost(module: "LandmarkModule", size: int) -> dict[str, int]:
     """
     image = _crops(module, 1, size)
     eager = torch.compiler.set_stance("force_eager")  # a compiled kernel would hide what it reads and does
+    predict = module.predict if pose else module.predict_points
     with _inference(module), eager, torch.no_grad(), _Operands() as operands, FlopCounterMode(display=False) as counter:
-        module.predict_points(image)
+        predict(image)
     flops = counter.get_total_flops()
     params = sum(parameter.numel() for parameter in module.parameters() if id(parameter) in operands.ids)
     return {"params": params, "macs": flops // 2, "flops": flops}
 
 
-def latency(module: "LandmarkModule", size: int, batch: int, seconds: float, repeats: int, threads: int) -> Latency:
+def latency(
+    module: "LandmarkModule", size: int, batch: int, seconds: float, repeats: int, threads: int, *, pose: bool
+) -> Latency:
     """How long ``predict_points`` takes for crops that lie on the module's device already, without the flip test.
 
-    From raw pixels to points, in 32-bit floats as torch computes with them (TF32 in convolutions on a GPU). Reading and
-    cutting out photos and the way to a GPU are not in it.
+    From raw pixels to points, and with ``predict`` to the head's pose, in 32-bit floats as torch computes with them
+    (TF32 in convolutions on a GPU). Reading and cutting out photos and the way to a GPU are not in it.
 
     Args:
         module: left as it is.
@@ -80,13 +85,21 @@ def latency(module: "LandmarkModule", size: int, batch: int, seconds: float, rep
         seconds: for so long at least it is called.
         repeats: so often at least.
         threads: of torch on the CPU.
+        pose: time ``predict`` instead, which finds the head's pose as well.
     """
     image = _crops(module, batch, size)
+    predict = module.predict if pose else module.predict_points
     with _inference(module), _threads(threads), torch.inference_mode():
-        _durations(module, image, seconds / 10, WARM_UP)
-        times = _durations(module, image, seconds, repeats)
+        _durations(predict, image, seconds / 10, WARM_UP)
+        times = _durations(predict, image, seconds, repeats)
     p50, p95 = np.percentile(times, (50, 95)) * 1000
     return Latency(float(p50), float(p95), len(times))
+
+
+def predicts_pose(module: "LandmarkModule", size: int) -> bool:
+    """Whether a module finds the head's pose in crops of this many pixels; it is left as it is."""
+    with _inference(module), torch.inference_mode():
+        return module.predict(_crops(module, 1, size)).pose is not None
 
 
 def machine(device: torch.device) -> dict[str, str]:
@@ -110,14 +123,14 @@ def _crops(module: "LandmarkModule", batch: int, size: int) -> Tensor:
     return torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=generator).to(module.device)
 
 
-def _durations(module: "LandmarkModule", image: Tensor, seconds: float, repeats: int) -> list[float]:
+def _durations(predict: Callable[[Tensor], Any], image: Tensor, seconds: float, repeats: int) -> list[float]:
     """Seconds of each call; for so long and so often at least."""
     times: list[float] = []
     _synchronise(image.device)
     end = time.perf_counter() + seconds
     while len(times) < repeats or time.perf_counter() < end:
         start = time.perf_counter()
-        module.predict_points(image)
+        predict(image)
         _synchronise(image.device)
         times.append(time.perf_counter() - start)
     return times

@@ -124,9 +124,10 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
 def labels_of(table: Table) -> list[str]:
     """Short names of the rows for legends, no two alike.
 
-    Without the stamp; the jobs of a sweep by the settings in which the runs differ.
+    Without the stamp; the jobs of a sweep by the settings in which the runs differ, or as they were typed.
     """
-    labels = [_label(row, table) for row in table.rows]
+    typed = comparison.typed_apart(table)
+    labels = [typed.get(row.runs[0].folder) or _label(row, table) for row in table.rows]
     often = Counter(labels)
     return [
         label if often[label] == 1 else f"{label} · {row.name}" for label, row in zip(labels, table.rows, strict=True)
@@ -188,15 +189,17 @@ def _groups(table: Table) -> list[dict[str, Any]]:
 
 
 def _costs(table: Table) -> list[dict[str, Any]]:
-    """One figure for each cost; latencies of each machine have their own."""
+    """One figure for each cost; latencies of each machine have their own, as has what includes the head's pose."""
     rows = table.rows
-    machines = sorted({run.machine for run in table.runs if not math.isnan(run.costs("latency_p50_ms"))})
-    macs = [comparison.cost_of(row, "macs") * 1e-9 for row in rows]
-    figures = [("MACs", "G", "multiply-adds for one face", macs)]
-    for machine in machines:
-        there = [[run for run in row.runs if run.machine == machine] for row in rows]
-        values = [comparison.cost_of(comparison.row_of(runs), "latency_p50_ms") if runs else math.nan for runs in there]
-        figures.append(("Latency", "ms", f"median at batch 1; {machine}", values))
+    figures = []
+    for of, more in (("", ""), (comparison.POSE, " with pose")):
+        macs = [comparison.cost_of(row, f"{of}macs") * 1e-6 for row in rows]
+        figures.append((f"MACs{more}", "M", "multiply-adds for one face", macs))
+        latency = of + comparison.LATENCY
+        for machine in comparison.machines_of(table, latency):
+            there = [[run for run in row.runs if run.machine(latency) == machine] for row in rows]
+            values = [comparison.cost_of(comparison.row_of(runs), latency) if runs else math.nan for runs in there]
+            figures.append((f"Latency{more}", "ms", f"median at batch 1; {machine}", values))
     return [
         {
             "title": title,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from conftest import ROOT, open_door, options, small
+from conftest import PLAIN, ROOT, open_door, options, small
 from hydra import compose, initialize_config_dir
 from lightning import LightningModule
 from omegaconf import OmegaConf
@@ -17,9 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from facelab import runs
-from facelab.cost import cost, latency
+from facelab.comparison import compare, grid, read_runs
+from facelab.cost import cost, latency, predicts_pose
 from facelab.landmarks.batch import LandmarkBatch
+from facelab.page import section_data
 from facelab.speed import prepare
+from lightning_modules.landmark import Prediction
 
 KEYS = {
     *("params", "macs", "flops", "latency_p50_ms", "latency_p95_ms", "throughput_32"),
@@ -50,6 +53,11 @@ class Tiny(LightningModule):
 
     def predict_points(self, image: Tensor) -> Tensor:
         return self(image) + self(image.flip(-1)) if self.flip_test else self(image)
+
+    def predict(self, image: Tensor) -> Prediction:
+        features = self.body(image.float())
+        points = functional.linear(features.flatten(1), self.weight)
+        return Prediction(points, points, pose=self.auxiliary(features).mean((2, 3))[:, :3])
 
 
 @pytest.fixture
@@ -95,16 +103,19 @@ def state(module: Any) -> State:
 def test_cost_by_hand(tiny: Any) -> None:
     """A branch that only training needs counted, a weight missed that no layer holds, FLOPs taken for multiply-adds."""
     macs = 4 * 3 * 9 * 4 * 4 + 10 * 64
-    assert cost(tiny, 8) == {"params": (4 * 27 + 4) + 2 * 4 + 640, "macs": macs, "flops": 2 * macs}
+    params = (4 * 27 + 4) + 2 * 4 + 640
+    assert cost(tiny, 8, pose=False) == {"params": params, "macs": macs, "flops": 2 * macs}
+    more = macs + 100 * 4 * 4 * 4
+    assert cost(tiny, 8, pose=True) == {"params": params + 500, "macs": more, "flops": 2 * more}
 
 
 def test_cost_of_pipnet_is_all_of_it(pipnet: Any) -> None:
     """Parameters missed by the count; the mirrored crop counted as a second face."""
-    once = cost(pipnet, 64)
+    once = cost(pipnet, 64, pose=False)
     assert once["params"] == sum(parameter.numel() for parameter in pipnet.parameters())
     pipnet.flip_test = True
-    assert cost(pipnet, 64) == once
-    larger = cost(pipnet, 128)
+    assert cost(pipnet, 64, pose=False) == once
+    larger = cost(pipnet, 128, pose=False)
     assert larger["params"] == once["params"]
     assert 3 < larger["macs"] / once["macs"] < 4.1
 
@@ -117,14 +128,26 @@ def test_measuring_changes_nothing(pipnet: Any, memory_format: str) -> None:
     pipnet.backbone.eval()
     pipnet.flip_test = True
     before = state(pipnet)
-    cost(pipnet, 64)
-    times = latency(pipnet, 64, batch=2, seconds=0, repeats=3, threads=before.threads + 1)
+    cost(pipnet, 64, pose=False)
+    assert not predicts_pose(pipnet, 64)
+    times = latency(pipnet, 64, batch=2, seconds=0, repeats=3, threads=before.threads + 1, pose=False)
     after = state(pipnet)
     assert times.calls == 3
     assert 0 < times.p50 <= times.p95
     assert after._replace(tensors={}) == before._replace(tensors={})
     assert all(torch.equal(value, before.tensors[name]) for name, value in after.tensors.items())
     assert all(parameter.grad is None for parameter in pipnet.parameters())
+
+
+def test_what_is_timed(tiny: Any) -> None:
+    """Milliseconds of the landmarks alone that stand for those with pose, or the other way round."""
+    called: list[str] = []
+    for name in ("predict", "predict_points"):
+        setattr(tiny, name, lambda image, name=name: called.append(name))
+    for pose, name in ((True, "predict"), (False, "predict_points")):
+        called.clear()
+        latency(tiny, 8, batch=1, seconds=0, repeats=2, threads=1, pose=pose)
+        assert {*called} == {name}
 
 
 # Speed
@@ -185,11 +208,11 @@ def test_compiled_network(pipnet: Any) -> None:
     """Checkpoints with other names, other points, a copy that computes with the original's weights, a lower cost."""
     pipnet.eval()
     image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    names, points, price = list(pipnet.state_dict()), pipnet(image).offset, cost(pipnet, 64)
+    names, points, price = list(pipnet.state_dict()), pipnet(image).offset, cost(pipnet, 64, pose=False)
     prepare(pipnet, "channels_last", True)
     assert list(pipnet.state_dict()) == names
     torch.testing.assert_close(pipnet(image).offset, points, atol=1e-4, rtol=1e-3)
-    assert cost(pipnet, 64) == price
+    assert cost(pipnet, 64, pose=False) == price
     other = copy.deepcopy(pipnet)
     nn.init.zeros_(other.head.predict.weight)
     assert not other(image).score.any()
@@ -234,6 +257,59 @@ def test_benchmark_of_one_run_is_named_after_it(trained: Path, tmp_path: Path) -
     assert {key for key in content if key.startswith("throughput")} == {"throughput_3"}
 
 
+def test_benchmark_of_a_sweep(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A sweep that must be typed cell by cell; one that lacks a cell that ends the rest, or is left out silently."""
+    sweep, cells = tmp_path / "sweep", {str(number): [f"seed={number}"] for number in range(5)}
+    for number in "0123":
+        shutil.copytree(trained, sweep / number)
+        (sweep / number / "overrides.yaml").unlink()
+    (sweep / "sweep.json").write_text(json.dumps({"stamp": "now", "cells": cells}))
+    status = load(sweep / "1" / "status.json")
+    (sweep / "1" / "status.json").write_text(json.dumps(status | {"state": "failed"}))
+    shutil.rmtree(sweep / "2" / "checkpoints")
+    open_door("benchmark", "ckpt=sweep", *QUICK, "hydra.run.dir=run", folder=tmp_path)
+    with (tmp_path / "run" / "benchmark.csv").open() as file:
+        assert [(row["name"], row["pose"]) for row in csv.DictReader(file)] == [
+            ("sweep/0", "False"),
+            ("sweep/3", "False"),
+        ]
+    out = " ".join(capfd.readouterr().out.split())
+    for number, reason in (("1", "failed"), ("2", "finished, without a checkpoint"), ("4", "missing")):
+        assert f"sweep/{number} is left out: {reason}" in out
+    (table,) = compare(read_runs([sweep]), None)
+    column = [cell.text for cell in grid(table)[0]].index("latency ms")
+    assert [row[column].text == "-" for row in grid(table, each=True)[1:]].count(False) == 2
+    assert [cost["title"] for cost in section_data(table)["costs"]] == ["MACs", "Latency"]
+    for number in "03":
+        shutil.rmtree(sweep / number / "checkpoints")
+    with pytest.raises(SystemExit, match="sweep: none of its 5 cells can be measured"):
+        open_door("benchmark", "ckpt=sweep", *QUICK, "hydra.run.dir=again", folder=tmp_path)
+
+
+def test_benchmark_with_pose(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Landmarks and pose together in the place of the landmarks; a model without a pose counted as one with it."""
+    words = [word for word in small("pfld") if not word.startswith("pose=")]
+    words += [*PLAIN, "trainer.max_epochs=1", "loss=l1", "model.angle_weight=1", "hydra.sweep.dir=sweep"]
+    open_door("train", *words, "-m", "pose=none,shared", folder=tmp_path)
+    for folder, more in (("alone", "false"), ("both", "true")):
+        line = ["ckpt=sweep", f"with_pose={more}", *QUICK, f"hydra.run.dir={folder}"]
+        open_door("benchmark", *line, folder=tmp_path)
+    assert "sweep/0 is left out: with_pose=true: this model predicts no pose" in capfd.readouterr().out
+    with (tmp_path / "both" / "benchmark.csv").open() as file:
+        assert [(row["name"], row["pose"]) for row in csv.DictReader(file)] == [("sweep/1", "True")]
+    alone, both = (load(tmp_path / "sweep" / "1" / f"{name}.json") for name in ("benchmark", "benchmark_pose"))
+    assert (alone["pose"], both["pose"]) == (False, True)
+    assert alone["params"] < both["params"]
+    assert alone["macs"] < both["macs"]
+    assert not (tmp_path / "sweep" / "0" / "benchmark_pose.json").exists()
+    (table,) = compare(read_runs([tmp_path / "sweep"]), ["nme_box"])
+    heading, *rows = grid(table)
+    column = [cell.text for cell in heading].index("with pose: MACs M")
+    assert {row[column].text for row in rows} == {"-", f"{both['macs'] / 1e6:.1f}"}
+    with pytest.raises(SystemExit, match="with_pose=true: this model predicts no pose"):
+        open_door("benchmark", "ckpt=[sweep/1,sweep/0]", "with_pose=true", *QUICK, "hydra.run.dir=run", folder=tmp_path)
+
+
 @pytest.mark.parametrize("model", options("model"))
 def test_benchmark_of_a_model(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights downloaded for a time that does not depend on them; a folder that compare.py cannot read as a run."""
@@ -272,6 +348,8 @@ def test_benchmark_agrees_with_published_numbers(tmp_path: Path, capfd: pytest.C
         (["repeats=1.5"], "repeats=1.5: a whole number over 0 expected"),
         (["seconds=-1"], "seconds=-1: a number, 0 or more, expected"),
         (["device=gpu"], "device=gpu: auto, cpu or cuda expected"),
+        (["with_pose=1"], "with_pose=1: true or false expected"),
+        (["with_pose=true", *QUICK], "with_pose=true: this model predicts no pose"),
         (["memory_format=nhwc"], "memory_format=nhwc: channels_last or contiguous expected"),
         (["+typo=1"], "typo: nothing reads this key"),
         pytest.param(

@@ -224,7 +224,7 @@ def test_results_are_written_where_the_test_runs(trained: Path, cache: Path, tmp
     for name, (low, high) in found["intervals"].items():
         value = found["metrics"][name]
         assert (low is None) == (value is None) and (value is None or low <= value <= high), name
-    assert found["cost"] == cost(module, datamodule.crop.size)
+    assert found["cost"] == cost(module, datamodule.crop.size, pose=False)
     faces = landmarks.read_faces(tmp_path / "again" / "faces.csv")
     assert faces["photo"].tolist() == [path.name for path in datamodule.faces["test"].paths]
     np.testing.assert_array_equal(faces["nme_box"], landmarks.nme_per_face(module.table, "box"))

@@ -16,6 +16,7 @@ import yaml
 
 from facelab import comparison, pairing, published, status
 from facelab.comparison import Row, Run, Table, best, compare, grid, read_run, read_runs, row_of, rows_of
+from facelab.page import labels_of
 
 ROOT = Path(__file__).parents[1]
 PROTOCOL = {
@@ -103,7 +104,7 @@ def run(name: str, state: str = "finished", **metrics: tuple[float, float, float
     """A run whose metrics have these values and intervals."""
     values = {key: value for key, (value, _, _) in metrics.items()} | {"faces": 100.0}
     intervals = {key: (low, high) for key, (_, low, high) in metrics.items()}
-    return Run(name, Path(name), state, "", {}, dict(PROTOCOL), values, {}, intervals, {}, {}, ())
+    return Run(name, Path(name), state, "", {}, dict(PROTOCOL), values, {}, intervals, {}, {}, {}, ())
 
 
 def row(name: str, state: str = "finished", **metrics: tuple[float, float, float]) -> Row:
@@ -482,10 +483,45 @@ def test_costs_are_read(tmp_path: Path) -> None:
     (folder / "metrics.json").write_text(json.dumps(results))
     (folder / "benchmark.json").write_text(json.dumps({"latency_p50_ms": 12.34, "cpu": "EPYC", "threads": 1}))
     rows = grid(compare([read_run(folder), read_run(old)], ["nme_box"])[0])
-    assert [cell.text for cell in rows[0][-3:]] == ["params M", "MACs G", "latency ms"]
-    assert {tuple(cell.text for cell in row[-3:]) for row in rows[1:]} == {("2.00", "0.58", "12.3"), ("-", "-", "-")}
+    assert [cell.text for cell in rows[0][-3:]] == ["params M", "MACs M", "latency ms"]
+    assert {tuple(cell.text for cell in row[-3:]) for row in rows[1:]} == {("2.00", "580.0", "12.3"), ("-", "-", "-")}
     (folder / "benchmark.json").write_text("{")
     assert read_run(folder).state == "unreadable"
+
+
+def test_costs_with_pose_stand_apart(tmp_path: Path) -> None:
+    """What landmarks and pose cost together is taken for the landmarks, or put in the place of what these cost."""
+    alone = {"params": 9_000, "macs": 8_060_000, "latency_p50_ms": 1.5, "cpu": "EPYC"}
+    both = {"params": 10_000, "macs": 9_140_000, "latency_p50_ms": 2.5, "cpu": "EPYC", "pose": True}
+    for name, size, files in (
+        ("a", 1, (alone, both)),
+        ("b", 2, (None, both)),
+        ("c", 3, (alone | {"pose": False}, None)),
+    ):
+        folder = write(tmp_path / "sweep" / name, config=changed(CONFIG, crop__size=size))
+        for file, content in zip(("benchmark.json", "benchmark_pose.json"), files, strict=True):
+            if content:
+                (folder / file).write_text(json.dumps(content))
+    runs = read_runs([f"{tmp_path}/sweep/*"])
+    (table,) = compare(runs, ["nme_box"])
+    heading, *rows = grid(table)
+    names = ["params M", "MACs M", "latency ms"]
+    assert [cell.text for cell in heading[-6:]] == [*names, *(f"with pose: {name}" for name in names)]
+    usual, more, none = ["0.01", "8.1", "1.5"], ["0.01", "9.1", "2.5"], ["-"] * 3
+    assert {row[0].text: [cell.text for cell in row[-6:]] for row in rows} == {
+        "a": usual + more,
+        "b": none + more,
+        "c": usual + none,
+    }
+    assert not any("different machines" in line for line in comparison.remarks(table))
+    comparison.write_csv(tmp_path / "all.csv", runs, [table])
+    with (tmp_path / "all.csv").open() as file:
+        found = {row["run"]: (row["macs"], row["pose_macs"]) for row in csv.DictReader(file)}
+    assert found == {"a": ("8060000.0", "9140000.0"), "b": ("", "9140000.0"), "c": ("8060000.0", "")}
+    (tmp_path / "sweep" / "c" / "benchmark_pose.json").write_text(json.dumps(both | {"cpu": "Xeon"}))
+    assert any(
+        "different machines" in line for line in comparison.remarks(*compare(read_runs([f"{tmp_path}/sweep/*"]), None))
+    )
 
 
 def test_faces_that_were_left_out_are_told(tmp_path: Path) -> None:
@@ -692,6 +728,12 @@ def test_cells_that_no_setting_tells_apart() -> None:
     ]
     (table,) = compare(cells, ["nme_box"])
     assert [line[1].text for line in comparison.grid(table)] == ["typed", "pose=none", "pose=one", "pose=two"]
+    assert labels_of(table) == ["pose=none", "pose=one", "pose=two"]
+    more = [
+        each._replace(folder=Path(f"more/{each.name}"), config=each.config | {"seed": 2}, typed=(*each.typed, "seed=2"))
+        for each in cells
+    ]
+    assert labels_of(*compare([*cells, *more], ["nme_box"])) == ["pose=none", "pose=one", "pose=two"]
     told = [
         each._replace(config=each.config | {"crop.size": size}) for each, size in zip(cells, (1, 2, 3), strict=True)
     ]

@@ -5,18 +5,21 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, open_door, small
+from conftest import PLAIN, ROOT, SMALL_FACES, open_door, small
 from omegaconf import OmegaConf
 
 from facelab.annotations.synthetic import Synthetic
 from facelab.landmarks.layouts import IBUG68, LAPA106, Layout
 from facelab.metrics.landmarks import read_faces
+from facelab.status import read_status
+from train import check_values
 
 CLIENTS_LINE = "model=pipnet data=lapa106 -m backbone=mbv2,resnet18"
 SHORT = (
@@ -212,6 +215,8 @@ def test_help_answers_at_once(door: str, words: str, tmp_path: Path) -> None:
         (["data.val=0"], "'val'"),
         (["crop.size=100"], "crop.size=100 must be a multiple"),
         (["test_with=first"], "test_with=first: last or best expected"),
+        (["trainer.check_val_every_n_epoch=2"], "trainer.check_val_every_n_epoch=1 validates after every epoch"),
+        (["experiment=pfld_input_size", "crop.size=64"], "start it with -m, or say which cell: backbone.width=..."),
         pytest.param(
             ["trainer=gpu"],
             "trainer: ",
@@ -225,6 +230,8 @@ def test_mistakes_in_training(
 ) -> None:
     """A screen of traceback where one sentence would do, or a mistake that shows only after the training."""
     line = [*small("pipnet"), *QUIET, *words]
+    if words[0].startswith("experiment="):
+        line = [*SMALL_FACES, *QUIET, *words]
     if words[0] in ("data=lapa106", "data=folder"):
         line = [word for word in line if not word.startswith("data.") or word in words]
     with pytest.raises(SystemExit) as stop:
@@ -235,6 +242,48 @@ def test_mistakes_in_training(
     assert message in text
     assert "Traceback" not in text
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("trainer", "refused"),
+    [
+        ({"check_val_every_n_epoch": 20, "max_epochs": 19}, True),
+        ({"check_val_every_n_epoch": 20, "max_epochs": 20}, False),
+        ({"check_val_every_n_epoch": 20, "max_epochs": 5, "max_steps": -1, "fast_dev_run": False}, True),
+        ({"check_val_every_n_epoch": 20, "max_epochs": 5, "limit_val_batches": 0.5}, True),
+        ({"check_val_every_n_epoch": 20, "max_epochs": 5, "limit_val_batches": 0}, False),
+        ({"check_val_every_n_epoch": 20, "max_epochs": 5, "fast_dev_run": 2}, False),
+        ({"check_val_every_n_epoch": 20, "max_epochs": 5, "max_steps": 100}, False),
+        ({"check_val_every_n_epoch": 20, "max_epochs": -1}, False),
+        ({"check_val_every_n_epoch": 20, "max_epochs": None}, False),
+        ({"check_val_every_n_epoch": None, "max_epochs": 5, "val_check_interval": 10}, False),
+        ({"max_epochs": 5}, False),
+    ],
+    ids=str,
+)
+def test_a_validation_that_never_comes(trainer: dict[str, Any], refused: bool) -> None:
+    """A shortened recipe that keeps no best checkpoint and fails after hours; a sound trainer that is refused."""
+    cfg = OmegaConf.create({"test_with": "last", "trainer": trainer})
+    with pytest.raises(SystemExit, match="nothing would be validated") if refused else nullcontext():
+        check_values(cfg)
+
+
+def test_a_cell_of_an_experiment(tmp_path: Path) -> None:
+    """A cell that is taken for the experiment without `-m`: typed in full, in a sweep, or taken up again."""
+    words = ["experiment=pfld_input_size", *SMALL_FACES, *PLAIN, "trainer.max_epochs=1", "datamodule.batch_size=8"]
+    words += ["trainer.check_val_every_n_epoch=1", "datamodule.num_workers=0"]
+    cell = ["crop.size=64", "backbone.width=0.25"]
+    open_door("train", *words, *cell, "hydra.run.dir=typed", folder=tmp_path)
+    open_door("train", *words, "-m", cell[0], "backbone.width=0.25,0.3", "hydra.sweep.dir=sweep", folder=tmp_path)
+    folders = [tmp_path / "typed", tmp_path / "sweep" / "0", tmp_path / "sweep" / "1"]
+    for folder in folders:
+        assert read_status(folder).state == "finished"
+        (folder / "checkpoints" / "last.ckpt").unlink()  # as of a run that ended before its first
+        (folder / "status.json").unlink()
+    for folder in folders[:2]:
+        open_door("train", f"resume={folder}", folder=tmp_path)
+    open_door("train", "-m", "resume=sweep", folder=tmp_path)
+    assert [read_status(folder).state for folder in folders] == ["finished"] * 3
 
 
 def test_weights_that_cannot_be_fetched(

@@ -146,13 +146,30 @@ def test_the_data_of_the_figures(sweep: Path) -> None:
     assert mean == pytest.approx(table.rows[0].metrics["nme_box"], rel=1e-4) and low < mean < high
     assert [group["title"] for group in data["groups"]] == ["Head pose", "Subset", "Region", "Face size"]
     assert data["groups"][0]["items"][2][0] == "over 60°"
-    assert [cost["title"] for cost in data["costs"]] == ["MACs", "Latency"]
+    assert [(cost["title"], cost["unit"]) for cost in data["costs"]] == [("MACs", "M"), ("Latency", "ms")]
+    assert {*data["costs"][0]["values"]} == {580, 2440, 5600}
     labels = [data["rows"][place]["label"].split(",")[0] for place in data["costs"][0]["fronts"]["nme_box"]]
     assert labels == ["mobilenetv2_100", "resnet18", "resnet50"]
     run = data["runs"][0]
     assert run["rate"] == 100 and len(run["curves"]["train/loss"][0]) == 150
     errors = np.frombuffer(base64.b64decode(run["errors"]["box"]), "<f4")
     assert errors.mean() == pytest.approx(table.runs[0].metrics["nme_box"], rel=1e-4)
+
+
+def test_costs_with_pose_have_figures_of_their_own(tmp_path: Path) -> None:
+    """A point at the cost of landmarks and pose together among those at the cost of the landmarks."""
+    for job, files in enumerate((["benchmark"], ["benchmark", "benchmark_pose"])):
+        folder = write(tmp_path / "sweep" / str(job), config=changed(CONFIG, crop__size=job + 1))
+        for factor, file in enumerate(files, start=1):
+            numbers = {"macs": 1_000_000 * factor, "latency_p50_ms": 10 * factor, "cpu": "EPYC"}
+            (folder / f"{file}.json").write_text(json.dumps(numbers))
+    costs = section_data(compare(read_runs([tmp_path / "sweep"]), None)[0])["costs"]
+    assert {cost["title"]: cost["values"] for cost in costs} == {
+        "MACs": [1, 1],
+        "Latency": [10, 10],
+        "MACs with pose": [None, 2],
+        "Latency with pose": [None, 20],
+    }
 
 
 def test_faces_are_in_the_order_of_the_first_run(tmp_path: Path) -> None:

@@ -4,12 +4,24 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import small, start_door
+from conftest import ROOT, small, start_door
 
 pytestmark = pytest.mark.slow
 
 ODD = ("data.train=16", "data.val=6", "data.test=7")
 TRAINING = (*ODD, "trainer=ddp_cpu", "trainer.max_epochs=2", "datamodule.batch_size=2", "logger=csv")
+TOLD = f"""
+import json, os, sys
+sys.path.insert(0, {str(ROOT)!r})
+from facelab.losses.pfld import HardFaces
+def told(self, distance, move=HardFaces._move):
+    move(self, distance)
+    with open("rank_" + os.environ.get("LOCAL_RANK", "0"), "a") as file:
+        print(json.dumps([distance.tolist(), self.mean.item()]), file=file)
+HardFaces._move = told
+exec(compile(open({str(ROOT / "train.py")!r}).read(), {str(ROOT / "train.py")!r}, "exec"))
+"""
+"""train.py, each process of which writes down what its faces were off by in each step, and the mean after it."""
 STARTED = {"script": (), "spawned": ("trainer.strategy=ddp_spawn",)}
 
 
@@ -64,3 +76,20 @@ def test_a_job_of_several_processes_that_fails(tmp_path: Path) -> None:
     log = tmp_path / "screen.log"
     assert start_door("train", *words, folder=tmp_path, log=log).wait(300) == 1, log.read_text(errors="replace")
     assert states(tmp_path / "sweep") == {"0": "failed", "1": "finished"}
+
+
+def test_hard_faces_are_those_of_all_processes(tmp_path: Path) -> None:
+    """Each process weighs its faces by a mean over these alone: how hard a face is depends on its neighbours."""
+    (tmp_path / "told.py").write_text(TOLD)
+    words = [*small("pfld"), *TRAINING, "loss/class_weight=hard_faces", "hydra.run.dir=run"]
+    log = tmp_path / "screen.log"
+    started = start_door("told", *words, folder=tmp_path, log=log, root=tmp_path)
+    assert started.wait(300) == 0, log.read_text(errors="replace")
+    ranks = [[json.loads(line) for line in (tmp_path / f"rank_{rank}").read_text().splitlines()] for rank in (0, 1)]
+    assert [len(rank) for rank in ranks] == [8, 8]
+    mean = 0.0
+    for (first, one), (second, other) in zip(*ranks, strict=True):
+        joined = sum(first + second) / len(first + second)
+        mean = 0.99 * mean + 0.01 * joined if mean else joined
+        assert first != second
+        assert one == other == pytest.approx(mean, rel=1e-5)
