@@ -94,7 +94,7 @@ class _Cuts(NamedTuple):
     skipped: list[Skipped]
 
 
-# ------------------------------------------------------------------------------------------------------------- input
+# Input
 
 
 def find_photos(images: str) -> Photos:
@@ -223,7 +223,7 @@ def _is_box(box: Any) -> bool:
     )
 
 
-# -------------------------------------------------------------------------------------------------------- prediction
+# Prediction
 
 
 def predict(
@@ -310,7 +310,7 @@ def _collect(name: str, path: Path, cuts: _Cuts, found: Iterator[_Found]) -> Pre
     return photo
 
 
-# ------------------------------------------------------------------------------------------------------------ output
+# Output
 
 
 def unknown(boxes: Boxes, photos: Photos) -> list[Skipped]:

@@ -218,7 +218,7 @@ def test_pip_neighbours_and_merge_are_the_authors(
         np.testing.assert_allclose(to_cells(points, 1), expected, atol=1e-3)
 
 
-# ----------------------------------------------------------------------------------------------------------- regression
+# Regression
 
 
 def test_regression_target_of_the_edges() -> None:

@@ -196,7 +196,7 @@ def test_a_bare_layout_is_enough() -> None:
     assert layout.pose == layout.five == ()
 
 
-# ------------------------------------------------------------------------------------------------------- conversions
+# Conversions
 
 
 @every_conversion
@@ -332,7 +332,7 @@ def test_errors_name_what_is_possible() -> None:
         convert(np.zeros((98, 2)), IBUG68, FIVE5)
 
 
-# --------------------------------------------------------------------------------------------------------- real faces
+# Real faces
 
 
 def _read_rows(path: Path, layout: Layout, separator: str | None) -> dict[str, Array]:

@@ -46,7 +46,7 @@ def pip(
     return nn.Sequential(body, head).eval()
 
 
-# ------------------------------------------------------------------------------------------------------------ backbones
+# Backbones
 
 
 def test_backbone_normalises_and_keeps_the_memory_format() -> None:
@@ -150,7 +150,7 @@ def test_backbone_whose_pyramid_renames_its_tensors(monkeypatch: pytest.MonkeyPa
         Timm("test_resnet", pretrained=False, weights=None)
 
 
-# --------------------------------------------------------------------------------------------------------------- PIPNet
+# PIPNet
 
 
 @pytest.mark.parametrize(

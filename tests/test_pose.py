@@ -187,7 +187,7 @@ def test_300w_lp_composes_the_other_way_round() -> None:
     assert away(converted, np.array([yaw, pitch, roll])).max() > 10
 
 
-# --------------------------------------------------------------------------------------------------------- real faces
+# Real faces
 
 
 def _aflw2000_labels() -> tuple[Array, Array]:

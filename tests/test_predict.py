@@ -103,7 +103,7 @@ def first_points(result: dict[str, Any], name: str) -> np.ndarray:
     return np.array(result["images"][name]["faces"][0]["points"])
 
 
-# ------------------------------------------------------------------------------------------------------- what it finds
+# What it finds
 
 
 def test_same_as_the_training_sees(
@@ -261,7 +261,7 @@ def test_table_and_pictures(
     assert json.loads((tmp_path / "prediction/status.json").read_text())["state"] == "finished"
 
 
-# ------------------------------------------------------------------------------------------------------ what is skipped
+# What is skipped
 
 
 def test_faulty_photos_do_not_stop_the_others(
@@ -312,7 +312,7 @@ def test_nothing_predicted_fails(predict: Callable[..., dict[str, Any]], tmp_pat
     assert [skip["image"] for skip in skipped] == ["text.jpg"]
 
 
-# ----------------------------------------------------------------------------------------------------- what is refused
+# What is refused
 
 
 def test_photos_are_found(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def _ring(first: int, last: int) -> tuple[int, ...]:
     return (*range(first, last + 1), first)
 
 
-# ---------------------------------------------------------------------------------------------------------- the markups
+# The markups
 
 IBUG68 = Layout(
     name="ibug68",
@@ -275,7 +275,7 @@ FIVE5 = Layout(
 """What face detectors give: eye centres, nose tip, mouth corners. It has no eye corners, the eye centres stand in
 their place: an error "by inter-ocular distance" on five points is one by inter-pupil distance."""
 
-# ---------------------------------------------------------------------------------- one markup's points in another's
+# One markup's points in another's
 # The LaPa index of every point of a markup that is a selection or a re-ordering of LaPa's points.
 
 # fmt: off
@@ -329,7 +329,7 @@ ALPHA106 = _renumbered("alpha106", LAPA106, _ALPHA106_IN_LAPA)
 not those of pfld_106, whose list names a side of the nose (75) for the inner corner of the left eye (39) and the
 outermost points of the nose wings (77, 83) for those at its base (78, 84)."""
 
-# ------------------------------------------------------------------------------------------------------- conversions
+# Conversions
 
 
 def _weights(source: Layout, target: Layout, mix: Mapping[int, Mapping[int, float]]) -> Array:
