@@ -104,8 +104,8 @@ def measurable_cells(sweep: Path, cfg: DictConfig) -> list[Path]:
 
     paths, cells = [], ledger(sweep)
     for cell in cells:
-        path, reason = sweep / str(cell.number), cell.status.state
-        if reason == "finished":
+        path, reason = sweep / str(cell.number), ": ".join(filter(None, (cell.status.state, cell.status.reason)))
+        if cell.status.state == "finished":
             saved = any((path / "checkpoints").glob("*.ckpt"))
             reason = refusal(path, cfg) if saved else "finished, without a checkpoint"
         if reason:
@@ -132,7 +132,7 @@ def no_pose(module: "LandmarkModule", size: int, cfg: DictConfig) -> str:
     from facelab.cost import predicts_pose
 
     lacks = cfg.with_pose and not predicts_pose(module, size)
-    return "with_pose=true: this model predicts no pose" if lacks else ""
+    return "with_pose=true: this model predicts no pose; see pose= and model.angle_weight=" if lacks else ""
 
 
 def measure_run(path: Path, cfg: DictConfig) -> Row:

@@ -87,7 +87,8 @@ def check_values(cfg: DictConfig) -> None:
     if every is not None and epochs not in (None, -1) and every > epochs and not otherwise:
         raise SystemExit(
             f"trainer.check_val_every_n_epoch={every} is more than trainer.max_epochs={epochs}: nothing would be "
-            "validated, and no best checkpoint kept; trainer.check_val_every_n_epoch=1 validates after every epoch"
+            "validated, and no best checkpoint kept; trainer.check_val_every_n_epoch=1 validates after every epoch, "
+            "trainer.limit_val_batches=0 never"
         )
 
 

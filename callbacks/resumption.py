@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import signal
 import threading
 import time
@@ -20,6 +21,8 @@ from torch import distributed
 from facelab.atomic import replacing
 from facelab.status import ENDED_BY, TOLD
 
+CHECKPOINTS = ("best_model_path", "kth_best_model_path", "last_model_path")
+"""Entries of the state of a ``ModelCheckpoint`` that are files."""
 Handler = Callable[[int, FrameType | None], Any]
 URGENCY = (0, signal.SIGTERM, signal.SIGUSR2)
 """Of what several processes were told the last of these counts: after a time limit the job is to go on."""
@@ -90,13 +93,13 @@ class Resumption(Checkpoint):
         """
         for callback in trainer.checkpoint_callbacks:
             state = checkpoint["callbacks"].get(callback.state_key)
-            if isinstance(callback, ModelCheckpoint) and state and callback.dirpath:
-                folder = Path(callback.dirpath)
-                for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
-                    state[key] = state[key] and str(folder / Path(state[key]).name)
-                best = state["best_k_models"].items()
-                state["best_k_models"] = {str(folder / Path(path).name): score for path, score in best}
-                state["dirpath"] = callback.dirpath
+            if isinstance(callback, ModelCheckpoint) and state and callback.dirpath != state["dirpath"]:
+                files = filter(None, (*state["best_k_models"], *(state[key] for key in CHECKPOINTS)))
+                moved = {file: Path(str(callback.dirpath), os.path.relpath(file, state["dirpath"])) for file in files}
+                if all(map(Path.exists, moved.values())):  # else the score of a file that is not here would count
+                    state |= {key: str(moved.get(state[key], "")) for key in CHECKPOINTS}
+                    state["best_k_models"] = {str(moved[file]): score for file, score in state["best_k_models"].items()}
+                    state["dirpath"] = callback.dirpath
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """See who listens before Lightning does, whose handler would talk to other processes in mid-step."""

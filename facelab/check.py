@@ -62,9 +62,11 @@ def check_config(cfg: DictConfig, names: Collection[str]) -> list[str]:
       layout. Nothing but these packages is imported to find out. This keeps a configuration of unknown origin from
       calling what it likes; it is no sandbox, as the allowed classes may read files that their arguments name.
     * An argument is unknown to the signature or lacking (lacking is right where ``_partial_`` is true), or its value
-      does not fit a plain annotation: numbers, text, lists and mappings of these, literals, classes.
+      does not fit a plain annotation: numbers, text, lists and mappings of these, literals, classes, and what a
+      partial returns.
     * A key is read by nobody: it is not an argument, no interpolation refers to it, and it is not in ``names``.
-    * The datamodule's ``batch_type`` is not what the model's ``training_step`` takes.
+    * The datamodule's ``batch_type`` is not what the model's ``training_step`` takes, it lacks a method of the protocol
+      that the model's ``fit_statistics`` names, or the loss does not compare what the model's ``forward`` returns.
 
     Args:
         cfg: the composed configuration, interpolations unresolved.
@@ -82,6 +84,7 @@ def check_config(cfg: DictConfig, names: Collection[str]) -> list[str]:
         *_unread_faults(cfg, (), names, _references(tree)),
         *_batch_faults(cfg),
         *_statistics_faults(cfg),
+        *_loss_faults(cfg),
     ]
 
 
@@ -479,7 +482,7 @@ def _leads_on(place: _Place, references: set[str]) -> bool:
     return any(reference.startswith(f"{_dotted(place)}.") for reference in references)
 
 
-# The two halves of a method
+# The parts of a method
 
 
 def _batch_faults(cfg: DictConfig) -> Iterator[str]:
@@ -512,6 +515,23 @@ def _statistics_faults(cfg: DictConfig) -> Iterator[str]:
                     f"datamodule: `{datamodule.__qualname__}` has no method `{name}`, which the model "
                     f"`{module.__qualname__}` calls; it is another method's"
                 )
+
+
+def _loss_faults(cfg: DictConfig) -> Iterator[str]:
+    module, loss = _class_at(cfg, "model"), _class_at(cfg, "loss")
+    predict, compare = getattr(module, "forward", None), getattr(loss, "forward", None)
+    if predict is None or compare is None:
+        return
+    returned = inspect.Parameter(
+        "_", inspect.Parameter.KEYWORD_ONLY, annotation=inspect.signature(predict).return_annotation
+    )
+    parameter = inspect.signature(compare).parameters.get("prediction")
+    given, taken = _annotation(returned, predict), _annotation(parameter, compare) if parameter else Any
+    if isinstance(given, type) and isinstance(taken, type) and not issubclass(given, taken):
+        yield (
+            f"loss: `{loss.__qualname__}` compares {taken.__name__}, "
+            f"the model `{module.__qualname__}` predicts {given.__name__}"
+        )
 
 
 def _class_at(cfg: DictConfig, name: str) -> Any:

@@ -261,7 +261,7 @@ function drawCost(figure, section, cost) {
     }
     for (const { row, x, y } of front) placeLabel(svg, withoutSeeds(row.label), X(x), Y(y), taken, left, width);
   }
-  missing(figure, `Without ${cost.title.startsWith("MACs") ? "counted MACs" : "a latency from this machine"}`, section.named(points.filter(({ x }) => !known(x)).map(({ row }) => row)));
+  missing(figure, `Without ${cost.title.startsWith("MACs") ? `counted ${cost.title}` : "a latency from this machine"}`, section.named(points.filter(({ x }) => !known(x)).map(({ row }) => row)));
 }
 
 const withoutSeeds = (label) => label.replace(/ \(\d+ seeds\)$/, "");

@@ -127,23 +127,27 @@ def labels_of(table: Table) -> list[str]:
     Without the stamp; the jobs of a sweep by the settings in which the runs differ, or as they were typed.
     """
     typed = comparison.typed_apart(table)
-    labels = [typed.get(row.runs[0].folder) or _label(row, table) for row in table.rows]
+    labels = [_label(row, table, typed.get(row.runs[0].folder, "")) for row in table.rows]
     often = Counter(labels)
     return [
         label if often[label] == 1 else f"{label} · {row.name}" for label, row in zip(labels, table.rows, strict=True)
     ]
 
 
-def _label(row: Row, table: Table) -> str:
+def _label(row: Row, table: Table, typed: str) -> str:
     name = comparison.STAMP.sub("", row.name)
     keys = [key for key in table.settings if key != "seed" or len(row.runs) == 1]
     values = {key: text for key in keys if (text := comparison.brief_setting(row, key))}
-    if "/" not in row.name or not values:
+    if "/" not in row.name or not (values or typed):
         return name
-    words = [
-        text if key.endswith(("name", "_target_")) else f"{key.rpartition('.')[2]} {text}"
-        for key, text in list(values.items())[:4]
-    ]
+    words = (
+        [typed]
+        if typed
+        else [
+            text if key.endswith(("name", "_target_")) else f"{key.rpartition('.')[2]} {text}"
+            for key, text in list(values.items())[:4]
+        ]
+    )
     return ", ".join(words) + (f" ({len(row.runs)} seeds)" if len(row.runs) > 1 else "")
 
 

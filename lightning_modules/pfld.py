@@ -14,7 +14,6 @@ from facelab.landmarks.batch import LandmarkBatch
 from facelab.landmarks.face import DataFault
 from facelab.landmarks.layouts import Layout
 from facelab.losses.pfld import angle_errors
-from facelab.losses.regression import PointLoss
 from facelab.networks.pfld import AuxiliaryNet, LiteHead, MultiScaleHead, SeparatePose, SharedPose
 from lightning_modules.landmark import LandmarkModule, Prediction
 
@@ -26,6 +25,7 @@ class WeighsFaces(Protocol):
     """A loss that wants to know more of a face than its points."""
 
     uses_angles: bool
+    teaches_angles: bool
 
     def count(self, names: Sequence[str], tags: Tensor, pose: Tensor) -> None:
         """Take the tags ``(F, T)`` and the pose ``(F, 3)`` of all training faces."""
@@ -62,7 +62,7 @@ class PFLD(LandmarkModule):
         flip_test: see :class:`LandmarkModule`.
 
     Raises:
-        ValueError: the loss compares no points, or asks for angles that nothing predicts; a negative weight.
+        ValueError: the loss asks for angles that nothing predicts; a negative weight.
     """
 
     def __init__(
@@ -79,10 +79,6 @@ class PFLD(LandmarkModule):
         flip_test: bool,
     ) -> None:
         super().__init__(layout, coder, loss, optimizer, scheduler, flip_test)
-        if not isinstance(loss, PointLoss | WeighsFaces):
-            raise ValueError(
-                f"loss: {type(loss).__name__} compares no points; choose for instance loss=pfld_fixed or loss=wing"
-            )
         if angle_weight < 0:
             raise ValueError(f"model.angle_weight={angle_weight} must not be under 0")
         parts: dict[str, Any] = {"channels": backbone.channels, "strides": backbone.strides}
@@ -100,6 +96,7 @@ class PFLD(LandmarkModule):
         if pose is None and angle_weight:
             log.info("model.angle_weight=%s weighs nothing: there is no pose branch", angle_weight)
         self.pose = None if pose is None else pose(**parts, vector_size=self.head.vector_size)
+        self.tells_pose = bool(angle_weight) or (isinstance(loss, WeighsFaces) and loss.teaches_angles)
         self.tag_names: Sequence[str] = ()
 
     def fit_statistics(self, datamodule: Annotated) -> None:
@@ -137,8 +134,11 @@ class PFLD(LandmarkModule):
         return self.total(terms, batch)
 
     def predict(self, image: Tensor) -> Prediction:
-        """As :meth:`LandmarkModule.predict`; the flip test does not change the pose."""
-        if self.pose is None:
+        """As :meth:`LandmarkModule.predict`; the flip test does not change the pose.
+
+        There is none without a branch, nor from one that only a loss has trained by which angles are not learned.
+        """
+        if self.pose is None or not self.tells_pose:
             return self.predict_points(image)
         image = image.contiguous(memory_format=self.memory_format)
         features = self.backbone(image)

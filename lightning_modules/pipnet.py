@@ -11,7 +11,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from facelab.coders.pipnet import PIPCoder, PIPMaps
 from facelab.landmarks.geometry import Array
 from facelab.landmarks.layouts import Layout
-from facelab.losses.pipnet import PIPLoss
 from facelab.networks.backbone import Timm
 from facelab.networks.pipnet import PIPHead
 from lightning_modules.landmark import LandmarkModule
@@ -47,7 +46,7 @@ class PIPNet(LandmarkModule):
         backbone: Timm,
         head: Callable[..., PIPHead],
         coder: PIPCoder,
-        loss: PIPLoss,
+        loss: nn.Module,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None,
         flip_test: bool,

@@ -733,7 +733,7 @@ def test_cells_that_no_setting_tells_apart() -> None:
         each._replace(folder=Path(f"more/{each.name}"), config=each.config | {"seed": 2}, typed=(*each.typed, "seed=2"))
         for each in cells
     ]
-    assert labels_of(*compare([*cells, *more], ["nme_box"])) == ["pose=none", "pose=one", "pose=two"]
+    assert labels_of(*compare([*cells, *more], ["nme_box"])) == [f"{each} (2 seeds)" for each in chosen]
     told = [
         each._replace(config=each.config | {"crop.size": size}) for each, size in zip(cells, (1, 2, 3), strict=True)
     ]

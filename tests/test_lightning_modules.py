@@ -144,6 +144,8 @@ def test_flip_test(model: str) -> None:
     average = (plain.points + mirrored(swapped.points)) / 2
     torch.testing.assert_close(both.points, average, atol=1e-3, rtol=0)
     torch.testing.assert_close(both_swapped.points, mirrored(both.points), atol=1e-3, rtol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(module.predict(batch.image).points, both.points, atol=1e-3, rtol=0)
     torch.testing.assert_close(
         both_swapped.confidence, both.confidence[:, list(module.layout.mirror)], atol=1e-5, rtol=0
     )

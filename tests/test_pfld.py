@@ -350,8 +350,16 @@ def test_a_loss_by_pose_wants_a_branch(loss: str) -> None:
 
 def test_a_loss_of_maps_is_refused() -> None:
     """Another method's loss, which fails deep in the first step."""
-    with pytest.raises(SystemExit, match=r"loss: PIPLoss compares no points"):
-        runs.build(compose_config([*small("pfld"), "loss=pipnet"]).model)
+    assert faults([*small("pfld"), "loss=pipnet"]) == [
+        "loss: `PIPLoss` compares PIPMaps, the model `PFLD` predicts Tensor"
+    ]
+
+
+@pytest.mark.parametrize("loss", ["pfld_official", "pfld_fixed"])
+def test_angles_that_were_not_learned_are_not_told(loss: str) -> None:
+    """Noise that stands among the results as the pose of a head."""
+    module, batch = ready(f"loss={loss}")
+    assert (module.predict(batch.image).pose is None) is (loss == "pfld_official")
 
 
 @pytest.mark.parametrize("loss", [*REGRESSION, "pfld_paper_no_pose"])

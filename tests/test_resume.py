@@ -409,7 +409,8 @@ def test_names_of_folders(name: str, relative: bool, tmp_path: Path, monkeypatch
     assert os.environ["FACELAB_STAMP"] == name
 
 
-def test_the_folder_may_have_any_name(tmp_path: Path, interrupt: Interrupt) -> None:
+@pytest.mark.parametrize("best_is_there", [True, False])
+def test_the_folder_may_have_any_name(tmp_path: Path, interrupt: Interrupt, best_is_there: bool) -> None:
     """The same with all that comes after the command line; a moved run whose best checkpoint is forgotten."""
     interrupted(tmp_path, interrupt)
     folder = tmp_path / "it's, a {run}"
@@ -425,9 +426,11 @@ def test_the_folder_may_have_any_name(tmp_path: Path, interrupt: Interrupt) -> N
     }
     torch.save(checkpoint, last)
     before = best.read_bytes()
+    if not best_is_there:
+        best.unlink()
     train(f"resume={folder}", folder=tmp_path)
     assert load(folder / "status.json")["state"] == "finished"
-    assert best.read_bytes() == before
+    assert (best.read_bytes() == before) is best_is_there
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, distributed, nn
@@ -51,6 +52,18 @@ class FaceClasses(nn.Module):
         nobody = torch.zeros_like(yaw, dtype=torch.bool)
         columns = [tags[:, list(names).index(name)] if name in names else of_pose.get(name, nobody) for name in CLASSES]
         return torch.stack(columns, 1)
+
+
+class ClassWeight(Protocol):
+    """What a face weighs besides its pose."""
+
+    def count(self, classes: Tensor) -> None:
+        """Take the classes of all training faces, ``(F, 6)`` bool."""
+        ...
+
+    def __call__(self, classes: Tensor, distance: Tensor) -> Tensor:
+        """Weigh faces ``(B,)`` by their classes ``(B, 6)`` bool or their mean errors ``(B,)``."""
+        ...
 
 
 class InverseFrequency(nn.Module):
@@ -182,6 +195,7 @@ class PFLDLoss(nn.Module):
 
     Attributes:
         uses_angles: whether angles must be predicted.
+        teaches_angles: whether what predicts them learns them.
 
     Raises:
         ValueError: ``floor`` is negative.
@@ -192,13 +206,14 @@ class PFLDLoss(nn.Module):
         points: PointLoss,
         by_pose: bool,
         classes: FaceClasses,
-        class_weight: InverseFrequency | HardFaces | None,
+        class_weight: ClassWeight | None,
         floor: float,
     ) -> None:
         super().__init__()
         if floor < 0:
             raise ValueError(f"loss.floor={floor} must not be under 0")
-        self.points, self.uses_angles, self.floor = points, by_pose, floor
+        self.points, self.floor = points, floor
+        self.uses_angles = self.teaches_angles = by_pose
         self.classes, self.class_weight = classes, class_weight
 
     def count(self, names: Sequence[str], tags: Tensor, pose: Tensor) -> None:
@@ -268,6 +283,7 @@ class OfficialPFLDLoss(nn.Module):
     """
 
     uses_angles = True
+    teaches_angles = False
 
     def __init__(self, flags: Sequence[str], absent: float) -> None:
         super().__init__()
