@@ -527,7 +527,12 @@ def _loss_faults(cfg: DictConfig) -> Iterator[str]:
     )
     parameter = inspect.signature(compare).parameters.get("prediction")
     given, taken = _annotation(returned, predict), _annotation(parameter, compare) if parameter else Any
-    if isinstance(given, type) and isinstance(taken, type) and not issubclass(given, taken):
+    if (
+        Any not in (given, taken)
+        and isinstance(given, type)
+        and isinstance(taken, type)
+        and not issubclass(given, taken)
+    ):
         yield (
             f"loss: `{loss.__qualname__}` compares {taken.__name__}, "
             f"the model `{module.__qualname__}` predicts {given.__name__}"

@@ -368,7 +368,7 @@ def test_an_interpolation_reads_a_key(reader: str, key: str) -> None:
 
 METHOD = """
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 from lightning import LightningDataModule, LightningModule
 from facelab.landmarks.batch import LandmarkBatch
 
@@ -386,6 +386,15 @@ class MeanShape(Protocol):
 
 class Curious(LightningModule):
     def fit_statistics(self, datamodule: MeanShape): ...
+
+class Anything(LightningModule):
+    def forward(self, image) -> Any: ...
+
+class Batches(LightningModule):
+    def forward(self, image) -> LandmarkBatch: ...
+
+class Compares(LightningModule):
+    def forward(self, prediction: Pair, target: Pair): ...
 
 class Shapes(LightningDataModule):
     def mean_shape(self): ...
@@ -436,6 +445,15 @@ def test_what_a_module_asks_of_its_datamodule(datamodule: str, agree: bool) -> N
     """Another method's datamodule, which fails before the first step with an AttributeError."""
     cfg = {"model": {"_target_": f"{METHODS}.Curious"}, "datamodule": {"_target_": f"{METHODS}.{datamodule}"}}
     expected = "datamodule: `Faces` has no method `mean_shape`, which the model `Curious` calls; it is another method's"
+    assert check_config(OmegaConf.create(cfg), list(cfg)) == ([] if agree else [expected])
+
+
+@pytest.mark.parametrize(("model", "agree"), [("Anything", True), ("Batches", False)])
+@pytest.mark.usefixtures("methods")
+def test_a_loss_compares_what_is_predicted(model: str, agree: bool) -> None:
+    """Another method's loss, which fails in the first step; or a loss refused where nothing is known."""
+    cfg = {"model": {"_target_": f"{METHODS}.{model}"}, "loss": {"_target_": f"{METHODS}.Compares"}}
+    expected = "loss: `Compares` compares Pair, the model `Batches` predicts LandmarkBatch"
     assert check_config(OmegaConf.create(cfg), list(cfg)) == ([] if agree else [expected])
 
 
