@@ -88,8 +88,8 @@ class Resumption(Checkpoint):
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Let a run that was moved know its best checkpoint.
 
-        Lightning forgets its score when the folder has another name. The next validation
-        would then replace the best checkpoint, however bad it is.
+        Lightning forgets its score when the folder has another name. The next validation would then replace the best
+        checkpoint, however bad it is.
         """
         for callback in trainer.checkpoint_callbacks:
             state = checkpoint["callbacks"].get(callback.state_key)
