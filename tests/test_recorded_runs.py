@@ -1,0 +1,104 @@
+"""Runs and checkpoints of version 0.1.0, recorded before the packages moved: they open, resume and compare for ever.
+
+``recorded/`` was written by that version (commit 46f5ac7) and must never be written again by a later one: a file that
+today's code made protects nothing. ``outputs.npz`` holds what its networks predicted for :func:`crops`;
+``uninterrupted/`` is the same training as ``unfinished/``, to its end.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, open_door
+from omegaconf import OmegaConf
+
+from facelab import comparison, runs
+from facelab.metrics.landmarks import read_faces
+from facelab.status import read_status
+
+RECORDED = ROOT / "tests" / "recorded"
+CHECKPOINTS = {"pipnet": "finished", "pfld": "unfinished"}
+PATHS = OmegaConf.create(
+    {"data": "elsewhere", "cache": "elsewhere", "run": "now", "name": "x", "group": "g", "id": "i", "tags": []}
+)
+
+
+def load(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def crops() -> torch.Tensor:
+    """Two crops of 64 px, ``(2, 3, 64, 64)`` uint8, the same in every version of torch."""
+    numbers = torch.arange(2 * 3 * 64 * 64, dtype=torch.int64)
+    return (numbers.pow(2) * 7 // 1000 % 256).to(torch.uint8).view(2, 3, 64, 64)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copies of the recorded folders, in a working folder as the one they were recorded in."""
+    for name in ("finished", "unfinished", "sweep"):
+        shutil.copytree(RECORDED / name, tmp_path / name)
+    (tmp_path / "data").symlink_to(cache)
+    monkeypatch.setenv("FACELAB_TEST_CACHE", "data")  # the default, relative to the working folder
+    return tmp_path
+
+
+@pytest.mark.parametrize("method", CHECKPOINTS)
+def test_recorded_checkpoint_opens_and_predicts_the_same(method: str) -> None:
+    """A class that moved, an argument or a weight that was renamed, a default that changed: old checkpoints closed."""
+    expected = np.load(RECORDED / "outputs.npz")
+    with torch.inference_mode():
+        prediction = runs.load_run(RECORDED / CHECKPOINTS[method], PATHS).module.predict(crops())._asdict()
+    found = {f"{method}_{name}": value for name, value in prediction.items() if value is not None}
+    assert found.keys() == {name for name in expected if name.startswith(f"{method}_")}
+    for name, value in found.items():
+        np.testing.assert_allclose(value.numpy(), expected[name], rtol=1e-4, atol=1e-3, err_msg=name)
+
+
+def test_recorded_finished_run_shows_its_results(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A finished run that counts as changed because the classes in its config.yaml have other names today."""
+    kept = {name: (folder / "finished" / name).read_bytes() for name in ("metrics.json", "faces.csv", "metrics.csv")}
+    open_door("train", "resume=finished", folder=folder)
+    said = capsys.readouterr().out
+    assert "results in" in said and "changed: " not in said
+    assert {name: (folder / "finished" / name).read_bytes() for name in kept} == kept
+
+
+def test_recorded_unfinished_run_resumes_to_the_same_end(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Optimizer, schedule, statistics, random state or progress of an old checkpoint lost; its overrides refused."""
+    open_door("train", "resume=unfinished", folder=folder)
+    assert "changed: " not in capfd.readouterr().out
+    run, reference = folder / "unfinished", RECORDED / "uninterrupted"
+    assert read_status(run).state == "finished"
+    assert load(run / "metrics.json")["protocol"] == load(reference / "metrics.json")["protocol"]
+    found, expected = (read_faces(each / "faces.csv") for each in (run, reference))
+    np.testing.assert_allclose(found["nme_box"], expected["nme_box"], rtol=1e-3)
+    heads = [(each / "metrics.csv").read_text().splitlines() for each in (run, reference)]
+    assert heads[0][0] == heads[1][0] and len(heads[0]) == len(heads[1])
+
+
+def test_recorded_sweep_resumes_and_compares(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Cells trained twice or never; runs of before and after the move that count as different recipes."""
+    open_door("train", "-m", "resume=sweep", folder=folder)
+    assert [read_status(folder / "sweep" / number).state for number in "012"] == ["finished"] * 3
+    assert "resumed" not in load(folder / "sweep" / "0" / "environment.json")
+    (table,) = comparison.compare(comparison.read_runs([folder / "sweep"]), None)
+    (row,) = table.rows
+    assert len(row.runs) == 3, "seeds of one recipe stand in several rows"
+    assert table.settings == ["seed"]
+    capsys.readouterr()
+    open_door("compare", folder / "sweep", folder / "finished", "--html", "page.html", folder=folder)
+    assert "(3 seeds)" in capsys.readouterr().out
+    assert (folder / "page.html").stat().st_size > 10_000
+
+
+def test_recorded_run_is_measured_again(folder: Path) -> None:
+    """An old run that only its own version could evaluate, or with other numbers."""
+    open_door("evaluate", "ckpt=finished", "hydra.run.dir=again", folder=folder)
+    found, expected = (load(folder / run / "metrics.json") for run in ("again", "finished"))
+    assert found["protocol"] == expected["protocol"]
+    assert found["metrics"]["nme_box"] == pytest.approx(expected["metrics"]["nme_box"], rel=1e-3)
