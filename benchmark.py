@@ -9,13 +9,16 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from facelab import runs
-from facelab.atomic import replacing, write_json
-from facelab.comparison import BENCHMARK, BENCHMARK_POSE
-from facelab.recording import recorded
-from facelab.status import SWEEP
+from facelab.errors import ConfigError, FacelabError, RunError
+from facelab.files import replacing, write_json
+from facelab.run_folder import RunFolder, owner_of
+from facelab.runs.build import build, check, write_config
+from facelab.runs.check import TRAIN_KEYS
+from facelab.runs.checkpoint import clear_initial_weights, load_run
+from facelab.runs.recording import recorded
+from facelab.runs.start import exits, start
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # importing torch takes seconds
     from lightning_modules.landmark import LandmarkModule
 
 log = logging.getLogger(__name__)
@@ -25,23 +28,13 @@ OPTIONS = ("task", "ckpt", "with_pose", "device", "threads", "batch", "seconds",
 Row = dict[str, str | int | float | bool]
 
 
-def benchmarked(ckpt: str | ListConfig | None, model: str) -> str:
-    """What a benchmark is called: as the one run or sweep, by the number of them, or by what a model is made of."""
-    if isinstance(ckpt, ListConfig) and len(ckpt) != 1:
-        return f"{len(ckpt)}-runs"
-    return model if ckpt is None else runs.run_name(ckpt[0] if isinstance(ckpt, ListConfig) else ckpt)
-
-
-OmegaConf.register_new_resolver("benchmarked", benchmarked, replace=True)
-
-
 @hydra.main(version_base="1.3", config_path="conf", config_name="benchmark")
 def main(cfg: DictConfig) -> None:
     """Measure each run, or the model; print a table, and write it down with each run."""
     folder = Path(cfg.paths.run)
-    with recorded(folder):
+    with exits(), recorded(folder):
         check_values(cfg)
-        runs.check(cfg, (*runs.TRAIN_KEYS, *OPTIONS))
+        check(cfg, (*TRAIN_KEYS, *OPTIONS))
         rows = measure_runs(folder, cfg) if cfg.ckpt is not None else [measure_model(folder, cfg)]
         write_csv(folder / "benchmark.csv", rows)
     report(folder, rows)
@@ -51,25 +44,26 @@ def check_values(cfg: DictConfig) -> None:
     """Refuse values that would fail later or change nothing.
 
     Raises:
-        SystemExit: says which value, and what is expected.
+        ConfigError: says which value, and what is expected.
     """
     for key in ("threads", "batch", "repeats"):
         if type(cfg[key]) is not int or cfg[key] < 1:
-            raise SystemExit(f"{key}={cfg[key]}: a whole number over 0 expected")
+            raise ConfigError(key, f"={cfg[key]}: a whole number over 0 expected")
     if type(cfg.seconds) not in (int, float) or not 0 <= cfg.seconds < float("inf"):
-        raise SystemExit(f"seconds={cfg.seconds}: a number, 0 or more, expected")
+        raise ConfigError("seconds", f"={cfg.seconds}: a number, 0 or more, expected")
     if cfg.device not in ("auto", "cpu", "cuda"):
-        raise SystemExit(f"device={cfg.device}: auto, cpu or cuda expected")
+        raise ConfigError("device", f"={cfg.device}: auto, cpu or cuda expected")
     if type(cfg.with_pose) is not bool:
-        raise SystemExit(f"with_pose={cfg.with_pose}: true or false expected")
+        raise ConfigError("with_pose", f"={cfg.with_pose}: true or false expected")
     if cfg.ckpt is not None:
         if not checkpoints(cfg):
-            raise SystemExit("ckpt=[]: a run folder, a checkpoint file or the folder of a sweep expected")
+            raise ConfigError("ckpt", "=[]: a run folder, a checkpoint file or the folder of a sweep expected")
         typed = [word.lstrip("+~").partition("=")[0] for word in HydraConfig.get().overrides.task]
         if others := [key for key in typed if key not in OPTIONS and not key.startswith("paths")]:
-            raise SystemExit(
-                f"{others[0]}=... changes nothing beside ckpt=..., which is measured as it was trained; without ckpt "
-                "the model that you type is measured"
+            raise ConfigError(
+                others[0],
+                "=... changes nothing beside ckpt=..., which is measured as it was trained; without ckpt the model "
+                "that you type is measured",
             )
 
 
@@ -82,13 +76,13 @@ def checkpoints(cfg: DictConfig) -> list[Path]:
 def measure_runs(folder: Path, cfg: DictConfig) -> list[Row]:
     """Measure trained runs. All are opened before the first is measured, so that mistakes are told at once."""
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
-    runs.write_config(folder, OmegaConf.create({key: resolved[key] for key in (*OPTIONS, "paths")}))
+    write_config(folder, OmegaConf.create({key: resolved[key] for key in (*OPTIONS, "paths")}))
     paths: list[Path] = []
     for path in checkpoints(cfg):
-        if (path / SWEEP).is_file():
+        if RunFolder(path).sweep.is_file():
             paths += measurable_cells(path, cfg)
         elif reason := refusal(path, cfg):
-            raise SystemExit(reason)
+            raise FacelabError(reason)
         else:
             paths.append(path)
     return [measure_run(path, cfg) for path in paths]
@@ -98,22 +92,23 @@ def measurable_cells(sweep: Path, cfg: DictConfig) -> list[Path]:
     """The folders of the finished cells of a sweep; those that are left out are named on the screen.
 
     Raises:
-        SystemExit: none is left, or the sweep or one of its checkpoints cannot be read.
+        RunError: none is left, or the sweep or one of its checkpoints cannot be read.
     """
-    from facelab.sweep import ledger
+    from facelab.runs.sweep import ledger
 
     paths, cells = [], ledger(sweep)
     for cell in cells:
-        path, reason = sweep / str(cell.number), ": ".join(filter(None, (cell.status.state, cell.status.reason)))
+        folder = RunFolder(sweep).cell(cell.number)
+        path, reason = folder.path, ": ".join(filter(None, (cell.status.state, cell.status.reason)))
         if cell.status.state == "finished":
-            saved = any((path / "checkpoints").glob("*.ckpt"))
+            saved = any(folder.checkpoints.glob("*.ckpt"))
             reason = refusal(path, cfg) if saved else "finished, without a checkpoint"
         if reason:
             log.warning("%s is left out: %s", path, reason)
         else:
             paths.append(path)
     if not paths:
-        raise SystemExit(f"{sweep}: none of its {len(cells)} cells can be measured; why is told above")
+        raise RunError(f"{sweep}: none of its {len(cells)} cells can be measured; why is told above")
     return paths
 
 
@@ -121,15 +116,15 @@ def refusal(path: Path, cfg: DictConfig) -> str:
     """Why a run cannot be measured as it is asked; empty where it can.
 
     Raises:
-        SystemExit: it cannot be opened.
+        FacelabError: it cannot be opened.
     """
-    run = runs.load_run(path, cfg.paths)
+    run = load_run(path, cfg.paths)
     return no_pose(run.module, run.cfg.crop.size, cfg)
 
 
 def no_pose(module: "LandmarkModule", size: int, cfg: DictConfig) -> str:
     """What is to be said where the pose is asked for, of a module that predicts none; else empty."""
-    from facelab.cost import predicts_pose
+    from facelab.profiling.cost import predicts_pose
 
     lacks = cfg.with_pose and not predicts_pose(module, size)
     return "with_pose=true: this model predicts no pose; see pose= and model.angle_weight=" if lacks else ""
@@ -137,12 +132,12 @@ def no_pose(module: "LandmarkModule", size: int, cfg: DictConfig) -> str:
 
 def measure_run(path: Path, cfg: DictConfig) -> Row:
     """Measure a trained run, and write the numbers into its folder; a lone checkpoint has none."""
-    run = runs.load_run(path, cfg.paths)
+    run = load_run(path, cfg.paths)
     row = measure(run.module, run.cfg.crop.size, cfg)
-    owner = run.checkpoint.parent.parent if run.checkpoint.parent.name == "checkpoints" else None
+    owner = owner_of(run.checkpoint)
     if owner:
-        write_row(owner, row)
-    place = (owner or run.checkpoint).resolve()
+        write_row(owner.path, row)
+    place = (owner.path if owner else run.checkpoint).resolve()
     return {"name": f"{place.parent.name}/{place.name}" if place.name.isdecimal() else place.name, **row}
 
 
@@ -150,13 +145,13 @@ def measure_model(folder: Path, cfg: DictConfig) -> Row:
     """Measure what train.py would train, and write the numbers and ``config.yaml`` as those of a run.
 
     Raises:
-        SystemExit: the pose is asked for, and it predicts none.
+        FacelabError: the pose is asked for, and it predicts none.
     """
-    runs.clear_initial_weights(cfg)
-    runs.write_config(folder, cfg)
-    module = runs.build(cfg.model)
+    clear_initial_weights(cfg)
+    write_config(folder, cfg)
+    module = build(cfg, "model")
     if reason := no_pose(module, cfg.crop.size, cfg):
-        raise SystemExit(reason)
+        raise FacelabError(reason)
     row = measure(module, cfg.crop.size, cfg)
     write_row(folder, row)
     return {"name": cfg.paths.name, **row}
@@ -166,15 +161,15 @@ def measure(module: "LandmarkModule", size: int, cfg: DictConfig) -> Row:
     """Size and speed of a module, and what they were measured on.
 
     Raises:
-        SystemExit: the device is not there, or a crop of this size does not fit the method.
+        ConfigError: the device is not there, or a crop of this size does not fit the method.
     """
     import torch
 
-    from facelab.cost import cost, latency, machine
-    from facelab.speed import prepare
+    from facelab.profiling.compile import prepare
+    from facelab.profiling.cost import cost, latency, machine
 
     if cfg.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("device=cuda: torch finds no CUDA device here; device=auto takes what there is")
+        raise ConfigError("device", "=cuda: torch finds no CUDA device here; device=auto takes what there is")
     device = cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     torch.compiler.reset()  # after some modules torch would give up compiling more of the same class
     prepare(module.to(device), cfg.memory_format, cfg.compile)
@@ -199,7 +194,8 @@ def measure(module: "LandmarkModule", size: int, cfg: DictConfig) -> Row:
 
 def write_row(folder: Path, row: Row) -> None:
     """Write the numbers into the folder of a run; those with the head's pose stand beside those without."""
-    write_json(folder / (BENCHMARK_POSE if row["pose"] else BENCHMARK), row)
+    files = RunFolder(folder)
+    write_json(files.benchmark_pose if row["pose"] else files.benchmark, row)
 
 
 def write_csv(path: Path, rows: list[Row]) -> None:
@@ -236,5 +232,5 @@ def report(folder: Path, rows: list[Row]) -> None:
 
 
 if __name__ == "__main__":
-    runs.start()
+    start()
     main()

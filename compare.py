@@ -1,16 +1,24 @@
 """Put runs side by side: ``python compare.py logs/train/multiruns/2026-11-20_07-17-00 'logs/train/runs/*wflw98*'``."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from facelab import comparison, pairing
+from facelab.comparison.grid import Cell, disagreement, grid, grid_without_numbers, headings, remarks
+from facelab.comparison.group import MAIN, Table, compare, protocol_differences
+from facelab.comparison.read import Run, read_runs
+from facelab.comparison.write import write_csv, write_markdown
+from facelab.errors import FacelabError
+from facelab.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.measure import Measurement
-    from rich.table import Table
+    from rich.table import Table as RichTable
     from rich.text import Text
+
+    from facelab.comparison.pairs import Pair
 
 WIDEST = 10_000
 """Characters; wider than any table."""
@@ -19,7 +27,7 @@ NARROWEST = 14
 
 
 def parse() -> argparse.Namespace:
-    """What was typed."""
+    """Read what was typed."""
     parser = argparse.ArgumentParser(
         description="Put runs side by side, one table for each protocol: only numbers of the same faces, boxes and "
         "rules can be compared. Sorted by nme_box."
@@ -60,7 +68,7 @@ def parse() -> argparse.Namespace:
         "--metrics",
         metavar="NAME",
         nargs="+",
-        help=f"columns, by their names in metrics.json (default: {' '.join(comparison.MAIN)})",
+        help=f"columns, by their names in {RunFolder(Path()).metrics.name} (default: {' '.join(MAIN)})",
     )
     return parser.parse_args()
 
@@ -69,32 +77,39 @@ def main() -> None:
     """Read, compare, print and write."""
     typed = parse()
     try:
-        runs = comparison.read_runs(typed.runs)
-        tables = comparison.compare(runs, typed.metrics)
-        pair = tuple(pairing.choose(runs, name) for name in typed.pair or ())
-        differences = pairing.compare_pair(*pair) if pair else None
+        runs = read_runs(typed.runs)
+        tables = compare(runs, typed.metrics)
+        pair = compare_two(runs, typed.pair) if typed.pair else None
         if typed.csv:
-            comparison.write_csv(typed.csv, runs, tables)
+            write_csv(typed.csv, runs, tables)
         if typed.markdown:
-            comparison.write_markdown(typed.markdown, runs, tables, each=typed.each)
+            write_markdown(typed.markdown, runs, tables, each=typed.each)
         if typed.html:
-            from facelab.page import write_page
+            from facelab.comparison.page import write_page
 
             write_page(typed.html, runs, tables, typed.pictures)
-    except (OSError, ValueError) as error:
+    except (FacelabError, OSError) as error:
         raise SystemExit(str(error)) from error
     console = open_console()
     show(console, runs, tables, each=typed.each)
-    if differences:
-        show_pair(console, pair[0], pair[1], differences)
+    if pair:
+        show_pair(console, *pair)
     if typed.html:
         console.print(f"page: {typed.html}", style="dim")
     elif tables:
         console.print("--html FILE writes a page with curves, distributions and any two runs face by face", style="dim")
 
 
+def compare_two(runs: Sequence[Run], names: Sequence[str]) -> "tuple[Run, Run, Pair]":
+    """Compare the two runs that are meant."""
+    from facelab.comparison.pairs import choose, compare_pair
+
+    a, b = (choose(runs, name) for name in names)
+    return a, b, compare_pair(a, b)
+
+
 def open_console() -> "Console":
-    """The terminal; a pipe is as wide as what is written to it."""
+    """Open the terminal; a pipe is as wide as what is written to it."""
     from rich.console import Console
 
     console = Console(highlight=False, markup=False)
@@ -103,54 +118,55 @@ def open_console() -> "Console":
     return console
 
 
-def show(console: "Console", runs: list[comparison.Run], tables: list[comparison.Table], *, each: bool) -> None:
+def show(console: "Console", runs: list[Run], tables: list[Table], *, each: bool) -> None:
     """Print the tables."""
-    if line := comparison.disagreement(tables):
+    if line := disagreement(tables):
         console.print(line + "\n")
-    for heading, table in zip(comparison.headings(tables), tables, strict=True):
+    for heading, table in zip(headings(tables), tables, strict=True):
         console.print(heading, style="bold")
-        show_grid(console, comparison.grid(table, each=each))
-        console.print("\n".join(comparison.remarks(table)) + "\n", style="dim")
-    if rows := comparison.grid_without_numbers(runs):
+        show_grid(console, grid(table, each=each))
+        console.print("\n".join(remarks(table)) + "\n", style="dim")
+    if rows := grid_without_numbers(runs):
         console.print("Runs without numbers", style="bold")
         show_grid(console, rows)
 
 
-def show_pair(console: "Console", a: comparison.Run, b: comparison.Run, pair: pairing.Pair) -> None:
+def show_pair(console: "Console", a: Run, b: Run, pair: "Pair") -> None:
     """Print how two runs differ on their common faces."""
+    from facelab.comparison.pairs import RESAMPLES
+
     console.print(f"A {a.name}\nB {b.name}", style="bold")
-    cell = comparison.Cell
-    rows = [[cell("A - B"), *(cell(text, number=True) for text in ("%", "95 % interval", "p", "faces"))]]
+    rows = [[Cell("A - B"), *(Cell(text, number=True) for text in ("%", "95 % interval", "p", "faces"))]]
     for metric, found in pair.differences.items():
         numbers = (f"{100 * found.value:+.2f}", f"{100 * found.low:+.2f}..{100 * found.high:+.2f}")
         rows.append(
             [
-                cell(metric),
-                *(cell(text, number=True) for text in (*numbers, f"{found.probability:.3f}", f"{found.faces}")),
+                Cell(metric),
+                *(Cell(text, number=True) for text in (*numbers, f"{found.probability:.3f}", f"{found.faces}")),
             ]
         )
     show_grid(console, rows)
-    lines = [f"Paired bootstrap, {pairing.RESAMPLES} resamples of the {pair.common} faces both have"]
+    lines = [f"Paired bootstrap, {RESAMPLES} resamples of the {pair.common} faces both have"]
     lines[0] += " (of {} and {}).".format(*pair.faces)
     lines.append("p: twice the share of resamples in which the difference has the other sign or is zero.")
-    if parts := comparison.protocol_differences([a.protocol, b.protocol]):
+    if parts := protocol_differences([a.protocol, b.protocol]):
         lines.append(f"Their protocols differ in {', '.join(parts)}.")
     console.print("\n".join(lines) + "\n", style="dim")
 
 
-def show_grid(console: "Console", rows: list[list[comparison.Cell]]) -> None:
+def show_grid(console: "Console", rows: list[list[Cell]]) -> None:
     """Print a table. Words are folded to make it fit, numbers never: the lines of a table may pass the window's end."""
     from rich import box
-    from rich.table import Table
+    from rich.table import Table as RichTable
     from rich.text import Text
 
-    def text(cell: comparison.Cell) -> Text:
+    def text(cell: Cell) -> Text:
         # A metric's long name breaks before its subset, a cost with pose behind that.
         name = cell.text.replace("_yaw_", "_\nyaw_").replace("pose: ", "pose:\n") if cell.number else cell.text
         return Text.assemble((name, "bold" if cell.bold else ""), (f"\n{cell.below}" if cell.below else "", "dim"))
 
     texts = [[text(cell) for cell in row] for row in rows]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for cell, column in zip(rows[0], zip(*texts, strict=True), strict=True):
         width = max(measure(console, each).maximum for each in column)
         least = width if cell.number else min(width, NARROWEST)
@@ -161,8 +177,8 @@ def show_grid(console: "Console", rows: list[list[comparison.Cell]]) -> None:
     console.print(table, width=min(size.maximum, max(size.minimum, console.width)), crop=False)
 
 
-def measure(console: "Console", what: "Table | Text") -> "Measurement":
-    """Fewest and most characters that something is wide, in a window without an end."""
+def measure(console: "Console", what: "RichTable | Text") -> "Measurement":
+    """Count the fewest and most characters that something is wide, in a window without an end."""
     from rich.measure import Measurement
 
     return Measurement.get(console, console.options.update(width=WIDEST), what)

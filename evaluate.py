@@ -1,35 +1,105 @@
 """Measure a trained run again, on its own or another dataset: ``python evaluate.py ckpt=RUN data=wflw98``."""
 
+import logging
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from facelab import runs
-from facelab.recording import recorded
+from facelab.errors import ConfigError, RunError
+from facelab.run_folder import RunFolder
+from facelab.runs.build import build, build_trainer, check, write_config
+from facelab.runs.check import PATHS
+from facelab.runs.checkpoint import LoadedRun, load_run, needed
+from facelab.runs.recording import recorded
+from facelab.runs.report import report
+from facelab.runs.start import exits, start
+
+log = logging.getLogger(__name__)
+
+EVALUATE_KEYS = (
+    *("task", "ckpt", "split", "box", "flip_test", "batch_size", "num_workers"),
+    *("trainer", "data", "logger", "callbacks", *PATHS),
+)
+"""The keys that evaluate.py reads."""
+EVALUATE_OPTIONS = ("ckpt", "split", "box", "flip_test", "batch_size", "num_workers", "trainer")
+"""What config.yaml keeps of an evaluation beside the configuration of the run; its dataset stands in that."""
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
     """Open the run, replace what was asked for, test, and write the results as a run of their own."""
     folder = Path(cfg.paths.run)
-    if (folder / "checkpoints").is_dir():
-        raise SystemExit(f"{folder} is the folder of a training, whose results would be overwritten")
-    with recorded(folder) as status:
-        runs.check(cfg, runs.EVALUATE_KEYS)
-        run = runs.load_run(Path(str(cfg.ckpt)).expanduser(), cfg.paths)
-        datamodule = runs.evaluation_data(run, cfg)
-        evaluated = runs.evaluation_config(run, cfg)
-        runs.write_config(folder, evaluated)
-        status["tested"] = str(run.checkpoint)
-        trainer = runs.build_trainer(cfg)
-        status["begun"] = True
-        for logger in trainer.loggers:
-            logger.log_hyperparams(OmegaConf.to_container(evaluated, resolve=True))
-        trainer.test(run.module, datamodule, verbose=False)
-    runs.report(folder)
+    with exits():
+        if RunFolder(folder).checkpoints.is_dir():
+            raise RunError(f"{folder} is the folder of a training, whose results would be overwritten")
+        with recorded(folder) as status:
+            check(cfg, EVALUATE_KEYS)
+            run = load_run(Path(str(cfg.ckpt)).expanduser(), cfg.paths)
+            datamodule = build_data(run, cfg)
+            evaluated = evaluated_config(run, cfg)
+            write_config(folder, evaluated)
+            status["tested"] = str(run.checkpoint)
+            trainer = build_trainer(cfg)
+            status["begun"] = True
+            for logger in trainer.loggers:
+                logger.log_hyperparams(OmegaConf.to_container(evaluated, resolve=True))
+            trainer.test(run.module, datamodule, verbose=False)
+    report(folder)
+
+
+def build_data(run: LoadedRun, cfg: DictConfig) -> Any:
+    """Build the datamodule of a run with what was asked to be replaced, in ``run.cfg`` and in the module too.
+
+    Raises:
+        ConfigError: the other dataset has other landmarks than the run predicts.
+        FacelabError: the configuration of the datamodule has faults.
+    """
+    if (data := cfg.get("data")) is not None:
+        run.cfg.data = OmegaConf.merge(data)
+        data_layout, layout = build(cfg, "data.layout"), run.module.layout
+        if data_layout.name != layout.name:
+            raise ConfigError(
+                "data",
+                f"={data.name} has the {data_layout.num_points} landmarks of {data_layout.name}, but the run "
+                f"predicts the {layout.num_points} of {layout.name}",
+            )
+    run.cfg.datamodule.test_split = cfg.split
+    for node, key, value in (
+        (run.cfg.crop, "box", cfg.box),
+        (run.cfg.model, "flip_test", cfg.flip_test),
+        (run.cfg.datamodule, "batch_size", cfg.batch_size),
+        (run.cfg.datamodule, "num_workers", cfg.num_workers),
+    ):
+        if value is not None:
+            node[key] = value
+    nodes = ("model", "datamodule")
+    measured = needed(run.cfg, *nodes)
+    check(measured, nodes)
+    run.module.flip_test = run.cfg.model.flip_test
+    return build(measured, "datamodule")
+
+
+def evaluated_config(run: LoadedRun, cfg: DictConfig) -> DictConfig:
+    """Give the configuration of the run as it was measured, and under ``evaluate`` what was asked for.
+
+    A node that does not resolve today, such as a logger's of an earlier version, is left out.
+    """
+    asked = {key: cfg[key] for key in EVALUATE_OPTIONS}
+    kept = OmegaConf.merge(run.cfg, {"task": cfg.task, "evaluate": asked})
+    assert isinstance(kept, DictConfig)
+    for key in list(kept):
+        try:
+            if OmegaConf.is_config(value := kept[key]):
+                OmegaConf.to_container(value, resolve=True)
+        except OmegaConfBaseException as error:
+            log.warning("%s of the run is not kept in config.yaml: %s", key, str(error).splitlines()[0])
+            del kept[key]
+    return kept
 
 
 if __name__ == "__main__":
-    runs.start()
+    start()
     main()

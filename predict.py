@@ -8,17 +8,22 @@ from typing import TYPE_CHECKING
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from facelab import runs
-from facelab.atomic import write_json
-from facelab.recording import recorded
+from facelab.errors import ConfigError, FacelabError
+from facelab.files import write_json
+from facelab.runs.build import build, check, write_config
+from facelab.runs.check import PATHS
+from facelab.runs.checkpoint import LoadedRun, load_run, needed
+from facelab.runs.recording import recorded
+from facelab.runs.start import exits, start
 
-if TYPE_CHECKING:
-    from facelab.landmarks.crop import Crop
-    from facelab.prediction import Boxes, Photos, PredictedPhoto, Skipped
+if TYPE_CHECKING:  # importing torch takes seconds
+    from facelab.faces.crop import Crop
+    from facelab.inference.boxes_file import Boxes
+    from facelab.inference.landmarks import Photos, PredictedPhoto, Skipped
 
 PREDICT_KEYS = (
     *("task", "images", "landmarks", "boxes", "crop.scale", "crop.square", "crop.shift"),
-    *("batch_size", "device", "pictures", "output", *runs.PATHS),
+    *("batch_size", "device", "pictures", "output", *PATHS),
 )
 """The keys that predict.py reads."""
 SHOWN = 10
@@ -29,91 +34,96 @@ SHOWN = 10
 def main(cfg: DictConfig) -> None:
     """Open the run, predict every photo and write the results; fail if not one face was predicted."""
     folder = Path(cfg.paths.run)
-    with recorded(folder):
-        runs.check(cfg, PREDICT_KEYS)
-        runs.write_config(folder, cfg)
-        from facelab import prediction
-
+    with exits(), recorded(folder):
+        check(cfg, PREDICT_KEYS)
+        write_config(folder, cfg)
         check_values(cfg)
-        photos = prediction.find_photos(str(cfg.images))
-        boxes = None if cfg.boxes is None else prediction.read_boxes(Path(str(cfg.boxes)).expanduser())
-        run = runs.load_run(Path(str(cfg.landmarks)).expanduser(), cfg.paths)
+        from facelab.inference.boxes_file import read_boxes
+        from facelab.inference.landmarks import find_photos, unknown
+
+        photos = find_photos(str(cfg.images))
+        boxes = None if cfg.boxes is None else read_boxes(Path(str(cfg.boxes)).expanduser())
+        run = load_run(Path(str(cfg.landmarks)).expanduser(), cfg.paths)
         crop = build_crop(run, cfg)
         found, speed = predict(run, cfg, crop, photos, boxes)
-        skipped = [skip for photo in found for skip in photo.skipped] + prediction.unknown(boxes or {}, photos)
+        skipped = [skip for photo in found for skip in photo.skipped] + unknown(boxes or {}, photos)
         write(run, cfg, photos, found, skipped)
         report(cfg, crop, photos, found, skipped, speed)
         if not any(photo.faces for photo in found):
-            raise SystemExit("not one face was predicted; the reasons stand above and in landmarks.json")
+            raise FacelabError("not one face was predicted; the reasons stand above and in landmarks.json")
 
 
 def check_values(cfg: DictConfig) -> None:
     """Refuse values that would fail later or do harm.
 
     Raises:
-        SystemExit: says which value, and what is expected.
+        ConfigError: says which value, and what is expected.
     """
     import torch
 
     if type(cfg.batch_size) is not int or cfg.batch_size < 1:
-        raise SystemExit(f"batch_size={cfg.batch_size}: a whole number over 0 expected")
+        raise ConfigError("batch_size", f"={cfg.batch_size}: a whole number over 0 expected")
     if type(cfg.pictures) is not bool:
-        raise SystemExit(f"pictures={cfg.pictures}: true or false expected")
+        raise ConfigError("pictures", f"={cfg.pictures}: true or false expected")
     if cfg.device not in ("auto", "cpu", "cuda"):
-        raise SystemExit(f"device={cfg.device}: auto, cpu or cuda expected")
+        raise ConfigError("device", f"={cfg.device}: auto, cpu or cuda expected")
     if cfg.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("device=cuda: torch finds no CUDA device here; device=auto takes what there is")
+        raise ConfigError("device", "=cuda: torch finds no CUDA device here; device=auto takes what there is")
     images, output = Path(str(cfg.images)).expanduser().resolve(), Path(cfg.output).resolve()
     if cfg.pictures and images.is_dir() and output.is_relative_to(images):
-        raise SystemExit(
-            f"output={output} lies in the folder of the photos, so its pictures would be taken for photos the next "
-            "time; give output=FOLDER outside of it"
+        raise ConfigError(
+            "output",
+            f"={output} lies in the folder of the photos, so its pictures would be taken for photos the next time; "
+            "give output=FOLDER outside of it",
         )
 
 
-def build_crop(run: runs.LoadedRun, cfg: DictConfig) -> "Crop":
-    """The crop that the run was trained with, around another box, with what was asked to be different.
+def build_crop(run: LoadedRun, cfg: DictConfig) -> "Crop":
+    """Build the crop that the run was trained with, around another box, with what was asked to be different.
 
     Raises:
-        SystemExit: a value of ``crop`` makes no crop.
+        FacelabError: a value of ``crop`` makes no crop.
     """
     asked = {key: value for key, value in cfg.crop.items() if value is not None}
     box = "given" if cfg.boxes is not None else "image"
     if box == "image" and run.cfg.crop.box != "image":
         asked = {"scale": 1.0, "shift": [0.0, 0.0]} | asked
     run.cfg.crop = OmegaConf.merge(run.cfg.crop, asked, {"box": box})
-    runs.check(run.cfg, runs.TRAIN_KEYS)
-    return runs.build(run.cfg.crop)
+    part = needed(run.cfg, "crop")
+    check(part, ("crop",))
+    crop: Crop = build(part, "crop")
+    return crop
 
 
 def predict(
-    run: runs.LoadedRun, cfg: DictConfig, crop: "Crop", photos: "Photos", boxes: "Boxes | None"
+    run: LoadedRun, cfg: DictConfig, crop: "Crop", photos: "Photos", boxes: "Boxes | None"
 ) -> "tuple[list[PredictedPhoto], str]":
     """Predict all photos and draw their pictures; returns what was found and how fast, in words."""
     import torch
     from rich.progress import track
 
-    from facelab import prediction
+    from facelab.inference import landmarks
+    from facelab.inference.write import write_picture
 
     device = cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     module, pictures = run.module.to(device), Path(cfg.output) / "pictures"
     found: list[PredictedPhoto] = []
     started = time.perf_counter()
     with ThreadPoolExecutor() as pool:
-        batches = prediction.predict(module, crop, photos, boxes, cfg.batch_size, pool)
+        batches = landmarks.predict(module, crop, photos, boxes, cfg.batch_size, pool)
         for batch in track(batches, "predict", total=-(-len(photos.paths) // cfg.batch_size), transient=True):
             found += batch
             if cfg.pictures:
                 with_faces = [photo for photo in batch if photo.faces]
-                list(pool.map(lambda photo: prediction.write_picture(photo, module.layout, pictures), with_faces))
+                list(pool.map(lambda photo: write_picture(photo, module.layout, pictures), with_faces))
     return found, f"{len(found) / (time.perf_counter() - started):.1f} photos a second on {device}"
 
 
 def write(
-    run: runs.LoadedRun, cfg: DictConfig, photos: "Photos", found: "list[PredictedPhoto]", skipped: "list[Skipped]"
+    run: LoadedRun, cfg: DictConfig, photos: "Photos", found: "list[PredictedPhoto]", skipped: "list[Skipped]"
 ) -> None:
     """Write ``landmarks.csv`` and ``landmarks.json``."""
-    from facelab import prediction
+    from facelab.inference.write import contents, write_csv
 
     output, layout = Path(cfg.output), run.module.layout
     origin = {
@@ -123,8 +133,8 @@ def write(
         "skipped": [skip._asdict() for skip in skipped],
         "left_aside": photos.left_aside,
     }
-    prediction.write_csv(output / "landmarks.csv", found, layout)
-    write_json(output / "landmarks.json", origin | prediction.contents(found, layout), indent=None)
+    write_csv(output / "landmarks.csv", found, layout)
+    write_json(output / "landmarks.json", origin | contents(found, layout), indent=None)
 
 
 def report(
@@ -156,5 +166,5 @@ def report(
 
 
 if __name__ == "__main__":
-    runs.start()
+    start()
     main()

@@ -6,15 +6,14 @@ import numpy as np
 from lightning import Callback, Trainer
 
 from callbacks.dashboard import ERROR, percent, show
-from facelab.landmarks.geometry import Array
-from facelab.landmarks.layouts import Layout
-from facelab.metrics.faces import FaceTable
-from facelab.metrics.landmarks import THRESHOLDS, Normaliser, breakdowns, ced, nme, nme_per_face
+from facelab.faces.geometry import Array
+from facelab.faces.layouts import Layout
+from facelab.metrics.face_table import FaceTable, Normaliser, nme_per_face
+from facelab.metrics.landmarks import THRESHOLDS, breakdowns, ced, nme
+from lightning_modules.landmark import LandmarkModule
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # importing it takes a second
     from wandb.plot.custom_chart import CustomChart
-
-    from lightning_modules.landmark import LandmarkModule
 
 NORMALISERS: tuple[Normaliser, ...] = ("ioc", "box")
 """What the curves divide errors by."""
@@ -31,7 +30,7 @@ class Charts(Callback):
     """
 
     def on_test_end(  # type: ignore[override]
-        self, trainer: Trainer, module: "LandmarkModule"
+        self, trainer: Trainer, module: LandmarkModule
     ) -> None:
         """Show it."""
         tags = trainer.datamodule.data.tags  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from facelab.atomic import naming, replacing
+from facelab.files import naming, replacing
 
 
 class MetricsFile(Logger):

@@ -13,19 +13,18 @@ from lightning.pytorch.utilities import rank_zero_only
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from callbacks.dashboard import ERROR, number, percent, show
-from facelab.atomic import replacing
-from facelab.landmarks.batch import LandmarkBatch
-from facelab.landmarks.drawing import cell, grid
-from facelab.landmarks.geometry import Array
-from facelab.landmarks.layouts import Layout
-from facelab.metrics.faces import FaceTable
-from facelab.metrics.landmarks import nme_per_face
+from datamodules.landmark import FaceDataset, LandmarkDataModule
+from facelab.faces.batch import LandmarkBatch
+from facelab.faces.drawing import cell, grid
+from facelab.faces.geometry import Array
+from facelab.faces.layouts import Layout
+from facelab.files import replacing
+from facelab.metrics.face_table import FaceTable, nme_per_face
+from facelab.run_folder import TEST_PICTURE, WORST_PICTURE
+from lightning_modules.landmark import LandmarkModule
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # importing it takes a second
     import wandb
-
-    from datamodules.landmark import FaceDataset, LandmarkDataModule
-    from lightning_modules.landmark import LandmarkModule
 
 
 @rank_zero_only
@@ -89,7 +88,7 @@ class FaceGrid(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Save them."""
-        self._save(trainer, "test.png", "test/face_grid")
+        self._save(trainer, TEST_PICTURE, "test/face_grid")
 
 
 class WorstFaces(Callback):
@@ -113,7 +112,7 @@ class WorstFaces(Callback):
         self.points |= dict(zip(batch.face_id.tolist(), outputs.points.float().cpu().numpy(), strict=True))
 
     def on_test_end(  # type: ignore[override]
-        self, trainer: Trainer, module: "LandmarkModule"
+        self, trainer: Trainer, module: LandmarkModule
     ) -> None:
         """Cut the worst faces out again and draw them."""
         error = nme_per_face(module.table, "box")
@@ -126,11 +125,11 @@ class WorstFaces(Callback):
             return
         data: LandmarkDataModule = trainer.datamodule  # type: ignore[attr-defined]
         cells = self._cells(data.faces["test"], worst, points)
-        save_picture(trainer, grid(cells, self.columns), self.folder / "worst.png", "test/worst_faces")
+        save_picture(trainer, grid(cells, self.columns), self.folder / WORST_PICTURE, "test/worst_faces")
         photos = [data.faces["test"].paths[row].name for row in worst.face_id]
         show(trainer, lambda: {"test/worst_faces_table": _table(cells, photos, worst, data.data.tags)})
 
-    def _predicted(self, trainer: Trainer, module: "LandmarkModule", worst: FaceTable) -> Array:
+    def _predicted(self, trainer: Trainer, module: LandmarkModule, worst: FaceTable) -> Array:
         """What was predicted for these faces, by whichever process, ``(F, N, 2)`` pixels of their crops."""
         own = np.full((*worst.error.shape, 2), np.nan, np.float32)
         for points, row in zip(own, worst.face_id.tolist(), strict=True):
@@ -141,7 +140,7 @@ class WorstFaces(Callback):
         parts = gather_all_tensors(torch.from_numpy(own).to(module.device))
         return np.fmax.reduce([part.cpu().numpy() for part in parts])
 
-    def _cells(self, faces: "FaceDataset", worst: FaceTable, points: Array) -> list[Array]:
+    def _cells(self, faces: FaceDataset, worst: FaceTable, points: Array) -> list[Array]:
         """The faces with true and predicted points, the error in percent and the photo's name."""
         cells = []
         for row, error, prediction in zip(worst.face_id.tolist(), nme_per_face(worst, "box"), points, strict=True):

@@ -4,22 +4,21 @@ import hashlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from lightning import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from facelab.atomic import write_json
-from facelab.cost import cost
+from datamodules.landmark import FaceDataset, LandmarkDataModule
+from facelab.faces.layouts import Layout
+from facelab.files import write_json
 from facelab.metrics import landmarks
-from facelab.metrics.faces import FaceTable
+from facelab.metrics.face_table import FaceTable, write_faces
 from facelab.metrics.landmarks import auc, bootstrap, failure_rate, nme, stratified_bootstrap
-
-if TYPE_CHECKING:
-    from datamodules.landmark import FaceDataset, LandmarkDataModule
-    from facelab.landmarks.layouts import Layout
-    from lightning_modules.landmark import LandmarkModule
+from facelab.profiling.cost import cost
+from facelab.run_folder import RunFolder
+from lightning_modules.landmark import LandmarkModule
 
 EVALUATOR_VERSION = 1
 """Raised whenever the same predictions would get another number, so that old and new numbers are not compared."""
@@ -38,20 +37,20 @@ class Results(Callback):
     """
 
     def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
+        self.folder = RunFolder(Path(folder))
 
     @rank_zero_only
     def on_test_end(  # type: ignore[override]
-        self, trainer: Trainer, module: "LandmarkModule"
+        self, trainer: Trainer, module: LandmarkModule
     ) -> None:
         """Write them. After faces.csv, metrics.json says that there is a result."""
         datamodule: LandmarkDataModule = trainer.datamodule  # type: ignore[attr-defined]
         names = [path.name for path in datamodule.faces["test"].paths]
-        landmarks.write_faces(module.table, self.folder / "faces.csv", names, datamodule.data.tags)
-        write_json(self.folder / "metrics.json", {"name": self.folder.name, **results(module, datamodule)})
+        write_faces(module.table, self.folder.faces, names, datamodule.data.tags)
+        write_json(self.folder.metrics, {"name": self.folder.path.name, **results(module, datamodule)})
 
 
-def results(module: "LandmarkModule", datamodule: "LandmarkDataModule") -> dict[str, Any]:
+def results(module: LandmarkModule, datamodule: LandmarkDataModule) -> dict[str, Any]:
     """The content of ``metrics.json``.
 
     Args:
@@ -73,7 +72,7 @@ def results(module: "LandmarkModule", datamodule: "LandmarkDataModule") -> dict[
     }
 
 
-def protocol(module: "LandmarkModule", datamodule: "LandmarkDataModule") -> dict[str, Any]:
+def protocol(module: LandmarkModule, datamodule: LandmarkDataModule) -> dict[str, Any]:
     """What must be equal for two numbers to be comparable."""
     faces, rows, crop = datamodule.faces["test"], module.table.face_id.tolist(), datamodule.crop
     return {
@@ -90,7 +89,7 @@ def protocol(module: "LandmarkModule", datamodule: "LandmarkDataModule") -> dict
     }
 
 
-def fingerprint(faces: "FaceDataset", rows: Sequence[int]) -> str:
+def fingerprint(faces: FaceDataset, rows: Sequence[int]) -> str:
     """Hash of the photos' names and the true points of the faces that were measured, the same on every machine."""
     digest = hashlib.sha256()
     for row in rows:
@@ -99,7 +98,7 @@ def fingerprint(faces: "FaceDataset", rows: Sequence[int]) -> str:
     return digest.hexdigest()[:16]
 
 
-def intervals(table: FaceTable, layout: "Layout", tags: tuple[str, ...]) -> dict[str, tuple[float, float]]:
+def intervals(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[str, tuple[float, float]]:
     """95 % bootstrap intervals over faces of all numbers of :func:`landmarks.summary` that are no counts."""
     draw = partial(bootstrap, resamples=RESAMPLES, seed=0)
     by_name = landmarks.errors(table, layout, tags)

@@ -1,12 +1,8 @@
 """What makes a run continue where it was: checkpoints at any time, whole or not there, with the state of chance."""
 
 import io
-import math
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,21 +14,22 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import distributed
 
-from facelab.atomic import replacing
-from facelab.status import ENDED_BY, TOLD
+from facelab import signals
+from facelab.files import replacing
+from facelab.internals.lightning import is_last_batch, validates_after
+from facelab.renames import FORMAT, renamed_checkpoint
+from facelab.run_folder import LAST_CHECKPOINT
 
 CHECKPOINTS = ("best_model_path", "kth_best_model_path", "last_model_path")
 """Entries of the state of a ``ModelCheckpoint`` that are files."""
-Handler = Callable[[int, FrameType | None], Any]
-URGENCY = (0, signal.SIGTERM, signal.SIGUSR2)
-"""Of what several processes were told the last of these counts: after a time limit the job is to go on."""
 
 
 class WholeFiles(TorchCheckpointIO):
     """Writes a checkpoint beside the old one and then puts it in its place, so that a crash leaves one of the two.
 
     Lightning's own way leads through the folder for temporary files; from there to another disk it is a copy, and half
-    of it is a broken checkpoint.
+    of it is a broken checkpoint. A checkpoint names its format, and one of an earlier format is read with today's
+    names.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
@@ -42,9 +39,17 @@ class WholeFiles(TorchCheckpointIO):
             OSError: the disk is full, or the folder cannot be written to; the old file is as it was.
         """
         content = io.BytesIO()  # torch tells of a full disk by a RuntimeError without a reason
-        torch.save(checkpoint, content)
+        torch.save({"format": FORMAT, **checkpoint}, content)
         with replacing(Path(path)) as temporary, temporary.open("wb") as file:
             file.write(content.getbuffer())
+
+    def load_checkpoint(self, *given: Any, **named: Any) -> dict[str, Any]:
+        """Read a checkpoint, as Lightning's own with the same arguments.
+
+        Raises:
+            CheckpointError: a later version wrote it.
+        """
+        return renamed_checkpoint(super().load_checkpoint(*given, **named))
 
 
 class Resumption(Checkpoint):
@@ -64,12 +69,12 @@ class Resumption(Checkpoint):
     """
 
     def __init__(self, folder: str, minutes: float) -> None:
-        self.path, self.seconds = Path(folder) / "last.ckpt", 60 * minutes
+        self.path, self.seconds = Path(folder) / LAST_CHECKPOINT, 60 * minutes
         self.saved = 0.0  # when, by the monotonic clock
         self.told = 0  # the signal; 0 for none
         self.leaving = 0
-        self.before: dict[int, Any] = {}  # the handlers of the door
-        self.replaced: dict[int, Any] = {}  # those that Lightning put in their place
+        self.before: signals.Handlers = {}  # the handlers of the door
+        self.replaced: signals.Handlers = {}  # those that Lightning put in their place
         self.chance: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -103,13 +108,12 @@ class Resumption(Checkpoint):
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """See who listens before Lightning does, whose handler would talk to other processes in mid-step."""
-        self.before = {number: signal.getsignal(number) for number in TOLD}
+        self.before = signals.current()
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Listen to the machine."""
         self.saved, self.told, self.leaving = time.monotonic(), 0, 0
-        if threading.current_thread() is threading.main_thread():  # no other may set handlers
-            self.replaced = {number: signal.signal(number, self._note(trainer)) for number in TOLD}
+        self.replaced = signals.install(dict.fromkeys(signals.STOP_SIGNALS, self._note(trainer)))
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """End the run if it was told to; bring chance to where it was, only now, since setting up a run uses it too."""
@@ -132,12 +136,7 @@ class Resumption(Checkpoint):
         save without need, lest a crash come between.
         """
         done, every = batch_index + 1, trainer.log_every_n_steps  # type: ignore[attr-defined]
-        validates = done % (trainer.val_check_batch or math.inf) == 0
-        if (
-            validates
-            or done % trainer.accumulate_grad_batches
-            or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        ):
+        if validates_after(trainer, done) or done % trainer.accumulate_grad_batches or is_last_batch(trainer):
             return
         silent = trainer.global_step % every != 0 or every == 1
         self.leaving = self._of_all(trainer, self.told)
@@ -162,7 +161,7 @@ class Resumption(Checkpoint):
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         """Listen no more. What a dying machine does to a run is no failure of the run."""
         if self.told:
-            exception.add_note(ENDED_BY + signal.Signals(self.told).name)
+            exception.add_note(signals.ENDED_BY + signals.name_of(self.told))
         self._restore_handlers()
 
     def _save(self, trainer: Trainer) -> None:
@@ -174,15 +173,15 @@ class Resumption(Checkpoint):
         """What any process was told: to save is a task of all, and not all are told at the same step."""
         if trainer.world_size == 1:
             return told
-        urgency = torch.tensor(URGENCY.index(told), device=trainer.strategy.root_device)
-        return URGENCY[int(trainer.strategy.reduce(urgency, reduce_op="max"))]
+        priority = torch.tensor(signals.PRIORITY.index(told), device=trainer.strategy.root_device)
+        return signals.PRIORITY[int(trainer.strategy.reduce(priority, reduce_op="max"))]
 
     def _overdue(self, trainer: Trainer) -> bool:
         """Whether it is time to save, by the clock of the first process."""
         overdue = time.monotonic() - self.saved > self.seconds
         return trainer.strategy.broadcast(overdue) if trainer.world_size > 1 else overdue
 
-    def _note(self, trainer: Trainer) -> Handler:
+    def _note(self, trainer: Trainer) -> signals.Handler:
         def note(number: int, frame: FrameType | None) -> None:
             self.told = number
             if trainer.validating:
@@ -193,13 +192,8 @@ class Resumption(Checkpoint):
     def _give_way(self, number: int) -> None:
         """Let who listened before decide; as a rule it ends the process."""
         self.replaced, self.told = {}, 0
-        for each, handler in self.before.items():
-            signal.signal(each, handler)
-        if callable(handler := self.before[number]):
-            handler(number, None)
-        raise SystemExit(f"stopped by {signal.Signals(number).name}")
+        signals.hand_over(number, self.before)
 
     def _restore_handlers(self) -> None:
-        for number, handler in self.replaced.items():
-            signal.signal(number, handler)
+        signals.install(self.replaced)
         self.replaced = {}

@@ -8,7 +8,8 @@ import albumentations
 import numpy as np
 from albumentations.augmentations.dropout.transforms import BaseDropout
 
-from facelab.landmarks.geometry import Array, around_centre, mirror_image
+from facelab.errors import ConfigError
+from facelab.faces.geometry import Array, around_centre, mirror_image
 
 
 class Warp(NamedTuple):
@@ -40,7 +41,7 @@ class Augmentation:
         pixels: albumentations transforms of the image alone, each with its own ``p``; or compositions of such.
 
     Raises:
-        ValueError: a probability or ``scale_limit`` is out of range, or a transform of ``pixels`` moves pixels.
+        ConfigError: a probability or ``scale_limit`` is out of range, or a transform of ``pixels`` moves pixels.
     """
 
     def __init__(
@@ -55,14 +56,15 @@ class Augmentation:
         pixels: Sequence[albumentations.BasicTransform | albumentations.BaseCompose],
     ) -> None:
         if not 0 <= scale_limit < 1:
-            raise ValueError(f"augment.scale_limit must be in [0, 1), got {scale_limit}")
+            raise ConfigError("scale_limit", f" must be in [0, 1), got {scale_limit}")
         probabilities = (mirror_probability, shift_probability, scale_probability, rotation_probability)
         if not all(0 <= probability <= 1 for probability in probabilities):
-            raise ValueError(f"augment: the probabilities of mirror, shift, scale and rotation are {probabilities}")
+            raise ConfigError("", f": the probabilities of mirror, shift, scale and rotation are {probabilities}")
         if movers := [type(transform).__name__ for transform in pixels if _moves(transform)]:
-            raise ValueError(
-                f"augment.pixels: {', '.join(movers)} would move the face and leave its points behind; use mirror, "
-                f"shift, scale and rotation of augment"
+            raise ConfigError(
+                "pixels",
+                f": {', '.join(movers)} would move the face and leave its points behind; use mirror, shift, scale and "
+                "rotation of augment",
             )
         self.mirror_probability = mirror_probability
         self.shift_probability, self.shift_limit = shift_probability, shift_limit

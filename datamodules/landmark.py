@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,21 +13,23 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
 from datamodules.augmentation import UNCHANGED, Augmentation
-from facelab.landmarks.batch import LandmarkBatch
-from facelab.landmarks.crop import Crop
-from facelab.landmarks.face import Annotations, DataFault, Face, Split
-from facelab.landmarks.geometry import Array, apply
-from facelab.landmarks.image import FaultyImage, cut_out, image_size
-from facelab.landmarks.layouts import Layout
-from facelab.landmarks.pose import estimate_pose, mirrored, turned
-from facelab.status import TOLD
+from facelab import signals
+from facelab.errors import ConfigError, DatasetError, ImageError
+from facelab.faces.batch import LandmarkBatch
+from facelab.faces.crop import Crop
+from facelab.faces.face import Annotations, Face, Split
+from facelab.faces.geometry import Array, apply
+from facelab.faces.image import cut_out, image_size
+from facelab.faces.layouts import Layout
+from facelab.faces.pose import estimate_pose, mirrored, turned
+from facelab.internals.lightning import processed_epochs
 
 log = logging.getLogger(__name__)
 
 PoseSource = Literal["labelled", "estimated", "labelled and estimated", "none"]
 
 
-class NoBoxError(ValueError):
+class NoBoxError(DatasetError):
     """A face without the box that the crop is built around."""
 
 
@@ -84,7 +85,7 @@ class FaceDataset(Dataset[LandmarkBatch]):
         seed: of the random draws.
 
     Raises:
-        DataFault: by the reader; when the split has no face; when no face has the box that the crop is built around.
+        DatasetError: by the reader; when the split has no face; when no face has the box that the crop is built around.
     """
 
     def __init__(self, data: Annotations, split: Split, crop: Crop, augment: Augmentation | None, seed: int) -> None:
@@ -94,10 +95,9 @@ class FaceDataset(Dataset[LandmarkBatch]):
         self.paths: list[Path] = [path for path, _ in rows]
         self.faces: list[Face] = [face for _, face in rows]
         if not rows:
-            raise DataFault(f"{data.name}: the split {split!r} has no face; look into data.root, or choose another")
-        self.boxes = torch.from_numpy(np.stack([face.box for face in self.faces]).astype(np.float32))  # (F, 4)
-        if crop.box == "given" and self.boxes.isnan().any(dim=1).all():
-            raise DataFault(f"{data.name}: no face of the split {split!r} comes with a box; use crop.box=points")
+            raise DatasetError(f"{data.name}: the split {split!r} has no face; look into data.root, or choose another")
+        if crop.box == "given" and all(np.isnan(face.box).any() for face in self.faces):
+            raise DatasetError(f"{data.name}: no face of the split {split!r} comes with a box; use crop.box=points")
         tags = [[tag in face.tags for tag in data.tags] for face in self.faces]
         self.tags = torch.tensor(tags, dtype=torch.bool)  # (F, T)
         self.pose, self.pose_source = self._poses()
@@ -124,7 +124,7 @@ class FaceDataset(Dataset[LandmarkBatch]):
         rng = np.random.default_rng((self.seed, epoch, row))
         try:
             return self._sample(row, rng)
-        except (FaultyImage, NoBoxError) as error:
+        except (ImageError, NoBoxError) as error:
             if not self._reported[row]:
                 self._reported[row] = True
                 log.warning("face %d is left out: %s", row, error)
@@ -135,7 +135,7 @@ class FaceDataset(Dataset[LandmarkBatch]):
 
         Raises:
             NoBoxError: the face has no box as the crop wants it.
-            FaultyImage: the crop is built around the whole photo, and its header cannot be read.
+            ImageError: the crop is built around the whole photo, and its header cannot be read.
         """
         width, height = image_size(self.paths[row]) if self.crop.box == "image" else (0, 0)
         try:
@@ -175,7 +175,6 @@ class FaceDataset(Dataset[LandmarkBatch]):
             valid=torch.from_numpy(np.isfinite(points).all(axis=1)),
             visible=torch.from_numpy(visible),
             tags=self.tags[row],
-            box=self.boxes[row],
             pose=torch.from_numpy(pose.astype(np.float32)),
             to_photo=torch.from_numpy(to_photo.astype(np.float32)),
             face_id=torch.tensor(row),
@@ -193,8 +192,7 @@ def _start_worker(worker: int) -> None:
 
     It lives as long as the training, whichever way that ends: a cluster tells all processes of a job that it will end.
     """
-    for number in TOLD:
-        signal.signal(number, signal.SIG_IGN)
+    signals.ignore()
     cv2.setNumThreads(0)  # 1 hangs in a forked process whose parent has used OpenCV (5.0.0)
 
 
@@ -211,7 +209,7 @@ class LandmarkDataModule(LightningDataModule):
         test_split: the split that ``test`` measures, ``test`` but for ``evaluate.py split=...``.
 
     Raises:
-        ValueError: a seed that the generators do not take.
+        ConfigError: a seed that the generators do not take.
     """
 
     batch_type: ClassVar[type] = LandmarkBatch
@@ -228,7 +226,7 @@ class LandmarkDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         if not 0 <= seed < 2**32:
-            raise ValueError(f"seed={seed}: choose a whole number from 0 to {2**32 - 1}")
+            raise ConfigError("seed", f"={seed}: choose a whole number from 0 to {2**32 - 1}")
         self.data, self.crop, self.augment = data, crop, augment
         self.batch_size, self.num_workers, self.seed, self.test_split = batch_size, num_workers, seed, test_split
         self.faces: dict[str, FaceDataset] = {}
@@ -237,7 +235,7 @@ class LandmarkDataModule(LightningDataModule):
         """Read the annotations that this stage needs. No photo is opened.
 
         Raises:
-            DataFault: by the reader; when a split has no face, or none with the box that the crop is built around.
+            DatasetError: by the reader; when a split has no face, or none with the box that the crop is built around.
         """
         needed: dict[str, tuple[Split, Augmentation | None]] = {}
         if stage == "fit":
@@ -255,7 +253,7 @@ class LandmarkDataModule(LightningDataModule):
         """Shuffled; a last batch that is not full is left out, since batch statistics of a few faces are noise."""
         loader = self._loader("train", shuffle=True)
         if self.trainer:  # a resumed run takes its first batches before Lightning tells the sampler its epoch
-            loader.sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+            loader.sampler.set_epoch(processed_epochs(self.trainer))  # type: ignore[attr-defined]
         return loader
 
     def val_dataloader(self) -> DataLoader[LandmarkBatch]:

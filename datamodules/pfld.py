@@ -10,11 +10,11 @@ from torch import Tensor
 
 from datamodules.augmentation import UNCHANGED, Augmentation, Warp
 from datamodules.landmark import FaceDataset, LandmarkDataModule, NoBoxError
-from facelab.landmarks.crop import Crop
-from facelab.landmarks.face import Annotations, Split
-from facelab.landmarks.geometry import Array, apply, around_centre, from_cells, mirror_image, tight_box
-from facelab.landmarks.image import FaultyImage
-from facelab.landmarks.pose import estimate_pose, official_pnp
+from facelab.errors import ConfigError, ImageError
+from facelab.faces.crop import Crop
+from facelab.faces.face import Annotations, Split
+from facelab.faces.geometry import Array, apply, around_centre, from_cells, mirror_image, tight_box
+from facelab.faces.pose import estimate_pose, official_pnp
 
 PoseTarget = Literal["labelled", "estimated", "official_pnp"]
 ATTEMPTS = 512
@@ -45,7 +45,7 @@ class SquaresAroundFace(Augmentation):
         pixels: see :class:`Augmentation`.
 
     Raises:
-        ValueError: a probability or a side is out of range, or as in :class:`Augmentation`.
+        ConfigError: a probability or a side is out of range, or as in :class:`Augmentation`.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class SquaresAroundFace(Augmentation):
     ) -> None:
         super().__init__(mirror_probability, 0.0, shift_limit, 0.0, 0.0, 0.0, rotation_limit, pixels)
         if not 0 <= clean_probability <= 1:
-            raise ValueError(f"augment.clean_probability={clean_probability} must be in [0, 1]")
+            raise ConfigError("clean_probability", f"={clean_probability} must be in [0, 1]")
         if not 0 < smallest <= largest:
-            raise ValueError(f"augment.smallest={smallest} must be over 0 and not over augment.largest={largest}")
+            raise ConfigError("smallest", f"={smallest} must be over 0 and not over largest={largest}")
         if largest <= 1:
-            raise ValueError(f"augment.largest={largest} must be over 1: no square would hold all points")
+            raise ConfigError("largest", f"={largest} must be over 1: no square would hold all points")
         self.clean_probability, self.smallest, self.largest = clean_probability, smallest, largest
 
     def draw(self, rng: np.random.Generator, size: int, points: Array) -> Warp:
@@ -163,5 +163,5 @@ def _in_crop(train: FaceDataset, row: int) -> Array:
     """The points of a face in pixels of its unchanged crop, ``(N, 2)``; NaN if it cannot be cut out."""
     try:
         return apply(train.to_crop(row), train.faces[row].points.astype(np.float64))
-    except (NoBoxError, FaultyImage):
+    except (NoBoxError, ImageError):
         return np.full((train.layout.num_points, 2), np.nan)  # it is reported and left out when it is asked for

@@ -3,9 +3,8 @@
 import numpy as np
 
 from datamodules.landmark import LandmarkDataModule, NoBoxError
-from facelab.landmarks.face import DataFault
-from facelab.landmarks.geometry import Array, apply
-from facelab.landmarks.image import FaultyImage
+from facelab.errors import DatasetError, ImageError
+from facelab.faces.geometry import Array, apply
 
 
 class PIPNetDataModule(LandmarkDataModule):
@@ -18,22 +17,22 @@ class PIPNetDataModule(LandmarkDataModule):
         the mean.
 
         Raises:
-            DataFault: a landmark is annotated in no training face.
+            DatasetError: a landmark is annotated in no training face.
         """
         train = self.faces["train"]
         shapes = []
         for row, face in enumerate(train.faces):
             try:
                 shapes.append(apply(train.to_crop(row), face.points))
-            except (NoBoxError, FaultyImage):
+            except (NoBoxError, ImageError):
                 continue  # the face is reported and left out when it is asked for
         if not shapes:
-            raise DataFault(f"{self.data.name}: no training face can be cut out with crop.box={self.crop.box}")
+            raise DatasetError(f"{self.data.name}: no training face can be cut out with crop.box={self.crop.box}")
         points = np.stack(shapes)  # (F, N, 2)
         seen = np.isfinite(points).all(axis=2).any(axis=0)  # (N,)
         if not seen.all():
             unseen = np.flatnonzero(~seen).tolist()
-            raise DataFault(
+            raise DatasetError(
                 f"{self.data.name}: no training face has the landmarks {unseen}, so PIPNet cannot know their "
                 f"neighbours; use a layout without them"
             )

@@ -33,10 +33,17 @@ class GridSweeper(BasicSweeper):
             arguments: the overrides as typed; for a sweep that goes on, what is to be added to those of its cells.
 
         Raises:
-            SystemExit: not all cells are finished in the end.
+            SystemExit: not all cells are finished in the end, or a mistake of the user's.
         """
-        from facelab.resuming import WORD
-        from facelab.sweep import ledger, show, write_cells
+        from facelab.runs.start import exits
+
+        with exits():
+            return self._sweep(arguments)
+
+    def _sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
+        from facelab.errors import RunError
+        from facelab.runs.overrides import RESUME
+        from facelab.runs.sweep import ledger, show, write_cells
 
         assert self.config is not None
         assert self.launcher is not None
@@ -59,9 +66,9 @@ class GridSweeper(BasicSweeper):
         finally:
             show(all_cells := ledger(folder))
         if left := [str(cell.number) for cell in all_cells if cell.status.state != "finished"]:
-            raise SystemExit(
+            raise RunError(
                 f"{len(left)} of {len(all_cells)} cells are not finished: {', '.join(left)}. "
-                f"python {Path(sys.argv[0]).name} -m {WORD}{folder} runs what is missing or failed"
+                f"python {Path(sys.argv[0]).name} -m {RESUME}{folder} runs what is missing or failed"
             )
         return returns
 
@@ -69,19 +76,20 @@ class GridSweeper(BasicSweeper):
         """Number to overrides of the cells to start, and whether the sweep is a new one.
 
         Raises:
-            SystemExit: other cells are asked of a sweep that goes on.
+            RunError: other cells are asked of a sweep that goes on.
         """
-        from facelab.status import SWEEP
-        from facelab.sweep import ledger, waiting
+        from facelab.errors import RunError
+        from facelab.run_folder import RunFolder
+        from facelab.runs.sweep import ledger, waiting
 
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides(arguments)
-        if not (folder / SWEEP).exists():
+        if not RunFolder(folder).sweep.exists():
             (every,) = self.split_arguments(parser.parse_overrides([*self._parse_config(), *arguments]), None)
             return dict(enumerate(every)), True
         if several := [str(word.input_line) for word in overrides if word.is_sweep_override()]:
-            raise SystemExit(f"{folder} is a sweep with cells of its own; {', '.join(several)} would be others")
+            raise RunError(f"{folder} is a sweep with cells of its own; {', '.join(several)} would be others")
         cells = [cell for cell in ledger(folder) if cell.status.state not in ("finished", "running", "queued")]
         if waiting(folder):
             left = [cell for cell in cells if cell.status.state != "missing"]

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from facelab.landmarks.batch import LandmarkBatch
-from facelab.landmarks.geometry import apply, mirror_image
-from facelab.landmarks.layouts import Layout
-from facelab.metrics.faces import FaceErrors, FaceTable
+from facelab.errors import ConfigError
+from facelab.faces.batch import LandmarkBatch
+from facelab.faces.geometry import apply, mirror_image
+from facelab.faces.layouts import Layout
+from facelab.metrics.face_errors import FaceErrors
+from facelab.metrics.face_table import FaceTable
 from facelab.metrics.landmarks import summary
 
 IN_PROGRESS_BAR = "nme_box"
@@ -37,13 +39,14 @@ class LandmarkModule(LightningModule):
     Args:
         layout: the markup that is predicted.
         coder: points to what the network predicts and back.
-        loss: prediction, target, valid to named, weighted terms.
+        loss: prediction, target, valid to named, weighted terms. None, as for the optimizer, in a module that is opened
+            and not trained.
         optimizer: finished with the parameters.
         scheduler: finished with the optimizer, stepped at the end of each epoch; None for a constant rate.
         flip_test: predict the mirrored crop too and average the points.
 
     Attributes:
-        memory_format: how images are laid out; ``facelab.speed.prepare`` sets it together with the weights'.
+        memory_format: how images are laid out; ``facelab.profiling.compile`` sets it together with the weights'.
         table: the errors of the last validation or test.
     """
 
@@ -55,13 +58,14 @@ class LandmarkModule(LightningModule):
         self,
         layout: Layout,
         coder: nn.Module,
-        loss: nn.Module,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        loss: nn.Module | None,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None,
         scheduler: Callable[[Optimizer], LRScheduler] | None,
         flip_test: bool,
     ) -> None:
         super().__init__()
-        self.layout, self.loss = layout, loss
+        self.layout = layout
+        self.loss: Any = loss
         self.coder: Any = coder  # nn.Module says nothing of encode and decode
         self.optimizer, self.scheduler, self.flip_test = optimizer, scheduler, flip_test
         self.register_buffer("mirror", torch.tensor(layout.mirror), persistent=False)
@@ -75,6 +79,9 @@ class LandmarkModule(LightningModule):
             datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
             self.errors = FaceErrors(self.layout, len(datamodule.data.tags))
             if stage == "fit":
+                for part in ("loss", "optimizer"):
+                    if getattr(self, part) is None:
+                        raise ConfigError(f"model.{part}", "=null: nothing would be trained", mounted=True)
                 self.fit_statistics(datamodule)
 
     def training_step(self, batch: LandmarkBatch, batch_index: int) -> Tensor:
@@ -164,6 +171,7 @@ class LandmarkModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over all parameters and, stepped once an epoch, the schedule."""
+        assert self.optimizer is not None  # as `setup` has seen
         optimizer = self.optimizer(self.parameters())
         if self.scheduler is None:
             return optimizer

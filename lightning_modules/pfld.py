@@ -10,9 +10,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from facelab.coders.regression import RegressionCoder
-from facelab.landmarks.batch import LandmarkBatch
-from facelab.landmarks.face import DataFault
-from facelab.landmarks.layouts import Layout
+from facelab.errors import ConfigError, DatasetError
+from facelab.faces.batch import LandmarkBatch
+from facelab.faces.layouts import Layout
 from facelab.losses.pfld import angle_errors
 from facelab.networks.pfld import AuxiliaryNet, LiteHead, MultiScaleHead, SeparatePose, SharedPose
 from lightning_modules.landmark import LandmarkModule, Prediction
@@ -62,7 +62,7 @@ class PFLD(LandmarkModule):
         flip_test: see :class:`LandmarkModule`.
 
     Raises:
-        ValueError: the loss asks for angles that nothing predicts; a negative weight.
+        ConfigError: the loss asks for angles that nothing predicts; a negative weight.
     """
 
     def __init__(
@@ -72,23 +72,24 @@ class PFLD(LandmarkModule):
         head: Callable[..., MultiScaleHead | LiteHead],
         pose: Callable[..., AuxiliaryNet | SharedPose | SeparatePose] | None,
         coder: RegressionCoder,
-        loss: nn.Module,
+        loss: nn.Module | None,
         angle_weight: float,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None,
         scheduler: Callable[[Optimizer], LRScheduler] | None,
         flip_test: bool,
     ) -> None:
         super().__init__(layout, coder, loss, optimizer, scheduler, flip_test)
         if angle_weight < 0:
-            raise ValueError(f"model.angle_weight={angle_weight} must not be under 0")
+            raise ConfigError("angle_weight", f"={angle_weight} must not be under 0")
         parts: dict[str, Any] = {"channels": backbone.channels, "strides": backbone.strides}
         self.backbone, self.angle_weight = backbone, angle_weight
         self.head: Any = head(**parts, num_points=layout.num_points)
         needed = isinstance(loss, WeighsFaces) and loss.uses_angles
         if needed and pose is None:
-            raise ValueError(
-                "pose=none: the loss weighs faces by predicted angles; choose a branch (pose=auxiliary) or another "
-                "loss (loss=l2, or loss.by_pose=false)"
+            raise ConfigError(
+                "pose",
+                "=none: the loss weighs faces by predicted angles; choose a branch (pose=auxiliary) or another loss "
+                "(loss=l2, or loss.by_pose=false)",
             )
         if pose is not None and not needed and not angle_weight:
             log.info("the pose branch is left out: the loss does not use angles; model.angle_weight=1 would train it")
@@ -97,22 +98,21 @@ class PFLD(LandmarkModule):
             log.info("model.angle_weight=%s weighs nothing: there is no pose branch", angle_weight)
         self.pose = None if pose is None else pose(**parts, vector_size=self.head.vector_size)
         self.tells_pose = bool(angle_weight) or (isinstance(loss, WeighsFaces) and loss.teaches_angles)
-        self.tag_names: Sequence[str] = ()
 
     def fit_statistics(self, datamodule: Annotated) -> None:
         """Show the loss what is annotated of the training faces.
 
         Raises:
-            DataFault: angles are to be learned, and no training face has any.
+            DatasetError: angles are to be learned, and no training face has any.
         """
-        self.tag_names, tags, pose = datamodule.annotations()
+        names, tags, pose = datamodule.annotations()
         if self.pose is not None and not pose.isfinite().any():
-            raise DataFault(
+            raise DatasetError(
                 "no training face has a pose, neither labelled nor from its points; use pose=none "
                 "and a loss that needs no angles, such as loss=l2"
             )
         if isinstance(self.loss, WeighsFaces):
-            self.loss.count(self.tag_names, tags, pose)
+            self.loss.count(names, tags, pose)
 
     def forward(self, image: Tensor) -> Tensor:
         """Landmarks of crops ``(B, 3, H, W)`` uint8, ``(B, N, 2)`` as fractions of the crop."""
@@ -125,7 +125,7 @@ class PFLD(LandmarkModule):
         features = self.backbone(batch.image.contiguous(memory_format=self.memory_format))
         points, vector = self.head(features)
         angles = None if self.pose is None else self.pose(features, vector)
-        more = (angles, batch.pose, self.tag_names, batch.tags) if isinstance(self.loss, WeighsFaces) else ()
+        more = (angles, batch.pose, batch.tags) if isinstance(self.loss, WeighsFaces) else ()
         terms = dict(self.loss(points, target, batch.valid, *more))
         if self.angle_weight and angles is not None:
             known = batch.valid.any(1, keepdim=True) & batch.pose.isfinite()  # (B, 3)

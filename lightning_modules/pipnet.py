@@ -9,8 +9,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from facelab.coders.pipnet import PIPCoder, PIPMaps
-from facelab.landmarks.geometry import Array
-from facelab.landmarks.layouts import Layout
+from facelab.faces.geometry import Array
+from facelab.faces.layouts import Layout
 from facelab.networks.backbone import Timm
 from facelab.networks.pipnet import PIPHead
 from lightning_modules.landmark import LandmarkModule
@@ -46,8 +46,8 @@ class PIPNet(LandmarkModule):
         backbone: Timm,
         head: Callable[..., PIPHead],
         coder: PIPCoder,
-        loss: nn.Module,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        loss: nn.Module | None,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None,
         scheduler: Callable[[Optimizer], LRScheduler] | None,
         flip_test: bool,
     ) -> None:

@@ -15,9 +15,10 @@ from facelab.annotations.folder import Folder
 from facelab.annotations.lapa106 import LaPa
 from facelab.annotations.wflw98 import WFLW
 from facelab.annotations.ytf68 import YTFaces
-from facelab.landmarks.face import Annotations, DataFault, Photo, Split
-from facelab.landmarks.geometry import Array
-from facelab.landmarks.layouts import IBUG68, LAPA106, WFLW98, Layout
+from facelab.errors import DatasetError
+from facelab.faces.face import Annotations, Photo, Split
+from facelab.faces.geometry import Array
+from facelab.faces.layouts import IBUG68, LAPA106, WFLW98, Layout
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 WFLW_LISTS = Path("WFLW_annotations", "list_98pt_rect_attr_train_test")
@@ -209,12 +210,12 @@ def test_points_are_those_of_the_file(name: str, tmp_path: Path) -> None:
 def test_missing_and_empty_folder(name: str, tmp_path: Path) -> None:
     """A mistyped root that ends as "0 photos", or a message that does not say where the dataset comes from."""
     _, reader = FORMATS[name]
-    with pytest.raises(DataFault, match=r"nowhere is not an existing folder; looked for .*data\.root=FOLDER"):
+    with pytest.raises(DatasetError, match=r"nowhere is not an existing folder; looked for .*data\.root=FOLDER"):
         reader(tmp_path / "nowhere").photos("train")
-    with pytest.raises(DataFault, match="is empty; looked for"):
+    with pytest.raises(DatasetError, match="is empty; looked for"):
         reader(tmp_path).photos("train")
     (tmp_path / "other").mkdir()
-    with pytest.raises(DataFault, match="holds other; looked for"):
+    with pytest.raises(DatasetError, match="holds other; looked for"):
         reader(tmp_path).photos("train")
 
 
@@ -223,7 +224,7 @@ def test_unknown_split(name: str, tmp_path: Path) -> None:
     """A mistyped split that gives an empty list."""
     writer, reader = FORMATS[name]
     writer(tmp_path)
-    with pytest.raises(DataFault, match="'valid'"):
+    with pytest.raises(DatasetError, match="'valid'"):
         reader(tmp_path).photos("valid")  # type: ignore[arg-type]
 
 
@@ -267,7 +268,7 @@ def test_malformed_number(name: str, value: str, message: str, tmp_path: Path) -
     writer(tmp_path)
     path, line, separator = BREAKABLE[name]
     break_line(tmp_path / path, line, in_first_field(value, separator))
-    with pytest.raises(DataFault, match=f"{path.name}, line {line}: .*{message}"):
+    with pytest.raises(DatasetError, match=f"{path.name}, line {line}: .*{message}"):
         reader(tmp_path).photos("all")
 
 
@@ -280,7 +281,7 @@ def test_nan_is_missing_only_in_own_data(name: str, tmp_path: Path) -> None:
     break_line(tmp_path / path, line, in_first_field("nan", separator))
     own = name.startswith("folder")
     message = "one coordinate is nan and the other is not" if own else "every point of this dataset is annotated"
-    with pytest.raises(DataFault, match=f"{path.name}, line {line}: .*{message}"):
+    with pytest.raises(DatasetError, match=f"{path.name}, line {line}: .*{message}"):
         reader(tmp_path).photos("all")
     if own:
         break_line(tmp_path / path, line, lambda _: "nan nan")
@@ -302,7 +303,7 @@ def test_another_number_of_values_in_a_line(name: str, tmp_path: Path) -> None:
     ):
         writer(tmp_path)
         break_line(tmp_path / path, line, change)
-        with pytest.raises(DataFault, match=rf"{path.name}, line {line}: found \d+ values, expected \d+"):
+        with pytest.raises(DatasetError, match=rf"{path.name}, line {line}: found \d+ values, expected \d+"):
             reader(tmp_path).photos("all")
 
 
@@ -311,25 +312,25 @@ def test_another_layout_than_the_files(tmp_path: Path) -> None:
     write_lapa(tmp_path / "lapa")
     reader = LaPa("lapa", str(tmp_path / "lapa"), IBUG68, skip_unpaired=False)
     expected = rf"train0\.txt, line 1: expected the number of points of the layout {IBUG68.name}, 68, found '106'"
-    with pytest.raises(DataFault, match=expected):
+    with pytest.raises(DatasetError, match=expected):
         reader.photos("train")
     write_folder(tmp_path / "folder")
     own = Folder("own", str(tmp_path / "folder"), WFLW98, 1, 0.1, 0.1, skip_unpaired=False)
     with pytest.raises(
-        DataFault, match=rf"0\.txt, line 69: expected the 98 points of the layout {WFLW98.name}, found 68"
+        DatasetError, match=rf"0\.txt, line 69: expected the 98 points of the layout {WFLW98.name}, found 68"
     ):
         own.photos("all")
     (tmp_path / "folder" / "0.txt").unlink()
     write(tmp_path / "folder" / "0.pts", pts(some_points(IBUG68)))
-    with pytest.raises(DataFault, match=r"0\.pts, line 2: .* 98, found '68'"):
+    with pytest.raises(DatasetError, match=r"0\.pts, line 2: .* 98, found '68'"):
         own.photos("all")
     write_ytf(tmp_path / "ytf")
     with pytest.raises(
-        DataFault, match=rf"line 2: found 136 values, expected 196 \(98 points of the layout {WFLW98.name}"
+        DatasetError, match=rf"line 2: found 136 values, expected 196 \(98 points of the layout {WFLW98.name}"
     ):
         YTFaces("ytf", str(tmp_path / "ytf"), WFLW98, skip_unpaired=False).photos("train")
     write_wflw(tmp_path / "wflw")
-    with pytest.raises(DataFault, match=rf"line 1: found 206 values, expected 222 \(106 points .* {LAPA106.name}"):
+    with pytest.raises(DatasetError, match=rf"line 1: found 206 values, expected 222 \(106 points .* {LAPA106.name}"):
         WFLW("wflw", str(tmp_path / "wflw"), LAPA106, 0.1, skip_unpaired=False).photos("test")
 
 
@@ -340,7 +341,7 @@ def test_lapa_says_which_splits_there_are(tmp_path: Path) -> None:
     """A set with test only that trains on nothing."""
     write_lapa(tmp_path)
     shutil.rmtree(tmp_path / "train")
-    with pytest.raises(DataFault, match="no split 'train', only val, test"):
+    with pytest.raises(DatasetError, match="no split 'train', only val, test"):
         lapa(tmp_path).photos("train")
     assert len(lapa(tmp_path).photos("all")) == 3
 
@@ -350,10 +351,10 @@ def test_lapa_empty_split_and_empty_file(tmp_path: Path) -> None:
     write_lapa(tmp_path)
     shutil.rmtree(tmp_path / "train" / "images")
     shutil.rmtree(tmp_path / "train" / "landmarks")
-    with pytest.raises(DataFault, match=r"train is empty; looked for images/\*\.jpg and landmarks/\*\.txt"):
+    with pytest.raises(DatasetError, match=r"train is empty; looked for images/\*\.jpg and landmarks/\*\.txt"):
         lapa(tmp_path).photos("train")
     (tmp_path / "val" / "landmarks" / "val0.txt").write_text("\n")
-    with pytest.raises(DataFault, match=r"val0\.txt is empty"):
+    with pytest.raises(DatasetError, match=r"val0\.txt is empty"):
         lapa(tmp_path).photos("val")
 
 
@@ -362,10 +363,12 @@ def test_lapa_cut_off_file(tmp_path: Path) -> None:
     write_lapa(tmp_path)
     path = tmp_path / "test" / "landmarks" / "test0.txt"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(DataFault, match=rf"test0\.txt, line 107: expected the 106 points .*{LAPA106.name}, found 105"):
+    with pytest.raises(
+        DatasetError, match=rf"test0\.txt, line 107: expected the 106 points .*{LAPA106.name}, found 105"
+    ):
         lapa(tmp_path).photos("test")
     path.write_text("106\n")
-    with pytest.raises(DataFault, match=r"test0\.txt, line 2: .*found 0"):
+    with pytest.raises(DatasetError, match=r"test0\.txt, line 2: .*found 0"):
         lapa(tmp_path).photos("test")
 
 
@@ -387,7 +390,7 @@ def test_unpaired_files_are_refused_or_counted(tmp_path: Path, caplog: pytest.Lo
     )
     for reader, root, split, images, points, left in cases:
         message = rf"{images} \(new0, new1, new2, \.\.\.\); 1 .* \({points}\)"
-        with pytest.raises(DataFault, match=message + r"\. .*data\.skip_unpaired=true"):
+        with pytest.raises(DatasetError, match=message + r"\. .*data\.skip_unpaired=true"):
             reader(root).photos(split)
         caplog.clear()
         with caplog.at_level(logging.WARNING):
@@ -408,13 +411,15 @@ def test_absent_images_are_refused_or_counted(name: str, tmp_path: Path, caplog:
     whole = reader(tmp_path).photos("test")
     whole[0].path.unlink()
     absent = whole[0].path.relative_to(tmp_path)
-    with pytest.raises(DataFault, match=rf"1 of 2 listed images are absent \({absent}\)\. .*data\.skip_unpaired=true"):
+    with pytest.raises(
+        DatasetError, match=rf"1 of 2 listed images are absent \({absent}\)\. .*data\.skip_unpaired=true"
+    ):
         reader(tmp_path).photos("test")
     with caplog.at_level(logging.WARNING):
         assert [photo.path for photo in reader(tmp_path, skip=True).photos("test")] == [whole[1].path]
     assert "left out 1 of 2 listed images" in caplog.text
     whole[1].path.unlink()
-    with pytest.raises(DataFault, match=r"2 of 2 listed images are absent .*, and nothing else is there"):
+    with pytest.raises(DatasetError, match=r"2 of 2 listed images are absent .*, and nothing else is there"):
         reader(tmp_path, skip=True).photos("test")
 
 
@@ -442,7 +447,7 @@ def test_wflw_val_is_a_fixed_share_of_train(tmp_path: Path) -> None:
     path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
     assert {photo.path.name for photo in wflw(tmp_path).photos("val")} == val
     assert len(wflw(tmp_path, val_share=0).photos("train")) == 40
-    with pytest.raises(DataFault, match="no photo of it is in 'val' with val_share=0"):
+    with pytest.raises(DatasetError, match="no photo of it is in 'val' with val_share=0"):
         wflw(tmp_path, val_share=0).photos("val")
 
 
@@ -451,7 +456,9 @@ def test_wflw_without_train_list(tmp_path: Path) -> None:
     write_wflw(tmp_path)
     (tmp_path / WFLW_LISTS / "list_98pt_rect_attr_train.txt").unlink()
     for split in ("train", "val"):
-        with pytest.raises(DataFault, match=rf"attr_train\.txt does not exist, so there is no split '{split}'.* test$"):
+        with pytest.raises(
+            DatasetError, match=rf"attr_train\.txt does not exist, so there is no split '{split}'.* test$"
+        ):
             wflw(tmp_path).photos(split)
     assert num_faces(wflw(tmp_path).photos("all")) == 3
 
@@ -461,10 +468,10 @@ def test_wflw_wrong_lines(tmp_path: Path) -> None:
     write_wflw(tmp_path)
     path = tmp_path / WFLW_LISTS / "list_98pt_rect_attr_test.txt"
     path.write_text(f"{flat(some_points(WFLW98), ' ')} 1--Handshaking/a.jpg\n")
-    with pytest.raises(DataFault, match=r"attr_test\.txt, line 1: found 196 values, expected 206"):
+    with pytest.raises(DatasetError, match=r"attr_test\.txt, line 1: found 196 values, expected 206"):
         wflw(tmp_path).photos("test")
     path.write_text(wflw_line("1--Handshaking/a.jpg", 0) + wflw_line("1--Handshaking/b.jpg", 0, "0 0 2 0 0 0"))
-    with pytest.raises(DataFault, match=r"attr_test\.txt, line 2: the flags have to be 0 or 1"):
+    with pytest.raises(DatasetError, match=r"attr_test\.txt, line 2: the flags have to be 0 or 1"):
         wflw(tmp_path).photos("test")
 
 
@@ -491,13 +498,13 @@ def test_ytf_wrong_files(tmp_path: Path) -> None:
     path = tmp_path / "test_frames_keypoints.csv"
     text = path.read_text()
     path.write_text(text.partition("\n")[2])
-    with pytest.raises(DataFault, match=r"test_frames_keypoints\.csv, line 1: expected a header"):
+    with pytest.raises(DatasetError, match=r"test_frames_keypoints\.csv, line 1: expected a header"):
         ytf(tmp_path).photos("train")
     path.write_text(text.replace("_11.jpg", ".jpg"))
-    with pytest.raises(DataFault, match=r"line 3: 'Ben_Example\.jpg' is not Person_NN\.jpg"):
+    with pytest.raises(DatasetError, match=r"line 3: 'Ben_Example\.jpg' is not Person_NN\.jpg"):
         ytf(tmp_path).photos("train")
     path.unlink()
-    with pytest.raises(DataFault, match=r"looked for training_frames_keypoints\.csv and test_frames_keypoints\.csv"):
+    with pytest.raises(DatasetError, match=r"looked for training_frames_keypoints\.csv and test_frames_keypoints\.csv"):
         ytf(tmp_path).photos("train")
 
 
@@ -555,12 +562,12 @@ def test_folder_refuses_what_is_ambiguous(tmp_path: Path) -> None:
     """One of two files of a name that wins by chance; files beside the folders of the splits that nobody reads."""
     write_folder_of_splits(tmp_path)
     image(tmp_path / "train" / "images" / "0.png")
-    with pytest.raises(DataFault, match=r"0\.(jpg|png) and .*0\.(jpg|png) have the same name"):
+    with pytest.raises(DatasetError, match=r"0\.(jpg|png) and .*0\.(jpg|png) have the same name"):
         folder(tmp_path).photos("train")
     (tmp_path / "train" / "images" / "0.png").unlink()
     image(tmp_path / "validation" / "x.jpg")
     with pytest.raises(
-        DataFault, match="1 images or files of points lie outside test, train, for example validation/x"
+        DatasetError, match="1 images or files of points lie outside test, train, for example validation/x"
     ):
         folder(tmp_path).photos("train")
 
@@ -582,7 +589,7 @@ def test_folder_splits(tmp_path: Path) -> None:
     assert [photo.path.name for photo in folder(tmp_path / "parts").photos("val")] == ["x.jpg"]
     assert len(folder(tmp_path / "parts").photos("train")) == 40
     shutil.rmtree(tmp_path / "parts" / "test")
-    with pytest.raises(DataFault, match="no photo is in the split 'test', only in train, val"):
+    with pytest.raises(DatasetError, match="no photo is in the split 'test', only in train, val"):
         folder(tmp_path / "parts").photos("test")
 
 
@@ -591,14 +598,14 @@ def test_folder_broken_pts(tmp_path: Path) -> None:
     image(tmp_path / "a.jpg")
     path = tmp_path / "a.pts"
     path.write_text(pairs(some_points(IBUG68)))
-    with pytest.raises(DataFault, match=r"a\.pts: not a \.pts file"):
+    with pytest.raises(DatasetError, match=r"a\.pts: not a \.pts file"):
         folder(tmp_path).photos("all")
     path.write_text(pts(some_points(IBUG68)).replace("\n}", "\n1 x\n}"))
-    with pytest.raises(DataFault, match=r"a\.pts, line 72: 'x' is not a number"):
+    with pytest.raises(DatasetError, match=r"a\.pts, line 72: 'x' is not a number"):
         folder(tmp_path).photos("all")
     lines = pts(some_points(IBUG68)).splitlines()
     path.write_text("\n".join([*lines[:-2], "}"]))
-    with pytest.raises(DataFault, match=r"a\.pts, line 71: expected the 68 points of .*, found 67"):
+    with pytest.raises(DatasetError, match=r"a\.pts, line 71: expected the 68 points of .*, found 67"):
         folder(tmp_path).photos("all")
 
 

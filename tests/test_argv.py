@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from facelab.argv import normalise_argv
+from facelab.runs.argv import normalise_argv
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ APP = """
 import sys
 from pathlib import Path
 import hydra
-from facelab.argv import normalise_argv
+from facelab.runs.argv import normalise_argv
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg):

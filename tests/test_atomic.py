@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from facelab.atomic import replacing
+from facelab.files import replacing
 
 
 def test_the_new_file_takes_the_place_of_the_old(tmp_path: Path) -> None:

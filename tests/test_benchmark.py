@@ -16,12 +16,15 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional
 
-from facelab import runs
-from facelab.comparison import compare, grid, read_runs
-from facelab.cost import cost, latency, predicts_pose
-from facelab.landmarks.batch import LandmarkBatch
-from facelab.page import section_data
-from facelab.speed import prepare
+from facelab.comparison.grid import grid
+from facelab.comparison.group import compare
+from facelab.comparison.page import section_data
+from facelab.comparison.read import read_runs
+from facelab.errors import ConfigError
+from facelab.faces.batch import LandmarkBatch
+from facelab.profiling.compile import prepare
+from facelab.profiling.cost import cost, latency, predicts_pose
+from facelab.runs.build import build
 from lightning_modules.landmark import Prediction
 
 KEYS = {
@@ -71,7 +74,7 @@ def pipnet() -> Any:
     with pytest.MonkeyPatch.context() as patch, initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         patch.setenv("FACELAB_STAMP", "now")
         cfg = compose("train", [*small("pipnet"), "paths.run=null", "paths.name=null"])
-    return runs.build(cfg.model)
+    return build(cfg, "model")
 
 
 class State(NamedTuple):
@@ -168,7 +171,7 @@ def test_memory_format_reaches_weights_and_images(pipnet: Any, memory_format: st
         pipnet.eval().predict_points(image)
         points = torch.rand(2, pipnet.layout.num_points, 2) * 64
         empty: Any = torch.empty(0)
-        batch = LandmarkBatch(image, points, torch.ones(points.shape[:2], dtype=torch.bool), *[empty] * 6)
+        batch = LandmarkBatch(image, points, torch.ones(points.shape[:2], dtype=torch.bool), *[empty] * 5)
         pipnet.log = pipnet.log_dict = lambda *_, **__: None
         pipnet.train().training_step(batch, 0)
     assert len(seen) == 4
@@ -188,9 +191,9 @@ def test_only_networks_are_compiled(pipnet: Any, monkeypatch: pytest.MonkeyPatch
 
 def test_speed_refuses_what_it_cannot_do(pipnet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A mistyped option taken for the default, and a traceback of the compiler in the first step."""
-    with pytest.raises(SystemExit, match="memory_format=nhwc: channels_last or contiguous expected"):
+    with pytest.raises(ConfigError, match="memory_format=nhwc: channels_last or contiguous expected"):
         prepare(pipnet, "nhwc", False)
-    with pytest.raises(SystemExit, match="compile=yes: true or false expected"):
+    with pytest.raises(ConfigError, match="compile=yes: true or false expected"):
         prepare(pipnet, "contiguous", "yes")  # type: ignore[arg-type]
 
     def no_compiler(_: Tensor) -> Tensor:
@@ -198,7 +201,7 @@ def test_speed_refuses_what_it_cannot_do(pipnet: Any, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(torch, "compile", lambda _: no_compiler)
     with pytest.raises(
-        SystemExit, match=r"(?s)compile=true: .*No working C\+\+ compiler found\nIt needs .*compile=fal"
+        ConfigError, match=r"(?s)compile=true: .*No working C\+\+ compiler found\nIt needs .*compile=fal"
     ):
         prepare(pipnet, "contiguous", True)
 

@@ -19,12 +19,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from callbacks import pictures
 from callbacks.pictures import FaceGrid, WorstFaces, save_picture
 from callbacks.results import Results, fingerprint, intervals
-from facelab import runs
-from facelab.cost import cost
-from facelab.landmarks.batch import LandmarkBatch
-from facelab.landmarks.layouts import FIVE5
+from facelab.faces.batch import LandmarkBatch
+from facelab.faces.layouts import FIVE5
 from facelab.metrics import landmarks
-from facelab.metrics.faces import FaceTable, face_table
+from facelab.metrics.face_table import FaceTable, face_table, nme_per_face, read_faces
+from facelab.profiling.cost import cost
+from facelab.runs.build import build
+from facelab.runs.checkpoint import load_run
 
 EYE = torch.eye(3)
 
@@ -65,8 +66,8 @@ def sample(row: int) -> LandmarkBatch:
     points = torch.zeros(FIVE5.num_points, 2)
     some = torch.ones(FIVE5.num_points, dtype=torch.bool)
     image = torch.full((3, 32, 32), 20 * row, dtype=torch.uint8)
-    box, pose = torch.zeros(4), torch.zeros(3)
-    return LandmarkBatch(image, points, some, some, torch.zeros(0, dtype=torch.bool), box, pose, EYE, torch.tensor(row))
+    pose = torch.zeros(3)
+    return LandmarkBatch(image, points, some, some, torch.zeros(0, dtype=torch.bool), pose, EYE, torch.tensor(row))
 
 
 class Faces:
@@ -202,8 +203,8 @@ def test_colours_are_not_swapped(tmp_path: Path) -> None:
 def measured_again(run: Path, cache: Path, folder: Path) -> tuple[Any, Any]:
     """Test a run again, without the door; its module and its datamodule."""
     paths = {"data": "nowhere", "cache": str(cache), "run": str(folder), "name": "x", "group": "g", "id": "i"}
-    opened = runs.load_run(run, OmegaConf.create(paths))
-    datamodule = runs.build(opened.cfg.datamodule)
+    opened = load_run(run, OmegaConf.create(paths))
+    datamodule = build(opened.cfg, "datamodule")
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = Trainer(accelerator="cpu", devices=1, callbacks=[Results(str(folder))], **quiet)  # type: ignore[arg-type]
     trainer.test(opened.module, datamodule, verbose=False)
@@ -225,9 +226,9 @@ def test_results_are_written_where_the_test_runs(trained: Path, cache: Path, tmp
         value = found["metrics"][name]
         assert (low is None) == (value is None) and (value is None or low <= value <= high), name
     assert found["cost"] == cost(module, datamodule.crop.size, pose=False)
-    faces = landmarks.read_faces(tmp_path / "again" / "faces.csv")
+    faces = read_faces(tmp_path / "again" / "faces.csv")
     assert faces["photo"].tolist() == [path.name for path in datamodule.faces["test"].paths]
-    np.testing.assert_array_equal(faces["nme_box"], landmarks.nme_per_face(module.table, "box"))
+    np.testing.assert_array_equal(faces["nme_box"], nme_per_face(module.table, "box"))
 
 
 def test_one_process_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,14 +8,14 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 import lightning_modules
-from facelab.check import check_config
-from facelab.landmarks import geometry
+from facelab.faces import geometry
+from facelab.runs.check import check_config
 
 LINEAR = {"_target_": "torch.nn.Linear", "in_features": 3, "out_features": 2}
 ADAM = {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.001}
-LAYOUT = {"_target_": "hydra.utils.get_object", "path": "facelab.landmarks.layouts.LAPA106"}
+LAYOUT = {"_target_": "hydra.utils.get_object", "path": "facelab.faces.layouts.LAPA106"}
 MODULE = {"_target_": "lightning_modules.landmark.LandmarkModule", "_partial_": True}
-MARKUP = {"_target_": "facelab.landmarks.layouts.Layout", "_partial_": True}
+MARKUP = {"_target_": "facelab.faces.layouts.Layout", "_partial_": True}
 DROPS = {"_target_": "lightning_modules.schedule.Drops", "_partial_": True}
 TRAINER = {"_target_": "lightning.Trainer"}
 
@@ -115,11 +115,11 @@ HOSTILE = [
     "hydra.utils.instantiate",
     "hydra.utils.call",
     "hydra.utils.get_class",
-    "facelab.landmarks.geometry.apply",
-    "facelab.landmarks.face.Path",
-    "facelab.landmarks.face.np.load",
-    "facelab.landmarks.face.DataFault",
-    "facelab.check",
+    "facelab.faces.geometry.apply",
+    "facelab.faces.face.Path",
+    "facelab.faces.face.np.load",
+    "facelab.faces.face.DatasetError",
+    "facelab.runs.check",
     ".os.system",
     "",
     "facelab..x",
@@ -153,7 +153,7 @@ def test_refusing_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "innocent.py").rename(tmp_path / "bystander" / "innocent.py")
     # a module that an allowed one has imported, as numpy
     monkeypatch.setattr(geometry, "bystander", importlib.import_module("bystander"), raising=False)
-    assert faults({"_target_": "facelab.landmarks.geometry.bystander.innocent.Model"})
+    assert faults({"_target_": "facelab.faces.geometry.bystander.innocent.Model"})
     assert not (tmp_path / "ran").exists()
     assert not {"innocent", "antigravity"} & set(sys.modules)
 
@@ -181,10 +181,10 @@ def test_no_hiding_place(node: Any, expected: str) -> None:
 @pytest.mark.parametrize(
     ("path", "refused"),
     [
-        ("facelab.landmarks.layouts.LAPA106", False),
-        ("facelab.landmarks.layouts.np.load", True),
-        ("facelab.landmarks.layouts.Layout", True),
-        ("facelab.landmarks.face.Path", True),
+        ("facelab.faces.layouts.LAPA106", False),
+        ("facelab.faces.layouts.np.load", True),
+        ("facelab.faces.layouts.Layout", True),
+        ("facelab.faces.face.Path", True),
         ("os.system", True),
         (None, True),
         ([1], True),
@@ -223,7 +223,7 @@ def test_a_misspelt_flag_is_found() -> None:
 def test_the_nearest_name_is_told() -> None:
     """A fault that leaves the reader to look for the right name."""
     assert "did you mean `MultiStepLR`?" in faults({"_target_": "torch.optim.lr_scheduler.MultiStepRL"})[0]
-    assert "did you mean `landmarks`?" in faults({"_target_": "facelab.landmark.layouts.Layout"})[0]
+    assert "did you mean `losses`?" in faults({"_target_": "facelab.loses.pipnet.PIPLoss"})[0]
     assert "did you mean `lightning`?" in faults({"_target_": "lightening.Trainer"})[0]
 
 
@@ -370,7 +370,7 @@ METHOD = """
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 from lightning import LightningDataModule, LightningModule
-from facelab.landmarks.batch import LandmarkBatch
+from facelab.faces.batch import LandmarkBatch
 
 class Pair(NamedTuple):
     a: int

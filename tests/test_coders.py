@@ -10,8 +10,9 @@ from torch import Tensor
 
 from facelab.coders.pipnet import PIPCoder, PIPMaps, at_cell
 from facelab.coders.regression import RegressionCoder
-from facelab.landmarks.geometry import apply, mirror_image, to_cells
-from facelab.landmarks.layouts import AFLW19, COFW29, FIVE5, IBUG68, WFLW98, Layout
+from facelab.errors import ConfigError
+from facelab.faces.geometry import apply, mirror_image, to_cells
+from facelab.faces.layouts import AFLW19, COFW29, FIVE5, IBUG68, WFLW98, Layout
 
 SIZE = 256
 
@@ -159,15 +160,15 @@ def test_pip_decodes_exactly_under_autocast() -> None:
 
 def test_pip_says_what_is_wrong() -> None:
     """Catches a crop cut into parts of cells, more neighbours than landmarks, and a mean shape that cannot serve."""
-    with pytest.raises(ValueError, match=r"coder\.num_neighbours=5 must be below the 5 points of five5"):
+    with pytest.raises(ConfigError, match=r"num_neighbours=5 must be below the 5 points of five5"):
         PIPCoder(FIVE5, 32, 5, False)
-    with pytest.raises(ValueError, match=r"crop\.size=250 must be a multiple of coder\.stride=32"):
+    with pytest.raises(ConfigError, match=r"crop\.size=250 must be a multiple of coder\.stride=32"):
         pip(FIVE5).encode(some_points(FIVE5), torch.ones(3, 5, dtype=torch.bool), 250)
     with pytest.raises(ValueError, match=r"the mean shape must be \(5, 2\), it is \(4, 2\)"):
         pip(FIVE5).set_mean_shape(torch.rand(4, 2))
     with pytest.raises(ValueError, match=r"landmarks \[1\] have no place"):
         pip(FIVE5).set_mean_shape(torch.tensor([[0.0, 0], [float("nan"), 0], [2, 0], [3, 0], [4, 0]]))
-    with pytest.raises(ValueError, match=r"landmarks \[4\] are nobody's neighbour"):
+    with pytest.raises(ConfigError, match=r"landmarks \[4\] are nobody's neighbour"):
         far = torch.tensor([[0.0, 0], [1, 0], [2, 0], [3, 0], [99, 0]])
         pip(FIVE5, num_neighbours=1, official=True, known=False).set_mean_shape(far)
 
@@ -263,5 +264,5 @@ def test_regression_of_points_that_are_not_annotated() -> None:
 
 def test_regression_of_another_crop_is_refused() -> None:
     """Catches training on crops of one size and decoding for another."""
-    with pytest.raises(ValueError, match=r"coder\.size=112 must be the crop's side, which is 96"):
+    with pytest.raises(ConfigError, match=r"coder\.size=112 must be the crop's side, which is 96"):
         RegressionCoder(112).encode(some_points(FIVE5), torch.ones(3, 5, dtype=torch.bool), 96)

@@ -14,9 +14,14 @@ import numpy as np
 import pytest
 import yaml
 
-from facelab import comparison, pairing, published, status
-from facelab.comparison import Row, Run, Table, best, compare, grid, read_run, read_runs, row_of, rows_of
-from facelab.page import labels_of
+from facelab import run_folder
+from facelab.comparison import pairs, published
+from facelab.comparison.grid import describe, disagreement, grid, grid_without_numbers, remarks
+from facelab.comparison.group import MAIN, MODEL, Row, Table, best, compare, paper_value, row_of, rows_of
+from facelab.comparison.page import labels_of
+from facelab.comparison.read import Run, read_run, read_runs, setting, settings
+from facelab.comparison.write import write_csv
+from facelab.errors import RunError
 
 ROOT = Path(__file__).parents[1]
 PROTOCOL = {
@@ -46,7 +51,7 @@ CONFIG: dict[str, Any] = {
     "seed": 1,
     "trainer": {"_target_": "lightning.Trainer", "max_epochs": 60},
     "data": {"_target_": "facelab.annotations.wflw98.WFLW", "name": "wflw98", "root": "/home/a/wflw98"},
-    "crop": {"_target_": "facelab.landmarks.crop.Crop", "size": 256},
+    "crop": {"_target_": "facelab.faces.crop.Crop", "size": 256},
     "datamodule": {"_target_": "datamodules.pipnet.PIPNetDataModule", "seed": 1, "batch_size": 16},
     "augment": {"_target_": "datamodules.augmentation.Augmentation", "pixels": []},
     "backbone": {"_target_": "facelab.networks.backbone.Timm", "name": "resnet18", "weights": None},
@@ -124,7 +129,7 @@ def seeds(name: str, *values: float, **config: Any) -> list[Run]:
 
 def settings_of(*configs: dict[str, Any]) -> Table:
     """The table of runs with these configurations."""
-    runs = [run(str(i))._replace(config=comparison.settings(config)) for i, config in enumerate(configs)]
+    runs = [run(str(i))._replace(config=settings(config)) for i, config in enumerate(configs)]
     return compare(runs, None)[0]
 
 
@@ -145,10 +150,10 @@ def opened(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
 def test_the_run_of_this_project_is_read(tmp_path: Path) -> None:
     """A metric or an entry of metrics.json is renamed where it is written, and its column silently vanishes."""
     from callbacks.results import intervals
-    from facelab.atomic import write_json
-    from facelab.landmarks.layouts import IBUG68
+    from facelab.faces.layouts import IBUG68
+    from facelab.files import write_json
     from facelab.metrics import landmarks
-    from facelab.metrics.faces import FaceTable
+    from facelab.metrics.face_table import FaceTable
 
     ones = np.ones(3)
     table = FaceTable(
@@ -170,7 +175,7 @@ def test_the_run_of_this_project_is_read(tmp_path: Path) -> None:
     write_json(folder / "metrics.json", results)
     found = read_run(folder)
     assert found.ranked and found.reason == ""
-    assert compare([found], None)[0].metrics == list(comparison.MAIN)
+    assert compare([found], None)[0].metrics == list(MAIN)
     assert found.metrics["nme_box"] == pytest.approx(0.04)
     assert {"nme_ioc", "nme_box", "fr08_ioc", "auc08_ioc", "nme_box_yaw_0_30"} <= set(found.intervals)
     assert [found.faces(name) for name in ("nme_box", "fr08_ioc", "nme_box_yaw_30_60")] == [3, 3, 1]
@@ -209,14 +214,14 @@ def test_cells_of_a_sweep_that_have_no_folder_are_missing(tmp_path: Path) -> Non
     assert [(each.name, each.state) for each in found] == [
         *[("sweep/0", "finished"), ("sweep/2", "failed"), ("sweep/9", "missing"), ("sweep/10", "missing")]
     ]
-    rows = [[cell.text for cell in row] for row in comparison.grid_without_numbers(found)]
+    rows = [[cell.text for cell in row] for row in grid_without_numbers(found)]
     assert rows[3] == ["sweep/10", "backbone=mbv2 seed=4", "missing", "not begun"]
     assert read_runs([tmp_path / "sweep" / "2"])[0].typed == ("seed=3",)
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "sweep.json").write_text(json.dumps({"cells": {"0": []}}))
     assert [each.state for each in read_runs([tmp_path / "new"])] == ["missing"]
     (tmp_path / "new" / "sweep.json").write_text("{")
-    with pytest.raises(ValueError, match=r"sweep\.json"):
+    with pytest.raises(RunError, match=r"sweep\.json"):
         read_runs([tmp_path / "new"])
 
 
@@ -224,7 +229,7 @@ def test_cells_of_a_sweep_that_have_no_folder_are_missing(tmp_path: Path) -> Non
 def test_nothing_found_is_an_error(tmp_path: Path, path: str) -> None:
     """A typing mistake gives an empty table that looks like a result."""
     (tmp_path / "notes").mkdir()
-    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+    with pytest.raises(RunError, match=str(tmp_path)):
         read_runs([tmp_path / path])
 
 
@@ -265,7 +270,7 @@ def test_numbers_survive_a_broken_neighbour(tmp_path: Path, file: str) -> None:
 def test_why_a_run_has_no_numbers(tmp_path: Path) -> None:
     """Failed, running and unfinished runs look alike, or a multi-line reason tears the table."""
     failed = {"state": "failed", "reason": "OutOfMemoryError: CUDA\n  out of memory"}
-    running = {"state": "running", "started": status.now(), "host": "node3", "pid": 9}
+    running = {"state": "running", "started": run_folder.now(), "host": "node3", "pid": 9}
     lost = running | {"started": "2026-11-20T07:16:30+0000", "heartbeat": "2024-11-20T07:20:00+0000"}
     assert read_run(write(tmp_path / "a", status=failed, measured=False))[2:4] == (
         "failed",
@@ -295,15 +300,15 @@ def test_only_equal_protocols_share_a_table(tmp_path: Path) -> None:
     write(tmp_path / "c", protocol={"box_scale": 1.0})
     tables = compare(read_runs([tmp_path / "*"]), None)
     assert [[each.name for each in table.runs] for table in tables] == [["a", "c"], ["b"]]
-    line = comparison.disagreement(tables)
+    line = disagreement(tables)
     assert "truth (0123456789abcdef | fedc), box (points | given), box_scale (1 | 1.1)" in line
     assert "dataset" not in line
-    assert comparison.disagreement(tables[:1]) == ""
+    assert disagreement(tables[:1]) == ""
 
 
 def test_a_protocol_in_words() -> None:
     """The heading leaves out what makes the numbers what they are, such as an entry added later."""
-    words = comparison.describe(PROTOCOL | {"flip_test": True, "rotation": 5})
+    words = describe(PROTOCOL | {"flip_test": True, "rotation": 5})
     assert words.startswith("wflw98 test, 100 faces, wflw98, box: points x 1.1, flip test: yes, pose: estimated")
     assert "truth: 0123456789abcdef" in words and "evaluator: 1" in words and "rotation: 5" in words
 
@@ -346,7 +351,7 @@ def test_settings_that_some_runs_lack() -> None:
     blur = {"_target_": "albumentations.GaussianBlur", "p": 0.3}
     table = settings_of(CONFIG, changed(CONFIG, augment__pixels=[blur]))
     assert table.settings == ["augment.pixels"]
-    assert sorted(comparison.setting(each, "augment.pixels") for each in table.runs) == ["[GaussianBlur]", "[]"]
+    assert sorted(setting(each, "augment.pixels") for each in table.runs) == ["[GaussianBlur]", "[]"]
     assert settings_of(
         changed(CONFIG, augment__pixels=[blur]), changed(CONFIG, augment__pixels=[blur | {"p": 0.5}])
     ).settings == ["augment.pixels[0].p"]
@@ -447,19 +452,19 @@ def test_infinite_seeds_have_no_deviation() -> None:
 def test_a_paper_stands_only_beside_its_own_test_set() -> None:
     """A published number is shown beside another split, part or markup, another backbone or another metric."""
     official = PROTOCOL | {"faces": 2500}
-    config = {comparison.MODEL: "lightning_modules.pipnet.PIPNet", "backbone.name": "resnet18"}
+    config = {MODEL: "lightning_modules.pipnet.PIPNet", "backbone.name": "resnet18"}
 
     def shown(metric: str, protocol: dict[str, Any], **settings: Any) -> float:
         one = run("a", nme_ioc=(0.05, 0.04, 0.06))._replace(protocol=protocol, config=config | settings)
         table = compare([one], None)[0]
-        return comparison.paper_value(table, table.rows[0], metric)
+        return paper_value(table, table.rows[0], metric)
 
     assert shown("nme_ioc", official) == 0.0457
     for entry in ({"split": "val"}, {"faces": 2499}, {"dataset": "mine"}, {"layout": "ibug68"}):
         assert math.isnan(shown("nme_ioc", official | entry))
     assert math.isnan(shown("nme_box", official))
     assert math.isnan(shown("nme_ioc", official, **{"backbone.name": "resnet10t"}))
-    assert shown("nme_ioc_tag_pose", official, **{comparison.MODEL: "lightning_modules.hrnet.HRNet"}) == 0.0786
+    assert shown("nme_ioc_tag_pose", official, **{MODEL: "lightning_modules.hrnet.HRNet"}) == 0.0786
 
 
 def test_published_numbers_are_fractions_with_a_source() -> None:
@@ -513,15 +518,13 @@ def test_costs_with_pose_stand_apart(tmp_path: Path) -> None:
         "b": none + more,
         "c": usual + none,
     }
-    assert not any("different machines" in line for line in comparison.remarks(table))
-    comparison.write_csv(tmp_path / "all.csv", runs, [table])
+    assert not any("different machines" in line for line in remarks(table))
+    write_csv(tmp_path / "all.csv", runs, [table])
     with (tmp_path / "all.csv").open() as file:
         found = {row["run"]: (row["macs"], row["pose_macs"]) for row in csv.DictReader(file)}
     assert found == {"a": ("8060000.0", "9140000.0"), "b": ("", "9140000.0"), "c": ("8060000.0", "")}
     (tmp_path / "sweep" / "c" / "benchmark_pose.json").write_text(json.dumps(both | {"cpu": "Xeon"}))
-    assert any(
-        "different machines" in line for line in comparison.remarks(*compare(read_runs([f"{tmp_path}/sweep/*"]), None))
-    )
+    assert any("different machines" in line for line in remarks(*compare(read_runs([f"{tmp_path}/sweep/*"]), None)))
 
 
 def test_faces_that_were_left_out_are_told(tmp_path: Path) -> None:
@@ -533,7 +536,7 @@ def test_faces_that_were_left_out_are_told(tmp_path: Path) -> None:
 def test_an_unknown_metric_is_refused(tmp_path: Path) -> None:
     """A misspelt name gives a column of dashes; one that only some runs have is refused."""
     runs = [read_run(write(tmp_path / "a")), read_run(write(tmp_path / "b", metrics={"nme_ioc_tag_blur": 0.1}))]
-    with pytest.raises(ValueError, match="no run has a metric nme_bax; did you mean nme_box"):
+    with pytest.raises(RunError, match="no run has a metric nme_bax; did you mean nme_box"):
         compare(runs, ["nme_bax"])
     assert compare(runs, ["nme_ioc_tag_blur", "nme_ipd"])[0].metrics == ["nme_ioc_tag_blur", "nme_ipd"]
     assert [row[1].text for row in grid(compare(runs, ["nme_ioc_tag_blur"])[0])[1:]] == ["-", "10.00"]
@@ -688,7 +691,7 @@ def test_a_pair_is_compared_on_its_common_faces(
     errors = [0.03 + 0.001 * i for i in range(40)]
     write_faces(a, errors, photos)
     write_faces(b, [error + 0.01 for error in errors[2:]], photos[2:])  # without the first photo
-    pair = pairing.compare_pair(read_run(a), read_run(b))
+    pair = pairs.compare_pair(read_run(a), read_run(b))
     assert (pair.common, pair.faces) == (38, (40, 38))
     assert pair.differences["nme_box"][:3] == pytest.approx((-0.01, -0.01, -0.01))
     opened(monkeypatch, tmp_path / "runs" / "*", "--pair", "first", "second")
@@ -727,7 +730,7 @@ def test_cells_that_no_setting_tells_apart() -> None:
         for number, (typed, config) in enumerate(chosen.items())
     ]
     (table,) = compare(cells, ["nme_box"])
-    assert [line[1].text for line in comparison.grid(table)] == ["typed", "pose=none", "pose=one", "pose=two"]
+    assert [line[1].text for line in grid(table)] == ["typed", "pose=none", "pose=one", "pose=two"]
     assert labels_of(table) == ["pose=none", "pose=one", "pose=two"]
     more = [
         each._replace(folder=Path(f"more/{each.name}"), config=each.config | {"seed": 2}, typed=(*each.typed, "seed=2"))
@@ -737,12 +740,12 @@ def test_cells_that_no_setting_tells_apart() -> None:
     told = [
         each._replace(config=each.config | {"crop.size": size}) for each, size in zip(cells, (1, 2, 3), strict=True)
     ]
-    assert [cell.text for cell in comparison.grid(*compare(told, ["nme_box"]))[0]] == ["run", "crop.size", "nme_box"]
+    assert [cell.text for cell in grid(*compare(told, ["nme_box"]))[0]] == ["run", "crop.size", "nme_box"]
 
 
 def test_angles_are_shown_in_degrees() -> None:
     """Degrees times a hundred, under a heading of percents."""
     (table,) = compare([run("a", mae_angle=(5.0, 4.0, 6.5))], None)
-    assert [cell.text for cell in comparison.grid(table)[1]] == ["a", "5.00"]
-    assert comparison.grid(table)[1][1].below == "4.00..6.50"
-    assert any("degrees" in line for line in comparison.remarks(table))
+    assert [cell.text for cell in grid(table)[1]] == ["a", "5.00"]
+    assert grid(table)[1][1].below == "4.00..6.50"
+    assert any("degrees" in line for line in remarks(table))

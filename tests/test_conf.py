@@ -15,14 +15,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, open_dict
 
-from facelab.check import PROJECT, check_config
-from facelab.runs import EVALUATE_KEYS, TRAIN_KEYS
+from evaluate import EVALUATE_KEYS
+from facelab.runs.check import TRAIN_KEYS, check_config
+from facelab.runs.targets import PROJECT
 
 CONF = ROOT / "conf"
 MODELS = options("model")
 SAMPLE = {
     ("backbone", "timm"): ["backbone.name=test_resnet"],
-    ("data", "folder"): ["data.root=faces", "data.layout.path=facelab.landmarks.layouts.IBUG68"],
+    ("data", "folder"): ["data.root=faces", "data.layout.path=facelab.faces.layouts.IBUG68"],
 }
 """Values for what an option asks of the one who chooses it."""
 ALWAYS = ("trainer", "logger", "callbacks")
@@ -187,9 +188,9 @@ def test_a_planted_typo_is_told_by_its_path(other_conf: Path) -> None:
         ("optimizer.lr=fast", "optimizer.lr", "'fast'"),
         ("model.flip_test=3", "model.flip_test", "bool"),
         (
-            "data.layout.path=facelab.landmarks.layouts.LAPA16",
+            "data.layout.path=facelab.faces.layouts.LAPA16",
             "data.layout.path",
-            "`facelab.landmarks.layouts.LAPA106`",
+            "`facelab.faces.layouts.LAPA106`",
         ),
     ],
 )

@@ -9,10 +9,11 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from facelab.landmarks.crop import BoxSource, Crop
-from facelab.landmarks.face import Face
-from facelab.landmarks.geometry import Array, apply, image_box, tight_box
-from facelab.landmarks.image import cut_out, image_size
+from facelab.errors import ConfigError
+from facelab.faces.crop import BoxSource, Crop
+from facelab.faces.face import Face
+from facelab.faces.geometry import Array, apply, image_box, tight_box
+from facelab.faces.image import cut_out, image_size
 
 CONF = Path(__file__).parent.parent / "conf" / "crop"
 NAN = np.nan
@@ -75,8 +76,8 @@ def test_a_box_without_area_is_refused(box: list[float]) -> None:
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"size": 0}, "crop.size=0"),
-        ({"scale": 0.0}, "crop.scale=0.0"),
+        ({"size": 0}, "size=0 must"),
+        ({"scale": 0.0}, "scale=0.0"),
         ({"scale": [1.2, -1.0]}, "over 0"),
         ({"shift": [0.1]}, "two numbers, x and y"),
         ({"scale": [1.0, 1.0, 1.0]}, "one number or two"),
@@ -84,7 +85,7 @@ def test_a_box_without_area_is_refused(box: list[float]) -> None:
 )
 def test_a_senseless_crop_is_refused(changes: dict[str, Any], word: str) -> None:
     """Would catch a wrong list that is found face by face, each then left out as if it had no box."""
-    with pytest.raises(ValueError, match=word):
+    with pytest.raises(ConfigError, match=word):
         crop(**changes)
 
 

@@ -17,9 +17,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from callbacks.charts import charts
 from callbacks.dashboard import ERROR, Wandb
-from facelab.landmarks.layouts import FIVE5, IBUG68
-from facelab.metrics.faces import FaceTable
-from facelab.metrics.landmarks import auc, ced, nme_per_face, read_faces
+from facelab.faces.layouts import FIVE5, IBUG68
+from facelab.metrics.face_table import FaceTable, nme_per_face, read_faces
+from facelab.metrics.landmarks import auc, ced
 
 EPOCHS = 3
 """Of the run that the tests share."""

@@ -23,12 +23,13 @@ from torch.utils.data import TensorDataset
 from datamodules.augmentation import Augmentation
 from datamodules.landmark import EpochSampler, FaceDataset, LandmarkDataModule, collate
 from datamodules.pipnet import PIPNetDataModule
-from facelab.landmarks.batch import LandmarkBatch
-from facelab.landmarks.crop import BoxSource, Crop
-from facelab.landmarks.face import DataFault, Face, Photo, Split
-from facelab.landmarks.geometry import Array, apply
-from facelab.landmarks.layouts import IBUG68, Layout
-from facelab.landmarks.pose import mirrored, turned
+from facelab.errors import ConfigError, DatasetError
+from facelab.faces.batch import LandmarkBatch
+from facelab.faces.crop import BoxSource, Crop
+from facelab.faces.face import Face, Photo, Split
+from facelab.faces.geometry import Array, apply
+from facelab.faces.layouts import IBUG68, Layout
+from facelab.faces.pose import mirrored, turned
 
 CONF = Path(__file__).parent.parent / "conf"
 NAN = np.nan
@@ -241,7 +242,6 @@ def test_what_is_not_annotated_stays_so(tmp_path: Path) -> None:
     assert torch.isnan(batch.points[0, 1]).all()
     assert batch.visible.tolist() == batch.valid.tolist()
     assert batch.tags.tolist() == [[False, True], [True, True]]
-    assert batch.box.tolist() == [[1, 2, 33, 44]] * 2
     assert batch.pose.tolist() == [[10, 20, 30], [1, 2, 3]]
 
 
@@ -326,14 +326,14 @@ def test_the_whole_photo_is_measured_by_its_header(tmp_path: Path) -> None:
 def test_an_empty_split_is_refused_by_name() -> None:
     """Would catch a training that starts without faces and fails in the sampler."""
     empty = Drawn(THREE, (), {"train": [Photo(Path("a.jpg"), ())], "val": []})
-    with pytest.raises(DataFault, match="drawn: the split 'train' has no face"):
+    with pytest.raises(DatasetError, match="drawn: the split 'train' has no face"):
         module(empty)
 
 
 def test_a_set_without_boxes_is_refused_for_a_crop_by_box() -> None:
     """Would catch thousands of warnings, one a face, and a training on nothing but blank images."""
     photo = Photo(Path("a.jpg"), (three([[1, 1], [9, 1], [5, 9]]),))
-    with pytest.raises(DataFault, match=r"no face of the split 'train' comes with a box; use crop\.box=points"):
+    with pytest.raises(DatasetError, match=r"no face of the split 'train' comes with a box; use crop\.box=points"):
         module(Drawn(THREE, (), {"train": [photo]}), crop=crop(box="given"))
 
 
@@ -354,7 +354,6 @@ def test_a_batch_is_its_samples(faces: Drawn) -> None:
         "valid": ((68,), torch.bool),
         "visible": ((68,), torch.bool),
         "tags": ((0,), torch.bool),
-        "box": ((4,), torch.float32),
         "pose": ((3,), torch.float32),
         "to_photo": ((3, 3), torch.float32),
         "face_id": ((), torch.int64),
@@ -538,21 +537,21 @@ def test_the_mean_shape_by_hand() -> None:
 def test_a_landmark_that_no_face_has_is_refused() -> None:
     """Would catch a NaN among PIPNet's neighbours."""
     photos = [Photo(Path("a.jpg"), (three([[10, 10], [90, 20], [NAN, NAN]]),))]
-    with pytest.raises(DataFault, match=r"drawn: no training face has the landmarks \[2\]"):
+    with pytest.raises(DatasetError, match=r"drawn: no training face has the landmarks \[2\]"):
         pipnet(photos, crop()).mean_shape()
 
 
 def test_a_set_that_cannot_be_cut_out_is_refused() -> None:
     """Would catch the blame laid on the landmarks when it is the photos that are missing."""
     photos = [Photo(Path("gone.jpg"), (three([[10, 10], [90, 20], [50, 90]]),))]
-    with pytest.raises(DataFault, match=r"no training face can be cut out with crop\.box=image"):
+    with pytest.raises(DatasetError, match=r"no training face can be cut out with crop\.box=image"):
         pipnet(photos, crop(box="image")).mean_shape()
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_a_seed_that_no_generator_takes_is_refused(faces: Drawn, seed: int) -> None:
     """Would catch a traceback from numpy in the middle of the first epoch."""
-    with pytest.raises(ValueError, match=f"^seed={seed}: "):
+    with pytest.raises(ConfigError, match=f"^seed={seed}: "):
         module(faces, seed=seed)
 
 

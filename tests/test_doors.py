@@ -16,9 +16,10 @@ from conftest import PLAIN, ROOT, SMALL_FACES, open_door, small
 from omegaconf import OmegaConf
 
 from facelab.annotations.synthetic import Synthetic
-from facelab.landmarks.layouts import IBUG68, LAPA106, Layout
-from facelab.metrics.landmarks import read_faces
-from facelab.status import read_status
+from facelab.errors import ConfigError
+from facelab.faces.layouts import IBUG68, LAPA106, Layout
+from facelab.metrics.face_table import read_faces
+from facelab.run_folder import read_status
 from train import check_values
 
 CLIENTS_LINE = "model=pipnet data=lapa106 -m backbone=mbv2,resnet18"
@@ -161,7 +162,7 @@ def test_evaluate_on_another_dataset(trained: Path, tmp_path: Path, cache: Path)
         lines = "".join(f"{x:.3f} {y:.3f}\n" for x, y in photo.faces[0].points)
         (folder / f"{photo.path.stem}.txt").write_text(lines)
     words = ["data=folder", f"data.root={folder}", "data.name=mine", "split=all"]
-    layout = "data.layout.path=facelab.landmarks.layouts.IBUG68"
+    layout = "data.layout.path=facelab.faces.layouts.IBUG68"
     open_door("evaluate", f"ckpt={trained}", *words, layout, "hydra.run.dir=run", folder=tmp_path)
     results = load(tmp_path / "run" / "metrics.json")
     assert (results["protocol"]["dataset"], results["protocol"]["pose"]) == ("mine", "estimated")
@@ -264,7 +265,7 @@ def test_mistakes_in_training(
 def test_a_validation_that_never_comes(trainer: dict[str, Any], refused: bool) -> None:
     """A shortened recipe that keeps no best checkpoint and fails after hours; a sound trainer that is refused."""
     cfg = OmegaConf.create({"test_with": "last", "trainer": trainer})
-    with pytest.raises(SystemExit, match="nothing would be validated") if refused else nullcontext():
+    with pytest.raises(ConfigError, match="nothing would be validated") if refused else nullcontext():
         check_values(cfg)
 
 

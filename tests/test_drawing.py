@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from facelab.landmarks.drawing import PREDICTION, TRUTH, cell, draw_landmarks, grid
-from facelab.landmarks.geometry import Array
-from facelab.landmarks.layouts import Layout
+from facelab.faces.drawing import PREDICTION, TRUTH, cell, draw_landmarks, grid
+from facelab.faces.geometry import Array
+from facelab.faces.layouts import Layout
 
 NAN = np.nan
 THREE = Layout(

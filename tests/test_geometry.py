@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from facelab.landmarks.geometry import (
+from facelab.faces.geometry import (
     Array,
     apply,
     around_centre,

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from facelab.landmarks.crop import Crop
-from facelab.landmarks.geometry import Array, apply, around_centre, mirror_image
-from facelab.landmarks.image import FaultyImage, cut_out, image_size, read_image, reduction, upright, warp
+from facelab.errors import ImageError
+from facelab.faces.crop import Crop
+from facelab.faces.geometry import Array, apply, around_centre, mirror_image
+from facelab.faces.image import cut_out, image_size, read_image, reduction, upright, warp
 
 WIDTH, HEIGHT = 1203, 901  # odd: at an eighth the last pixels stand for 3 and 5
 PLACE = (611.7, 415.2)
@@ -210,7 +211,7 @@ FAULTY = {
 def test_a_faulty_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
     """Would catch half pictures taken for whole ones, and errors that do not say which file."""
     (tmp_path / name).write_bytes(FAULTY[name])
-    with pytest.raises(FaultyImage, match=name):
+    with pytest.raises(ImageError, match=name):
         read_image(tmp_path / name)
 
 
@@ -218,16 +219,16 @@ def test_a_faulty_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
 def test_a_jpeg_that_was_cut_off_is_refused_as_such(tmp_path: Path, name: str) -> None:
     """Would catch trust in OpenCV, of which some versions return half a picture, and in the end marker of a preview."""
     (tmp_path / name).write_bytes(FAULTY[name])
-    with pytest.raises(FaultyImage, match=f"{name}: the JPEG was cut off"):
+    with pytest.raises(ImageError, match=f"{name}: the JPEG was cut off"):
         read_image(tmp_path / name)
 
 
 @pytest.mark.parametrize("read", [read_image, image_size, upright])
 def test_a_missing_file_is_refused_by_name(tmp_path: Path, read: Any) -> None:
     """Would catch an OSError that stops the training."""
-    with pytest.raises(FaultyImage, match=r"gone\.jpg: No such file"):
+    with pytest.raises(ImageError, match=r"gone\.jpg: No such file"):
         read(tmp_path / "gone.jpg")
-    with pytest.raises(FaultyImage, match="Is a directory"):
+    with pytest.raises(ImageError, match="Is a directory"):
         read(tmp_path)
 
 
@@ -235,7 +236,7 @@ def test_a_missing_file_is_refused_by_name(tmp_path: Path, read: Any) -> None:
 def test_a_header_that_tells_no_size_is_refused(tmp_path: Path, name: str) -> None:
     """Would catch the errors of PIL that are no OSError, such as that against decompression bombs."""
     (tmp_path / name).write_bytes(FAULTY[name])
-    with pytest.raises(FaultyImage, match=name):
+    with pytest.raises(ImageError, match=name):
         image_size(tmp_path / name)
 
 

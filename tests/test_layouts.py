@@ -9,10 +9,10 @@ import pytest
 import torch
 from conftest import face_data
 
-from facelab.landmarks import layouts
-from facelab.landmarks.convert import convert
-from facelab.landmarks.geometry import Array, apply, tight_box
-from facelab.landmarks.layouts import (
+from facelab.faces import layouts
+from facelab.faces.convert import convert
+from facelab.faces.geometry import Array, apply, tight_box
+from facelab.faces.layouts import (
     AFLW19,
     ALPHA106,
     COFW29,
@@ -23,7 +23,7 @@ from facelab.landmarks.layouts import (
     WFLW98,
     Layout,
 )
-from facelab.landmarks.pose import estimate_pose, rotation
+from facelab.faces.pose import estimate_pose, rotation
 
 LAYOUTS = {value.name: value for value in vars(layouts).values() if isinstance(value, Layout)}
 every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)

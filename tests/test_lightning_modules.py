@@ -9,12 +9,14 @@ import pytest
 import torch
 from conftest import groups_of, options, small
 from lightning import Callback, LightningModule, Trainer
+from omegaconf import OmegaConf
 from test_conf import compose_config
 from torch import Tensor
 
-from facelab import runs
-from facelab.landmarks.batch import LandmarkBatch
-from facelab.landmarks.geometry import tight_box
+from facelab.faces.batch import LandmarkBatch
+from facelab.faces.geometry import tight_box
+from facelab.runs.build import build
+from facelab.runs.checkpoint import load_run
 from lightning_modules.schedule import Drops
 
 BY_HEART: dict[str, tuple[int, tuple[str, ...]]] = {
@@ -36,7 +38,7 @@ def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, cache
 def built(model: str, *words: str) -> tuple[Any, Any]:
     """The module and the datamodule of a small configuration."""
     cfg = compose_config([*small(model), *words])
-    return runs.build(cfg.model), runs.build(cfg.datamodule)
+    return build(cfg, "model"), build(cfg, "datamodule")
 
 
 def ready(model: str, *words: str) -> tuple[Any, LandmarkBatch]:
@@ -154,12 +156,12 @@ def test_flip_test(model: str) -> None:
 def test_a_checkpoint_reloads_equal(model: str, tmp_path: Path) -> None:
     """Weights or statistics of the training set that are not saved: the run then cannot be opened as it was."""
     cfg = compose_config(small(model))
-    module, datamodule = runs.build(cfg.model), runs.build(cfg.datamodule)
-    module.save_hyperparameters(runs.OmegaConf.to_container(cfg, resolve=False), logger=False)
+    module, datamodule = build(cfg, "model"), build(cfg, "datamodule")
+    module.save_hyperparameters(OmegaConf.to_container(cfg, resolve=False), logger=False)
     runner = trainer(tmp_path, max_epochs=1)
     runner.fit(module, datamodule)
     runner.save_checkpoint(tmp_path / "a.ckpt")
-    again = runs.load_run(tmp_path / "a.ckpt", cfg.paths).module
+    again = load_run(tmp_path / "a.ckpt", cfg.paths).module
     batch = next(iter(datamodule.val_dataloader()))
     with torch.no_grad():
         one, other = (each.eval().predict_points(batch.image) for each in (module, again))
@@ -187,9 +189,9 @@ class Average(Callback):
 def test_averaged_weights(model: str, tmp_path: Path) -> None:
     """An average over whole-number tables, or one that is computed and not saved."""
     cfg = compose_config([*small(model), "callbacks=ema", "optimizer.lr=0.01"])
-    module, datamodule = runs.build(cfg.model), runs.build(cfg.datamodule)
+    module, datamodule = build(cfg, "model"), build(cfg, "datamodule")
     average = Average(cfg.callbacks.ema.decay, tmp_path / "a.ckpt")
-    runner = trainer(tmp_path, max_epochs=1, callbacks=[average, runs.build(cfg.callbacks.ema)])
+    runner = trainer(tmp_path, max_epochs=1, callbacks=[average, build(cfg.callbacks, "ema")])
     runner.fit(module, datamodule)
     content = torch.load(tmp_path / "a.ckpt", weights_only=True)
     saved, current = content["state_dict"], content["current_model_state"]

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from facelab.coders.pipnet import PIPCoder, PIPMaps
-from facelab.landmarks.layouts import FIVE5
+from facelab.faces.layouts import FIVE5
 from facelab.losses.pipnet import PIPLoss
 
 POINTS = torch.tensor([[[15.5, 23.5], [47.5, 7.5], [31.5, 31.5], [7.5, 55.5], [79.5, -8.5]]])  # of a 64 pixel crop

@@ -12,11 +12,20 @@ from conftest import face_data
 from scipy.integrate import simpson
 from torch.utils.data import DistributedSampler, TensorDataset
 
-from facelab.landmarks import geometry, layouts
-from facelab.landmarks.batch import LandmarkBatch
-from facelab.landmarks.layouts import Layout
+from facelab.faces import geometry, layouts
+from facelab.faces.batch import LandmarkBatch
+from facelab.faces.layouts import Layout
 from facelab.metrics import landmarks
-from facelab.metrics.faces import FaceErrors, FaceTable, face_table
+from facelab.metrics.face_errors import FaceErrors
+from facelab.metrics.face_table import (
+    NORMALISERS,
+    FaceTable,
+    face_table,
+    mean_error,
+    nme_per_face,
+    read_faces,
+    write_faces,
+)
 
 LAYOUT = Layout(
     name="six",
@@ -51,7 +60,6 @@ def make(faces: int = FACES, seed: int = 0) -> tuple[torch.Tensor, LandmarkBatch
         valid=valid,
         visible=valid,
         tags=torch.rand(faces, len(TAGS), generator=generator) > 0.5,
-        box=torch.full((faces, 4), torch.nan),
         pose=pose,
         to_photo=to_photo,
         face_id=torch.arange(faces),
@@ -137,8 +145,8 @@ def test_summary_agrees_with_plain_loops() -> None:
     numbers = landmarks.summary(table, LAYOUT, TAGS)
     assert numbers == pytest.approx(expected, rel=1e-5)
     assert not any(np.isnan(value) for value in numbers.values())
-    for normaliser in landmarks.NORMALISERS:
-        np.testing.assert_allclose(landmarks.nme_per_face(table, normaliser), e[normaliser], rtol=1e-5)
+    for normaliser in NORMALISERS:
+        np.testing.assert_allclose(nme_per_face(table, normaliser), e[normaliser], rtol=1e-5)
 
 
 def test_bucket_edges(table: FaceTable) -> None:
@@ -172,23 +180,23 @@ def test_constant_offset_gives_its_length_over_the_normaliser() -> None:
     _, batch = make()
     table = measure(batch.points.nan_to_num() + torch.tensor([3.0, 4.0]), batch)
     scale = batch.to_photo[:, 0, 0].numpy()
-    for normaliser in landmarks.NORMALISERS:
-        e, length = landmarks.nme_per_face(table, normaliser), getattr(table, normaliser)
+    for normaliser in NORMALISERS:
+        e, length = nme_per_face(table, normaliser), getattr(table, normaliser)
         assert np.isfinite(e).sum() > 10
         defined = ~np.isnan(e)
         np.testing.assert_allclose(e[defined], (5 * scale / length)[defined], rtol=1e-5)
     readable = table.valid.any(axis=1)
-    np.testing.assert_allclose(landmarks.mean_error(table)[readable], (5 * scale)[readable], rtol=1e-6)
+    np.testing.assert_allclose(mean_error(table)[readable], (5 * scale)[readable], rtol=1e-6)
 
 
 def test_relation_of_normalisers(table: FaceTable) -> None:
     """Would catch box and diagonal being exchanged: for every face diag >= sqrt(2) box, and e times d is the same."""
     face = table.valid.any(axis=1)
     assert (table.diag[face] >= np.sqrt(2) * table.box[face] - 1e-9).all()
-    for normaliser in landmarks.NORMALISERS:
-        product = landmarks.nme_per_face(table, normaliser) * getattr(table, normaliser)
+    for normaliser in NORMALISERS:
+        product = nme_per_face(table, normaliser) * getattr(table, normaliser)
         defined = ~np.isnan(product)
-        np.testing.assert_allclose(product[defined], landmarks.mean_error(table)[defined])
+        np.testing.assert_allclose(product[defined], mean_error(table)[defined])
 
 
 @pytest.mark.parametrize("threshold", [0.05, 0.07, 0.08, 0.10])
@@ -213,11 +221,11 @@ def test_a_point_without_prediction_fails(bad: float) -> None:
     """Would catch a diverged network whose NaN predictions vanish from the mean and so look better."""
     predicted, batch = make()
     table = measure(predicted, batch)
-    face = int(np.isfinite(landmarks.nme_per_face(table, "ioc")).nonzero()[0][0])
+    face = int(np.isfinite(nme_per_face(table, "ioc")).nonzero()[0][0])
     point = int(batch.valid[face].nonzero()[0])
     predicted = predicted.clone()
     predicted[face, point, 1] = bad
-    e, before = landmarks.nme_per_face(measure(predicted, batch), "ioc"), landmarks.nme_per_face(table, "ioc")
+    e, before = nme_per_face(measure(predicted, batch), "ioc"), nme_per_face(table, "ioc")
     assert np.isposinf(e[face])
     np.testing.assert_array_equal(np.delete(e, face), np.delete(before, face))
     numbers = landmarks.summary(measure(predicted, batch), LAYOUT, TAGS)
@@ -298,7 +306,7 @@ def test_no_faces() -> None:
     assert numbers.pop("faces") == numbers.pop("faces_skipped") == 0
     assert numbers and np.isnan(list(numbers.values())).all()
     assert not any(landmarks.counts(empty, LAYOUT, TAGS).values())
-    e = landmarks.nme_per_face(empty, "box")
+    e = nme_per_face(empty, "box")
     assert np.isnan(landmarks.bootstrap(e, landmarks.nme, 10, seed=0)).all()
     assert np.isnan(landmarks.ced(e, np.array([0.1]))).all()
     assert landmarks.paired_bootstrap(e, e, landmarks.nme, 10, seed=0).faces == 0
@@ -432,7 +440,7 @@ def test_what_is_left_out_is_counted(table: FaceTable) -> None:
     wide = np.isfinite(ioc).nonzero()[0][0]
     ioc[wide] = 0.9
     narrow = table._replace(ioc=ioc)
-    assert np.isnan(landmarks.nme_per_face(narrow, "ioc")[wide])
+    assert np.isnan(nme_per_face(narrow, "ioc")[wide])
     measured, missing = landmarks.counts(narrow, LAYOUT, TAGS), landmarks.left_out(narrow, LAYOUT, TAGS)
     assert measured["nme_ioc"] == np.isfinite(table.ioc).sum() - 1
     for name in ("nme_ioc", "nme_ipd", "nme_box", "nme_diag", "nme_ioc_region_mouth", "nme_box_yaw_mean"):
@@ -536,15 +544,15 @@ def test_faces_csv_round_trip(table: FaceTable, tmp_path: Path) -> None:
     path = tmp_path / "faces.csv"
     path.write_text("old")
     table = table._replace(face_id=table.face_id * 2)
-    landmarks.write_faces(table, path, photos, TAGS)
+    write_faces(table, path, photos, TAGS)
     assert [file.name for file in tmp_path.iterdir()] == ["faces.csv"]
-    read = landmarks.read_faces(path)
+    read = read_faces(path)
     np.testing.assert_array_equal(read["face_id"], table.face_id)
     assert read["photo"].tolist() == photos[::2]
-    for normaliser in landmarks.NORMALISERS:
+    for normaliser in NORMALISERS:
         np.testing.assert_array_equal(read[normaliser], getattr(table, normaliser))
-        np.testing.assert_array_equal(read[f"nme_{normaliser}"], landmarks.nme_per_face(table, normaliser))
-    np.testing.assert_array_equal(read["error_px"], landmarks.mean_error(table))
+        np.testing.assert_array_equal(read[f"nme_{normaliser}"], nme_per_face(table, normaliser))
+    np.testing.assert_array_equal(read["error_px"], mean_error(table))
     np.testing.assert_array_equal(np.stack([read["yaw"], read["pitch"], read["roll"]], 1), table.pose)
     np.testing.assert_array_equal(read["points"], table.valid.sum(1))
     np.testing.assert_array_equal(np.stack([read["tag_blur"], read["tag_pose"]], 1), table.tags)
@@ -556,9 +564,9 @@ def test_faces_csv_faults(table: FaceTable, tmp_path: Path) -> None:
     """Would catch a broken table being compared as if it were whole, and a split shorter than its table."""
     path = tmp_path / "faces.csv"
     with pytest.raises(ValueError, match="face 22, but the split has 3"):
-        landmarks.write_faces(table, path, ["a", "b", "c"], TAGS)
+        write_faces(table, path, ["a", "b", "c"], TAGS)
     assert not path.exists()
-    landmarks.write_faces(table, path, ["x"] * FACES, TAGS)
+    write_faces(table, path, ["x"] * FACES, TAGS)
     text = path.read_text()
     for broken, message in (
         ("", ":1: starts with"),
@@ -568,10 +576,10 @@ def test_faces_csv_faults(table: FaceTable, tmp_path: Path) -> None:
     ):
         path.write_text(broken)
         with pytest.raises(ValueError, match=message):
-            landmarks.read_faces(path)
+            read_faces(path)
     empty = FaceTable._make(column[:0] for column in table)
-    landmarks.write_faces(empty, path, [], TAGS)
-    assert all(len(column) == 0 for column in landmarks.read_faces(path).values())
+    write_faces(empty, path, [], TAGS)
+    assert all(len(column) == 0 for column in read_faces(path).values())
 
 
 def test_thousands_of_faces_are_quick() -> None:

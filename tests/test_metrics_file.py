@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from callbacks.metrics_file import MetricsFile
-from facelab.resuming import _rewind
+from facelab.runs.resume import _rewind
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

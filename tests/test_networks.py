@@ -15,8 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from facelab.coders.pipnet import PIPCoder, PIPMaps
-from facelab.landmarks.geometry import to_cells
-from facelab.landmarks.layouts import AFLW19, COFW29, IBUG68, LAPA106, WFLW98, Layout
+from facelab.errors import ConfigError
+from facelab.faces.geometry import to_cells
+from facelab.faces.layouts import AFLW19, COFW29, IBUG68, LAPA106, WFLW98, Layout
 from facelab.networks import backbone
 from facelab.networks.backbone import Timm
 from facelab.networks.pipnet import PIPHead
@@ -93,15 +94,15 @@ def test_backbone_refuses_a_file_of_another_network(tmp_path: Path) -> None:
     """Catches a file that fits in part, whose rest would silently stay random."""
     deeper = tmp_path / "resnet34.pth"
     torch.save(backbone.timm.create_model("resnet34").state_dict(), deeper)  # has all the names of resnet18
-    with pytest.raises(ValueError, match=r"backbone\.weights=.*resnet34.pth: 182 tensors.*neither the names nor the"):
+    with pytest.raises(ConfigError, match=r"weights=.*resnet34.pth: 182 tensors.*neither the names nor the"):
         Timm("resnet18", pretrained=False, weights=str(deeper))
     wider = tmp_path / "wider.pth"
     torch.save(backbone.timm.create_model("mobilenetv2_140").state_dict(), wider)
-    with pytest.raises(ValueError, match=r"the tensor for conv_stem.weight has shape \(48, 3, 3, 3\)"):
+    with pytest.raises(ConfigError, match=r"the tensor for conv_stem.weight has shape \(48, 3, 3, 3\)"):
         Timm("mobilenetv2_100", pretrained=False, weights=str(wider))
     (tmp_path / "text.pth").write_text("not weights")
     for file, message in (("text.pth", "not a file of tensors"), ("absent.pth", "there is no such file")):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ConfigError, match=message):
             Timm(TINY, pretrained=False, weights=str(tmp_path / file))
 
 
@@ -122,15 +123,15 @@ def test_backbone_without_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(backbone, "get_session", NoNetwork)
     monkeypatch.setattr(backbone, "try_to_load_from_cache", lambda repo, file: None)
-    with pytest.raises(RuntimeError, match=r"(?s)no route to host.*backbone\.weights=FILE.*backbone\.pretrained=false"):
+    with pytest.raises(ConfigError, match=r"(?s)no route to host.*backbone\.weights=FILE.*backbone\.pretrained=false"):
         Timm("resnet18", pretrained=True, weights=None)
 
 
 def test_backbone_that_does_not_exist() -> None:
     """Catches an error that leaves the user to search a thousand names."""
-    with pytest.raises(ValueError, match=r"backbone\.name=mobilenet_v2_100: .*mobilenetv2_100"):
+    with pytest.raises(ConfigError, match=r"name=mobilenet_v2_100: .*mobilenetv2_100"):
         Timm("mobilenet_v2_100", pretrained=False, weights=None)
-    with pytest.raises(ValueError, match=r"\(B, h, w, C\)"), torch.device("meta"):
+    with pytest.raises(ConfigError, match=r"\(B, h, w, C\)"), torch.device("meta"):
         Timm("swin_tiny_patch4_window7_224", pretrained=False, weights=None)
 
 
@@ -146,7 +147,7 @@ def test_backbone_whose_pyramid_renames_its_tensors(monkeypatch: pytest.MonkeyPa
         return network
 
     monkeypatch.setattr(backbone.timm, "create_model", renamed)
-    with pytest.raises(ValueError, match=r"backbone\.name=test_resnet: .* trunk\.0.* choose another network"):
+    with pytest.raises(ConfigError, match=r"name=test_resnet: .* trunk\.0.* choose another network"):
         Timm("test_resnet", pretrained=False, weights=None)
 
 
@@ -221,9 +222,9 @@ def test_pip_head_starts_as_the_reference() -> None:
 def test_pip_head_refuses_what_it_cannot_do() -> None:
     """Catches a stride or trunk that would only fail in the first step, far from its cause."""
     with torch.device("meta"):
-        with pytest.raises(ValueError, match=r"coder\.stride=8: on features of stride 32 .* \[16, 32, 64, 128\]"):
+        with pytest.raises(ConfigError, match=r"coder\.stride=8: on features of stride 32 .* \[16, 32, 64, 128\]"):
             pip(TINY, 19, stride=8)
-        with pytest.raises(ValueError, match=r"head\.trunk=clasifier"):
+        with pytest.raises(ConfigError, match=r"trunk=clasifier"):
             pip(TINY, 19, trunk="clasifier")
 
 

@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 from test_compare import CONFIG, PROTOCOL, changed, opened, write
 
-from facelab.atomic import write_json
-from facelab.comparison import compare, read_run, read_runs
-from facelab.page import pareto, read_curves, section_data, thin, write_page
-from facelab.pairing import compare_pair
+from facelab.comparison.group import compare
+from facelab.comparison.page import pareto, read_curves, section_data, thin, write_page
+from facelab.comparison.pairs import compare_pair
+from facelab.comparison.read import read_run, read_runs
+from facelab.files import write_json
 
 CHROMIUM = shutil.which("chromium")
 WFLW = PROTOCOL | {"faces": 2500, "box": "given", "box_scale": 1.2}
@@ -383,7 +384,7 @@ def test_hundreds_of_runs(tmp_path: Path) -> None:
 
 def test_a_page_stays_small(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The errors of single faces make the page of many runs of a large test too big to open."""
-    monkeypatch.setattr("facelab.page.MOST_FACES", 200)
+    monkeypatch.setattr("facelab.comparison.page.MOST_FACES", 200)
     data = section_data(compare(read_runs([sweep]), None)[0])
     assert ["errors" in run for run in data["runs"]] == [True] * 3 + [False] * 9 and data["small"]
     assert read_run(sweep / "0").ranked

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from facelab import runs
-from facelab.cost import cost
-from facelab.landmarks.layouts import LAPA106, WFLW98
+from facelab.errors import ConfigError
+from facelab.faces.layouts import LAPA106, WFLW98
 from facelab.networks.backbone import Timm
 from facelab.networks.pfld import (
     AuxiliaryNet,
@@ -28,6 +27,8 @@ from facelab.networks.pfld import (
     SeparatePose,
     SharedPose,
 )
+from facelab.profiling.cost import cost
+from facelab.runs.build import build
 
 SIZES = (64, 80, 96, 112, 128, 160)
 WIDTHS = (0.25, 0.5, 1.0)
@@ -373,7 +374,7 @@ def test_pose_branch_of_another_backbone_is_on_stride_4() -> None:
 
 def method(*words: str) -> Any:
     """PFLD as it is trained, with its pose branch."""
-    module = runs.build(compose_config(["model=pfld", *words]).model)
+    module = build(compose_config(["model=pfld", *words]), "model")
     assert module.pose is not None
     return module
 
@@ -427,12 +428,12 @@ def test_exports_to_onnx_without_the_pose(backbone: tuple[str, ...], tmp_path: P
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: trunk("pfld", 0.0), r"backbone\.width=0.0 must be over 0"),
-        (lambda: head_on(trunk("pfld"), 19, 100), r"crop\.size=100 must be a multiple of 8, the stride"),
-        (lambda: AuxiliaryNet((64, 16), (4, 8), 176, 110), r"crop\.size=110 must be a multiple of 4, the stride"),
+        (lambda: trunk("pfld", 0.0), r"width=0.0 must be over 0"),
+        (lambda: head_on(trunk("pfld"), 19, 100), r"size=100 must be a multiple of 8, the stride"),
+        (lambda: AuxiliaryNet((64, 16), (4, 8), 176, 110), r"size=110 must be a multiple of 4, the stride"),
     ],
 )
 def test_says_what_is_wrong(build: Callable[[], nn.Module], message: str) -> None:
     """Catches sizes that would only fail, or go wrong, in the first step."""
-    with torch.device("meta"), pytest.raises(ValueError, match=message):
+    with torch.device("meta"), pytest.raises(ConfigError, match=message):
         build()

@@ -7,10 +7,10 @@ import pytest
 from conftest import face_data
 from scipy.io import loadmat
 
-from facelab.landmarks.convert import convert
-from facelab.landmarks.geometry import Array, apply, around_centre, from_cells, mirror_image, tight_box
-from facelab.landmarks.layouts import AFLW19, ALPHA106, COFW29, IBUG68, LAPA106, POSE_MIRROR, WFLW98, Layout
-from facelab.landmarks.pose import (
+from facelab.faces.convert import convert
+from facelab.faces.geometry import Array, apply, around_centre, from_cells, mirror_image, tight_box
+from facelab.faces.layouts import AFLW19, ALPHA106, COFW29, IBUG68, LAPA106, POSE_MIRROR, WFLW98, Layout
+from facelab.faces.pose import (
     MODEL,
     angles,
     estimate_pose,

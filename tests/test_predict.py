@@ -13,13 +13,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import open_door
+from omegaconf import OmegaConf
 from PIL import Image
 
-from facelab import prediction, runs
-from facelab.landmarks.face import DataFault
-from facelab.landmarks.geometry import tight_box
-from facelab.landmarks.image import cut_out, read_image, reduction, upright
-from facelab.landmarks.layouts import FIVE5
+from facelab.errors import ConfigError, DatasetError
+from facelab.faces.geometry import tight_box
+from facelab.faces.image import cut_out, read_image, reduction, upright
+from facelab.faces.layouts import FIVE5
+from facelab.inference import boxes_file, landmarks
+from facelab.runs.build import build
+from facelab.runs.checkpoint import load_run
 from lightning_modules.pipnet import PIPNet
 
 FACE = np.array([[0.2, 0.3], [0.8, 0.25], [0.5, 0.5], [0.3, 0.8], [0.7, 0.85]])  # of FIVE5 in a unit square
@@ -70,7 +73,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
             np.savetxt((root / name).with_suffix(".txt"), points[name], fmt="%.9g")
     open_door(
         "train",
-        *("data=folder", f"data.root={root}", "data.layout.path=facelab.landmarks.layouts.FIVE5", "logger=none"),
+        *("data=folder", f"data.root={root}", "data.layout.path=facelab.faces.layouts.FIVE5", "logger=none"),
         *("backbone=timm", "backbone.name=test_resnet", "backbone.pretrained=false", "head.trunk=null"),
         *("crop.size=64", "coder.num_neighbours=2", "datamodule.batch_size=2", "datamodule.num_workers=0"),
         *("trainer.max_epochs=2", f"hydra.run.dir={run}"),
@@ -94,7 +97,7 @@ def predict(trained: SimpleNamespace, tmp_path: Path) -> Callable[..., dict[str,
 def write_boxes(path: Path, rows: Sequence[tuple[object, ...]]) -> Path:
     """A CSV file of boxes."""
     with path.open("w", newline="") as file:
-        csv.writer(file).writerows([prediction.COLUMNS, *rows])
+        csv.writer(file).writerows([boxes_file.COLUMNS, *rows])
     return path
 
 
@@ -110,8 +113,8 @@ def test_same_as_the_training_sees(
     trained: SimpleNamespace, predict: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     """A crop, a decoding or a way back to the photo that is not the training's moves every point."""
-    run = runs.load_run(trained.run, runs.OmegaConf.load(trained.run / "config.yaml").paths)
-    datamodule = runs.build(run.cfg.datamodule)
+    run = load_run(trained.run, OmegaConf.load(trained.run / "config.yaml").paths)
+    datamodule = build(run.cfg, "datamodule")
     datamodule.setup("test")
     faces = datamodule.faces["test"]
     assert {reduction(path, faces.to_crop(row)) for row, path in enumerate(faces.paths)} == {1, 2}
@@ -320,12 +323,12 @@ def test_photos_are_found(tmp_path: Path) -> None:
     for name in ("a.JPG", "b/c.png", "b/d/e.tiff", ".hidden/f.jpg", "notes.txt", "README"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = prediction.find_photos(str(tmp_path))
+    found = landmarks.find_photos(str(tmp_path))
     assert sorted(found.paths) == ["a.JPG", "b/c.png", "b/d/e.tiff"]
     assert found.left_aside == {".txt": 1, "no ending": 1}
-    assert list(prediction.find_photos(f"{tmp_path}/**/*.png").paths) == ["b/c.png"]
-    assert list(prediction.find_photos(f"{tmp_path}/b/[c]*").paths) == ["c.png"]
-    assert list(prediction.find_photos(f"{tmp_path}/b/c.png").paths) == ["c.png"]
+    assert list(landmarks.find_photos(f"{tmp_path}/**/*.png").paths) == ["b/c.png"]
+    assert list(landmarks.find_photos(f"{tmp_path}/b/[c]*").paths) == ["c.png"]
+    assert list(landmarks.find_photos(f"{tmp_path}/b/c.png").paths) == ["c.png"]
 
 
 @pytest.mark.parametrize("images", ["nowhere", "nowhere/*.jpg", "empty", "notes"])
@@ -334,8 +337,8 @@ def test_no_photos(images: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").touch()
-    with pytest.raises(DataFault, match=images.partition("/")[0]):
-        prediction.find_photos(str(tmp_path / images))
+    with pytest.raises(ConfigError, match=images.partition("/")[0]):
+        landmarks.find_photos(str(tmp_path / images))
 
 
 @pytest.mark.parametrize(
@@ -363,15 +366,15 @@ def test_malformed_boxes(name: str, text: str, expected: str, tmp_path: Path) ->
     """A fault in a long file would have to be searched for by hand, or faces would be lost without a word."""
     path = tmp_path / name
     path.write_text(text)
-    with pytest.raises(DataFault, match=name) as fault:
-        prediction.read_boxes(path)
+    with pytest.raises(DatasetError, match=name) as fault:
+        boxes_file.read_boxes(path)
     assert expected in str(fault.value)
 
 
 def test_boxes_file_is_absent(tmp_path: Path) -> None:
     """A mistyped name would be a traceback."""
-    with pytest.raises(DataFault, match="No such file"):
-        prediction.read_boxes(tmp_path / "boxes.csv")
+    with pytest.raises(DatasetError, match="No such file"):
+        boxes_file.read_boxes(tmp_path / "boxes.csv")
 
 
 @pytest.mark.parametrize(
@@ -407,10 +410,10 @@ def test_points_that_are_no_numbers(trained: SimpleNamespace) -> None:
     paths = {"face2.png": trained.root / "test" / "face2.png"}
     nothing = torch.full((1, FIVE5.num_points, 2), torch.nan), torch.zeros(1, FIVE5.num_points)
     module: Any = SimpleNamespace(device="cpu", predict=lambda _: (*nothing, None))
-    crop = runs.build(runs.OmegaConf.load(trained.run / "config.yaml").crop)
+    crop = build(OmegaConf.load(trained.run / "config.yaml"), "crop")
     boxes = {"face2.png": [np.array([1.0, 1.0, 50.0, 50.0])]}
     with ThreadPoolExecutor(1) as pool:
-        ((photo,),) = prediction.predict(module, crop, prediction.Photos(Path(), paths, {}), boxes, 2, pool)
+        ((photo,),) = landmarks.predict(module, crop, landmarks.Photos(Path(), paths, {}), boxes, 2, pool)
     assert photo.faces == []
     assert "diverge" in photo.skipped[0].reason
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import face_data, open_door, small
 
-from facelab.metrics.landmarks import read_faces
+from facelab.metrics.face_table import read_faces
 
 SHORT = ("trainer.max_epochs=1", "logger=none", "hydra.run.dir=run")
 FEW = tuple(f"+trainer.limit_{part}_batches=2" for part in ("train", "val", "test"))

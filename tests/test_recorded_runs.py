@@ -16,9 +16,11 @@ import torch
 from conftest import ROOT, open_door
 from omegaconf import OmegaConf
 
-from facelab import comparison, runs
-from facelab.metrics.landmarks import read_faces
-from facelab.status import read_status
+from facelab.comparison.group import compare
+from facelab.comparison.read import read_runs
+from facelab.metrics.face_table import read_faces
+from facelab.run_folder import read_status
+from facelab.runs.checkpoint import load_run
 
 RECORDED = ROOT / "tests" / "recorded"
 CHECKPOINTS = {"pipnet": "finished", "pfld": "unfinished"}
@@ -52,7 +54,7 @@ def test_recorded_checkpoint_opens_and_predicts_the_same(method: str) -> None:
     """A class that moved, an argument or a weight that was renamed, a default that changed: old checkpoints closed."""
     expected = np.load(RECORDED / "outputs.npz")
     with torch.inference_mode():
-        prediction = runs.load_run(RECORDED / CHECKPOINTS[method], PATHS).module.predict(crops())._asdict()
+        prediction = load_run(RECORDED / CHECKPOINTS[method], PATHS).module.predict(crops())._asdict()
     found = {f"{method}_{name}": value for name, value in prediction.items() if value is not None}
     assert found.keys() == {name for name in expected if name.startswith(f"{method}_")}
     for name, value in found.items():
@@ -86,7 +88,7 @@ def test_recorded_sweep_resumes_and_compares(folder: Path, capsys: pytest.Captur
     open_door("train", "-m", "resume=sweep", folder=folder)
     assert [read_status(folder / "sweep" / number).state for number in "012"] == ["finished"] * 3
     assert "resumed" not in load(folder / "sweep" / "0" / "environment.json")
-    (table,) = comparison.compare(comparison.read_runs([folder / "sweep"]), None)
+    (table,) = compare(read_runs([folder / "sweep"]), None)
     (row,) = table.rows
     assert len(row.runs) == 3, "seeds of one recipe stand in several rows"
     assert table.settings == ["seed"]

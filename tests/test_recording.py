@@ -21,12 +21,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from facelab import recording
-from facelab.atomic import write_json
-from facelab.landmarks.face import DataFault
-from facelab.recording import RANKS, STAMP, commit, environment, recorded
-from facelab.resuming import OVERRIDES
-from facelab.status import LOST_AFTER, now, read_status
+from facelab import signals
+from facelab.errors import ConfigError, DatasetError, FacelabError, RunError
+from facelab.files import write_json
+from facelab.run_folder import LOST_AFTER, now, read_status
+from facelab.runs import environment as environment_module
+from facelab.runs import recording
+from facelab.runs.environment import commit, environment
+from facelab.runs.processes import RANKS, STAMP
+from facelab.runs.recording import recorded
 
 HERE = socket.gethostname()
 
@@ -178,14 +181,14 @@ def test_a_sign_of_life_that_cannot_be_written(
 @pytest.mark.parametrize(
     ("error", "raised", "state", "reason"),
     [
-        (DataFault("a.txt:3: no number"), SystemExit, "failed", "a.txt:3: no number"),
-        (SystemExit("nothing there"), SystemExit, "failed", "nothing there"),
-        (ValueError("crop.size=100 must be even"), SystemExit, "failed", "crop.size=100 must be even"),
+        (DatasetError("a.txt:3: no number"), DatasetError, "failed", "a.txt:3: no number"),
+        (ConfigError("crop.size", "=100 must be even"), ConfigError, "failed", "crop.size=100 must be even"),
+        (ValueError("crop.size=100 must be even"), ValueError, "failed", "ValueError: crop.size=100 must be even"),
         (ValueError("too few values to unpack"), ValueError, "failed", "ValueError: too few values to unpack"),
         (RuntimeError("out of memory"), RuntimeError, "failed", "RuntimeError: out of memory"),
         (
             OSError(28, "No space left on device", "run/last.ckpt"),
-            SystemExit,
+            FacelabError,
             "failed",
             "run/last.ckpt: No space left on device. What was written before is whole.",
         ),
@@ -233,7 +236,7 @@ def test_lightning_ends_an_interrupted_training_by_an_exit(tmp_path: Path) -> No
 def test_told_to_end_outside_of_the_training(number: signal.Signals, tmp_path: Path) -> None:
     """A run that is told to end while it reads its data, and dies without a word."""
     before = signal.getsignal(number)
-    with pytest.raises(SystemExit, match="stopped by"), recorded(tmp_path):
+    with pytest.raises(signals.Stopped, match="stopped by"), recorded(tmp_path):
         os.kill(os.getpid(), number)
         time.sleep(1)
         pytest.fail("it goes on")
@@ -244,7 +247,7 @@ def test_told_to_end_outside_of_the_training(number: signal.Signals, tmp_path: P
 def test_a_finished_run_that_is_told_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Results that are there, of a run that says it was stopped: the signal came while W&B was ending."""
     monkeypatch.setattr(wandb, "finish", lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(SystemExit), recorded(tmp_path):
+    with pytest.raises(signals.Stopped), recorded(tmp_path):
         pass
     assert read_status(tmp_path).state == "finished"
 
@@ -264,7 +267,7 @@ def test_a_run_on_another_machine_is_left_alone(tmp_path: Path) -> None:
     """Two machines that write into one folder, each over the other."""
     before = load(told(tmp_path, host="elsewhere") / "status.json")
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    with pytest.raises(SystemExit, match=r"at work \(since .* on elsewhere\)"), recorded(tmp_path):
+    with pytest.raises(RunError, match=r"at work \(since .* on elsewhere\)"), recorded(tmp_path):
         pytest.fail("the run began")
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers, (
         "nothing ends the next job"
@@ -290,14 +293,14 @@ def test_a_requeued_job_takes_over_from_itself(
             pass
         assert read_status(tmp_path).state == "finished"
     else:
-        with pytest.raises(SystemExit, match="at work"), recorded(tmp_path):
+        with pytest.raises(RunError, match="at work"), recorded(tmp_path):
             pytest.fail("the run began")
 
 
 CLAIM = """
 import sys, time
 from pathlib import Path
-from facelab.recording import recorded
+from facelab.runs.recording import recorded
 with recorded(Path(sys.argv[1])):
     print("at work", flush=True)
     sys.stdin.readline()
@@ -314,11 +317,11 @@ def test_two_processes_in_one_folder(tmp_path: Path) -> None:
         assert first.stdout
         assert first.stdout.readline() == "at work\n"
         before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-        with pytest.raises(SystemExit, match="at work"), recorded(tmp_path):
+        with pytest.raises(RunError, match="at work"), recorded(tmp_path):
             pytest.fail("the run began")
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
         (tmp_path / "status.json").unlink()  # as in the moment before it is written
-        with pytest.raises(SystemExit, match="at work"), recorded(tmp_path):
+        with pytest.raises(RunError, match="at work"), recorded(tmp_path):
             pytest.fail("the run began")
         first.kill()
     with recorded(tmp_path):
@@ -333,7 +336,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(recording.fcntl, "lockf", refuse)
-    with pytest.raises(SystemExit, match="at work"), recorded(told(tmp_path, pid=other)):
+    with pytest.raises(RunError, match="at work"), recorded(told(tmp_path, pid=other)):
         pytest.fail("the run began")
     with recorded(told(tmp_path, pid=dead)):
         pass
@@ -347,7 +350,7 @@ def test_a_door_leaves_a_run_at_work_alone(tmp_path: Path) -> None:
     first = start_door("train", *words, "trainer.max_epochs=2000", folder=tmp_path, log=tmp_path / "first.log")
     try:
         wait_for(tmp_path / "run" / "checkpoints" / "last.ckpt", first)
-        names = ("config.yaml", "environment.json", OVERRIDES)
+        names = ("config.yaml", "environment.json", "overrides.yaml")
         before = {name: (tmp_path / "run" / name).read_bytes() for name in names}
         second = start_door("train", *words, "seed=2", folder=tmp_path, log=tmp_path / "second.log")
         third = start_door("train", "resume=run", "seed=3", folder=tmp_path, log=tmp_path / "third.log")
@@ -384,7 +387,7 @@ def test_the_environment_of_a_copy_is_that_of_the_original(tmp_path: Path, monke
     assert commit(tmp_path) == {"git_commit": None, "git_changed_files": []}
     (tmp_path / "facelab").mkdir()
     write_json(tmp_path / "commit.json", {"git_commit": "abc", "git_changed_files": ["M x"]})
-    monkeypatch.setattr(recording, "__file__", str(tmp_path / "facelab" / "recording.py"))
+    monkeypatch.setattr(environment_module, "ROOT", tmp_path)
     found = environment()
     assert (found["git_commit"], found["git_changed_files"]) == ("abc", ["M x"])
     assert found["code"] == str(tmp_path)

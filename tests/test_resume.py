@@ -26,8 +26,9 @@ from torch.nn import functional
 
 from callbacks.results import Results
 from callbacks.resumption import Resumption
-from facelab.resuming import OVERRIDES, resumed_argv, task_overrides
-from facelab.status import read_status
+from facelab.errors import RunError
+from facelab.run_folder import read_status
+from facelab.runs.overrides import resumed_argv, task_overrides
 from lightning_modules.pipnet import PIPNet
 
 EPOCHS, STEPS = 3, 6
@@ -399,7 +400,7 @@ def test_names_of_folders(name: str, relative: bool, tmp_path: Path, monkeypatch
     """A folder that Hydra takes for something else: several folders, a mapping, an interpolation."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FACELAB_STAMP", "later")
-    overrides = tmp_path / name / OVERRIDES
+    overrides = tmp_path / name / "overrides.yaml"
     overrides.parent.mkdir()
     overrides.write_text("- seed=3\n- data.root=../faces\n")
     words = resumed_argv(["test_with=best", f"resume={name if relative else tmp_path / name}"])
@@ -467,7 +468,7 @@ def test_what_changed_is_said_and_kept(tmp_path: Path, interrupt: Interrupt, cap
     train("resume=run", folder=tmp_path)
     assert "changed: " not in capfd.readouterr().out
     assert OmegaConf.load(run / "config.yaml").data.val == 5
-    words = yaml.safe_load((run / OVERRIDES).read_text())
+    words = yaml.safe_load((run / "overrides.yaml").read_text())
     assert words == [*WORDS, "datamodule.num_workers=1", "data.val=5"]
 
 
@@ -477,7 +478,7 @@ def test_what_changed_is_said_and_kept(tmp_path: Path, interrupt: Interrupt, cap
 def test_what_would_have_no_effect_is_refused(word: str, tmp_path: Path, interrupt: Interrupt) -> None:
     """A learning rate in config.yaml that was never used; a refusal that is remembered as if it had been accepted."""
     run = interrupted(tmp_path, interrupt)
-    kept = {name: (run / name).read_bytes() for name in ("config.yaml", "metrics.csv", OVERRIDES)}
+    kept = {name: (run / name).read_bytes() for name in ("config.yaml", "metrics.csv", "overrides.yaml")}
     with pytest.raises(SystemExit, match="would have no effect") as stop:
         train("resume=run", word, folder=tmp_path)
     assert word.partition("=")[0].partition(".")[0] in str(stop.value.code)
@@ -526,7 +527,7 @@ HOSTILE = [
 @pytest.mark.parametrize("word", HOSTILE)
 def test_a_hostile_override_is_refused(word: str, tmp_path: Path) -> None:
     """A folder from somebody else that has Hydra start a program, read another configuration, or write elsewhere."""
-    with pytest.raises(SystemExit, match="nothing was started"):
+    with pytest.raises(RunError, match="nothing was started"):
         task_overrides(["seed=1", word], tmp_path / "overrides.yaml")
 
 
@@ -548,11 +549,11 @@ def test_a_file_of_overrides_that_is_none(content: str, tmp_path: Path) -> None:
     """The same in a file, a traceback, or a program that YAML starts."""
     folder = tmp_path / "run"
     folder.mkdir()
-    (folder / OVERRIDES).write_text(content)
+    (folder / "overrides.yaml").write_text(content)
     with pytest.raises(SystemExit) as stop:
         train("resume=run", folder=tmp_path)
     assert "overrides.yaml" in str(stop.value.code)
-    assert sorted(path.name for path in tmp_path.rglob("*")) == [OVERRIDES, "run"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["overrides.yaml", "run"]
 
 
 def test_relative_paths_are_no_options() -> None:
@@ -576,7 +577,7 @@ def test_relative_paths_are_no_options() -> None:
 def test_what_cannot_be_taken_up(words: list[str], message: str, tmp_path: Path) -> None:
     """A new run where an old one was meant, or a traceback."""
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / OVERRIDES).write_text("- seed=1\n")
+    (tmp_path / "run" / "overrides.yaml").write_text("- seed=1\n")
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "sweep.json").write_text('{"stamp": "now", "cells": {}}')
     before = sorted(tmp_path.rglob("*"))
@@ -600,7 +601,7 @@ def test_only_train_goes_on(tmp_path: Path, trained: Path) -> None:
     """`evaluate.py resume=...` taken for something, or a test that overwrites the run that it measures."""
     with pytest.raises(SystemExit):
         open_door("evaluate", f"resume={trained}", folder=tmp_path)
-    files = ("config.yaml", "metrics.json", "faces.csv", "status.json", OVERRIDES)
+    files = ("config.yaml", "metrics.json", "faces.csv", "status.json", "overrides.yaml")
     kept = {name: (trained / name).read_bytes() for name in files}
     with pytest.raises(SystemExit):
         open_door("evaluate", f"ckpt={trained}", "split=val", f"hydra.run.dir={trained}", folder=tmp_path)
@@ -638,7 +639,7 @@ def test_killed_at_any_time(tmp_path: Path) -> None:
             if kills >= KILLS:
                 break
             shutil.rmtree(run)
-        typed = ["resume=run"] if (run / OVERRIDES).exists() else [*words, "hydra.run.dir=run"]
+        typed = ["resume=run"] if (run / "overrides.yaml").exists() else [*words, "hydra.run.dir=run"]
     assert "Traceback" not in log.read_text()
 
 

@@ -14,11 +14,13 @@ from conftest import open_door, small
 from omegaconf import DictConfig, OmegaConf
 from test_conf import compose_config
 
-from facelab import runs
-from facelab.atomic import write_json
-from facelab.metrics.landmarks import read_faces
-from facelab.recording import STAMP
-from facelab.resuming import OVERRIDES
+from evaluate import build_data
+from facelab.errors import CheckpointError, ConfigError, FacelabError
+from facelab.files import write_json
+from facelab.metrics.face_table import read_faces
+from facelab.runs.build import build
+from facelab.runs.checkpoint import load_run
+from facelab.runs.processes import STAMP
 
 PATHS = OmegaConf.create(
     {"data": "elsewhere", "cache": "elsewhere", "run": "now", "name": "x", "group": "g", "id": "i", "tags": []}
@@ -44,7 +46,7 @@ def test_the_folder_of_a_run(trained: Path) -> None:
     names = {path.name for path in trained.iterdir()}
     assert names >= {
         *("config.yaml", "environment.json", "status.json", "metrics.csv", "metrics.json", "faces.csv"),
-        *("checkpoints", "samples", "tensorboard", "wandb", OVERRIDES),
+        *("checkpoints", "samples", "tensorboard", "wandb", "overrides.yaml"),
     }
     assert {path.name for path in (trained / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
     assert len(list((trained / "wandb").glob("offline-run-*/*.wandb"))) == 1
@@ -97,7 +99,7 @@ def test_the_best_is_tested_on_request(tmp_path: Path) -> None:
     }
     assert saved == {"best": best, "last": 2}
     assert load(tmp_path / "run" / "status.json")["tested"].endswith("checkpoints/best.ckpt")
-    assert runs.load_run(tmp_path / "run", PATHS).checkpoint.name == "best.ckpt"
+    assert load_run(tmp_path / "run", PATHS).checkpoint.name == "best.ckpt"
 
 
 @pytest.mark.parametrize(
@@ -158,7 +160,7 @@ def test_a_failing_training_says_why(tmp_path: Path) -> None:
     ("words", "node", "message"),
     [
         (["backbone=timm", "backbone.name=nope"], "model", "backbone.name=nope: timm"),
-        (["coder.stride=7"], "model", "model: coder.stride=7"),
+        (["coder.stride=7"], "model", "coder.stride=7"),
         (["data.train=-3"], "datamodule", "data: train=-3"),
         (["augment.scale_limit=2"], "datamodule", "augment.scale_limit must be"),
         (["trainer.precision=5"], "trainer", "trainer: Precision 5 is invalid"),
@@ -167,16 +169,16 @@ def test_a_failing_training_says_why(tmp_path: Path) -> None:
 def test_values_that_a_part_refuses(words: list[str], node: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A traceback through Hydra, or a message that names the place of a reference and not of the value."""
     monkeypatch.setenv(STAMP, "now")
-    with pytest.raises(SystemExit) as stop:
-        runs.build(compose_config([*small("pipnet"), *words])[node])
-    assert str(stop.value.code).startswith(message)
+    with pytest.raises(ConfigError) as stop:
+        build(compose_config([*small("pipnet"), *words]), node)
+    assert str(stop.value).startswith(message)
 
 
 def test_errors_in_the_code_keep_their_traceback() -> None:
     """A mistake of ours that is told as a mistake of the user's."""
-    broken = OmegaConf.create({"_target_": "torch.nn.Linear", "in_features": "three", "out_features": 2})
-    with pytest.raises(Exception, match="TypeError"):
-        runs.build(broken)
+    broken = OmegaConf.create({"a": {"_target_": "torch.nn.Linear", "in_features": "three", "out_features": 2}})
+    with pytest.raises(TypeError):
+        build(broken, "a")
 
 
 # Opening a run again
@@ -196,7 +198,7 @@ def test_a_copied_checkpoint_opens_alone(trained: Path, tmp_path: Path) -> None:
     """The configuration read from the folder, or paths of the machine it was trained on."""
     copy = tmp_path / "copied.ckpt"
     copy.write_bytes((trained / "checkpoints" / "last.ckpt").read_bytes())
-    run = runs.load_run(copy, PATHS)
+    run = load_run(copy, PATHS)
     assert run.cfg.paths == PATHS
     assert run.cfg.data.root == "elsewhere/synthetic"
     assert not run.module.training
@@ -214,7 +216,7 @@ def test_initial_weights_are_not_asked_for_again(trained: Path, tmp_path: Path) 
     """A trained run that cannot be opened without a network, or without the file it was started from."""
     start = {"pretrained": True, "weights": "/gone.pth"}
     path = changed(trained / "checkpoints" / "last.ckpt", tmp_path / "a.ckpt", backbone=start)
-    cfg = runs.load_run(path, PATHS).cfg
+    cfg = load_run(path, PATHS).cfg
     assert (cfg.backbone.pretrained, cfg.backbone.weights) == (False, None)
 
 
@@ -231,15 +233,15 @@ class Hostile:
 def test_a_hostile_checkpoint_is_refused(trained: Path, tmp_path: Path) -> None:
     """A file from the internet that runs a command when it is opened."""
     command = f"touch {tmp_path / 'owned'}"
-    with pytest.raises(SystemExit, match=r"model\._target_: `os\.system` is not allowed"):
+    with pytest.raises(FacelabError, match=r"model\._target_: `os\.system` is not allowed"):
         target = {"_target_": "os.system", "command": command}
-        runs.load_run(changed(trained / "checkpoints" / "last.ckpt", tmp_path / "a.ckpt", model=target), PATHS)
-    with pytest.raises(SystemExit, match=r"no checkpoint of train\.py"):
+        load_run(changed(trained / "checkpoints" / "last.ckpt", tmp_path / "a.ckpt", model=target), PATHS)
+    with pytest.raises(CheckpointError, match=r"no checkpoint of train\.py"):
         torch.save({"state_dict": Hostile(command)}, tmp_path / "b.ckpt")
-        runs.load_run(tmp_path / "b.ckpt", PATHS)
-    with pytest.raises(SystemExit, match=r"no checkpoint of train\.py"):
+        load_run(tmp_path / "b.ckpt", PATHS)
+    with pytest.raises(CheckpointError, match=r"no checkpoint of train\.py"):
         (tmp_path / "c.ckpt").write_bytes(pickle.dumps(Hostile(command)))
-        runs.load_run(tmp_path / "c.ckpt", PATHS)
+        load_run(tmp_path / "c.ckpt", PATHS)
     assert not (tmp_path / "owned").exists()
 
 
@@ -260,8 +262,8 @@ def test_what_is_no_run(trained: Path, tmp_path: Path) -> None:
     typo = {"coder": {"strid": 5}}
     refused.append((changed(trained / "checkpoints" / "last.ckpt", tmp_path / "b.ckpt", **typo), r"coder\.strid: "))
     for path, message in refused:
-        with pytest.raises(SystemExit, match=message):
-            runs.load_run(path, PATHS)
+        with pytest.raises(FacelabError, match=message):
+            load_run(path, PATHS)
 
 
 def test_the_layout_is_compared_by_name(trained: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
@@ -269,7 +271,7 @@ def test_the_layout_is_compared_by_name(trained: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv(STAMP, "now")
     monkeypatch.setenv("FACELAB_CACHE", str(cache))
     cfg = compose_config(["ckpt=x", "data=synthetic68"], "evaluate")
-    run = runs.load_run(trained, cfg.paths)
+    run = load_run(trained, cfg.paths)
     run.module.layout = pickle.loads(pickle.dumps(run.module.layout))
     assert isinstance(cfg, DictConfig)
-    assert runs.evaluation_data(run, cfg).data.name == "synthetic68"
+    assert build_data(run, cfg).data.name == "synthetic68"

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from conftest import open_door, small
 
-from facelab.status import read_status
+from facelab.run_folder import read_status
 
 pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="hydra-optuna-sweeper is not installed")
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from conftest import ROOT, small
 
-from facelab.metrics.landmarks import read_faces
-from facelab.status import read_status
+from facelab.metrics.face_table import read_faces
+from facelab.run_folder import read_status
 
 pytestmark = pytest.mark.slow
 QUIET = ("logger=csv", "callbacks.face_grid=null", "callbacks.worst_faces=null")

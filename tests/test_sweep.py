@@ -15,11 +15,11 @@ import pytest
 from conftest import PLAIN, ROOT, open_door, small, start_door
 from omegaconf import OmegaConf
 
-from facelab import sweep as sweep_module
-from facelab.atomic import write_json
-from facelab.recording import CODE
-from facelab.status import now, read_status
-from facelab.sweep import copy_code, ledger, run_from_copy
+from facelab.files import write_json
+from facelab.run_folder import now, read_status
+from facelab.runs import snapshot
+from facelab.runs.snapshot import CODE, copy_code, run_from_copy
+from facelab.runs.sweep import ledger
 from lightning_modules.pipnet import PIPNet
 
 WORDS = [*small("pipnet"), *PLAIN, "+trainer.enable_progress_bar=false", "trainer.max_epochs=1"]
@@ -237,11 +237,11 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the project that may be changed."""
     tree = tmp_path / "tree"
     tree.mkdir()
-    for part in sweep_module.PARTS:
+    for part in snapshot.PARTS:
         shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
     for door in ROOT.glob("*.py"):
         shutil.copy(door, tree)
-    monkeypatch.setattr(sweep_module, "ROOT", tree)
+    monkeypatch.setattr(snapshot, "ROOT", tree)
     return tree
 
 

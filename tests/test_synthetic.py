@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from facelab.annotations import synthetic
-from facelab.annotations.head import (
+from facelab.annotations.rendered_head import (
     HIGH,
     LOW,
     PIECES,
@@ -25,11 +25,12 @@ from facelab.annotations.head import (
     visible,
 )
 from facelab.annotations.synthetic import SPLITS, TAGS, Synthetic, tags_of
-from facelab.landmarks.face import DataFault, Split
-from facelab.landmarks.geometry import apply, mirror_image
-from facelab.landmarks.image import read_image
-from facelab.landmarks.layouts import COFW29, IBUG68, LAPA106, WFLW98, Layout
-from facelab.landmarks.pose import estimate_pose
+from facelab.errors import ConfigError, DatasetError
+from facelab.faces.face import Split
+from facelab.faces.geometry import apply, mirror_image
+from facelab.faces.image import read_image
+from facelab.faces.layouts import COFW29, IBUG68, LAPA106, WFLW98, Layout
+from facelab.faces.pose import estimate_pose
 
 LAYOUTS = [IBUG68, WFLW98, LAPA106]
 SIZE = 96
@@ -218,7 +219,7 @@ def test_a_set_without_labels_is_named(tmp_path: Path) -> None:
     annotations = faces(tmp_path)
     annotations.photos("val")
     (annotations.folder / "faces.npz").write_bytes(b"")
-    with pytest.raises(DataFault, match=r"faces\.npz.*Delete"):
+    with pytest.raises(DatasetError, match=r"faces\.npz.*Delete"):
         annotations.photos("val")
 
 
@@ -235,7 +236,7 @@ def test_a_set_without_labels_is_named(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_rendered_is_refused(tmp_path: Path, changed: dict[str, Any]) -> None:
     """Catches a typing error in the config that would end in a traceback from numpy, or in wrong faces."""
-    with pytest.raises(ValueError, match=r"layouts|photos|within|seed=-1"):
+    with pytest.raises(ConfigError, match=r"layouts|photos|within|seed=-1"):
         faces(tmp_path, **changed)
 
 
@@ -273,7 +274,7 @@ def test_points_mean_what_the_layout_says(layout: Layout) -> None:
 
 
 def test_pose_signs() -> None:
-    """Catches a sign or an axis that differs from facelab.landmarks.pose: yaw left, pitch up, roll clockwise."""
+    """Catches a sign or an axis that differs from facelab.faces.pose: yaw left, pitch up, roll clockwise."""
     tip = PIECES["ibug68"][0][1] + 5 + 5 + 3
     left, right = IBUG68.eye_corners
     _, front, _, _ = seen(NEUTRAL, IBUG68)

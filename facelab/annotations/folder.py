@@ -23,9 +23,10 @@ from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
 from facelab.annotations.points_file import draw, not_found, plain_face, read_pts, read_txt, report_unpaired
-from facelab.landmarks.face import DataFault, Face, Photo, Split
-from facelab.landmarks.image import SUFFIXES
-from facelab.landmarks.layouts import Layout
+from facelab.errors import DatasetError
+from facelab.faces.face import Face, Photo, Split
+from facelab.faces.image import SUFFIXES
+from facelab.faces.layouts import Layout
 
 SOURCE = "Put a file of points (.txt or .pts) beside each image"
 SPLITS = ("train", "val", "test")
@@ -70,7 +71,7 @@ class Folder:
         """The photos of a split by name.
 
         Raises:
-            DataFault: nothing found; no such split; an image without points or points without an image; two files of
+            DatasetError: nothing found; no such split; an image without points or points without an image; two files of
                 one name; a file of points that is not as described.
         """
         images, points = self._files() if self.root.is_dir() else ({}, {})
@@ -79,7 +80,7 @@ class Folder:
         splits = self._splits(images.keys() | points.keys())
         names = sorted(name for name, its_split in splits.items() if split in ("all", its_split))
         if not names:
-            raise DataFault(
+            raise DatasetError(
                 f"{self.root}: no photo is in the split {split!r}, only in {', '.join(sorted(set(splits.values())))}"
             )
         unpaired = {
@@ -104,7 +105,7 @@ class Folder:
         for found in (images, points):
             double = next((paths for paths in found.values() if len(paths) > 1), None)
             if double:
-                raise DataFault(f"{double[0]} and {double[1]} have the same name: keep one of them")
+                raise DatasetError(f"{double[0]} and {double[1]} have the same name: keep one of them")
         return {name: path for name, (path,) in images.items()}, {name: path for name, (path,) in points.items()}
 
     def _splits(self, names: set[str]) -> dict[str, str]:
@@ -114,7 +115,7 @@ class Folder:
             return {name: self._drawn(name, self.test_share) for name in names}
         outside = sorted(name for name, top in tops.items() if top not in folders)
         if outside:
-            raise DataFault(
+            raise DatasetError(
                 f"{self.root}: {len(outside)} images or files of points lie outside {', '.join(sorted(folders))}, for "
                 f"example {outside[0]}; move them into train, val or test, or away"
             )
@@ -135,7 +136,7 @@ class Folder:
 
 
 def _refuse(error: OSError) -> None:
-    raise DataFault(f"{error.filename}: {error.strerror}") from error
+    raise DatasetError(f"{error.filename}: {error.strerror}") from error
 
 
 def _name(path: Path) -> str:

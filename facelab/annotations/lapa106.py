@@ -17,8 +17,9 @@ not have all three splits.
 from pathlib import Path
 
 from facelab.annotations.points_file import not_found, plain_face, read_txt, report_unpaired
-from facelab.landmarks.face import DataFault, Photo, Split
-from facelab.landmarks.layouts import Layout
+from facelab.errors import DatasetError
+from facelab.faces.face import Photo, Split
+from facelab.faces.layouts import Layout
 
 SOURCE = "LaPa is linked from https://github.com/jd-opensource/lapa-dataset; unpack it"
 
@@ -46,7 +47,7 @@ class LaPa:
         """The photos of a split by name; ``all`` is train, val and test as far as they exist.
 
         Raises:
-            DataFault: no such folder; no photo; an image without points or points without an image; a file of points
+            DatasetError: no such folder; no photo; an image without points or points without an image; a file of points
                 that is not as described.
         """
         present = [part for part in ("train", "val", "test") if (self.root / part).is_dir()]
@@ -55,7 +56,7 @@ class LaPa:
         if split == "all":
             return [photo for part in present for photo in self._part(part)]
         if split not in present:
-            raise DataFault(f"{self.root}: there is no split {split!r}, only {', '.join(present)}")
+            raise DatasetError(f"{self.root}: there is no split {split!r}, only {', '.join(present)}")
         return self._part(split)
 
     def _part(self, part: str) -> list[Photo]:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from facelab.landmarks.face import DataFault, Face, Photo
-from facelab.landmarks.geometry import Array
-from facelab.landmarks.layouts import Layout
+from facelab.errors import DatasetError
+from facelab.faces.face import Face, Photo
+from facelab.faces.geometry import Array
+from facelab.faces.layouts import Layout
 
 log = logging.getLogger(__name__)
 
@@ -20,14 +21,14 @@ def read_lines(path: Path) -> list[str]:
     A byte that is not UTF-8 is kept as a mark, so that the parser that meets it can name the line.
 
     Raises:
-        DataFault: the file cannot be read or is empty.
+        DatasetError: the file cannot be read or is empty.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig", errors="replace").rstrip().splitlines()
     except OSError as error:
-        raise DataFault(f"{path}: {error.strerror}") from error
+        raise DatasetError(f"{path}: {error.strerror}") from error
     if not lines:
-        raise DataFault(f"{path} is empty")
+        raise DatasetError(f"{path} is empty")
     return lines
 
 
@@ -56,7 +57,7 @@ def read_table(
         ``(R, width)`` float32.
 
     Raises:
-        DataFault: naming the first line that does not hold ``width`` finite numbers.
+        DatasetError: naming the first line that does not hold ``width`` finite numbers.
     """
     try:
         table = np.loadtxt(lines, np.float32, comments=None, delimiter=delimiter, ndmin=2)
@@ -69,21 +70,21 @@ def read_table(
         fault = f"found {table.shape[0]} x {table.shape[1]} numbers, expected {len(lines)} x {width}"
     for number, line in enumerate(lines, first_line):
         _check_line(line.split(delimiter), width, meaning, f"{path}, line {number}", may_lack)
-    raise DataFault(f"{path}: {fault}")
+    raise DatasetError(f"{path}: {fault}")
 
 
 def _check_line(fields: Sequence[str], width: int, meaning: str, place: str, may_lack: bool) -> None:
     if len(fields) != width:
-        raise DataFault(f"{place}: found {len(fields)} values, expected {width} ({meaning})")
+        raise DatasetError(f"{place}: found {len(fields)} values, expected {width} ({meaning})")
     for field in fields:
         try:
             value = float(field.replace("_", "x"))  # Python reads 1_0 as 10, which a coordinate never means
         except ValueError as error:
-            raise DataFault(f"{place}: {field!r} is not a number") from error
+            raise DatasetError(f"{place}: {field!r} is not a number") from error
         if abs(value) > float(np.finfo(np.float32).max):
-            raise DataFault(f"{place}: {field!r} is not a finite number")
+            raise DatasetError(f"{place}: {field!r} is not a finite number")
         if np.isnan(value) and not may_lack:
-            raise DataFault(f"{place}: {field!r}, but every point of this dataset is annotated")
+            raise DatasetError(f"{place}: {field!r}, but every point of this dataset is annotated")
 
 
 def read_txt(path: Path, layout: Layout, *, may_lack: bool) -> Array:
@@ -98,7 +99,7 @@ def read_txt(path: Path, layout: Layout, *, may_lack: bool) -> Array:
         ``(N, 2)`` float32, pixels of the image.
 
     Raises:
-        DataFault: naming file and line.
+        DatasetError: naming file and line.
     """
     lines = read_lines(path)
     first = lines[0].split()
@@ -121,11 +122,11 @@ def read_pts(path: Path, layout: Layout, *, origin: int, may_lack: bool) -> Arra
         ``(N, 2)`` float32, pixels of the image.
 
     Raises:
-        DataFault: naming file and line.
+        DatasetError: naming file and line.
     """
     lines = [line.strip() for line in read_lines(path)]
     if "{" not in lines or lines[-1] != "}":
-        raise DataFault(f"{path}: not a .pts file; expected the points between a line '{{' and a last line '}}'")
+        raise DatasetError(f"{path}: not a .pts file; expected the points between a line '{{' and a last line '}}'")
     start = lines.index("{")
     for number, line in enumerate(lines[:start], 1):
         key, _, value = line.partition(":")
@@ -136,7 +137,7 @@ def read_pts(path: Path, layout: Layout, *, origin: int, may_lack: bool) -> Arra
 
 def _check_announced(count: str, place: str, layout: Layout) -> None:
     if count != str(layout.num_points):
-        raise DataFault(
+        raise DatasetError(
             f"{place}: expected the number of points of the layout {layout.name}, {layout.num_points}, found {count!r}"
         )
 
@@ -146,14 +147,14 @@ def _points(lines: Sequence[str], path: Path, first_line: int, layout: Layout, m
     if lines:
         points = read_table(lines, 2, "x y", path, first_line, delimiter=None, may_lack=may_lack)
     if len(points) != layout.num_points:
-        raise DataFault(
+        raise DatasetError(
             f"{path}, line {first_line + len(points)}: expected the {layout.num_points} points of the layout "
             f"{layout.name}, found {len(points)}"
         )
     missing = np.isnan(points)
     half = missing.any(axis=-1) & ~missing.all(axis=-1)
     if half.any():
-        raise DataFault(f"{path}, line {first_line + half.argmax()}: one coordinate is nan and the other is not")
+        raise DatasetError(f"{path}, line {first_line + half.argmax()}: one coordinate is nan and the other is not")
     return points
 
 
@@ -173,7 +174,7 @@ def draw(name: str) -> float:
     return hashlib.sha256(name.encode()).digest()[0] / 256
 
 
-def not_found(root: Path, expected: str, source: str) -> DataFault:
+def not_found(root: Path, expected: str, source: str) -> DatasetError:
     """The fault of a folder that is not the dataset it should be.
 
     Args:
@@ -185,14 +186,14 @@ def not_found(root: Path, expected: str, source: str) -> DataFault:
     if root.is_dir():
         names = sorted(path.name for path in root.iterdir())
         held = f"holds {_first_three(names)}" if names else "is empty"
-    return DataFault(f"{root} {held}; looked for {expected}. {source}, and give its place with data.root=FOLDER")
+    return DatasetError(f"{root} {held}; looked for {expected}. {source}, and give its place with data.root=FOLDER")
 
 
 def with_images(root: Path, photos: Sequence[Photo], *, skip: bool) -> list[Photo]:
     """The listed photos whose image is there.
 
     Raises:
-        DataFault: images are absent and ``skip`` is False, or all are.
+        DatasetError: images are absent and ``skip`` is False, or all are.
     """
     absent = [photo.path for photo in photos if not photo.path.is_file()]
     names = [str(path.relative_to(root)) for path in absent]
@@ -212,15 +213,15 @@ def report_unpaired(root: Path, unpaired: Mapping[str, Sequence[str]], *, left: 
         skip: warn instead.
 
     Raises:
-        DataFault: there is any name, and ``skip`` is False or nothing is left.
+        DatasetError: there is any name, and ``skip`` is False or nothing is left.
     """
     text = "; ".join(f"{len(names)} {what} ({_first_three(names)})" for what, names in unpaired.items() if names)
     if not text:
         return
     if not left:
-        raise DataFault(f"{root}: {text}, and nothing else is there. Complete the dataset")
+        raise DatasetError(f"{root}: {text}, and nothing else is there. Complete the dataset")
     if not skip:
-        raise DataFault(f"{root}: {text}. Complete the dataset, or leave these out with data.skip_unpaired=true")
+        raise DatasetError(f"{root}: {text}. Complete the dataset, or leave these out with data.skip_unpaired=true")
     log.warning("%s: left out %s", root, text)
 
 

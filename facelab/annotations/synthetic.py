@@ -1,7 +1,7 @@
 """Rendered faces: a dataset that needs no download and whose labels are exact.
 
-It is a test bed: position, pose, visibility and tags of :mod:`facelab.annotations.head` are exact. A number measured
-here says that a method learns, and nothing about photographs.
+It is a test bed: position, pose, visibility and tags of :mod:`facelab.annotations.rendered_head` are exact. A number
+measured here says that a method learns, and nothing about photographs.
 """
 
 import hashlib
@@ -20,10 +20,11 @@ from zipfile import BadZipFile
 import cv2
 import numpy as np
 
-from facelab.annotations.head import PIECES, Head, View, ahead, random_head, random_look, render, to_camera
-from facelab.landmarks.face import DataFault, Face, Photo, Split
-from facelab.landmarks.geometry import Array, from_cells, tight_box
-from facelab.landmarks.layouts import Layout
+from facelab.annotations.rendered_head import PIECES, Head, View, ahead, random_head, random_look, render, to_camera
+from facelab.errors import ConfigError, DatasetError
+from facelab.faces.face import Face, Photo, Split
+from facelab.faces.geometry import Array, from_cells, tight_box
+from facelab.faces.layouts import Layout
 
 log = logging.getLogger(__name__)
 
@@ -99,15 +100,15 @@ class Synthetic:
         occlusion: float,
     ):
         if layout.name not in PIECES:
-            raise ValueError(f"rendered faces have the layouts {', '.join(PIECES)}, not {layout.name!r}")
+            raise ConfigError("", f": rendered faces have the layouts {', '.join(PIECES)}, not {layout.name!r}")
         if min(train, val, test) < 0 or max(train, val, test) < 1 or size < 32:
-            raise ValueError(
-                f"train={train}, val={val}, test={test}, size={size}: no photos, or photos under 32 pixels"
+            raise ConfigError(
+                "", f": train={train}, val={val}, test={test}, size={size}: no photos, or photos under 32 pixels"
             )
         if seed < 0:
-            raise ValueError(f"seed={seed}: choose a whole number from 0")
+            raise ConfigError("", f": seed={seed}: choose a whole number from 0")
         if not (0 <= yaw <= 90 and 0 <= wide_yaw <= 90 and 0 <= wide_share <= 1 and 0 <= occlusion <= 1):
-            raise ValueError("yaw and wide_yaw lie within 0 .. 90, wide_share and occlusion within 0 .. 1")
+            raise ConfigError("", ": yaw and wide_yaw lie within 0 .. 90, wide_share and occlusion within 0 .. 1")
         self.name, self.layout = name, layout
         self.counts = dict(zip(SPLITS, (train, val, test), strict=True))
         self.seed, self.size, self.yaw, self.pitch, self.roll = seed, size, yaw, pitch, roll
@@ -120,7 +121,7 @@ class Synthetic:
         """The photos of a split, rendered first if they are not there.
 
         Raises:
-            DataFault: when the set on disk has lost its labels.
+            DatasetError: when the set on disk has lost its labels.
         """
         if not self.folder.exists():
             self._write()
@@ -130,7 +131,7 @@ class Synthetic:
                 columns = [labels[key] for key in ("path", "box", self.layout.name, f"visible_{self.layout.name}")]
                 rows = list(zip(*columns, labels["pose"], labels["tags"], strict=True))
         except (OSError, EOFError, KeyError, ValueError, BadZipFile) as error:
-            raise DataFault(f"{file}: {error}. Delete {self.folder}: the photos are then rendered anew") from error
+            raise DatasetError(f"{file}: {error}. Delete {self.folder}: the photos are then rendered anew") from error
         names = np.array(TAGS)
         return [
             Photo(self.folder / path, (Face(box, points, seen, pose, frozenset(names[tags].tolist())),))

@@ -22,9 +22,10 @@ from pathlib import Path
 import numpy as np
 
 from facelab.annotations.points_file import draw, not_found, read_lines, read_table, with_images
-from facelab.landmarks.face import DataFault, Face, Photo, Split
-from facelab.landmarks.geometry import Array
-from facelab.landmarks.layouts import Layout
+from facelab.errors import DatasetError
+from facelab.faces.face import Face, Photo, Split
+from facelab.faces.geometry import Array
+from facelab.faces.layouts import Layout
 
 SOURCE = "WFLW's images and lists are at https://wywu.github.io/projects/LAB/WFLW.html; unpack both into one folder"
 LISTS = Path("WFLW_annotations", "list_98pt_rect_attr_train_test")
@@ -55,7 +56,7 @@ class WFLW:
         """The photos of a split in the order in which the list first names them.
 
         Raises:
-            DataFault: no list for this split; a line that is not as described; an image that is absent; no photo.
+            DatasetError: no list for this split; a line that is not as described; an image that is absent; no photo.
         """
         lists = {part: self._list(part) for part in ("train", "test") if self._list(part).is_file()}
         if not lists:
@@ -65,13 +66,13 @@ class WFLW:
             return with_images(self.root, photos, skip=self.skip_unpaired)
         part = "train" if split == "val" else split
         if part not in lists:
-            raise DataFault(
+            raise DatasetError(
                 f"{self._list(part)} does not exist, so there is no split {split!r}; the lists are those of "
                 f"{', '.join(lists)}"
             )
         photos = [photo for name, photo in self._read(lists[part]).items() if self._split(part, name) == split]
         if not photos:
-            raise DataFault(f"{lists[part]}: no photo of it is in {split!r} with val_share={self.val_share}")
+            raise DatasetError(f"{lists[part]}: no photo of it is in {split!r} with val_share={self.val_share}")
         return with_images(self.root, photos, skip=self.skip_unpaired)
 
     def _list(self, part: str) -> Path:
@@ -92,7 +93,7 @@ class WFLW:
         wrong = ~np.isin(flags, (0, 1)).all(axis=1)
         if wrong.any():
             row = wrong.argmax()
-            raise DataFault(f"{path}, line {row + 1}: the flags have to be 0 or 1, found {flags[row].tolist()}")
+            raise DatasetError(f"{path}, line {row + 1}: the flags have to be 0 or 1, found {flags[row].tolist()}")
         faces: dict[str, list[Face]] = {}
         for (_, name), xy, box, flag in zip(lines, points, boxes, flags, strict=True):
             faces.setdefault(name, []).append(self._face(xy.reshape(-1, 2), box, flag))

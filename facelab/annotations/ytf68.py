@@ -19,8 +19,9 @@ import re
 from pathlib import Path
 
 from facelab.annotations.points_file import draw, not_found, plain_face, read_lines, read_table, with_images
-from facelab.landmarks.face import DataFault, Photo, Split
-from facelab.landmarks.layouts import Layout
+from facelab.errors import DatasetError
+from facelab.faces.face import Photo, Split
+from facelab.faces.layouts import Layout
 
 SOURCE = "The frames and both .csv are the folder data of https://github.com/udacity/P1_Facial_Keypoints; download it"
 TEST_BELOW, VAL_BELOW = 0x26 / 256, 0x40 / 256
@@ -49,13 +50,13 @@ class YTFaces:
         """The photos of a split, in the order of ``training_frames_keypoints.csv``, then of the other.
 
         Raises:
-            DataFault: a .csv is missing; a line that is not as described; an image that is absent; no photo.
+            DatasetError: a .csv is missing; a line that is not as described; an image that is absent; no photo.
         """
         if not all(self._csv(part).is_file() for part in ("training", "test")):
             raise not_found(self.root, "training_frames_keypoints.csv and test_frames_keypoints.csv", SOURCE)
         photos = [photo for part in ("training", "test") for photo in self._part(part, split)]
         if not photos:
-            raise DataFault(f"{self.root}: no person of this set is in the split {split!r}")
+            raise DatasetError(f"{self.root}: no person of this set is in the split {split!r}")
         return with_images(self.root, photos, skip=self.skip_unpaired)
 
     def _csv(self, part: str) -> Path:
@@ -65,7 +66,7 @@ class YTFaces:
         path = self._csv(part)
         header, *lines = [line.partition(",") for line in read_lines(path)]
         if not lines or FILE_NAME.fullmatch(header[0]):
-            raise DataFault(f"{path}, line 1: expected a header, and a face per line after it")
+            raise DatasetError(f"{path}, line 1: expected a header, and a face per line after it")
         meaning = f"{self.layout.num_points} points of the layout {self.layout.name}, after the file's name"
         table = read_table(
             [numbers for *_, numbers in lines],
@@ -80,7 +81,7 @@ class YTFaces:
         for number, ((file, *_), row) in enumerate(zip(lines, table, strict=True), 2):
             match = FILE_NAME.fullmatch(file)
             if match is None:
-                raise DataFault(f"{path}, line {number}: {file!r} is not Person_NN.jpg, so its person is not known")
+                raise DatasetError(f"{path}, line {number}: {file!r} is not Person_NN.jpg, so its person is not known")
             if split in ("all", _split(match["person"])):
                 photos.append(Photo(self.root / part / file, (plain_face(row.reshape(-1, 2)),)))
         return photos

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from facelab.landmarks.geometry import from_cells, to_cells
-from facelab.landmarks.layouts import Layout
+from facelab.errors import ConfigError
+from facelab.faces.geometry import from_cells, to_cells
+from facelab.faces.layouts import Layout
 
 
 class PIPMaps(NamedTuple):
@@ -39,14 +40,14 @@ class PIPCoder(nn.Module):
         official_merge: weigh the votes exactly as the reference code does.
 
     Raises:
-        ValueError: not fewer neighbours than landmarks.
+        ConfigError: not fewer neighbours than landmarks.
     """
 
     def __init__(self, layout: Layout, stride: int, num_neighbours: int, official_merge: bool) -> None:
         super().__init__()
         if not 0 <= num_neighbours < layout.num_points:
-            raise ValueError(
-                f"coder.num_neighbours={num_neighbours} must be below the {layout.num_points} points of {layout.name}"
+            raise ConfigError(
+                "num_neighbours", f"={num_neighbours} must be below the {layout.num_points} points of {layout.name}"
             )
         self.stride, self.num_neighbours, self.official_merge = stride, num_neighbours, official_merge
         n, c = layout.num_points, num_neighbours
@@ -62,8 +63,9 @@ class PIPCoder(nn.Module):
             mean_shape: ``(N, 2)``, the mean of the training points, each in pixels of its crop.
 
         Raises:
-            ValueError: the wrong number of points, a point that is not finite, or (``official_merge``) a landmark
-                that is nobody's neighbour, for which the reference code has no answer.
+            ValueError: the wrong number of points, or a point that is not finite.
+            ConfigError: with ``official_merge`` a landmark is nobody's neighbour, for which the reference code has no
+                answer.
         """
         n, c = self.neighbours.shape
         if mean_shape.shape != (n, 2):
@@ -83,9 +85,11 @@ class PIPCoder(nn.Module):
         lengths = voters.sum(1, keepdim=True)  # (N, 1)
         if not lengths.all():
             silent = (lengths[:, 0] == 0).nonzero()[:, 0].tolist()
-            raise ValueError(
-                f"official_merge: the landmarks {silent} are nobody's neighbour; "
-                "raise coder.num_neighbours or set coder.official_merge=false"
+            raise ConfigError(
+                "coder.official_merge",
+                f": the landmarks {silent} are nobody's neighbour; raise coder.num_neighbours or set "
+                "coder.official_merge=false",
+                mounted=True,
             )
         longest = lengths.max()
         rank = voters.cumsum(1) - 1  # place of a vote in its landmark's list
@@ -105,11 +109,13 @@ class PIPCoder(nn.Module):
             image_size: side of the crop in pixels.
 
         Raises:
-            ValueError: the crop is not a whole number of cells.
+            ConfigError: the crop is not a whole number of cells.
         """
         side, rest = divmod(image_size, self.stride)
         if rest or not side:
-            raise ValueError(f"crop.size={image_size} must be a multiple of coder.stride={self.stride}")
+            raise ConfigError(
+                "crop.size", f"={image_size} must be a multiple of coder.stride={self.stride}", mounted=True
+            )
         known = valid & points.isfinite().all(-1)  # (B, N)
         place = to_cells(points.float(), self.stride).masked_fill(~known[..., None], float("nan"))  # (B, N, 2)
         cell = place.floor().clamp(0, side - 1)

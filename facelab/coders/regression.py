@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from facelab.landmarks.geometry import from_cells, to_cells
+from facelab.errors import ConfigError
+from facelab.faces.geometry import from_cells, to_cells
 
 
 class RegressionCoder(nn.Module):
@@ -31,10 +32,12 @@ class RegressionCoder(nn.Module):
             ``(B, N, 2)`` float32 x and y; NaN for a landmark that is not valid, or not finite.
 
         Raises:
-            ValueError: the crop is not the one that :meth:`decode` knows.
+            ConfigError: the crop is not the one that :meth:`decode` knows.
         """
         if image_size != self.size:
-            raise ValueError(f"coder.size={self.size} must be the crop's side, which is {image_size}")
+            raise ConfigError(
+                "coder.size", f"={self.size} must be the crop's side, which is {image_size}", mounted=True
+            )
         known = valid & points.isfinite().all(-1)  # (B, N)
         return to_cells(points.float(), self.size).masked_fill(~known[..., None], float("nan"))
 

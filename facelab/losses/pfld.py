@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, distributed, nn
 
-from facelab.landmarks.face import DataFault
+from facelab.errors import ConfigError, DatasetError
 from facelab.losses.regression import PointLoss
 
 CLASSES = ("profile", "frontal", "head_up", "head_down", "expression", "occlusion")
@@ -30,13 +30,17 @@ class FaceClasses(nn.Module):
     def __init__(self, profile_yaw: float, level_pitch: float) -> None:
         super().__init__()
         self.profile_yaw, self.level_pitch = profile_yaw, level_pitch
+        self.columns: dict[str, int] = {}  # class to the column of its tag, where the dataset has that tag
 
-    def forward(self, names: Sequence[str], tags: Tensor, pose: Tensor) -> Tensor:
+    def resolve(self, names: Sequence[str]) -> None:
+        """Look up which columns of ``tags`` say a class, by the names of the dataset's tags."""
+        self.columns = {name: list(names).index(name) for name in CLASSES if name in names}
+
+    def forward(self, tags: Tensor, pose: Tensor) -> Tensor:
         """Classify.
 
         Args:
-            names: of the dataset's tags.
-            tags: ``(B, T)`` bool.
+            tags: ``(B, T)`` bool, of the dataset that :meth:`resolve` was given.
             pose: ``(B, 3)`` yaw, pitch, roll in degrees; with NaN a face is in no class of pose.
 
         Returns:
@@ -50,8 +54,8 @@ class FaceClasses(nn.Module):
             "head_down": pitch < -self.level_pitch,
         }
         nobody = torch.zeros_like(yaw, dtype=torch.bool)
-        columns = [tags[:, list(names).index(name)] if name in names else of_pose.get(name, nobody) for name in CLASSES]
-        return torch.stack(columns, 1)
+        tagged = {name: tags[:, column] for name, column in self.columns.items()}
+        return torch.stack([(of_pose | tagged).get(name, nobody) for name in CLASSES], 1)
 
 
 class ClassWeight(Protocol):
@@ -109,13 +113,13 @@ class EffectiveNumber(InverseFrequency):
         beta: from 0, all alike, towards 1, as :class:`InverseFrequency` but for the scale.
 
     Raises:
-        ValueError: ``beta`` is out of range.
+        ConfigError: ``beta`` is out of range.
     """
 
     def __init__(self, beta: float) -> None:
         super().__init__()
         if not 0 <= beta < 1:
-            raise ValueError(f"loss.class_weight.beta={beta} must be in [0, 1)")
+            raise ConfigError("beta", f"={beta} must be in [0, 1)")
         self.beta = beta
 
     def rarity(self, counts: Tensor, faces: int) -> Tensor:
@@ -135,15 +139,15 @@ class HardFaces(nn.Module):
         momentum: of the running mean, which moves by the rest of 1 with every batch.
 
     Raises:
-        ValueError: one of them is out of range.
+        ConfigError: one of them is out of range.
     """
 
     def __init__(self, exponent: float, momentum: float) -> None:
         super().__init__()
         if exponent < 0:
-            raise ValueError(f"loss.class_weight.exponent={exponent} must not be under 0: easy faces would count most")
+            raise ConfigError("exponent", f"={exponent} must not be under 0: easy faces would count most")
         if not 0 <= momentum < 1:
-            raise ValueError(f"loss.class_weight.momentum={momentum} must be in [0, 1)")
+            raise ConfigError("momentum", f"={momentum} must be in [0, 1)")
         self.exponent, self.momentum = exponent, momentum
         self.mean: Tensor
         self.register_buffer("mean", torch.zeros(()))  # 0 until the first batch
@@ -198,7 +202,7 @@ class PFLDLoss(nn.Module):
         teaches_angles: whether what predicts them learns them.
 
     Raises:
-        ValueError: ``floor`` is negative.
+        ConfigError: ``floor`` is negative.
     """
 
     def __init__(
@@ -211,7 +215,7 @@ class PFLDLoss(nn.Module):
     ) -> None:
         super().__init__()
         if floor < 0:
-            raise ValueError(f"loss.floor={floor} must not be under 0")
+            raise ConfigError("floor", f"={floor} must not be under 0")
         self.points, self.floor = points, floor
         self.uses_angles = self.teaches_angles = by_pose
         self.classes, self.class_weight = classes, class_weight
@@ -225,11 +229,12 @@ class PFLDLoss(nn.Module):
             pose: ``(F, 3)`` degrees.
 
         Raises:
-            DataFault: no face would teach anything.
+            DatasetError: no face would teach anything.
         """
-        classes = self.classes(names, tags, pose)
+        self.classes.resolve(names)
+        classes = self.classes(tags, pose)
         if isinstance(self.class_weight, InverseFrequency) and not self.floor and not classes.any():
-            raise DataFault(
+            raise DatasetError(
                 f"loss: it weighs faces by their classes ({', '.join(CLASSES)}), and no training face is in one: "
                 "nothing would be learned; choose loss=pfld_fixed or loss=l2"
             )
@@ -243,7 +248,6 @@ class PFLDLoss(nn.Module):
         valid: Tensor,
         angles: Tensor | None,
         pose: Tensor,
-        names: Sequence[str],
         tags: Tensor,
     ) -> dict[str, Tensor]:
         """Compare.
@@ -254,8 +258,7 @@ class PFLDLoss(nn.Module):
             valid: ``(B, N)`` bool, annotated.
             angles: ``(B, 3)`` predicted yaw, pitch, roll in radians; None where no branch predicts them.
             pose: ``(B, 3)`` true yaw, pitch, roll in **degrees**, NaN where not known.
-            names: of the dataset's tags.
-            tags: ``(B, T)`` bool.
+            tags: ``(B, T)`` bool, of the dataset that :meth:`count` was given.
 
         Returns:
             The term ``points``, a scalar; 0 where nothing is annotated.
@@ -265,7 +268,7 @@ class PFLDLoss(nn.Module):
             weight = weight * (self.floor + (1 - angle_errors(angles, pose).cos()).sum(1))
         if self.class_weight is not None:
             distance = mean_distance(prediction, target, valid)
-            weight = weight * (self.floor + self.class_weight(self.classes(names, tags, pose), distance))
+            weight = weight * (self.floor + self.class_weight(self.classes(tags, pose), distance))
         return self.points(prediction, target, valid, weight)
 
 
@@ -288,17 +291,18 @@ class OfficialPFLDLoss(nn.Module):
     def __init__(self, flags: Sequence[str], absent: float) -> None:
         super().__init__()
         self.flags, self.absent = tuple(flags), absent
+        self.columns: list[int] = []  # of the flags that the dataset has
         self.points = PointLoss(nn.MSELoss(reduction="none"), 1.0)
 
     def count(self, names: Sequence[str], tags: Tensor, pose: Tensor) -> None:
         """See that some face has a flag.
 
         Raises:
-            DataFault: none has, and none would teach anything.
+            DatasetError: none has, and none would teach anything.
         """
-        columns = [list(names).index(flag) for flag in self.flags if flag in names]
-        if not tags[:, columns].any():
-            raise DataFault(
+        self.columns = [list(names).index(flag) for flag in self.flags if flag in names]
+        if not tags[:, self.columns].any():
+            raise DatasetError(
                 f"loss: it weighs faces by their flags ({', '.join(self.flags)}), and no training face has one: "
                 "nothing would be learned; choose loss=pfld_fixed or loss=l2"
             )
@@ -310,14 +314,12 @@ class OfficialPFLDLoss(nn.Module):
         valid: Tensor,
         angles: Tensor,
         pose: Tensor,
-        names: Sequence[str],
         tags: Tensor,
     ) -> dict[str, Tensor]:
         """As :meth:`PFLDLoss.forward`."""
         known = pose.isfinite()
         difference = torch.where(known, angles.float() - pose.nan_to_num(), 0.0)  # radians less degrees
-        columns = [list(names).index(flag) for flag in self.flags if flag in names]
-        on = tags[:, columns].float()  # (B, flags)
+        on = tags[:, self.columns].float()  # (B, flags)
         share = on.mean(0)
         rarity = torch.where(share > 0, 1 / share, self.absent)
         return self.points(prediction, target, valid, (1 - difference.cos()).sum(1) * (on * rarity).sum(1))

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from facelab.errors import ConfigError
+
 
 class PointLoss(nn.Module):
     """The mean over the faces of a batch of the summed penalties of their points' x and y.
@@ -19,7 +21,7 @@ class PointLoss(nn.Module):
             side makes pixels of coordinates that are fractions of the crop.
 
     Raises:
-        ValueError: ``penalty`` gives one number for all coordinates.
+        ConfigError: ``penalty`` gives one number for all coordinates.
     """
 
     def __init__(self, penalty: nn.Module, scale: float) -> None:
@@ -27,7 +29,7 @@ class PointLoss(nn.Module):
         self.penalty, self.scale = penalty, scale
         two = torch.zeros(2)
         if penalty(two, two).shape != two.shape:
-            raise ValueError("penalty must keep the coordinates apart; set loss.penalty.reduction=none")
+            raise ConfigError("penalty", " must keep the coordinates apart; set loss.penalty.reduction=none")
 
     def per_face(self, prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         """The summed penalties of each face, ``(B,)``; see :meth:`forward`."""
@@ -67,13 +69,13 @@ class Wing(nn.Module):
         curvature: epsilon of the paper, in the same unit.
 
     Raises:
-        ValueError: one of them is not over 0.
+        ConfigError: one of them is not over 0.
     """
 
     def __init__(self, width: float, curvature: float) -> None:
         super().__init__()
         if width <= 0 or curvature <= 0:
-            raise ValueError(f"width={width} and curvature={curvature} of the wing must be over 0")
+            raise ConfigError("", f": width={width} and curvature={curvature} of the wing must be over 0")
         self.width, self.curvature = width, curvature
         self.offset = width - width * math.log1p(width / curvature)
 

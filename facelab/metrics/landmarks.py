@@ -6,69 +6,29 @@ function here leaves such faces out; it is infinite where a point was not predic
 adds nothing to an AUC and makes the mean infinite.
 """
 
-from __future__ import annotations
-
-import csv
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 
-from facelab.atomic import replacing
-from facelab.landmarks.geometry import Array
-from facelab.landmarks.layouts import Layout
+from facelab.faces.geometry import Array
+from facelab.faces.layouts import Layout
+from facelab.metrics.face_table import ANGLES, FaceTable, mean_known, nme_per_face
 
-if TYPE_CHECKING:  # torch, which takes seconds to import, is not needed for what is a table on disk
-    from facelab.metrics.faces import FaceTable
-
-Normaliser = Literal["ioc", "ipd", "box", "diag"]
-NORMALISERS: tuple[Normaliser, ...] = get_args(Normaliser)
 Statistic = Callable[[Array], Array]
 """Errors ``(..., F)`` to a number ``(...)``, for instance :func:`nme` or ``partial(auc, threshold=0.1)``."""
 
-SMALLEST_NORMALISER = 1.0
-"""Pixels of the photo. Below it the error of a face is a ratio of roundings."""
 THRESHOLDS = {"08": 0.08, "10": 0.10}
 """Name to normalised error: 0.08 is usual on 300W, 0.10 on WFLW and COFW."""
 YAW_BUCKETS = ("0_30", "30_60", "60_90")
 YAW_EDGES = (30.0, 60.0)
 """Degrees of absolute yaw; an edge belongs to the bucket below it. The last bucket has no end (3DDFA, Zhu et al.,
 TPAMI 2017, and its code)."""
-ANGLES = ("yaw", "pitch", "roll")
 SIZE_BUCKETS = ("0_32", "32_64", "64_128", "128_up")
 SIZE_EDGES = (32.0, 64.0, 128.0)
 """sqrt(w h) of the tight box in pixels of the photo; an edge belongs to the bucket above it."""
 BLOCK = 1 << 20
 """Most numbers that a bootstrap draws at a time."""
-
-
-def mean_error(table: FaceTable, points: Sequence[int] | None = None) -> Array:
-    """Mean distance over the annotated points of each face in pixels of the photo.
-
-    Args:
-        table: the faces.
-        points: the points to take; all where None.
-
-    Returns:
-        ``(F,)``, NaN where none of the points is annotated.
-    """
-    return _mean(table.error if points is None else table.error[:, list(points)])
-
-
-def nme_per_face(table: FaceTable, normaliser: Normaliser, points: Sequence[int] | None = None) -> Array:
-    """Normalised mean error of each face.
-
-    Args:
-        table: the faces.
-        normaliser: what the error is divided by, see :class:`facelab.metrics.faces.FaceTable`.
-        points: the points to take; all where None.
-
-    Returns:
-        ``(F,)``, a fraction; NaN where not defined.
-    """
-    length = getattr(table, normaliser)
-    return mean_error(table, points) / np.where(length >= SMALLEST_NORMALISER, length, np.nan)
 
 
 def nme(e: Array) -> Array:
@@ -80,12 +40,12 @@ def nme(e: Array) -> Array:
     Returns:
         ``(...)``; infinite if one face is, NaN if there is none.
     """
-    return _mean(e)
+    return mean_known(e)
 
 
 def failure_rate(e: Array, threshold: float) -> Array:
     """Share of faces ``(...)`` whose error ``(..., F)`` is over the threshold, as in the evaluation of WFLW."""
-    return _mean(np.where(np.isnan(e), np.nan, e > threshold))
+    return mean_known(np.where(np.isnan(e), np.nan, e > threshold))
 
 
 def auc(e: Array, threshold: float) -> Array:
@@ -101,7 +61,7 @@ def auc(e: Array, threshold: float) -> Array:
     Returns:
         ``(...)``, 1 for perfect predictions.
     """
-    return _mean(np.maximum(0, 1 - e / threshold))
+    return mean_known(np.maximum(0, 1 - e / threshold))
 
 
 def ced(e: Array, x: Array) -> Array:
@@ -307,88 +267,9 @@ def common_faces(a: Array, b: Array) -> tuple[Array, Array]:
     return rows_a, rows_b
 
 
-def write_faces(table: FaceTable, path: Path, photos: Sequence[str], tags: tuple[str, ...]) -> None:
-    """Write one row per face. The file appears under its name only when it is complete.
-
-    Lengths and ``error_px`` are pixels of the photo, ``nme_*`` fractions, angles degrees, ``points`` the number of
-    annotated points, ``tag_*`` 0 or 1. What is not defined is an empty cell. Numbers are written in full.
-
-    Args:
-        table: the faces.
-        path: ``faces.csv`` of a run.
-        photos: the photo of each face of the split; ``photos[face_id]`` is that of a row.
-        tags: Annotations.tags, the columns of ``table.tags``.
-
-    Raises:
-        ValueError: the table has another number of tags, or a face that has no photo.
-    """
-    if len(tags) != table.tags.shape[1]:
-        raise ValueError(f"the table has {table.tags.shape[1]} tags per face, but these are named: {list(tags)}")
-    if len(table.face_id) and not 0 <= table.face_id.min() <= table.face_id.max() < len(photos):
-        raise ValueError(f"the table has face {table.face_id.max()}, but the split has {len(photos)} faces")
-    columns: dict[str, Sequence[object]] = {
-        "face_id": table.face_id.tolist(),
-        "photo": [photos[face] for face in table.face_id],
-        **{f"nme_{normaliser}": _cells(nme_per_face(table, normaliser)) for normaliser in NORMALISERS},
-        "error_px": _cells(mean_error(table)),
-        **{normaliser: _cells(getattr(table, normaliser)) for normaliser in NORMALISERS},
-        **{angle: _cells(table.pose[:, i]) for i, angle in enumerate(ANGLES)},
-        "points": table.valid.sum(axis=1).tolist(),
-        **{f"tag_{tag}": faces.astype(int).tolist() for tag, faces in zip(tags, table.tags.T, strict=True)},
-    }
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
-
-
-def read_faces(path: Path) -> dict[str, Array]:
-    """Read a file of :func:`write_faces`.
-
-    Returns:
-        Name of a column to its ``(F,)`` values: int64 ``face_id`` and ``points``, str ``photo``, bool ``tag_*``, the
-        rest float64 with NaN for an empty cell.
-
-    Raises:
-        ValueError: a line or a number that is not of such a file, with its place.
-    """
-    with path.open(newline="", encoding="utf-8") as file:
-        names, *rows = list(csv.reader(file)) or [[]]
-    if names[:2] != ["face_id", "photo"]:
-        raise ValueError(f"{path}:1: starts with {names[:2]}, expected face_id, photo; this is not a table of faces")
-    for line, row in enumerate(rows, start=2):
-        if len(row) != len(names):
-            raise ValueError(f"{path}:{line}: {len(row)} cells, but the header names {len(names)} columns")
-    cells = zip(*rows, strict=True) if rows else [() for _ in names]
-    return {name: _column(path, name, column) for name, column in zip(names, cells, strict=True)}
-
-
-def _column(path: Path, name: str, cells: Sequence[str]) -> Array:
-    if name == "photo":
-        return np.array(cells, np.str_)
-    whole, flag = name in ("face_id", "points"), name.startswith("tag_")
-    values: list[float] = []
-    for line, cell in enumerate(cells, start=2):
-        try:
-            values.append(int(cell) if whole or flag else float(cell or "nan"))
-        except ValueError as error:
-            raise ValueError(f"{path}:{line}: column {name} holds {cell!r}, expected a number") from error
-    return np.array(values, np.int64 if whole else np.bool_ if flag else np.float64)
-
-
-def _cells(values: Array) -> list[float | str]:
-    return ["" if np.isnan(value) else value for value in values.tolist()]
-
-
 def _buckets(values: Array, names: Sequence[str], edges: Sequence[float], *, right: bool) -> dict[str, Array]:
     bucket = np.where(np.isnan(values), -1, np.digitize(values, edges, right=right))
     return {name: bucket == i for i, name in enumerate(names)}
-
-
-def _mean(values: Array) -> Array:
-    """Mean over the last axis of what is not NaN; NaN if nothing is."""
-    with np.errstate(invalid="ignore"):  # 0 / 0
-        return np.nansum(values, axis=-1) / (~np.isnan(values)).sum(axis=-1)
 
 
 def _resampled(e: Array, statistic: Statistic, resamples: int, seed: int | tuple[int, int]) -> Array:

@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from facelab.errors import ConfigError
+
 HUB_SECONDS = 5.0
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -39,8 +41,8 @@ class Timm(nn.Module):
         strides: of each feature map, in pixels of the image.
 
     Raises:
-        ValueError: no such network in timm, a network without a pyramid, or a file that does not fit it.
-        RuntimeError: the published weights cannot be had. Training never starts silently from random weights.
+        ConfigError: no such network in timm, a network without a pyramid, a file that does not fit it, or the published
+            weights cannot be had. Training never starts silently from random weights.
     """
 
     def __init__(self, name: str, pretrained: bool, weights: str | None) -> None:
@@ -48,7 +50,7 @@ class Timm(nn.Module):
         network = _network(name, pretrained, weights)
         pyramid: Any = timm.create_model(name, features_only=True, pretrained=False)
         if str(getattr(pyramid, "output_fmt", "NCHW")).endswith("NHWC"):
-            raise ValueError(f"backbone.name={name}: its features are (B, h, w, C); choose a convolutional network")
+            raise ConfigError("name", f"={name}: its features are (B, h, w, C); choose a convolutional network")
         pyramid.load_state_dict(_of_pyramid(name, network.state_dict(), pyramid.state_dict()))
         self.pyramid: nn.Module = pyramid
         self.channels: tuple[int, ...] = tuple(pyramid.feature_info.channels())
@@ -87,7 +89,7 @@ def _network(name: str, pretrained: bool, weights: str | None) -> Any:
     known = {*timm.list_models(), *timm.list_models(pretrained=True)}
     if name not in known:
         nearest = ", ".join(difflib.get_close_matches(name, sorted(known), n=5)) or "see timm.list_models()"
-        raise ValueError(f"backbone.name={name}: timm {timm.__version__} has no such network. Nearest: {nearest}")
+        raise ConfigError("name", f"={name}: timm {timm.__version__} has no such network. Nearest: {nearest}")
     if weights is not None:
         network = timm.create_model(name, pretrained=False)
         network.load_state_dict(_matched(_tensors(Path(weights)), network, weights), strict=False)
@@ -101,14 +103,15 @@ def _of_pyramid(name: str, network: dict[str, Tensor], pyramid: dict[str, Tensor
     timm wraps some networks (``model.`` or ``body.``) and flattens others (``stages_0.`` for ``stages.0.``).
 
     Raises:
-        ValueError: a tensor of the pyramid has yet another name in the network.
+        ConfigError: a tensor of the pyramid has yet another name in the network.
     """
     flat = {key.replace(".", "_"): value for key, value in network.items()}
     names = {key: key.removeprefix("model.").removeprefix("body.").replace(".", "_") for key in pyramid}
     if renamed := [key for key in pyramid if names[key] not in flat]:
-        raise ValueError(
-            f"backbone.name={name}: timm's pyramid of it holds {renamed[0]} and {len(renamed) - 1} more tensors under "
-            "names that the network itself does not have, so its weights cannot be carried over; choose another network"
+        raise ConfigError(
+            "name",
+            f"={name}: timm's pyramid of it holds {renamed[0]} and {len(renamed) - 1} more tensors under names that "
+            "the network itself does not have, so its weights cannot be carried over; choose another network",
         )
     return {key: flat[names[key]] for key in pyramid}
 
@@ -125,9 +128,10 @@ def _published(name: str) -> Any:
         _check_hub(name)
         return timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError, HfHubHTTPError) as error:
-        raise RuntimeError(
-            f"the pretrained weights of backbone {name} cannot be had: {error}\n"
-            "Start from a file with backbone.weights=FILE, or from random weights with backbone.pretrained=false."
+        raise ConfigError(
+            "",
+            f": the pretrained weights of backbone {name} cannot be had: {error}\n"
+            "Start from a file with backbone.weights=FILE, or from random weights with backbone.pretrained=false.",
         ) from error
 
 
@@ -153,10 +157,10 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     """Read the named tensors of a file.
 
     Raises:
-        ValueError: no such file, or something else in it.
+        ConfigError: no such file, or something else in it.
     """
     if not path.is_file():
-        raise ValueError(f"backbone.weights={path}: there is no such file")
+        raise ConfigError("weights", f"={path}: there is no such file")
     try:
         content = (
             load_file(path)
@@ -164,10 +168,10 @@ def _tensors(path: Path) -> dict[str, Tensor]:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
-        raise ValueError(f"backbone.weights={path}: not a file of tensors ({str(error).splitlines()[0]})") from error
+        raise ConfigError("weights", f"={path}: not a file of tensors ({str(error).splitlines()[0]})") from error
     content = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"backbone.weights={path}: expected tensors by name, found {type(content).__name__}")
+        raise ConfigError("weights", f"={path}: expected tensors by name, found {type(content).__name__}")
     return dict(content)
 
 
@@ -175,7 +179,7 @@ def _matched(state: dict[str, Tensor], network: Any, path: str) -> dict[str, Ten
     """Name the tensors of a file as the network does; its classes are left out where they are not the same.
 
     Raises:
-        ValueError: the file belongs to another network.
+        ConfigError: the file belongs to another network.
     """
     classes = network.pretrained_cfg["classifier"]  # a module's name, or several
     classes = {classes} if isinstance(classes, str) else {*(classes or ())}
@@ -189,14 +193,16 @@ def _matched(state: dict[str, Tensor], network: Any, path: str) -> dict[str, Ten
     else:
         pairs = dict(zip(wanted, given.values(), strict=False))
         if len(wanted) != len(given):
-            raise ValueError(
-                f"backbone.weights={path}: {len(given)} tensors, from {next(iter(given), None)}, but the network has "
-                f"{len(wanted)}, from {next(iter(wanted))}; neither the names nor the order match"
+            raise ConfigError(
+                "weights",
+                f"={path}: {len(given)} tensors, from {next(iter(given), None)}, but the network has {len(wanted)}, "
+                f"from {next(iter(wanted))}; neither the names nor the order match",
             )
     for key, value in pairs.items():
         if value.shape != wanted[key].shape:
-            raise ValueError(
-                f"backbone.weights={path}: the tensor for {key} has shape {tuple(value.shape)}, "
-                f"the network needs {tuple(wanted[key].shape)}"
+            raise ConfigError(
+                "weights",
+                f"={path}: the tensor for {key} has shape {tuple(value.shape)}, the network needs "
+                f"{tuple(wanted[key].shape)}",
             )
     return pairs

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops.misc import Conv2dNormActivation
 
+from facelab.errors import ConfigError
+
 S1_STRIDE = 8
 """Of S1 in pixels of the crop."""
 LARGEST_KERNEL = 7
@@ -244,7 +246,7 @@ def _separable(channels: int, outputs: int, stride: int) -> nn.Sequential:
 def _scaled(channels: int, width: float) -> int:
     """A number of channels times the width, as MobileNets round it."""
     if width <= 0:
-        raise ValueError(f"backbone.width={width} must be over 0")
+        raise ConfigError("width", f"={width} must be over 0")
     return int(make_divisible(channels * width))
 
 
@@ -275,7 +277,7 @@ class MultiScaleHead(nn.Module):
         vector_size: of the three scales side by side.
 
     Raises:
-        ValueError: a crop that is not a whole number of cells.
+        ConfigError: a crop that is not a whole number of cells.
     """
 
     def __init__(
@@ -387,11 +389,11 @@ def _cells(size: int, stride: int) -> int:
     """Cells a side of a feature.
 
     Raises:
-        ValueError: the crop has no whole number of them.
+        ConfigError: the crop has no whole number of them.
     """
     side, rest = divmod(size, stride)
     if rest or not side:
-        raise ValueError(f"crop.size={size} must be a multiple of {stride}, the stride of the backbone's features")
+        raise ConfigError("size", f"={size} must be a multiple of {stride}, the stride of the backbone's features")
     return side
 
 
@@ -417,7 +419,7 @@ class AuxiliaryNet(nn.Module):
         size: side of the crop in pixels, a multiple of that stride.
 
     Raises:
-        ValueError: a crop that is not a whole number of cells.
+        ConfigError: a crop that is not a whole number of cells.
     """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], vector_size: int, size: int) -> None:

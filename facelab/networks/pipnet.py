@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from facelab.coders.pipnet import PIPMaps
+from facelab.errors import ConfigError
 
 RESAMPLED_CHANNELS = 512
 
@@ -33,7 +34,7 @@ class PIPHead(nn.Module):
             convolution to so many channels; None uses the features as they are.
 
     Raises:
-        ValueError: a stride or trunk that does not exist.
+        ConfigError: a stride or trunk that does not exist.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ def _trunk(channels: int, classifier: nn.Sequential | None, trunk: str | int | N
     if trunk is None or trunk == "classifier":
         return nn.Identity(), channels
     if isinstance(trunk, str) or trunk < 1:
-        raise ValueError(f"head.trunk={trunk}: must be classifier, a number of channels, or null")
+        raise ConfigError("trunk", f"={trunk}: must be classifier, a number of channels, or null")
     layers = (nn.Conv2d(channels, trunk, 1, bias=False), nn.BatchNorm2d(trunk), nn.ReLU6(inplace=True))
     return nn.Sequential(*layers), trunk
 
@@ -95,8 +96,8 @@ def _resample(channels: int, feature_stride: int, stride: int) -> tuple[nn.Seque
     """The layers that change the stride, and how many channels they give."""
     steps = {feature_stride // 2: -1, feature_stride: 0, 2 * feature_stride: 1, 4 * feature_stride: 2}
     if stride not in steps:
-        raise ValueError(
-            f"coder.stride={stride}: on features of stride {feature_stride} it can be one of {sorted(steps)}"
+        raise ConfigError(
+            "coder.stride", f"={stride}: on features of stride {feature_stride} it can be one of {sorted(steps)}"
         )
     width = RESAMPLED_CHANNELS
     convolutions: list[nn.Conv2d | nn.ConvTranspose2d] = (

@@ -1,0 +1,127 @@
+"""Tables as files: Markdown to be read, CSV to be computed with."""
+
+import csv
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from facelab.comparison.grid import (
+    COSTS,
+    Cell,
+    disagreement,
+    grid,
+    grid_without_numbers,
+    headings,
+    label,
+    lines_of,
+    notes_of,
+    remarks,
+)
+from facelab.comparison.group import (
+    WHOLE,
+    Row,
+    Table,
+    cost_of,
+    differing,
+    natural_order,
+    paper_value,
+    row_of,
+    row_setting,
+)
+from facelab.comparison.read import Run
+from facelab.files import replacing
+
+MEAN = "mean"
+"""State of a row of the CSV file that is the mean of runs."""
+
+
+def write_markdown(path: Path, runs: Sequence[Run], tables: Sequence[Table], *, each: bool) -> None:
+    """Write the tables in percent, as Markdown; with ``each`` the single runs of a row over seeds as well."""
+    blocks = [disagreement(tables)]
+    for heading, table in zip(headings(tables), tables, strict=True):
+        blocks += [f"**{_escape(heading)}**", _markdown(grid(table, each=each))]
+        blocks += [_escape(line) for line in remarks(table)]
+    if rows := grid_without_numbers(runs):
+        blocks += ["**Runs without numbers**", _markdown(rows)]
+    with replacing(path) as temporary:
+        temporary.write_text("\n\n".join(filter(None, blocks)) + "\n", encoding="utf-8")
+
+
+def _markdown(rows: list[list[Cell]]) -> str:
+    rule = ["---:" if cell.number else "---" for cell in rows[0]]
+    heading, *body = [[_markdown_cell(cell) for cell in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [heading, rule, *body])
+
+
+def _markdown_cell(cell: Cell) -> str:
+    text = f"**{_escape(cell.text)}**" if cell.bold else _escape(cell.text)
+    return f"{text} ({cell.below})" if cell.below else text
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"([\\|*<>`])", r"\\\1", text)
+
+
+def write_csv(path: Path, runs: Sequence[Run], tables: Sequence[Table]) -> None:
+    """Write one row for each run, and one for each mean over seeds before them: fractions in full.
+
+    What is not defined is an empty cell. ``runs`` is the number of runs behind a row, and ``state`` of a mean is
+    :data:`MEAN`. ``config.*`` are all settings in which any two of the runs differ, ``<metric>_low`` and
+    ``<metric>_high`` its 95 % interval, ``<metric>_sd`` the standard deviation over seeds, ``<metric>_paper`` what is
+    published for the method, ``<metric>_faces`` the faces behind it.
+    """
+    keys = differing(runs)
+    entries = list(dict.fromkeys(entry for table in tables for entry in table.protocol))
+    metrics = list(dict.fromkeys(metric for table in tables for metric in table.metrics))
+    costs = [name for name in COSTS if any(not math.isnan(run.costs(name)) for run in runs)]
+    order: list[tuple[str, Table | None, Row]] = [
+        (str(number), table, row) for number, table in enumerate(tables, start=1) for row in lines_of(table, each=True)
+    ]
+    order += [("", None, row_of([run])) for run in sorted(runs, key=natural_order) if not run.protocol]
+    rows = []
+    for number, table, row in order:
+        first, alone = row.runs[0], len(row.runs) == 1
+        columns = {
+            "table": number,
+            "run": row.name,
+            "runs": str(len(row.runs)),
+            "folder": first.folder if alone else "",
+            "state": first.state if alone else MEAN,
+            "reason": notes_of(row) if not alone else first.reason,
+            "typed": " ".join(first.typed) if alone else "",
+            **{f"config.{label(key)}": row_setting(row, key) for key in keys},
+            **{f"protocol.{entry}": _plain(first.protocol.get(entry)) for entry in entries},
+        }
+        for metric in metrics:
+            columns |= _columns(row, metric, table)
+        rows.append(columns | {name: _plain(cost_of(row, name)) for name in costs})
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    filled = [name for name in names if not name.endswith(("_low", "_sd", "_high", "_paper")) or _any(rows, name)]
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, filled, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _any(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
+    return any(row.get(name) for row in rows)
+
+
+def _columns(row: Row, metric: str, table: Table | None) -> dict[str, str]:
+    columns = {metric: _plain(row.metrics.get(metric))}
+    if metric in WHOLE:
+        return columns
+    low, high = row.intervals.get(metric, (math.nan, math.nan)) if len(row.runs) == 1 else (math.nan, math.nan)
+    return columns | {
+        f"{metric}_low": _plain(low),
+        f"{metric}_high": _plain(high),
+        f"{metric}_sd": _plain(row.deviations.get(metric)),
+        f"{metric}_paper": _plain(paper_value(table, row, metric) if table else None),
+        f"{metric}_faces": str(row.runs[0].faces(metric)) if metric in row.metrics else "",
+    }
+
+
+def _plain(value: Any) -> str:
+    return "" if value is None or value != value else str(value)

@@ -1,0 +1,84 @@
+"""Landmarks drawn on faces, and faces laid out in a grid."""
+
+from collections.abc import Sequence
+from itertools import chain, pairwise
+
+import cv2
+import numpy as np
+
+from facelab.faces.geometry import Array, apply, box_to_image, image_box
+from facelab.faces.layouts import Layout
+
+Colour = tuple[int, int, int]
+TRUTH: Colour = (60, 220, 90)
+PREDICTION: Colour = (255, 70, 60)
+SUBPIXEL_BITS = 4
+
+
+def draw_landmarks(image: Array, points: Array, layout: Layout, colour: Colour, *, lines: bool) -> Array:
+    """Draw the points of a face, and on request the outlines of its parts.
+
+    Args:
+        image: ``(H, W, 3)`` uint8 RGB, not changed.
+        points: ``(N, 2)`` pixels of ``image``; NaN points are not drawn.
+        layout: whose regions are the outlines.
+        colour: RGB.
+        lines: draw the outlines too.
+
+    Returns:
+        ``(H, W, 3)`` uint8.
+    """
+    image = np.ascontiguousarray(image).copy()
+    radius = max(1.0, max(image.shape[:2]) / 200)
+    drawn: Array = np.all(np.abs(points) < 2**20, axis=1)  # False for NaN
+    fixed = np.round(np.where(drawn[:, None], points, 0) * 2**SUBPIXEL_BITS).astype(int)
+    thickness = max(1, round(radius / 2))
+    if lines:
+        for polyline in chain.from_iterable(layout.regions.values()):
+            for a, b in pairwise(polyline):
+                if drawn[a] and drawn[b]:
+                    ends = fixed[a].tolist(), fixed[b].tolist()
+                    cv2.line(image, *ends, colour, thickness, cv2.LINE_AA, SUBPIXEL_BITS)
+    for point in fixed[drawn]:
+        cv2.circle(image, point.tolist(), int(radius * 2**SUBPIXEL_BITS), colour, -1, cv2.LINE_AA, SUBPIXEL_BITS)
+    return image
+
+
+def cell(
+    image: Array, layout: Layout, *, side: int, truth: Array | None, prediction: Array | None, caption: str
+) -> Array:
+    """One face of a grid: enlarged, true points green, predicted ones red, a caption below.
+
+    Args:
+        image: ``(H, W, 3)`` uint8 RGB.
+        layout: of the points.
+        side: of the result in pixels.
+        truth: ``(N, 2)`` pixels of ``image``.
+        prediction: the same.
+        caption: a few characters.
+
+    Returns:
+        ``(side, side, 3)`` uint8.
+    """
+    height, width = image.shape[:2]
+    scale = side / max(height, width)
+    to_cell = box_to_image(image_box(width, height), round(width * scale), round(height * scale))
+    canvas = np.zeros((side, side, 3), np.uint8)
+    resized = cv2.resize(image, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
+    canvas[: resized.shape[0], : resized.shape[1]] = resized
+    for points, colour in ((truth, TRUTH), (prediction, PREDICTION)):
+        if points is not None:
+            canvas = draw_landmarks(canvas, apply(to_cell, points.astype(np.float64)), layout, colour, lines=False)
+    if caption:
+        (width, height), below = cv2.getTextSize(caption, cv2.FONT_HERSHEY_SIMPLEX, side / 480, 1)
+        cv2.rectangle(canvas, (0, side - height - below - 4), (width + 8, side), (0, 0, 0), -1)
+        place = (4, side - below - 1)
+        cv2.putText(canvas, caption, place, cv2.FONT_HERSHEY_SIMPLEX, side / 480, (255, 255, 255), 1, cv2.LINE_AA)
+    return canvas
+
+
+def grid(cells: Sequence[Array], columns: int) -> Array:
+    """Lay equal cells ``(S, S, 3)`` out row by row; the last row is filled with black."""
+    blank = np.zeros_like(cells[0])
+    filled = [*cells, *[blank] * (-len(cells) % columns)]
+    return np.vstack([np.hstack(filled[i : i + columns]) for i in range(0, len(filled), columns)])

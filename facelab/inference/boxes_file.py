@@ -1,0 +1,98 @@
+"""Files that name the boxes of faces, in pixels of the upright photo."""
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from facelab.annotations.points_file import read_lines, read_table
+from facelab.errors import DatasetError
+from facelab.faces.geometry import Array
+
+COLUMNS = ("image", "x0", "y0", "x1", "y1")
+"""Columns of a CSV file of boxes."""
+Boxes = dict[str, list[Array]]
+"""Name of a photo to the boxes ``(4,)`` x0 y0 x1 y1 of its faces."""
+
+
+def read_boxes(path: Path) -> Boxes:
+    """The boxes of the faces of each photo.
+
+    Args:
+        path: a CSV file, ``image,x0,y0,x1,y1`` on its first line and one face on each other, or a JSON file,
+            ``{"photo.jpg": [[x0, y0, x1, y1], ...], ...}``. Photos are named relative to the folder of the photos.
+
+    Raises:
+        DatasetError: the file is not as described; names the line or the photo and the face.
+    """
+    if path.suffix.lower() == ".json":
+        return _boxes_of_json(path)
+    if path.suffix.lower() == ".csv":
+        return _boxes_of_csv(path)
+    raise DatasetError(f"boxes={path}: expected a file that ends in .csv or .json")
+
+
+def _name(text: str) -> str:
+    return str(PurePosixPath(text.strip()))
+
+
+def _boxes_of_csv(path: Path) -> Boxes:
+    boxes: Boxes = {}
+    rows = csv.reader(read_lines(path))
+    meaning = ",".join(COLUMNS)
+    if tuple(field.strip() for field in next(rows)) != COLUMNS:
+        raise DatasetError(f"{path}, line 1: expected the header {meaning}")
+    for row in filter(None, rows):
+        place = f"{path}, line {rows.line_num}"
+        if len(row) != len(COLUMNS):
+            raise DatasetError(f"{place}: found {len(row)} values, expected {len(COLUMNS)} ({meaning})")
+        name, *numbers = row
+        if not name.strip():
+            raise DatasetError(f"{place}: no image is named, expected {meaning}")
+        table = read_table(
+            [",".join(numbers)], 4, ",".join(COLUMNS[1:]), path, rows.line_num, delimiter=",", may_lack=False
+        )
+        boxes.setdefault(_name(name), []).append(table[0].astype(np.float64))
+    return boxes
+
+
+def _boxes_of_json(path: Path) -> Boxes:
+    try:
+        content = json.loads("\n".join(read_lines(path)), object_pairs_hook=lambda pairs: _unique(pairs, path))
+    except json.JSONDecodeError as error:
+        raise DatasetError(f"{path}, line {error.lineno}: not JSON, {error.msg}") from error
+    if not isinstance(content, dict):
+        raise DatasetError(f'{path}: expected {{"photo.jpg": [[x0, y0, x1, y1], ...], ...}}, found {_kind(content)}')
+    boxes: Boxes = {}
+    for name, faces in content.items():
+        if not isinstance(faces, list):
+            raise DatasetError(f"{path}, {name!r}: expected a list of boxes, found {_kind(faces)}")
+        for number, box in enumerate(faces):
+            if not _is_box(box):
+                raise DatasetError(
+                    f"{path}, {name!r}, face {number}: expected [x0, y0, x1, y1] in numbers, found {box}"
+                )
+        boxes.setdefault(_name(name), []).extend(np.array(box, np.float64) for box in faces)
+    return boxes
+
+
+def _unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    if double := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
+        raise DatasetError(f"{path}: {double[0]!r} stands there twice; put all boxes of a photo into one list")
+    return dict(pairs)
+
+
+def _kind(content: Any) -> str:
+    return "a mapping" if isinstance(content, dict) else "a list" if isinstance(content, list) else repr(content)
+
+
+def _is_box(box: Any) -> bool:
+    return (
+        isinstance(box, list)
+        and len(box) == 4
+        and all(isinstance(value, int | float) and not isinstance(value, bool) for value in box)
+        and bool(np.isfinite(np.array(box, np.float64)).all())
+    )

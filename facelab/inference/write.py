@@ -1,0 +1,91 @@
+"""What prediction leaves on disk: landmarks as JSON and CSV, and pictures."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import cv2
+import numpy as np
+
+from facelab.faces.drawing import PREDICTION, draw_landmarks
+from facelab.faces.geometry import Array, tight_box
+from facelab.faces.image import read_image
+from facelab.faces.layouts import Layout
+from facelab.files import replacing
+from facelab.inference.boxes_file import COLUMNS
+from facelab.inference.landmarks import PredictedFace, PredictedPhoto
+from facelab.metrics.face_table import ANGLES
+
+UNITS = "pixels of the upright photo, x right, y down; the centre of the top-left pixel is (0, 0)"
+POSE = "yaw, pitch, roll in degrees, positive: nose towards image-left, chin up, clockwise"
+DECIMALS = 3
+"""Decimals of what is written: a thousandth of a pixel."""
+
+
+def contents(photos: Sequence[PredictedPhoto], layout: Layout) -> dict[str, Any]:
+    """What ``landmarks.json`` says of the photos that could be read, and what its numbers mean."""
+    return {
+        "units": f"{UNITS}; boxes are x0 y0 x1 y1, sizes width and height",
+        **({"pose": POSE} if _has_pose(photos) else {}),
+        "layout": layout.name,
+        "images": {
+            photo.name: {"size": photo.size, "faces": [_face_contents(face) for face in photo.faces]}
+            for photo in photos
+            if photo.size
+        },
+    }
+
+
+def _face_contents(face: PredictedFace) -> dict[str, Any]:
+    numbers = {"box": face.box, "points": face.points, "confidence": face.confidence}
+    numbers |= {} if face.pose is None else {"pose": face.pose}
+    return {"face": face.face, **{name: value.round(DECIMALS).tolist() for name, value in numbers.items()}}
+
+
+def _has_pose(photos: Iterable[PredictedPhoto]) -> bool:
+    return any(face.pose is not None for photo in photos for face in photo.faces)
+
+
+def write_csv(path: Path, photos: Sequence[PredictedPhoto], layout: Layout) -> None:
+    """Write one line per face: photo, face, box, points, the mean of the points' confidence, the pose if known."""
+    points = [f"p{i}_{axis}" for i in range(layout.num_points) for axis in "xy"]
+    pose = ANGLES if _has_pose(photos) else ()
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([COLUMNS[0], "face", *COLUMNS[1:], *points, "mean_confidence", *pose])
+        for photo in photos:
+            for face in photo.faces:
+                angles = np.empty(0) if face.pose is None else face.pose
+                numbers = np.concatenate([face.box, face.points.ravel(), [face.confidence.mean()], angles])
+                writer.writerow([photo.name, face.face, *numbers.round(DECIMALS).tolist()])
+
+
+def write_picture(photo: PredictedPhoto, layout: Layout, folder: Path) -> None:
+    """Draw points and outlines on a photo at its own resolution, under its name in a folder.
+
+    What is not JPEG or PNG becomes PNG. The dots are as large as suits the face.
+
+    Raises:
+        OSError: the picture cannot be written.
+    """
+    image = read_image(photo.path, upright=True)
+    for face in photo.faces:
+        _draw(image, face.points, layout)
+    kept = PurePosixPath(photo.name).suffix.lower() in {".jpg", ".jpeg", ".png"}
+    path = folder / (photo.name if kept else f"{photo.name}.png")
+    with replacing(path) as temporary:
+        if not cv2.imwrite(str(temporary), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
+            raise OSError(f"{path} could not be written")
+
+
+def _draw(image: Array, points: Array, layout: Layout) -> None:
+    """Draw a face into an image, on the part around the face, whose size sets that of the dots."""
+    low, high = tight_box(points).reshape(2, 2)
+    margin = max(8.0, 0.1 * (high - low).max())
+    height, width = image.shape[:2]
+    x0, y0 = np.floor(low - margin).clip(0, (width, height)).astype(int)
+    x1, y1 = np.ceil(high + margin).clip(0, (width, height)).astype(int)
+    if x0 < x1 and y0 < y1:
+        part = image[y0:y1, x0:x1]
+        part[:] = draw_landmarks(part, points - np.array([x0, y0]), layout, PREDICTION, lines=True)

@@ -1,0 +1,39 @@
+"""What the project reads of Lightning 2.6 that its documentation does not promise. Tested by ``test_internals.py``."""
+
+import threading
+from subprocess import Popen
+from typing import Any
+
+from lightning import Trainer
+
+
+def processed_epochs(trainer: Trainer) -> int:
+    """Return how many epochs of training were ended, also before a resumed run has told its sampler."""
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    return progress.processed
+
+
+def is_last_batch(trainer: Trainer) -> bool:
+    """Tell whether the batch at hand is the last of its epoch."""
+    return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+
+
+def validates_after(trainer: Trainer, batches: int) -> bool:
+    """Tell whether a validation follows so many batches of the epoch."""
+    every = trainer.val_check_batch  # infinite where the validation waits for the end of the epoch
+    return every is not None and every > 0 and batches % every == 0
+
+
+def release_children() -> list["Popen[Any]"]:
+    """Stop the threads by which Lightning watches the processes that it started, and return these processes.
+
+    Such a thread would kill this process as soon as one of them fails, in the midst of the next job of a sweep.
+    """
+    released: list[Popen[Any]] = []
+    for thread in threading.enumerate():
+        if thread.name == "child-process-observer":
+            observer: Any = thread
+            observer._finished = True
+            released += observer._child_processes
+            observer._child_processes = []
+    return released

@@ -1,0 +1,98 @@
+"""Collect the errors of every face over batches and processes."""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from facelab.faces.batch import LandmarkBatch
+from facelab.faces.layouts import Layout
+from facelab.metrics.face_table import FaceTable, face_table
+
+
+class FaceErrors(Metric):
+    """Collects predictions over a split and measures them once, in :meth:`compute`.
+
+    The states hold points, not errors: `update` then only copies, and coordinates meet matrices in float64 on the
+    CPU. In float32 on a GPU the product would be rounded to TF32 or bfloat16 wherever the user allows these for the
+    network, which costs pixels in a large photo.
+
+    Args:
+        layout: the markup of the points.
+        num_tags: T, the number of tags of the dataset.
+    """
+
+    full_state_update = False
+    face_id: list[Tensor]  # (B,) int64
+    predicted: list[Tensor]  # (B, N, 2) float32, pixels of the crop, as are the points
+    points: list[Tensor]  # (B, N, 2) float32
+    valid: list[Tensor]  # (B, N) bool
+    to_photo: list[Tensor]  # (B, 3, 3) float32
+    pose: list[Tensor]  # (B, 3) float32
+    predicted_pose: list[Tensor]  # (B, 3) float32
+    tags: list[Tensor]  # (B, T) bool
+
+    def __init__(self, layout: Layout, num_tags: int) -> None:
+        super().__init__()
+        self.layout = layout
+        self.columns: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+            "face_id": ((), torch.int64),
+            "predicted": ((layout.num_points, 2), torch.float32),
+            "points": ((layout.num_points, 2), torch.float32),
+            "valid": ((layout.num_points,), torch.bool),
+            "to_photo": ((3, 3), torch.float32),
+            "pose": ((3,), torch.float32),
+            "predicted_pose": ((3,), torch.float32),
+            "tags": ((num_tags,), torch.bool),
+        }
+        for name in self.columns:
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all faces.
+
+        Every column starts with no rows rather than with nothing, so that a process without a face still agrees with
+        the others on shape and type when they gather, and an empty split gives an empty table.
+        """
+        super().reset()
+        for name, (shape, dtype) in self.columns.items():
+            getattr(self, name).append(torch.empty(0, *shape, dtype=dtype, device=self.device))
+
+    def update(self, predicted: Tensor, batch: LandmarkBatch, pose: Tensor | None = None) -> None:
+        """Take the faces of one batch.
+
+        Args:
+            predicted: ``(B, N, 2)`` in pixels of ``batch.image``, of any float type.
+            batch: the truth. Its crops are neither mirrored nor rotated, so the pose in the crop is that in the photo.
+            pose: ``(B, 3)`` predicted yaw, pitch, roll in degrees; None where the method predicts none.
+
+        Raises:
+            ValueError: a shape is not that of the layout, the tags or the batch.
+        """
+        if pose is None:
+            pose = torch.full_like(batch.pose, torch.nan)
+        rows = {"predicted": predicted, "predicted_pose": pose}
+        rows |= {name: getattr(batch, name) for name in self.columns if name not in rows}
+        for name, (shape, _) in self.columns.items():
+            if rows[name].shape != (len(batch.face_id), *shape):
+                raise ValueError(
+                    f"{name} has the shape {tuple(rows[name].shape)}, expected {(len(batch.face_id), *shape)} for the "
+                    f"layout {self.layout.name} and a batch of {len(batch.face_id)}"
+                )
+        for name, (_, dtype) in self.columns.items():
+            getattr(self, name).append(rows[name].detach().to(self.device, dtype, copy=True))
+
+    def compute(self) -> FaceTable:
+        """The table of all faces of all processes.
+
+        A distributed sampler repeats faces to give every process as many: the first of each ``face_id`` stays. Whether
+        and how a split was divided among batches and processes therefore changes nothing.
+
+        Raises:
+            ValueError: see :func:`face_table`.
+        """
+        columns = {name: dim_zero_cat(getattr(self, name)).cpu().numpy() for name in self.columns}
+        first = np.unique(columns["face_id"], return_index=True)[1]
+        return face_table(self.layout, **{name: column[first] for name, column in columns.items()})

@@ -1,0 +1,105 @@
+"""Names that earlier versions wrote into checkpoints and run folders, and what they are called today.
+
+Every checkpoint, ``config.yaml`` and ``overrides.yaml`` is read through this table, so that a run of any earlier
+version opens, resumes and compares. Whoever renames a class that ``conf/`` names, moves its module, renames or drops
+one of its arguments, or renames a part that has weights adds a :class:`Step` and a recorded run to the tests.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from facelab.errors import CheckpointError
+
+
+class Step(NamedTuple):
+    """What changed from one format of checkpoints to the next."""
+
+    modules: Mapping[str, str] = {}
+    """Module, package or class to its new path, for ``_target_`` and ``path``; the longest that fits is taken."""
+    arguments: Mapping[tuple[str, str], str | None] = {}
+    """Class by its new path, and an argument of it, to the new name of the argument; None for one that is gone."""
+    weights: Mapping[str, str] = {}
+    """First parts of names in the state dict to their new ones, as ``backbone.`` to ``trunk.``."""
+
+
+STEPS: Sequence[Step] = (Step(modules={"facelab.landmarks": "facelab.faces"}),)
+"""From format 1 to 2, and so on."""
+FORMAT = 1 + len(STEPS)
+"""The format of checkpoints that are written today; a file that names none has format 1."""
+WEIGHT_KEYS = ("state_dict", "current_model_state")
+"""Entries of a checkpoint that hold weights; the second beside averaged ones (Lightning's ``WeightAveraging``)."""
+PATH_KEYS = ("_target_", "path")
+"""Keys of a configuration whose values are paths of classes and layouts."""
+
+
+def renamed_path(path: str, steps: Sequence[Step] = STEPS) -> str:
+    """Give today's name of a class, a layout or a module; others are returned as they are."""
+    for step in steps:
+        fitting = [old for old in step.modules if path == old or path.startswith(f"{old}.")]
+        if fitting:
+            longest = max(fitting, key=len)
+            path = step.modules[longest] + path[len(longest) :]
+    return path
+
+
+def renamed_config(config: Mapping[str, Any], steps: Sequence[Step] = STEPS) -> dict[str, Any]:
+    """Give a copy of a configuration in plain containers with today's names; interpolations stay as they are."""
+    renamed: dict[str, Any] = _renamed(config, steps)
+    return renamed
+
+
+def _renamed(node: Any, steps: Sequence[Step]) -> Any:
+    if isinstance(node, (list, tuple)):
+        return [_renamed(item, steps) for item in node]
+    if not isinstance(node, Mapping):
+        return node
+    named = {
+        key: renamed_path(value, steps) if key in PATH_KEYS and isinstance(value, str) else _renamed(value, steps)
+        for key, value in node.items()
+    }
+    target = named.get("_target_")
+    for step in steps:
+        for (owner, old), new in step.arguments.items():
+            if owner == target and old in named:
+                value = named.pop(old)
+                if new is not None:
+                    named[new] = value
+    return named
+
+
+def renamed_checkpoint(content: dict[str, Any]) -> dict[str, Any]:
+    """Give the content of a checkpoint of any format as one of today's.
+
+    Raises:
+        CheckpointError: a later version wrote it.
+    """
+    written = content.get("format", 1)
+    if not isinstance(written, int) or not 1 <= written <= FORMAT:
+        raise CheckpointError(
+            f"the checkpoint has format {written}, and this version reads 1 to {FORMAT}: a later version wrote it"
+        )
+    steps = STEPS[written - 1 :]
+    if isinstance(config := content.get("hyper_parameters"), Mapping):
+        content = content | {"hyper_parameters": renamed_config(config, steps)}
+    for key in WEIGHT_KEYS:
+        if isinstance(weights := content.get(key), Mapping):
+            content = content | {key: renamed_weights(weights, steps)}
+    return content
+
+
+def renamed_override(word: str, steps: Sequence[Step] = STEPS) -> str:
+    """Give an override, as ``data.layout.path=facelab.landmarks.layouts.IBUG68``, with today's path in its value."""
+    found = re.fullmatch(rf"(.*\b(?:{'|'.join(PATH_KEYS)})=)(['\"]?)([\w.]+)(['\"]?)", word)
+    return f"{found[1]}{found[2]}{renamed_path(found[3], steps)}{found[4]}" if found else word
+
+
+def renamed_weights(weights: Mapping[str, Any], steps: Sequence[Step] = STEPS) -> dict[str, Any]:
+    """Give a state dict with today's names, its values and their order as they are."""
+    renamed = dict(weights)
+    for step in steps:
+        for old, new in step.weights.items():
+            renamed = {
+                new + key.removeprefix(old) if key.startswith(old) else key: value for key, value in renamed.items()
+            }
+    return renamed

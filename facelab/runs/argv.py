@@ -1,0 +1,73 @@
+"""The order in which Hydra wants its command line."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+# Options of Hydra that take the next word as their value. `--info` may go without one.
+_WITH_VALUE = {
+    "--cfg": "-c",
+    "--package": "-p",
+    "--config-path": "-cp",
+    "--config-name": "-cn",
+    "--config-dir": "-cd",
+    "--experimental-rerun": None,
+}
+_INFO = ("--info", "-i")
+
+
+def _takes_value(option: str) -> bool:
+    if option in _WITH_VALUE.values():
+        return True
+    # argparse understands the beginning of a long option: --config-n is --config-name.
+    return len(option) > len("--") and any(name.startswith(option) for name in _WITH_VALUE)
+
+
+def _is_override(word: str) -> bool:
+    return "=" in word or word.startswith("~")
+
+
+def options_of(argv: Sequence[str]) -> list[str]:
+    """Hydra's options with their values at the beginning of a normalised command line, but for the one of a sweep."""
+    words, options = list(argv), list[str]()
+    while words and words[0].startswith("-") and words[0] not in ("-", "--"):
+        option = words.pop(0)
+        values = [words.pop(0)] if _takes_value(option) and words else []
+        if option not in ("-m", "--multirun"):
+            options += [option, *values]
+    return options
+
+
+def normalise_argv(argv: Sequence[str]) -> list[str]:
+    """Sort the words after the program's name: first Hydra's options with their values, then the overrides.
+
+    Hydra 1.3 refuses overrides on both sides of an option (``model=pipnet -m backbone=mbv2,resnet18``), because its
+    parser takes one unbroken run of them. The order among options and among overrides is kept. What follows ``--`` is
+    overrides. The result sorts to itself.
+
+    Args:
+        argv: ``sys.argv[1:]``.
+    """
+    options: list[str] = []
+    overrides: list[str] = []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        if word == "--":
+            return [*options, "--", *overrides, *words]
+        if not word.startswith("-") or word == "-":
+            overrides.append(word)
+        elif word in _INFO and (not words or words[0].startswith("-") or _is_override(words[0])):
+            # Said in full: alone, it would take the first override as its value.
+            options.append("--info=all")
+        elif (word in _INFO or _takes_value(word)) and words:
+            options += [word, words.pop(0)]
+        else:
+            options.append(word)
+    return options + overrides
+
+
+def quoted(folder: Path) -> str:
+    """Write a path as a value on Hydra's command line."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return QuotedString(text=str(folder), quote=Quote.single).with_quotes()

@@ -1,0 +1,513 @@
+"""What is wrong with a configuration, found before anything is built from it."""
+
+import inspect
+import os
+import re
+import sys
+import typing
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
+from types import NoneType, SimpleNamespace, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
+
+from facelab.runs.targets import GET_OBJECT, Refused, buildable, hint, layout_at
+
+PATHS = tuple(f"paths.{key}" for key in ("data", "cache", "run", "name", "group", "id", "tags"))
+"""The keys of ``paths`` that doors and dashboards read."""
+TRAIN_KEYS = (
+    *("task", "seed", "test_with", "memory_format", "compile", "monitor.name", "monitor.mode"),
+    *("trainer", "model", "datamodule", "logger", "callbacks", *PATHS),
+)
+"""The keys that train.py reads; every other key must be used by these."""
+SPECIAL = ("_target_", "_partial_", "_recursive_", "_convert_")
+"""Keys of a node that are no arguments."""
+_CONVERT = ("none", "partial", "object", "all")
+# `${name`, `${..name`, or `${resolver:first argument`; what follows a nested `${` is left out, so a prefix remains.
+_REFERENCE = re.compile(r"\$\{\s*([^\s${}:]+)\s*(?::\s*['\"]?([^\s${},'\"]*))?")
+_READS_KEYS = ("oc.select", "oc.deprecated", "oc.dict.keys", "oc.dict.values")
+_UNKNOWN = object()  # a value that cannot be had; why is a fault of its own
+
+_Place = tuple[str | int, ...]  # keys and list indices from the root
+
+
+class Fault(str):
+    """A mistake in a configuration, on one line: its place, a colon, and what is wrong.
+
+    Attributes:
+        place: dotted key.
+    """
+
+    place: str
+
+    def __new__(cls, place: str, message: str) -> "Fault":
+        """Join both."""
+        fault = super().__new__(cls, f"{place}: {message}")
+        fault.place = place
+        return fault
+
+
+def check_config(cfg: DictConfig, names: Collection[str]) -> list[Fault]:
+    """Find every mistake that shows without building anything.
+
+    * A value is missing, or an interpolation leads nowhere or makes a new node.
+    * A ``_target_`` cannot be imported or is not allowed. Allowed are the classes of this project, classes of
+      :data:`facelab.runs.targets.LIBRARIES` derived from one of ``BASES`` there, and ``hydra.utils.get_object`` for a
+      layout. Nothing but these packages is imported to find out. This keeps a configuration of unknown origin from
+      calling what it likes; it is no sandbox, as the allowed classes may read files that their arguments name.
+    * An argument is unknown to the signature or lacking (lacking is right where ``_partial_`` is true), or its value
+      does not fit a plain annotation: numbers, text, lists and mappings of these, literals, classes, and what a
+      partial returns.
+    * A key is read by nobody: it is not an argument, no interpolation refers to it, and it is not in ``names``.
+    * The datamodule's ``batch_type`` is not what the model's ``training_step`` takes, it lacks a method of the protocol
+      that the model's ``fit_statistics`` names, or the loss does not compare what the model's ``forward`` returns.
+
+    Args:
+        cfg: the composed configuration, interpolations unresolved.
+        names: dotted paths of the keys that the caller itself reads, such as ``seed`` or ``monitor.name``. A mapping
+            of things to build (``callbacks``) is named once, and may then hold nodes with ``_target_`` and null.
+            Names the configuration lacks are no fault.
+
+    Returns:
+        The faults, each on one line beginning with its place in the configuration; empty if there are none.
+    """
+    tree = list(_containers(cfg, ()))
+    return [
+        *_value_faults(tree),
+        *(fault for place, node in tree if isinstance(node, DictConfig) for fault in _node_faults(place, node)),
+        *_unread_faults(cfg, (), names, _references(tree)),
+        *_pair_faults(cfg),
+    ]
+
+
+def _fault(place: _Place, key: Any, message: str) -> Fault:
+    return Fault(_show((*place, key)), message)
+
+
+# The tree
+
+
+def _show(place: _Place) -> str:
+    text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place)
+    return text.lstrip(".")
+
+
+def _dotted(place: _Place) -> str:
+    return ".".join(map(str, place))
+
+
+def _keys(node: DictConfig | ListConfig) -> list[Any]:
+    return list(range(len(node))) if isinstance(node, ListConfig) else list(node.keys())
+
+
+def _read(node: DictConfig | ListConfig, key: Any) -> Any:
+    """The value with its interpolation resolved, or _UNKNOWN."""
+    try:
+        return node[key]
+    except OmegaConfBaseException:
+        return _UNKNOWN
+
+
+def _containers(node: DictConfig | ListConfig, place: _Place) -> Iterator[tuple[_Place, DictConfig | ListConfig]]:
+    """Every mapping and list that stands in the tree itself; interpolations are not followed."""
+    yield place, node
+    for key in _keys(node):
+        value = _UNKNOWN if OmegaConf.is_interpolation(node, key) else _read(node, key)
+        if isinstance(value, DictConfig | ListConfig):
+            yield from _containers(value, (*place, key))
+
+
+# Values
+
+
+def _value_faults(tree: list[tuple[_Place, DictConfig | ListConfig]]) -> Iterator[Fault]:
+    in_tree = {id(node) for _, node in tree}
+    for place, node in tree:
+        for key in _keys(node):
+            message = _value_fault(node, key, (*place, key), in_tree)
+            if message:
+                yield _fault(place, key, message)
+
+
+def _value_fault(node: DictConfig | ListConfig, key: Any, place: _Place, in_tree: set[int]) -> str | None:
+    try:
+        value = node[key]
+    except MissingMandatoryValue:
+        name = next((_dotted(place[:depth]) for depth, step in enumerate(place) if isinstance(step, int)), None)
+        return f"is not set; type {name}=[...]" if name else f"is not set; type {_dotted(place)}=..."
+    except InterpolationToMissingValueError:
+        return None  # said once, where the value is missing
+    except OmegaConfBaseException as error:
+        return str(error).splitlines()[0]
+    if isinstance(value, str) and "${" in value:
+        return "text with `${` in it: an interpolation cannot be escaped, it would be resolved when things are built"
+    if OmegaConf.is_config(value) and id(value) not in in_tree and not _is_plain_list(value):
+        return "an interpolation may refer to a node of the configuration and may not make one"
+    return None
+
+
+def _is_plain_list(value: Any) -> bool:
+    return isinstance(value, ListConfig) and not any(OmegaConf.is_config(_read(value, key)) for key in _keys(value))
+
+
+# Nodes
+
+
+def _node_faults(place: _Place, node: DictConfig) -> Iterator[Fault]:
+    if "_target_" not in node.keys():  # noqa: SIM118 (`in node` is False where the value is missing)
+        for key in _keys(node):
+            if str(key).startswith("_") and key not in ("_recursive_", "_convert_"):
+                yield _fault(place, key, f"means nothing in a node without `_target_`{hint(key, SPECIAL)}")
+        return
+    yield from _flag_faults(place, node)
+    path = _read(node, "_target_")
+    if path is _UNKNOWN:
+        return
+    if path == GET_OBJECT:
+        yield from _get_object_faults(place, node)
+        return
+    try:
+        target = buildable(path)
+    except Refused as refusal:
+        yield _fault(place, "_target_", str(refusal))
+    else:
+        yield from _argument_faults(place, node, target)
+
+
+def _flag_faults(place: _Place, node: DictConfig) -> Iterator[Fault]:
+    if "_args_" in node.keys():  # noqa: SIM118
+        yield _fault(place, "_args_", "is not allowed: name each argument")
+    for key, allowed in (("_partial_", (True, False)), ("_recursive_", (True, False)), ("_convert_", _CONVERT)):
+        value = _read(node, key) if key in node else allowed[0]
+        if not any(type(value) is type(choice) and value == choice for choice in allowed):
+            yield _fault(place, key, f"{value!r} given, one of {', '.join(map(str, allowed))} expected")
+
+
+def _arguments(node: DictConfig) -> dict[str, Any]:
+    return {str(key): _read(node, key) for key in _keys(node) if key not in (*SPECIAL, "_args_")}
+
+
+def _is_partial(node: DictConfig) -> bool:
+    return "_partial_" in node and _read(node, "_partial_") is True
+
+
+def _get_object_faults(place: _Place, node: DictConfig) -> Iterator[Fault]:
+    arguments = _arguments(node)
+    for key in arguments.keys() - {"path"}:
+        yield _fault(place, key, f"`get_object` has no argument `{key}`{hint(key, ['path'])}")
+    if "path" not in arguments:
+        yield _fault(place, "path", "is required by `get_object`")
+    elif arguments["path"] is not _UNKNOWN:
+        try:
+            layout_at(arguments["path"])
+        except Refused as refusal:
+            yield _fault(place, "path", str(refusal))
+
+
+def _argument_faults(place: _Place, node: DictConfig, target: Callable[..., Any]) -> Iterator[Fault]:
+    arguments, name = _arguments(node), target.__qualname__
+    parameters = inspect.signature(target).parameters.values()
+    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters) and not _has_no_constructor(target)
+    for key, value in arguments.items():
+        if key in named:
+            message = _misfit(value, named[key], target)
+        elif takes_any:
+            continue
+        else:
+            message = f"`{name}` has no argument `{key}`{hint(key, [*named, *SPECIAL]) or _takes(named)}"
+        if message:
+            yield _fault(place, key, message)
+    if not _is_partial(node):
+        for key, parameter in named.items():
+            if parameter.default is parameter.empty and key not in arguments:
+                yield _fault(place, key, f"is required by `{name}`")
+
+
+def _takes(names: Collection[str]) -> str:
+    return f"; it takes {', '.join(names)}" if names else "; it takes none"
+
+
+def _has_no_constructor(target: Callable[..., Any]) -> bool:
+    """Whether it is built by ``nn.Module.__init__``, which takes any argument only to refuse it."""
+    torch = sys.modules.get("torch")
+    return torch is not None and getattr(target, "__init__", None) is torch.nn.Module.__init__
+
+
+# Types
+
+
+def _misfit(value: Any, parameter: inspect.Parameter, target: Callable[..., Any]) -> str | None:
+    annotation = _annotation(parameter, target)
+    is_default = parameter.default is not parameter.empty and type(value) is type(parameter.default)
+    if _fits(value, annotation) or (is_default and value == parameter.default):
+        return None
+    expected = inspect.formatannotation(annotation).replace("NoneType", "None")
+    if isinstance(value, str) and _fits(_number(value), annotation):
+        return f"the text {value!r} given, {expected} expected: write the number without quotes"
+    return f"{_given(value)} given, {expected} expected"
+
+
+def _number(text: str) -> Any:
+    try:
+        return int(text) if text.strip().lstrip("+-").isdecimal() else float(text)
+    except ValueError:
+        return text
+
+
+def _given(value: Any) -> str:
+    if isinstance(value, DictConfig) and "_target_" in value:
+        return f"a {'partial ' if _is_partial(value) else ''}{value['_target_']}"
+    return "null" if value is None else repr(value)
+
+
+def _annotation(parameter: inspect.Parameter, target: Callable[..., Any]) -> Any:
+    """The annotation as an object; Any where there is none, or where it names what is imported for type checkers."""
+    if parameter.annotation is parameter.empty:
+        return Any
+    owner = next((base for base in getattr(target, "__mro__", ()) if "__init__" in vars(base)), target)
+    hint = SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
+    try:
+        return typing.get_type_hints(hint, globalns=vars(sys.modules[owner.__module__]))[parameter.name]
+    except (AttributeError, NameError):
+        return Any
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a value may stand where the annotation is; True where this cannot be told."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if value is _UNKNOWN or annotation is Any:
+        return True
+    if origin is Annotated:
+        return _fits(value, inner[0])
+    if origin in (Union, UnionType):
+        return any(_fits(value, member) for member in inner)
+    if origin is Literal:
+        return any(type(value) is type(literal) and value == literal for literal in inner)
+    kind = NoneType if annotation is None else origin or annotation
+    if not isinstance(kind, type) or getattr(kind, "_is_protocol", False) or typing.is_typeddict(kind):
+        return True
+    if isinstance(value, ListConfig):
+        return _list_fits(value, kind, inner)
+    if isinstance(value, DictConfig):
+        return _node_fits(value, kind, inner) if "_target_" in value else _mapping_fits(value, kind, inner)
+    return _scalar_fits(value, kind)
+
+
+def _scalar_fits(value: Any, kind: type) -> bool:
+    if isinstance(value, bool) and kind is int:
+        return False
+    if isinstance(value, str) and kind is not str:
+        # Text is a sequence of letters, and never meant so. A path is written as text.
+        return issubclass(kind, os.PathLike) or (isinstance(value, kind) and not issubclass(kind, Iterable))
+    return isinstance(value, kind) or (kind is float and type(value) is int)
+
+
+def _list_fits(value: ListConfig, kind: type, inner: tuple[Any, ...]) -> bool:
+    if not issubclass(list, kind) and kind is not tuple:
+        return False
+    items = [_read(value, key) for key in _keys(value)]
+    if kind is tuple and inner and inner[-1] is not Ellipsis:
+        return len(items) == len(inner) and all(map(_fits, items, inner))
+    return not inner or all(_fits(item, inner[0]) for item in items)
+
+
+def _mapping_fits(value: DictConfig, kind: type, inner: tuple[Any, ...]) -> bool:
+    if not issubclass(dict, kind):
+        return False
+    return not (inner and issubclass(kind, Mapping)) or all(_fits(_read(value, key), inner[1]) for key in _keys(value))
+
+
+def _node_fits(value: DictConfig, kind: type, inner: tuple[Any, ...]) -> bool:
+    """Whether what the node builds is of that class, or for a partial node what its function returns."""
+    try:
+        built = (
+            type(layout_at(_read(value, "path"))) if value["_target_"] == GET_OBJECT else buildable(value["_target_"])
+        )
+    except Refused:
+        return True  # a fault of its own
+    if _is_partial(value):
+        return issubclass(partial, kind) and (len(inner) != 2 or _class_fits(built, inner[1]))
+    return issubclass(built, kind)
+
+
+def _class_fits(built: type, annotation: Any) -> bool:
+    """Whether objects of a class may stand where the annotation is; True where this cannot be told."""
+    if get_origin(annotation) in (Union, UnionType):
+        return any(_class_fits(built, member) for member in get_args(annotation))
+    kind = get_origin(annotation) or annotation
+    return not isinstance(kind, type) or getattr(kind, "_is_protocol", False) or issubclass(built, kind)
+
+
+# Keys that nobody reads
+
+
+def _references(tree: list[tuple[_Place, DictConfig | ListConfig]]) -> set[str]:
+    """Dotted paths of the keys that interpolations name."""
+    found = set()
+    for place, node in tree:
+        raw = OmegaConf.to_container(node, resolve=False)
+        for key in _keys(node):
+            text = raw[key]  # type: ignore[index]
+            if isinstance(text, str):
+                found |= {_absolute(match[1], match[2], place) for match in _REFERENCE.finditer(text)}
+    return found
+
+
+def _absolute(name: str, argument: str | None, place: _Place) -> str:
+    """The key that ``${name}`` or ``${name:argument}`` refers to from within the node at ``place``."""
+    if argument is not None:
+        name = argument if name in _READS_KEYS else ""
+    dots = len(name) - len(name.lstrip("."))
+    base = place[: len(place) - dots + 1] if dots else ()
+    return ".".join([*map(str, base), *re.findall(r"[^.\[\]]+", name)])
+
+
+def _unread_faults(node: DictConfig, place: _Place, names: Collection[str], references: set[str]) -> Iterator[Fault]:
+    if "_target_" in node:
+        return
+    for key in _keys(node):
+        here = (*place, key)
+        value: Any = _read(node, key)
+        is_node = isinstance(value, DictConfig)
+        if _dotted(here) in references:
+            continue
+        if is_node and value and "_target_" not in value and not OmegaConf.is_interpolation(node, key):
+            yield from _unread_faults(value, here, names, references)
+        elif _dotted(here) in names or str(key).startswith("_") or _leads_on(here, references):
+            continue
+        elif not (_dotted(place) in names and (value is None or (is_node and "_target_" in value))):
+            beside = {name.rpartition(".") for name in {*names, *references}}
+            options = [last for parent, _, last in beside if parent == _dotted(place)]
+            yield _fault(place, key, f"nothing reads this key{hint(key, options)}")
+
+
+def _leads_on(place: _Place, references: set[str]) -> bool:
+    return any(reference.startswith(f"{_dotted(place)}.") for reference in references)
+
+
+# The parts of a method
+
+
+def _pair_faults(cfg: DictConfig) -> Iterator[Fault]:
+    """Compare what one part gives with what a method of another takes, by the annotations of both."""
+    model, datamodule, loss = (_class_at(cfg, name) for name in ("model", "datamodule", "loss"))
+    for taken, given in _misfits(getattr(datamodule, "batch_type", Any), model, "training_step", "batch"):
+        yield Fault(
+            "datamodule",
+            f"`{datamodule.__qualname__}` gives {given.__name__}, the model `{model.__qualname__}` takes {taken}",
+        )
+    for method, _ in _misfits(datamodule, model, "fit_statistics", "datamodule"):
+        yield Fault(
+            "datamodule",
+            f"`{datamodule.__qualname__}` has no method `{method}`, which the model `{model.__qualname__}` calls; "
+            "it is another method's",
+        )
+    predicted = _annotated(getattr(model, "forward", None), "return")
+    for taken, given in _misfits(predicted, loss, "forward", "prediction"):
+        yield Fault(
+            "loss",
+            f"`{loss.__qualname__}` compares {taken}, the model `{model.__qualname__}` predicts {given.__name__}",
+        )
+
+
+def _misfits(given: Any, taker: Any, method: str, parameter: str) -> Iterator[tuple[str, type]]:
+    """Compare a class with the annotation of a parameter.
+
+    Yields:
+        What the parameter asks for and the class is not, and the class: the name of the class that is asked for, or of
+        each method of a protocol that is lacking. Nothing where either is not known.
+    """
+    taken = _annotated(getattr(taker, method, None), parameter)
+    if Any in (given, taken) or not isinstance(given, type) or not isinstance(taken, type):
+        return
+    if getattr(taken, "_is_protocol", False):
+        asked = (name for name, member in vars(taken).items() if callable(member) and not name.startswith("_"))
+        yield from ((name, given) for name in asked if not hasattr(given, name))
+    elif not issubclass(given, taken):
+        yield taken.__name__, given
+
+
+def _annotated(function: Any, name: str) -> Any:
+    """Return the annotation of a function's parameter, or of what it returns; Any where there is none."""
+    if function is None:
+        return Any
+    signature = inspect.signature(function)
+    if name == "return":
+        returned = inspect.Parameter("_", inspect.Parameter.KEYWORD_ONLY, annotation=signature.return_annotation)
+        return _annotation(returned, function)
+    return _annotation(signature.parameters[name], function) if name in signature.parameters else Any
+
+
+def _class_at(cfg: DictConfig, name: str) -> Any:
+    node = _read(cfg, name) if name in cfg else None
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        return None
+    try:
+        return buildable(_read(node, "_target_"))
+    except Refused:
+        return None  # a fault of its own
+
+
+# A part of a configuration
+
+
+def part_of(cfg: DictConfig, paths: Iterable[str]) -> DictConfig:
+    """Cut out some nodes and everything that they refer to, so that the rest can neither be wrong nor be built.
+
+    Args:
+        cfg: a whole configuration.
+        paths: dotted paths of nodes. One that is not there is left out.
+
+    Returns:
+        A configuration of its own with these nodes, and those that their interpolations name, at their places.
+    """
+    raw: Any = OmegaConf.to_container(cfg, resolve=False)
+    part: dict[str, Any] = {}
+    known: set[_Place] = set()
+    waiting = [tuple(path.split(".")) for path in paths]
+    while waiting:
+        place, value = _find(raw, waiting.pop())
+        if value is _UNKNOWN or any(place[: len(other)] == other for other in known):
+            continue
+        known.add(place)
+        branch = part
+        for step in place[:-1]:
+            branch = branch.setdefault(str(step), {})
+        branch[str(place[-1])] = value
+        waiting += [tuple(name.split(".")) for name in _names_in(value, place[:-1], place[-1]) if name]
+    created = OmegaConf.create(part)
+    assert isinstance(created, DictConfig)
+    return created
+
+
+def _find(raw: Any, path: tuple[str, ...]) -> tuple[_Place, Any]:
+    """Follow a path from the root as far as mappings go: to the node, or to the list or the reference that leads on."""
+    value = raw
+    for depth, step in enumerate(path):
+        if isinstance(value, list) or (isinstance(value, str) and "${" in value):
+            return path[:depth], value
+        if not isinstance(value, dict) or step not in value:
+            return path, _UNKNOWN
+        value = value[step]
+    return path, value
+
+
+def _names_in(value: Any, place: _Place, key: Any) -> Iterator[str]:
+    """Dotted paths that the interpolations in a value name, which stands under a key of the node at ``place``."""
+    if isinstance(value, dict | list):
+        for inner, child in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _names_in(child, (*place, key), inner)
+    elif isinstance(value, str):
+        yield from (_absolute(match[1], match[2], place) for match in _REFERENCE.finditer(value))
+
+
+def reference(node: DictConfig, key: str) -> str | None:
+    """Return the dotted key that a value consists of a reference to; None where it is something else."""
+    if key not in node or not OmegaConf.is_interpolation(node, key):
+        return None
+    raw: Any = OmegaConf.to_container(node, resolve=False)
+    found = re.fullmatch(r"\$\{(\w+(?:\.\w+)*)\}", raw[key])
+    return found[1] if found else None

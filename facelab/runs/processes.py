@@ -1,0 +1,83 @@
+"""The processes of one run: which of them writes, how the others are started, and how they end."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+
+from facelab.runs.argv import options_of, quoted
+
+STAMP = "FACELAB_STAMP"
+"""Environment variable: the time that all processes of a run or a sweep share."""
+RANKS = "FACELAB_RANKS"
+"""Environment variable: the words that the other processes of this run are started with, as a list in JSON."""
+CHILDREN_END = 20
+"""Seconds that the other processes of a run have to end after it."""
+
+
+def is_first() -> bool:
+    """Tell whether this is the process that writes, of those that train together."""
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    first_machine = os.environ.get("NODE_RANK", "0") == "0"  # of a cluster that names no ranks
+    return rank_zero_only.rank == 0 and first_machine  # type: ignore[attr-defined]
+
+
+def slurm_job() -> str | None:
+    """Return the number of the Slurm job that runs this process, as ``squeue`` shows it; None outside Slurm."""
+    job, array = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{job}_{array}" if job else os.environ.get("SLURM_JOB_ID")
+
+
+def join_tasks() -> None:
+    """Tell Lightning of the other tasks of a job that submitit started on this machine; those of Slurm it finds."""
+    if os.environ.get("SUBMITIT_EXECUTOR") == "local" and int(os.environ["SUBMITIT_LOCAL_NTASKS"]) > 1:
+        from submitit.helpers import TorchDistributedEnvironment
+
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+
+
+@contextmanager
+def ranks(folder: Path) -> Iterator[None]:
+    """Say what Lightning's other processes of this run are to do: in a sweep, this job and not the sweep.
+
+    Afterwards the process is as if it had never been one of several, so that the next job of a sweep starts its own.
+    """
+    before = dict(os.environ)
+    os.environ["WANDB_DIR"] = str(folder)  # in a process that was spawned, a W&B run forgets where it lies
+    if not HydraConfig.initialized() or RANKS in os.environ:
+        yield
+        return
+    words = [*options_of(sys.argv[1:]), *HydraConfig.get().overrides.task, f"hydra.run.dir={quoted(folder)}"]
+    os.environ[RANKS] = json.dumps(words)
+    try:
+        yield
+    finally:
+        _end_children()
+        if "torch" in sys.modules:
+            from torch import distributed
+
+            if distributed.is_available() and distributed.is_initialized():
+                distributed.destroy_process_group()
+        for key in os.environ.keys() - before.keys():
+            del os.environ[key]
+        os.environ.update(before)
+
+
+def _end_children() -> None:
+    """Wait for the processes that Lightning started for this run, and end those that do not end."""
+    if "lightning" not in sys.modules:
+        return
+    from facelab.internals.lightning import release_children
+
+    for child in release_children():
+        try:
+            child.wait(CHILDREN_END)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()

@@ -1,0 +1,39 @@
+"""The table of a test, as train.py and evaluate.py print it."""
+
+import json
+from pathlib import Path
+
+from facelab.run_folder import RunFolder
+from facelab.runs.processes import is_first
+
+
+def report(folder: Path) -> None:
+    """Print the table of the test that a run's folder holds, in percent, and where its files lie."""
+    from rich.console import Console
+    from rich.table import Table
+
+    files = RunFolder(folder)
+    if not is_first() or not files.metrics.is_file():
+        return
+    results = json.loads(files.metrics.read_text(encoding="utf-8"))
+    metrics, counts = results["metrics"], results["counts"]
+    title = "{dataset} {split}, {faces} faces, box: {box} x {box_scale}, pose: {pose}".format(**results["protocol"])
+    table = Table(title=title, title_justify="left")
+    table.add_column("metric")
+    for heading in ("%", "95 % interval", "faces"):
+        table.add_column(heading, justify="right")
+    for name, value in metrics.items():
+        if name in ("faces", "faces_skipped"):
+            continue
+        unit = 1 if name.startswith("mae_") else 100
+        low_high = results["intervals"].get(name)
+        known = low_high is not None and None not in low_high
+        interval = "{:.2f} .. {:.2f}".format(*(unit * end for end in low_high)) if known else ""
+        count = counts.get(name, counts["nme_ioc"])
+        table.add_row(name, "-" if value is None else f"{unit * value:.2f}", interval, str(count))
+    console = Console()
+    console.print(table)
+    if skipped := int(metrics["faces_skipped"]):
+        console.print(f"{skipped} faces could not be measured; they are listed in faces.csv without an error")
+    pictures = ", ".join(path.name for path in (files.test_picture, files.worst_picture) if path.is_file())
+    console.print(f"results in {folder}" + (f", pictures in samples/: {pictures}" if pictures else ""), soft_wrap=True)

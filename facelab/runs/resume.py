@@ -1,0 +1,118 @@
+"""Continue an interrupted run where it was."""
+
+import csv
+import io
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from facelab.errors import RunError
+from facelab.files import replacing
+from facelab.renames import renamed_config
+from facelab.run_folder import RunFolder
+from facelab.runs.checkpoint import read_checkpoint
+from facelab.runs.overrides import read_yaml
+from facelab.runs.processes import is_first
+
+log = logging.getLogger(__name__)
+
+RESTORED = (
+    *("optimizer", "scheduler", "seed"),
+    *("datamodule.batch_size", "trainer.devices", "trainer.accumulate_grad_batches"),
+)
+"""What a checkpoint goes on with as it was, so that another value would not be used, or not fit the epoch at hand."""
+LONGER = "trainer.max_epochs"
+"""What alone may change in a run that is finished."""
+UNMENTIONED = ("paths", "logger", "callbacks")
+"""Nodes that change where things lie and what is watched, but no number."""
+
+
+class Resumed(NamedTuple):
+    """Where a run goes on."""
+
+    checkpoint: Path
+    step: int  # optimizer steps that were done
+    finished: bool  # with this configuration, to its end
+
+
+def resumption(folder: Path, cfg: DictConfig) -> Resumed | None:
+    """Where the run in this folder goes on; None for a run that begins. Says what was changed, and changes nothing.
+
+    Args:
+        folder: of the run.
+        cfg: its configuration now.
+
+    Raises:
+        RunError: something was changed that would have no effect, or that would falsify results that stand.
+    """
+    files = RunFolder(folder)
+    checkpoint = files.checkpoint("last")
+    if not checkpoint.is_file() or not files.config.is_file():
+        return None
+    step = read_checkpoint(checkpoint).step
+    told = _changes(renamed_config(read_yaml(files.config)), OmegaConf.to_container(cfg, resolve=True))
+    keys = [line.partition(":")[0] for line in told]
+    if any(key.startswith(RESTORED) for key in keys):
+        raise RunError(
+            "A run that goes on keeps its optimizer, its schedule, its seed and its batches as they were saved, so "
+            "another value would have no effect; begin another run:\n  " + "\n  ".join(told)
+        )
+    finished = files.metrics.is_file()
+    if finished and any(key != LONGER for key in keys):
+        raise RunError(
+            f"{folder} is finished, and its results belong to what it was trained with; only {LONGER} may change. "
+            "Begin another run for:\n  " + "\n  ".join(told)
+        )
+    for line in told:
+        log.warning("changed: %s", line)
+    return Resumed(checkpoint, step, finished and not told)
+
+
+def begin(folder: Path, resumed: Resumed | None) -> None:
+    """Prepare the folder for training that begins or goes on, once all that was typed is accepted.
+
+    Keeps the overrides for the next resumption, and takes back what was written after the checkpoint: the metrics of
+    steps that will be trained again, and the results of a test.
+    """
+    if not is_first():
+        return
+    files = RunFolder(folder)
+    with replacing(files.overrides) as path:
+        OmegaConf.save(HydraConfig.get().overrides.task, path)
+    for results in (files.metrics, files.faces):
+        results.unlink(missing_ok=True)
+    _rewind(files.curves, resumed.step if resumed else 0)
+    if resumed:
+        log.info("going on from %s, step %d", resumed.checkpoint, resumed.step)
+
+
+def _changes(before: Any, after: Any) -> list[str]:
+    """Every value that differs, as ``key: before -> after``."""
+
+    def flat(node: Any, at: str = "") -> dict[str, Any]:
+        if isinstance(node, dict):
+            return {key: value for name, child in node.items() for key, value in flat(child, f"{at}.{name}").items()}
+        return {at[1:]: node}
+
+    old, new = flat(before), flat(after)
+    keys = [key for key in {**old, **new} if not key.startswith(UNMENTIONED) and old.get(key) != new.get(key)]
+    own = [key for key in keys if not any(key.endswith(f".{other}") for other in keys)]  # others refer to these
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in own]
+
+
+def _rewind(path: Path, step: int) -> None:
+    """Leave out of a metrics.csv what was written at this step or later, and a last line that is not whole."""
+    if not path.is_file():
+        return
+    text = path.read_text(encoding="utf-8")
+    rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+    if not rows or not step:
+        path.unlink()
+        return
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row for row in rows if int(row["step"]) < step)

@@ -1,0 +1,117 @@
+"""What a configuration may build: the classes of this project, and those parts of libraries that training needs."""
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any
+
+PROJECT = frozenset({"callbacks", "datamodules", "facelab", "lightning_modules"})
+"""Packages of which a configuration may build every class."""
+LIBRARIES = frozenset({"albumentations", "lightning", "timm", "torch", "torchmetrics", "torchvision"})
+"""Packages of which a configuration may build what is derived from one of :data:`BASES`."""
+BASES = (
+    "albumentations.BaseCompose",
+    "albumentations.BasicTransform",
+    "lightning.Trainer",
+    "lightning.pytorch.callbacks.Callback",
+    "lightning.pytorch.loggers.Logger",
+    "lightning.pytorch.strategies.Strategy",
+    "torch.nn.Module",
+    "torch.optim.Optimizer",
+    "torch.optim.lr_scheduler.LRScheduler",
+    "torchmetrics.Metric",
+)
+GET_OBJECT = "hydra.utils.get_object"
+LAYOUTS = "facelab.faces.layouts"
+"""The only module :data:`GET_OBJECT` may look into."""
+
+
+class Refused(ValueError):
+    """A name that may not be built from, or that leads nowhere."""
+
+
+def locate(path: str) -> Any:
+    """Find the class or function of that name, importing no package but the allowed ones.
+
+    Raises:
+        Refused: saying what is wrong with the name.
+    """
+    root, *rest = path.split(".")
+    if root not in PROJECT | LIBRARIES:
+        allowed = ", ".join(sorted(PROJECT | LIBRARIES))
+        raise Refused(f"`{path}` is not allowed: only classes of {allowed} are built{hint(root, PROJECT | LIBRARIES)}")
+    if not rest or not all(part.isidentifier() and not part.startswith("_") for part in rest):
+        raise Refused(f"`{path}` is not the public name of a class")
+    found: Any = importlib.import_module(root)
+    for part in rest:
+        # A module that was imported by an allowed one is not itself allowed (`torch.os`).
+        if not isinstance(found, ModuleType) or sys.modules.get(found.__name__) is not found:
+            raise Refused(f"`{path}` is not allowed: it leads into `{getattr(found, '__name__', found)}`")
+        if found.__name__.partition(".")[0] != root:
+            raise Refused(f"`{path}` is not allowed: it leads into the module `{found.__name__}`")
+        found = _member(found, part)
+    return found
+
+
+def _member(module: ModuleType, name: str) -> Any:
+    if hasattr(module, name):
+        return getattr(module, name)
+    full = f"{module.__name__}.{name}"
+    if not hasattr(module, "__path__") or importlib.util.find_spec(full) is None:
+        submodules = [info.name for info in pkgutil.iter_modules(getattr(module, "__path__", []))]
+        raise Refused(f"`{module.__name__}` has no `{name}`{hint(name, [*dir(module), *submodules])}")
+    try:
+        return importlib.import_module(full)
+    except ImportError as error:
+        raise Refused(f"`{full}` cannot be imported: {error}") from error
+
+
+def buildable(path: Any) -> type:
+    """Return the class that a ``_target_`` names, if it may be built.
+
+    Raises:
+        Refused: saying what is wrong with it.
+    """
+    if not isinstance(path, str):
+        raise Refused(f"{path!r} is not the name of a class")
+    found = locate(path)
+    if not isinstance(found, type):
+        raise Refused(f"`{path}` is not allowed: it is no class")
+    ours = path.partition(".")[0] in PROJECT and found.__module__.partition(".")[0] in PROJECT
+    if not ours and not any(issubclass(found, base) for base in _loaded_bases()):
+        kinds = ", ".join(base.rpartition(".")[2] for base in BASES)
+        raise Refused(f"`{path}` is not allowed: neither a class of this project nor one of {kinds}")
+    try:
+        inspect.signature(found)
+    except ValueError as error:
+        raise Refused(f"`{path}` is not allowed: its arguments cannot be checked, {error}") from error
+    return found
+
+
+def _loaded_bases() -> list[type]:
+    """BASES whose package is imported: a class derived from one has imported it."""
+    return [locate(base) for base in BASES if base.partition(".")[0] in sys.modules]
+
+
+def layout_at(path: Any) -> Any:
+    """Return the layout that ``get_object`` would fetch.
+
+    Raises:
+        Refused: if it would fetch something else.
+    """
+    module = importlib.import_module(LAYOUTS)
+    layouts = {f"{LAYOUTS}.{name}": value for name, value in vars(module).items() if isinstance(value, module.Layout)}
+    if not isinstance(path, str) or path not in layouts:
+        raise Refused(f"{path!r} is not allowed: only a layout of {LAYOUTS}{hint(path, layouts)}")
+    return layouts[path]
+
+
+def hint(word: Any, options: Iterable[str]) -> str:
+    """Suggest the option that is nearest to a mistyped word; empty where none is near."""
+    nearest = difflib.get_close_matches(str(word), list(options), n=1)
+    return f"; did you mean `{nearest[0]}`?" if nearest else ""

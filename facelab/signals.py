@@ -1,0 +1,98 @@
+"""Signals that ask a run to stop, and who handles them. No other file of the project imports :mod:`signal`."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+Handler = Callable[[int, FrameType | None], Any]
+Handlers = dict[int, Any]
+"""Number of a signal to its handler, which may be one of :mod:`signal`'s own or None."""
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+"""How a machine says that it will end a run: a shutdown or a cancelled job, and a time limit of a cluster."""
+PRIORITY = (0, signal.SIGTERM, signal.SIGUSR2)
+"""Increasing priority when ranks received different signals: after a time limit the job is to go on."""
+ENDED_BY = "told to end by "
+"""How the note of an exception begins that came after the machine had said that it will end the run."""
+
+
+class Stopped(BaseException):
+    """Somebody ended the run, which can be continued. It ends a sweep too, and no ``except Exception`` keeps it."""
+
+
+class Requeued(BaseException):
+    """The cluster was asked to start the job again."""
+
+
+def name_of(number: int) -> str:
+    """Name a signal, as ``SIGTERM``."""
+    return signal.Signals(number).name
+
+
+def current() -> Handlers:
+    """Return the handlers of the stop signals."""
+    return {number: signal.getsignal(number) for number in STOP_SIGNALS}
+
+
+def install(handlers: Mapping[int, Any]) -> Handlers:
+    """Install handlers and return those that they replace; outside the main thread, which alone may, do nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, handler) for number, handler in handlers.items()}
+
+
+def ignore(*, interrupt: bool = False) -> None:
+    """Ignore the stop signals, and with ``interrupt`` Ctrl-C as well."""
+    numbers = (*STOP_SIGNALS, signal.SIGINT) if interrupt else STOP_SIGNALS
+    install(dict.fromkeys(numbers, signal.SIG_IGN))
+
+
+def hand_over(number: int, handlers: Mapping[int, Any]) -> None:
+    """Install handlers and have theirs decide on a signal that has come; as a rule it ends the process.
+
+    Raises:
+        Stopped: the handler returned, or there is none.
+    """
+    install(handlers)
+    if callable(handler := handlers[number]):
+        handler(number, None)
+    raise Stopped(f"stopped by {name_of(number)}")
+
+
+@contextmanager
+def stopping(requeueing: Callable[[], None]) -> Iterator[None]:
+    """End what runs here in order when the machine says that it will be ended.
+
+    SIGTERM and SIGUSR2 raise :class:`Stopped`; but where submitit listens to SIGUSR2, its handler decides. Afterwards
+    all handlers are as they were, that of Ctrl-C too.
+
+    Args:
+        requeueing: called before submitit's handler.
+
+    Raises:
+        Stopped: at any place of the block.
+        Requeued: at any place of the block, of a process whose handler returned, as all but the first of a job.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(f"stopped by {name_of(number)}")
+
+    before: Handlers = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGINT)}
+    submitit = before[signal.SIGUSR2]
+
+    def requeue(number: int, frame: FrameType | None) -> None:
+        # Slurm then ends all processes of the job, also the one that has asked it to requeue it; and of several
+        # processes each may be told on its own after it has heard it from another.
+        ignore()
+        requeueing()
+        submitit(number, frame)
+        raise Requeued
+
+    install({signal.SIGTERM: stop, signal.SIGUSR2: requeue if callable(submitit) else stop})
+    try:
+        yield
+    finally:
+        install(before)

@@ -1,0 +1,217 @@
+"""How fast training runs: the whole loop, the bare step, what options gain, and another code's loop, turn by turn.
+
+    python scripts/train_speed.py --options precision=bf16-mixed,compile=true data=ytf68
+    python scripts/train_speed.py --peer PATH:FUNCTION model=pipnet data=ytf68 backbone=mbv2 ...
+
+The words after the options are those of ``train.py``; without ``model=`` every method of conf/model/ is measured, one
+after the other. The contenders of a method take turns in blocks of steps, so that a change of the machine's mood meets
+all of them; printed are the median block of each and its ratio to another one in the same turn.
+
+* ``loop``: this project's training through Lightning's Trainer with its loader; nothing is written to disk.
+* ``step``: training step, backward and optimizer step of the same method on one batch that is there, with nothing
+  around them; its ratio to the loop is the share of the training that is not the framework's or the loader's.
+* ``step NAME=VALUE``: the same with what ``--options`` names, ``precision``, ``memory_format`` or ``compile``, one at a
+  time, or several joined by ``+`` (``precision=bf16-mixed+compile=true``); the ratio is to ``step``.
+* ``peer``: with ``--peer``, ``FUNCTION()`` of the Python file PATH: it returns an object whose ``blocks(n)`` trains n
+  steps of the same batch size.
+
+The loader is measured alone, in one process, before the training starts.
+"""
+
+import argparse
+import importlib.util
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from hydra import compose, initialize_config_dir
+from lightning import Callback, Trainer, seed_everything
+from omegaconf import DictConfig
+
+from facelab.profiling.compile import prepare
+from facelab.runs import resolvers  # noqa: F401  the configuration uses them
+from facelab.runs.build import build
+
+ROOT = Path(__file__).parent.parent
+WARM_UP = 3
+PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16}
+KEYS = {"precision": "trainer.precision", "memory_format": "memory_format", "compile": "compile"}
+"""What ``--options`` may name -> its place in the configuration."""
+
+
+class Turns(Callback):
+    """Lets the contenders take turns with the training loop, and stops it after the last turn."""
+
+    def __init__(self, rounds: int, steps: int, contenders: dict[str, Callable[[int], Any]]) -> None:
+        self.rounds, self.steps, self.contenders = rounds, steps, contenders
+        self.seconds: dict[str, list[float]] = {name: [] for name in ("loop", *contenders)}
+        self.warm = False
+        self.began = 0.0
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """After a warm-up, time a block of the loop and then one of each contender."""
+        if not self.warm and trainer.global_step == WARM_UP:
+            for run in self.contenders.values():
+                run(WARM_UP)
+            self.warm, self.began = True, moment()
+        elif self.warm and (trainer.global_step - WARM_UP) % self.steps == 0:
+            self.seconds["loop"].append(moment() - self.began)
+            for name, run in self.contenders.items():
+                start = moment()
+                run(self.steps)
+                self.seconds[name].append(moment() - start)
+            trainer.should_stop = len(self.seconds["loop"]) == self.rounds
+            print({name: round(times[-1] / self.steps * 1000, 1) for name, times in self.seconds.items()}, flush=True)
+            self.began = moment()
+
+
+def moment() -> float:
+    """Seconds, when a GPU has finished what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def configuration(words: list[str]) -> DictConfig:
+    """What train.py would run."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("train", [*words, "paths.run=null", "paths.name=benchmark", "paths.group=null"])
+
+
+def build_module(cfg: DictConfig) -> Any:
+    """Build the module as train.py prepares it."""
+    module = build(cfg, "model")
+    prepare(module, cfg.memory_format, cfg.compile)
+    return module
+
+
+def bare_step(cfg: DictConfig, datamodule: Any, batch: Any) -> Callable[[int], None]:
+    """Steps of a new module on one resident batch, with nothing around them."""
+    if cfg.trainer.precision not in PRECISIONS:
+        raise SystemExit(f"precision={cfg.trainer.precision}: the bare step knows {' and '.join(PRECISIONS)}")
+    device, dtype = "cuda" if cfg.trainer.accelerator == "gpu" else "cpu", PRECISIONS[cfg.trainer.precision]
+    module = build_module(cfg).to(device)
+    module.fit_statistics(datamodule)
+    module.log = module.log_dict = lambda *_, **__: None  # to log is the loop's work
+    optimizer: torch.optim.Optimizer = module.optimizer(module.parameters())
+    batch = type(batch)(*(part.to(device) for part in batch))
+
+    def run(steps: int) -> None:
+        module.train()
+        for step in range(steps):
+            with torch.autocast(device, dtype) if dtype else nullcontext():
+                loss = module.training_step(batch, step)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return run
+
+
+def loader_speed(datamodule: Any, batches: int) -> float:
+    """Samples per second of the training loader in this process alone, one thread."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    workers, datamodule.num_workers = datamodule.num_workers, 0
+    loader = iter(datamodule.train_dataloader())
+    next(loader)
+    start = time.perf_counter()
+    samples = sum(len(batch.image) for batch in islice(loader, batches))
+    seconds = time.perf_counter() - start
+    datamodule.num_workers = workers
+    cv2.setNumThreads(threads)
+    return samples / seconds
+
+
+def load_peer(place: str) -> Callable[[int], Any]:
+    """``blocks`` of the object that PATH:FUNCTION makes."""
+    path, function = place.rsplit(":", 1)
+    spec = importlib.util.spec_from_file_location("peer", path)
+    if spec is None or spec.loader is None:
+        raise SystemExit(f"--peer {path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["peer"] = module
+    spec.loader.exec_module(module)
+    return getattr(module, function)().blocks
+
+
+def parse() -> tuple[argparse.Namespace, list[str]]:
+    """The options, and the words of train.py."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=50, help="of a block")
+    parser.add_argument("--options", type=parse_options, default={}, metavar="NAME=VALUE[+NAME=VALUE],...")
+    parser.add_argument("--loader-batches", type=int, default=100, help="0: the loader is not measured alone")
+    parser.add_argument("--peer", help="PATH:FUNCTION")
+    parser.add_argument("--threads", type=int, default=2)
+    return parser.parse_known_args()
+
+
+def parse_options(text: str) -> dict[str, list[str]]:
+    """Each option as typed -> the words of train.py that it stands for."""
+    options: dict[str, list[str]] = {}
+    for option in text.split(","):
+        pairs = [part.partition("=") for part in option.split("+")]
+        if unknown := [key for key, _, value in pairs if key not in KEYS or not value]:
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r}: one of {', '.join(KEYS)} with =VALUE expected")
+        options[option] = [f"{KEYS[key]}={value}" for key, _, value in pairs]
+    return options
+
+
+def measure(typed: argparse.Namespace, words: list[str]) -> None:
+    """Measure one method and print."""
+    torch.compiler.reset()
+    cfg = configuration(words)
+    variants = {f"step {option}": configuration([*words, *more]) for option, more in typed.options.items()}
+    seed_everything(cfg.seed, verbose=False)
+    datamodule = build(cfg, "datamodule")
+    datamodule.setup("fit")
+    batch = next(iter(datamodule.train_dataloader()))
+    if typed.loader_batches:
+        print(f"loader alone, one process: {loader_speed(datamodule, typed.loader_batches):.0f} samples/s", flush=True)
+    contenders = {name: bare_step(other, datamodule, batch) for name, other in {"step": cfg, **variants}.items()}
+    if typed.peer:
+        contenders["peer"] = load_peer(typed.peer)
+    turns = Turns(typed.rounds, typed.steps, contenders)
+    trainer = build(
+        cfg,
+        "trainer",
+        max_epochs=-1,
+        logger=False,
+        callbacks=[turns],
+        enable_progress_bar=False,
+        limit_val_batches=0,
+        enable_checkpointing=False,
+    )
+    trainer.fit(build_module(cfg), datamodule)
+    for name, seconds in turns.seconds.items():
+        times = [block / typed.steps * 1000 for block in seconds]
+        line = f"{name}: {statistics.median(times):.1f} ms a step ({min(times):.1f} .. {max(times):.1f})"
+        base = "step" if name in variants else "loop"
+        if name != base:
+            ratios = [ours / other for ours, other in zip(seconds, turns.seconds[base], strict=True)]
+            line += f"; / {base} {statistics.median(ratios):.3f} ({min(ratios):.3f} .. {max(ratios):.3f})"
+        print(line)
+
+
+def main() -> None:
+    """Measure the methods that were typed, or all."""
+    typed, words = parse()
+    torch.set_num_threads(typed.threads)
+    chosen = [word for word in words if word.startswith("model=")]
+    others = [word for word in words if word not in chosen]
+    every = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
+    for model in chosen[-1].removeprefix("model=").split(",") if chosen else every:
+        print(f"model={model} {' '.join(others)}, {typed.threads} threads, torch {torch.__version__}", flush=True)
+        measure(typed, [f"model={model}", *others])
+
+
+if __name__ == "__main__":
+    main()
