@@ -37,7 +37,7 @@ lint: $(VENV)/.tested  ## style, and who may import whom
 	$(BIN)/lint-imports
 
 typecheck: $(VENV)/.tested  ## types
-	$(BIN)/mypy facelab lightning_modules datamodules callbacks hydra_plugins/*.py *.py
+	$(BIN)/mypy .
 
 check: lint typecheck test-all  ## everything
 

@@ -11,6 +11,8 @@ from lightning import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from facelab.internals.lightning import drop_wandb_setting
+
 log = logging.getLogger(__name__)
 
 DATA_DIR = "WANDB_DATA_DIR"
@@ -47,6 +49,7 @@ class Wandb(WandbLogger):
     ) -> None:
         about: dict[str, Any] = {"group": group, "job_type": job_type, "tags": list(tags)}
         super().__init__(save_dir=save_dir, project=project, id=id, name=name, offline=offline, **about)
+        drop_wandb_setting(self, "anonymous")  # W&B warns of it even where it is not asked for
         self.lost = False
 
     @rank_zero_only

@@ -1,7 +1,6 @@
 """Face landmarks and face detection: data, coders, networks, losses and metrics.
 
-Nothing in this package knows Lightning's Trainer or Hydra but what serves the doors: ``facelab.runs``,
-``facelab.check`` and ``facelab.argv``.
+Of this package only ``facelab.runs`` knows Hydra.
 """
 
 import os

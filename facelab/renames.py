@@ -45,26 +45,26 @@ def renamed_path(path: str, steps: Sequence[Step] = STEPS) -> str:
 
 def renamed_config(config: Mapping[str, Any], steps: Sequence[Step] = STEPS) -> dict[str, Any]:
     """Give a copy of a configuration in plain containers with today's names; interpolations stay as they are."""
-    renamed: dict[str, Any] = _renamed(config, steps)
-    return renamed
+    renamed: Any = config
+    for step in steps:
+        renamed = _renamed(renamed, step)
+    return dict(renamed)
 
 
-def _renamed(node: Any, steps: Sequence[Step]) -> Any:
+def _renamed(node: Any, step: Step) -> Any:
     if isinstance(node, (list, tuple)):
-        return [_renamed(item, steps) for item in node]
+        return [_renamed(item, step) for item in node]
     if not isinstance(node, Mapping):
         return node
     named = {
-        key: renamed_path(value, steps) if key in PATH_KEYS and isinstance(value, str) else _renamed(value, steps)
+        key: renamed_path(value, (step,)) if key in PATH_KEYS and isinstance(value, str) else _renamed(value, step)
         for key, value in node.items()
     }
-    target = named.get("_target_")
-    for step in steps:
-        for (owner, old), new in step.arguments.items():
-            if owner == target and old in named:
-                value = named.pop(old)
-                if new is not None:
-                    named[new] = value
+    for (owner, old), new in step.arguments.items():
+        if named.get("_target_") == owner and old in named:
+            value = named.pop(old)
+            if new is not None:
+                named[new] = value
     return named
 
 

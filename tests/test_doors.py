@@ -341,3 +341,13 @@ def test_mistakes_in_evaluation(
     assert message in text
     assert "Traceback" not in text
     assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+@pytest.mark.slow
+def test_run_prints_nothing_on_stderr(tmp_path: Path) -> None:
+    """A warning in every run, among which the one that matters is not seen."""
+    environment = os.environ | {"FACELAB_CACHE": os.environ["FACELAB_TEST_CACHE"]}
+    line = [sys.executable, str(ROOT / "train.py"), *small("pipnet"), "trainer.max_epochs=1", "hydra.run.dir=run"]
+    said = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert said.stderr == ""
+    assert "results in" in said.stdout

@@ -362,3 +362,31 @@ def test_a_sweep_that_was_killed(tmp_path: Path) -> None:
     assert start_door("train", "-m", f"resume={sweep}", folder=tmp_path, log=log).wait(120) == 0, log.read_text()
     assert states(sweep) == dict.fromkeys(range(3), "finished")
     assert starts(sweep / "0") == 1
+
+
+@pytest.mark.slow
+def test_sweep_from_an_installed_wheel(tmp_path: Path) -> None:
+    """A package or a data file that the wheel lacks, or a folder that the copy of the code does."""
+    source, root = tmp_path / "source", tmp_path / "root"
+    leave = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "data", "logs", "tests")
+    shutil.copytree(ROOT, source, ignore=leave)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", tmp_path / "wheel", source], check=True)
+    (wheel,) = (tmp_path / "wheel").glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", root, wheel], check=True)
+    for door in ROOT.glob("*.py"):
+        shutil.copy(door, root)
+    shutil.copytree(ROOT / "conf", root / "conf")
+    shutil.rmtree(source)
+    log, folder = tmp_path / "log", tmp_path / "work"
+    folder.mkdir()
+    assert start_door("train", *WORDS, "-m", "seed=1,2", folder=folder, log=log, root=root).wait(300) == 0, (
+        log.read_text()
+    )
+    (sweep,) = (folder / "logs/train/multiruns").iterdir()
+    assert states(sweep) == {0: "finished", 1: "finished"}
+    code = load(sweep / "1" / "environment.json")["code"]
+    assert Path(code).parent == folder / "logs/code"
+    line = ("compare", sweep, "--html", "page.html")
+    assert start_door(*line, folder=folder, log=log, root=root).wait(120) == 0, log.read_text()
+    assert "(2 seeds)" in log.read_text() and (folder / "page.html").stat().st_size > 10_000

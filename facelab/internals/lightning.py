@@ -5,6 +5,7 @@ from subprocess import Popen
 from typing import Any
 
 from lightning import Trainer
+from lightning.pytorch.loggers import WandbLogger
 
 
 def processed_epochs(trainer: Trainer) -> int:
@@ -37,3 +38,8 @@ def release_children() -> list["Popen[Any]"]:
             released += observer._child_processes
             observer._child_processes = []
     return released
+
+
+def drop_wandb_setting(logger: WandbLogger, name: str) -> None:
+    """Keep the logger from handing a setting to ``wandb.init``, where it gives one that nobody asked for."""
+    logger._wandb_init.pop(name, None)

@@ -1,0 +1,274 @@
+"""A checkpoint opens by what its model needs, whatever became of the rest."""
+
+import copy
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, open_door
+from omegaconf import OmegaConf
+from test_recorded_runs import PATHS, crops
+
+from callbacks.resumption import WholeFiles
+from facelab import renames
+from facelab.errors import CheckpointError, FacelabError
+from facelab.renames import Step, renamed_config, renamed_override, renamed_path, renamed_weights
+from facelab.runs.check import part_of
+from facelab.runs.checkpoint import load_run, read_checkpoint
+
+RECORDED = ROOT / "tests" / "recorded"
+PIPNET, PFLD = (RECORDED / name / "checkpoints" / "last.ckpt" for name in ("finished", "unfinished"))
+GONE = "facelab.losses.pfld.LossOfTomorrow"
+
+
+@pytest.fixture(scope="module")
+def content() -> dict[str, Any]:
+    """What the recorded checkpoint of PFLD holds."""
+    loaded: dict[str, Any] = torch.load(PFLD, weights_only=True)
+    return loaded
+
+
+@pytest.fixture
+def written(content: dict[str, Any], tmp_path: Path) -> Callable[..., Path]:
+    """Writes that checkpoint with changes: dotted keys of its configuration to values; None takes a key away."""
+
+    def write(changes: dict[str, Any], **entries: Any) -> Path:
+        changed = copy.deepcopy(content) | entries
+        for key, value in changes.items():
+            *parents, last = key.split(".")
+            node = changed["hyper_parameters"]
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            if value is None:
+                del node[last]
+            else:
+                node[last] = value
+        torch.save(changed, tmp_path / "changed.ckpt")
+        return tmp_path / "changed.ckpt"
+
+    return write
+
+
+def points_of(file: Path) -> torch.Tensor:
+    with torch.inference_mode():
+        points: torch.Tensor = load_run(file, PATHS).module.predict(crops()).points
+    return points
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"logger.csv._target_": "callbacks.old_metrics.OldFile"},
+        {"callbacks.gone": {"_target_": "callbacks.gone.Gone", "argument": 1}},
+        {"trainer.argument_that_lightning_dropped": 3},
+        {"trainer._target_": "lightning.OldTrainer"},
+        {"scheduler._target_": "lightning_modules.schedule.Gone", "scheduler.more": 1},
+        {"optimizer._target_": "torch.optim.Gone"},
+        {"datamodule._target_": "datamodules.gone.Gone"},
+        {"augment.gone_limit": 7, "data._target_": "facelab.annotations.gone.Gone"},
+        {"retired_option": True, "monitor.gone": 1},
+        {"task": "${a_resolver_that_is_gone:}", "logger.csv.path": "${paths.no_such_key}"},
+        {"trainer.max_epochs": None},
+        {"seed": None},
+    ],
+    ids=lambda changes: " ".join(changes),
+)
+def test_what_is_not_opened_closes_nothing(changes: dict[str, Any], written: Callable[..., Path]) -> None:
+    """A checkpoint that is closed for ever since a logger was renamed or Lightning dropped an argument."""
+    assert torch.equal(points_of(written(changes)), points_of(PFLD))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head.sizes": [8, 8]}, r"head\.sizes: "),
+        ({"crop.siez": 64}, r"crop\.siez: .*`size`"),
+        ({"backbone._target_": "facelab.networks.pfld.Gone"}, r"backbone\._target_: .*no `Gone`"),
+        ({"data.layout.path": "facelab.faces.layouts.GONE"}, r"data\.layout\.path: "),
+        ({"data.layout._target_": "os.system"}, r"data\.layout\._target_: "),
+        ({"pose._target_": "subprocess.Popen"}, r"pose\._target_: "),
+    ],
+    ids=str,
+)
+def test_what_is_opened_is_checked(changes: dict[str, Any], message: str, written: Callable[..., Path]) -> None:
+    """A part that is built without a look at it, or a fault that names no place."""
+    with pytest.raises(FacelabError, match=message):
+        load_run(written(changes), PATHS)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"loss._target_": GONE}, {"loss.gone_argument": 1}, {"loss.floor": -1.0}, {"loss.points._target_": "a.b.C"}],
+    ids=str,
+)
+def test_a_loss_that_cannot_be_built_is_left_out(
+    changes: dict[str, Any], written: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A trained network that is lost with its loss: that of PFLD has buffers among the weights."""
+    assert any(key.startswith("loss.") for key in torch.load(PFLD, weights_only=True)["state_dict"])
+    file = written(changes)
+    assert torch.equal(points_of(file), points_of(PFLD))
+    assert "its loss cannot be built today and is left out" in caplog.text
+    assert "left out with their weights: loss, pose" in caplog.text
+    run = load_run(file, PATHS)
+    assert run.module.loss is None and run.cfg.model.loss is None
+    assert run.module.predict(crops()).pose is None, "whether the loss taught the angles is not known"
+
+
+def test_a_pose_that_has_a_weight_of_its_own_outlives_the_loss(written: Callable[..., Path]) -> None:
+    """Angles learned by `model.angle_weight` that are left out with a loss that had nothing to do with them."""
+    with torch.inference_mode():
+        whole = load_run(written({"model.angle_weight": 1.0}), PATHS).module.predict(crops())
+        part = load_run(written({"model.angle_weight": 1.0, "loss._target_": GONE}), PATHS).module.predict(crops())
+    assert whole.pose is not None and part.pose is not None
+    assert torch.equal(whole.pose, part.pose)
+
+
+def test_a_run_without_its_loss_is_measured(written: Callable[..., Path], tmp_path: Path) -> None:
+    """An old run that opens and cannot be evaluated, or whose evaluation keeps what does not resolve."""
+    changes = {"loss._target_": GONE, "logger.csv.path": "${paths.no_such_key}", "trainer.gone": 1}
+    open_door("evaluate", f"ckpt={written(changes)}", "hydra.run.dir=again", folder=tmp_path)
+    cfg = OmegaConf.load(tmp_path / "again" / "config.yaml")
+    assert cfg.model.loss is None and "logger" not in cfg
+    assert (tmp_path / "again" / "metrics.json").is_file()
+
+
+def test_weights_that_do_not_fit_are_refused(content: dict[str, Any], written: Callable[..., Path]) -> None:
+    """A network half of random weights; leaving out a loss must not leave out anything else that is lacking."""
+    weights = dict(content["state_dict"])
+    first = next(key for key in weights if key.startswith("backbone."))
+    lacking = {key: value for key, value in weights.items() if key != first}
+    for changes in ({}, {"loss._target_": GONE}):
+        with pytest.raises(CheckpointError, match=f"(?s)do not fit its configuration.*{first}"):
+            load_run(written(changes, state_dict=lacking), PATHS)
+    with pytest.raises(CheckpointError, match=r"(?s)do not fit its configuration.*stranger"):
+        load_run(written({}, state_dict=weights | {"stranger": torch.zeros(1)}), PATHS)
+
+
+def test_training_needs_a_loss_and_an_optimizer(tmp_path: Path) -> None:
+    """`model.loss=null`, which opening a checkpoint allows, and a traceback in the first step of a training."""
+    small = ["model=pfld", "backbone.width=0.05", "crop.size=64", "data=synthetic68", "logger=none", "callbacks=none"]
+    small += ["data.train=8", "data.val=2", "data.test=2", "data.size=96"]
+    for part in ("loss", "optimizer"):
+        with pytest.raises(SystemExit, match=rf"model\.{part}=null: nothing would be trained"):
+            open_door("train", *small, f"~{part}", f"model.{part}=null", f"hydra.run.dir={part}", folder=tmp_path)
+
+
+# Formats
+
+
+def test_format_is_written_and_a_later_one_refused(tmp_path: Path, written: Callable[..., Path]) -> None:
+    """A checkpoint of tomorrow that today's code opens as something else, or a format that nobody writes."""
+    files, path = WholeFiles(), tmp_path / "a.ckpt"
+    files.save_checkpoint({"state_dict": {}}, path)
+    assert files.load_checkpoint(path, weights_only=True) == {"state_dict": {}, "format": renames.FORMAT}
+    assert "format" not in torch.load(PFLD, weights_only=True), "recorded before there were formats"
+    late = written({}, format=renames.FORMAT + 1)
+    with pytest.raises(CheckpointError, match=rf"changed\.ckpt: .* format {renames.FORMAT + 1}, .* a later version"):
+        load_run(late, PATHS)
+    with pytest.raises(CheckpointError, match="a later version"):
+        files.load_checkpoint(late, weights_only=True)
+
+
+STEPS = (
+    Step(
+        modules={"facelab.networks.pfld.PFLDTrunk": "facelab.networks.trunk.Trunk", "facelab.networks": "facelab.nets"},
+        arguments={("facelab.networks.trunk.Trunk", "width"): "factor", ("facelab.networks.trunk.Trunk", "skip"): None},
+        weights={"backbone.": "trunk."},
+    ),
+    Step(modules={"facelab.networks.trunk": "facelab.trunks"}, weights={"trunk.": "body."}),
+)
+
+
+def test_renames_of_modules_arguments_and_weights() -> None:
+    """A shorter module that hides a longer one, a step left out, a value lost with its old name, a strange key."""
+    assert renamed_path("facelab.networks.pfld.PFLDTrunk", STEPS) == "facelab.trunks.Trunk"
+    assert renamed_path("facelab.networks.pfld.PFLDTrunks", STEPS) == "facelab.nets.pfld.PFLDTrunks"
+    assert renamed_path("facelab.networks_of_mine.X", STEPS) == "facelab.networks_of_mine.X"
+    old = {
+        "backbone": {"_target_": "facelab.networks.pfld.PFLDTrunk", "width": 0.5, "skip": False, "outputs": 16},
+        "others": [{"_target_": "facelab.networks.a.B", "width": 1, "path": "facelab.networks.c.D", "name": "x"}],
+        "reference": "${backbone}",
+    }
+    kept = copy.deepcopy(old)
+    assert renamed_config(old, STEPS) == {
+        "backbone": {"_target_": "facelab.trunks.Trunk", "outputs": 16, "factor": 0.5},
+        "others": [{"_target_": "facelab.nets.a.B", "width": 1, "path": "facelab.nets.c.D", "name": "x"}],
+        "reference": "${backbone}",
+    }
+    assert old == kept
+    weights = {"backbone.a": 1, "head.backbone.b": 2}
+    assert renamed_weights(weights, STEPS) == {"body.a": 1, "head.backbone.b": 2}
+    assert list(renamed_weights(weights, STEPS)) == ["body.a", "head.backbone.b"], "an optimizer goes by the order"
+
+
+@pytest.mark.parametrize(
+    ("word", "renamed"),
+    [
+        ("data.layout.path=facelab.landmarks.layouts.IBUG68", "data.layout.path=facelab.faces.layouts.IBUG68"),
+        ("crop._target_='facelab.landmarks.crop.Crop'", "crop._target_='facelab.faces.crop.Crop'"),
+        ("data.root=facelab.landmarks.layouts", "data.root=facelab.landmarks.layouts"),
+        ("+data.layout.path=facelab.landmarks", "+data.layout.path=facelab.faces"),
+        ("seed=1", "seed=1"),
+        ("~logger", "~logger"),
+    ],
+)
+def test_renames_of_overrides(word: str, renamed: str) -> None:
+    """An unfinished run whose overrides name a layout by its old place, or a folder that reads like a module."""
+    assert renamed_override(word) == renamed
+
+
+def test_renames_reach_averaged_weights_and_resumption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run with averaged weights that resumes with the names of yesterday in one of its two sets."""
+    monkeypatch.setattr(renames, "STEPS", (STEPS[0],))
+    content = {"state_dict": {"backbone.a": 1}, "current_model_state": {"backbone.a": 2}, "epoch": 3}
+    torch.save(content, tmp_path / "a.ckpt")
+    found = WholeFiles().load_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    assert (found["state_dict"], found["current_model_state"]) == ({"trunk.a": 1}, {"trunk.a": 2})
+
+
+def test_every_class_of_a_recorded_configuration_exists() -> None:
+    """A class that was moved without a line in the table of renames."""
+
+    def targets(node: Any) -> Iterable[str]:
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            if isinstance(value, (dict, list)):
+                yield from targets(value)
+            elif key in renames.PATH_KEYS and isinstance(value, str) and "." in value and "/" not in value:
+                yield value
+
+    for file in (PIPNET, PFLD):
+        for name in targets(read_checkpoint(file).config):
+            module, _, attribute = name.rpartition(".")
+            assert hasattr(__import__(module, fromlist=[attribute]), attribute), name
+
+
+# Parts of a configuration
+
+
+def test_a_part_brings_what_it_refers_to() -> None:
+    """A node that is cut off from what it needs, or that drags the whole configuration along."""
+    cfg = OmegaConf.create(
+        {
+            "model": {"_target_": "x", "layout": "${data.layout}", "head": "${head}", "epochs": "${trainer.epochs}"},
+            "head": {"size": "${crop.size}", "parts": [{"width": "${..width}"}, "${widths[1]}"], "width": 3},
+            "crop": {"size": 64, "box": "points"},
+            "data": {"layout": {"path": "a.B"}, "root": "${paths.data}"},
+            "widths": [1, 2],
+            "trainer": {"epochs": 5, "logger": "${logger}"},
+            "logger": {"path": "${gone:}"},
+            "paths": {"data": "somewhere"},
+        }
+    )
+    part = part_of(cfg, ("model", "data.layout", "absent"))
+    assert OmegaConf.to_container(part, resolve=False) == {
+        "model": {"_target_": "x", "layout": "${data.layout}", "head": "${head}", "epochs": "${trainer.epochs}"},
+        "head": {"size": "${crop.size}", "parts": [{"width": "${..width}"}, "${widths[1]}"], "width": 3},
+        "crop": {"size": 64},
+        "data": {"layout": {"path": "a.B"}},
+        "widths": [1, 2],
+        "trainer": {"epochs": 5},
+    }
+    assert OmegaConf.to_container(part_of(cfg, ("data",)), resolve=True)["data"]["root"] == "somewhere"  # type: ignore[index,call-overload]

@@ -1,0 +1,116 @@
+"""What the project knows of Lightning, torch and Hydra and their documentation does not promise, on the libraries."""
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from lightning import LightningModule, Trainer
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
+from lightning.pytorch.loggers import WandbLogger
+from torch import nn
+from torch.utils.data import DataLoader
+
+from facelab.internals.lightning import (
+    drop_wandb_setting,
+    is_last_batch,
+    processed_epochs,
+    release_children,
+    validates_after,
+)
+from facelab.internals.torch import Operands
+from hydra_plugins.facelab_grid import GridSweeper
+
+
+class Probe(LightningModule):
+    """Notes at every training batch what the room says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.seen = nn.Linear(1, 1), list[tuple[int, bool, bool]]()
+
+    def training_step(self, batch: torch.Tensor, batch_index: int) -> torch.Tensor:
+        return self.layer(batch).sum()
+
+    def validation_step(self, batch: torch.Tensor, batch_index: int) -> None:
+        """Nothing to measure."""
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
+        found = (
+            processed_epochs(self.trainer),
+            is_last_batch(self.trainer),
+            validates_after(self.trainer, batch_index + 1),
+        )
+        self.seen.append(found)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.parametrize(("every", "validated"), [(1.0, [False, False, True]), (2, [False, True, False])])
+def test_progress_of_a_training(every: float, validated: list[bool], tmp_path: Path) -> None:
+    """A release of Lightning that counts epochs or batches elsewhere: orders repeated, checkpoints amid a validation."""
+    trainer = Trainer(
+        default_root_dir=tmp_path,
+        max_epochs=2,
+        val_check_interval=every,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+    )
+    probe = Probe()
+    loader = DataLoader(torch.zeros(3, 1))  # type: ignore[arg-type]
+    trainer.fit(probe, loader, loader)
+    expected = [(epoch, batch == 2, validated[batch]) for epoch in range(2) for batch in range(3)]
+    assert probe.seen == expected
+
+
+def test_children_are_released() -> None:
+    """A process of a failed job that Lightning's observer ends together with the sweep that started it."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    observer = _ChildProcessObserver(child_processes=[child], main_pid=-1)
+    observer.start()
+    try:
+        assert release_children() == [child]
+        assert release_children() == []
+        child.kill()
+        child.wait()
+        for _ in range(100):
+            if not any(thread is observer for thread in threading.enumerate()):
+                break
+            time.sleep(0.1)
+        assert not observer.is_alive(), "it would end this process"
+    finally:
+        child.kill()
+
+
+def test_wandb_setting_is_dropped(tmp_path: Path) -> None:
+    """A warning of W&B in every run for a setting that nobody gave."""
+    logger = WandbLogger(save_dir=tmp_path, offline=True)
+    assert "anonymous" in logger._wandb_init
+    drop_wandb_setting(logger, "anonymous")
+    drop_wandb_setting(logger, "anonymous")
+    assert "anonymous" not in logger._wandb_init
+
+
+def test_operands_of_a_network() -> None:
+    """A count of parameters that misses those inside of an operator, or counts those that nothing reads."""
+    used, unused = nn.Linear(2, 2), nn.Linear(2, 2)
+    with torch.no_grad(), Operands() as operands:
+        used(torch.zeros(1, 2))
+    assert {id(parameter) for parameter in used.parameters()} <= operands.ids
+    assert not operands.ids & {id(parameter) for parameter in unused.parameters()}
+
+
+def test_sweeper_stands_on_hydras() -> None:
+    """A release of Hydra whose sweeper is another: the methods that the grid calls or replaces."""
+    assert issubclass(GridSweeper, BasicSweeper)
+    for name in ("setup", "split_arguments", "split_overrides_to_chunks", "validate_batch_is_legal", "_parse_config"):
+        assert callable(getattr(BasicSweeper, name)), name
