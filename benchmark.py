@@ -16,6 +16,7 @@ from facelab.runs.build import build, check, write_config
 from facelab.runs.check import TRAIN_KEYS
 from facelab.runs.checkpoint import clear_initial_weights, load_run
 from facelab.runs.recording import recorded
+from facelab.runs.resolvers import run_name
 from facelab.runs.start import exits, start
 
 if TYPE_CHECKING:  # importing torch takes seconds
@@ -26,6 +27,16 @@ log = logging.getLogger(__name__)
 OPTIONS = ("task", "ckpt", "with_pose", "device", "threads", "batch", "seconds", "repeats", "memory_format", "compile")
 """The keys that say what is measured and how; with a model, those of train.py say which."""
 Row = dict[str, str | int | float | bool]
+
+
+def benchmarked(ckpt: str | ListConfig | None, model: str) -> str:
+    """Name a benchmark: as the one run or sweep, by the number of them, or by what a model is made of."""
+    if isinstance(ckpt, ListConfig) and len(ckpt) != 1:
+        return f"{len(ckpt)}-runs"
+    return model if ckpt is None else run_name(ckpt[0] if isinstance(ckpt, ListConfig) else ckpt)
+
+
+OmegaConf.register_new_resolver("benchmarked", benchmarked, replace=True)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="benchmark")

@@ -161,7 +161,7 @@ class Resumption(Checkpoint):
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         """Listen no more. What a dying machine does to a run is no failure of the run."""
         if self.told:
-            exception.add_note(signals.ENDED_BY + signals.name_of(self.told))
+            signals.blame(exception, self.told)
         self._restore_handlers()
 
     def _save(self, trainer: Trainer) -> None:

@@ -15,21 +15,36 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 """How a machine says that it will end a run: a shutdown or a cancelled job, and a time limit of a cluster."""
 PRIORITY = (0, signal.SIGTERM, signal.SIGUSR2)
 """Increasing priority when ranks received different signals: after a time limit the job is to go on."""
-ENDED_BY = "told to end by "
-"""How the note of an exception begins that came after the machine had said that it will end the run."""
+BLAMED = "facelab_signal"
+"""Attribute of an exception that was raised after a signal had asked the run to stop: the number of the signal."""
 
 
-class Stopped(BaseException):
-    """Somebody ended the run, which can be continued. It ends a sweep too, and no ``except Exception`` keeps it."""
+class Stopped(SystemExit):
+    """A signal asked the process to end; the run can be continued.
+
+    It exits like any SystemExit: no ``except Exception`` keeps it, it ends a sweep, and a process that was spawned
+    leaves without a traceback.
+    """
 
 
-class Requeued(BaseException):
-    """The cluster was asked to start the job again."""
+class Requeued(SystemExit):
+    """The cluster was asked to start the job again, and the process ends."""
 
 
 def name_of(number: int) -> str:
     """Name a signal, as ``SIGTERM``."""
     return signal.Signals(number).name
+
+
+def blame(error: BaseException, number: int) -> None:
+    """Note at an exception that a signal had asked the run to stop before it was raised."""
+    setattr(error, BLAMED, number)
+    error.add_note(f"told to end by {name_of(number)}")
+
+
+def blamed(error: BaseException) -> int | None:
+    """Return the signal that :func:`blame` noted at an exception."""
+    return getattr(error, BLAMED, None)
 
 
 def current() -> Handlers:
@@ -89,7 +104,7 @@ def stopping(requeueing: Callable[[], None]) -> Iterator[None]:
         ignore()
         requeueing()
         submitit(number, frame)
-        raise Requeued
+        raise Requeued(0)
 
     install({signal.SIGTERM: stop, signal.SIGUSR2: requeue if callable(submitit) else stop})
     try:

@@ -153,9 +153,10 @@ def _ending(error: BaseException, message: str | None, state: str) -> dict[str, 
         return {"state": "stopped", "reason": "interrupted"}
     if isinstance(error, signals.Stopped):
         return {"state": "stopped", "reason": str(error)}
-    if notes := [note for note in getattr(error, "__notes__", ()) if note.startswith(signals.ENDED_BY)]:
-        return {"state": "stopped", "reason": f"{notes[0]}; then {type(error).__name__}: {error}"}
-    if state == "queued" and isinstance(error, SystemExit | signals.Requeued):
+    if number := signals.blamed(error):
+        told = f"told to end by {signals.name_of(number)}"
+        return {"state": "stopped", "reason": f"{told}; then {type(error).__name__}: {error}"}
+    if state == "queued" and isinstance(error, SystemExit):
         return {"state": "queued", "reason": "told to end by the cluster, which starts it again"}
     return {"state": "failed", "reason": message or f"{type(error).__name__}: {error}"}
 

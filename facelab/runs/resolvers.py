@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from facelab.run_folder import owner_of
 
@@ -40,13 +40,6 @@ def run_name(checkpoint: str) -> str:
     return re.sub(f"{STAMPED}_", "", name)
 
 
-def _benchmarked(ckpt: str | ListConfig | None, model: str) -> str:
-    """Name a benchmark: as the one run or sweep, by the number of them, or by what a model is made of."""
-    if isinstance(ckpt, ListConfig) and len(ckpt) != 1:
-        return f"{len(ckpt)}-runs"
-    return model if ckpt is None else run_name(ckpt[0] if isinstance(ckpt, ListConfig) else ckpt)
-
-
 def _folder_id(folder: str) -> str:
     """Give a run a name that no other has: its folder's, in a sweep with that of the sweep before it.
 
@@ -69,4 +62,3 @@ OmegaConf.register_new_resolver("chosen", _chosen, replace=True)
 OmegaConf.register_new_resolver("folder_id", _folder_id, replace=True)
 OmegaConf.register_new_resolver("tags", _tags, replace=True)
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
-OmegaConf.register_new_resolver("benchmarked", _benchmarked, replace=True)

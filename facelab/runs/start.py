@@ -17,7 +17,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 
-from facelab import signals
 from facelab.errors import FacelabError, RunError
 from facelab.runs import resolvers  # noqa: F401  makes them known
 from facelab.runs.argv import normalise_argv
@@ -35,7 +34,7 @@ def exits() -> Iterator[None]:
     """Turn what ends a door early into its exit.
 
     Raises:
-        SystemExit: a mistake of the user's, with the message; or somebody ended the run, which ends a sweep too.
+        SystemExit: a mistake of the user's, with the message.
         JobFailed: a mistake in a job of a sweep. SystemExit would end all of its jobs.
     """
     try:
@@ -44,10 +43,6 @@ def exits() -> Iterator[None]:
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
             raise JobFailed(str(error)) from error
         raise SystemExit(str(error)) from error
-    except signals.Stopped as stop:
-        raise SystemExit(str(stop)) from stop
-    except signals.Requeued as stop:
-        raise SystemExit(0) from stop
 
 
 def start(resumable: bool = False) -> None:

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import albumentations
 import cv2
 import numpy as np
 import pytest
+from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
@@ -16,7 +16,7 @@ from datamodules.augmentation import Augmentation, Warp
 from facelab.errors import ConfigError
 from facelab.faces.geometry import Array, apply, around_centre, mirror_image
 
-CONF = Path(__file__).parent.parent / "conf"
+CONF = ROOT / "conf"
 SIZE = 256
 DRAWS = 4000
 NOBODY = np.empty((0, 2))

@@ -25,7 +25,7 @@ TWO_PROCESSES = (
     *("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32-true"),
     *("trainer.sync_batchnorm=false", "trainer.max_epochs=1", "data.test=7"),
 )
-NODE = ["bash", str(ROOT / "tests" / "slurm_node.sh")]
+NODE = ["bash", str(ROOT / "tests" / "runs" / "slurm_node.sh")]
 STEPS = 4
 """Of an epoch: 16 faces, 4 at a time."""
 LONG = 400

@@ -54,7 +54,7 @@ class Probe(LightningModule):
 
 @pytest.mark.parametrize(("every", "validated"), [(1.0, [False, False, True]), (2, [False, True, False])])
 def test_progress_of_a_training(every: float, validated: list[bool], tmp_path: Path) -> None:
-    """A release of Lightning that counts epochs or batches elsewhere: orders repeated, checkpoints amid a validation."""
+    """A release of Lightning that counts epochs or batches elsewhere: orders repeated, saves amid a validation."""
     trainer = Trainer(
         default_root_dir=tmp_path,
         max_epochs=2,

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import face_data
+from conftest import ROOT, face_data
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning import LightningModule, Trainer
@@ -31,7 +31,7 @@ from facelab.faces.geometry import Array, apply
 from facelab.faces.layouts import IBUG68, Layout
 from facelab.faces.pose import mirrored, turned
 
-CONF = Path(__file__).parent.parent / "conf"
+CONF = ROOT / "conf"
 NAN = np.nan
 SIZE = 64
 THREE = Layout(name="three", num_points=3, mirror=(1, 0, 2), eye_corners=(0, 1))

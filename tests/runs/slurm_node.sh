@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # A Slurm of one node that lies in one folder and touches nothing outside it, for the tests and for trying things out:
 #
-#   bash tests/slurm_node.sh start FOLDER     install Slurm if it is missing (Debian, root), start it, run a job
+#   bash tests/runs/slurm_node.sh start FOLDER     install Slurm if it is missing (Debian, root), start it, run a job
 #   export SLURM_CONF=FOLDER/slurm.conf       then sbatch, srun, squeue, scancel and hydra/launcher=slurm use it
-#   bash tests/slurm_node.sh stop FOLDER      stop it, with its jobs
+#   bash tests/runs/slurm_node.sh stop FOLDER      stop it, with its jobs
 #
 # Exit status 77: Slurm is not installed here and cannot be; the last line says why. There is no accounting database, so
 # sacct does not work, which submitit says once a minute ("Bypassing sacct error").

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from conftest import ROOT
 
 from facelab import run_folder
 from facelab.comparison import pairs, published
@@ -23,7 +24,6 @@ from facelab.comparison.read import Run, read_run, read_runs, setting, settings
 from facelab.comparison.write import write_csv
 from facelab.errors import RunError
 
-ROOT = Path(__file__).parents[1]
 PROTOCOL = {
     "dataset": "wflw98",
     "split": "test",

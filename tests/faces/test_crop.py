@@ -6,6 +6,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from conftest import ROOT
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -15,7 +16,7 @@ from facelab.faces.face import Face
 from facelab.faces.geometry import Array, apply, image_box, tight_box
 from facelab.faces.image import cut_out, image_size
 
-CONF = Path(__file__).parent.parent / "conf" / "crop"
+CONF = ROOT / "conf" / "crop"
 NAN = np.nan
 
 
