@@ -46,6 +46,7 @@ def folder(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path
         shutil.copytree(RECORDED / name, tmp_path / name)
     (tmp_path / "data").symlink_to(cache)
     monkeypatch.setenv("FACELAB_TEST_CACHE", "data")  # the default, relative to the working folder
+    monkeypatch.delenv("FACE_DATA", raising=False)  # as it was then
     return tmp_path
 
 

@@ -54,7 +54,7 @@ def _build(cfg: DictConfig, node: Any, place: str, parts: Mapping[str, Any]) -> 
         return node
     if node.get("_target_") == GET_OBJECT:
         return layout_at(node.path)
-    keys = [str(key) for key in node if key not in SPECIAL and key not in parts]
+    keys = [key for key in node if key not in SPECIAL and key not in parts]
     places = {key: own_place(cfg, f"{place}.{key}") for key in keys}
     if node.get("_recursive_", True):
         arguments = {key: _build(cfg, node[key], places[key], {}) for key in keys}
