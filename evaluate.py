@@ -12,7 +12,7 @@ from facelab.errors import ConfigError, RunError
 from facelab.run_folder import RunFolder
 from facelab.runs.build import build, build_trainer, check, write_config
 from facelab.runs.check import PATHS
-from facelab.runs.checkpoint import LoadedRun, load_run, needed
+from facelab.runs.checkpoint import ABSENT, LoadedRun, load_run, needed
 from facelab.runs.recording import recorded
 from facelab.runs.report import report
 from facelab.runs.start import exits, start
@@ -66,6 +66,7 @@ def build_data(run: LoadedRun, cfg: DictConfig) -> Any:
                 f"={data.name} has the {data_layout.num_points} landmarks of {data_layout.name}, but the run "
                 f"predicts the {layout.num_points} of {layout.name}",
             )
+    needed(run.cfg, "datamodule")
     run.cfg.datamodule.test_split = cfg.split
     for node, key, value in (
         (run.cfg.crop, "box", cfg.box),
@@ -77,7 +78,7 @@ def build_data(run: LoadedRun, cfg: DictConfig) -> Any:
             node[key] = value
     nodes = ("model", "datamodule")
     measured = needed(run.cfg, *nodes)
-    check(measured, nodes)
+    check(measured, nodes, absent=ABSENT)
     run.module.flip_test = run.cfg.model.flip_test
     return build(measured, "datamodule")
 
@@ -90,14 +91,22 @@ def evaluated_config(run: LoadedRun, cfg: DictConfig) -> DictConfig:
     asked = {key: cfg[key] for key in EVALUATE_OPTIONS}
     kept = OmegaConf.merge(run.cfg, {"task": cfg.task, "evaluate": asked})
     assert isinstance(kept, DictConfig)
-    for key in list(kept):
-        try:
-            if OmegaConf.is_config(value := kept[key]):
-                OmegaConf.to_container(value, resolve=True)
-        except OmegaConfBaseException as error:
-            log.warning("%s of the run is not kept in config.yaml: %s", key, str(error).splitlines()[0])
-            del kept[key]
+    while broken := next(((key, error) for key in kept if (error := unresolved(kept, str(key)))), None):
+        log.warning(
+            "%s of the run is not kept in %s: %s", broken[0], RunFolder(Path(cfg.paths.run)).config.name, broken[1]
+        )
+        del kept[broken[0]]
     return kept
+
+
+def unresolved(cfg: DictConfig, key: str) -> str:
+    """Say why a node does not resolve; empty where it does."""
+    try:
+        if OmegaConf.is_config(value := cfg[key]):
+            OmegaConf.to_container(value, resolve=True)
+    except OmegaConfBaseException as error:
+        return str(error).splitlines()[0]
+    return ""
 
 
 if __name__ == "__main__":

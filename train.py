@@ -83,6 +83,9 @@ def check_values(cfg: DictConfig) -> None:
     Raises:
         ConfigError: says which value, and what is expected.
     """
+    for part in ("loss", "optimizer"):
+        if part in cfg.model and cfg.model[part] is None:
+            raise ConfigError(f"model.{part}", "=null: nothing would be trained")
     if cfg.test_with not in ("last", "best"):
         raise ConfigError("test_with", f"={cfg.test_with}: last or best expected")
     trainer = cfg.trainer

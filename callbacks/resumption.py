@@ -17,7 +17,7 @@ from torch import distributed
 from facelab import signals
 from facelab.files import replacing
 from facelab.internals.lightning import is_last_batch, validates_after
-from facelab.renames import FORMAT, renamed_checkpoint
+from facelab.renames import renamed_checkpoint
 from facelab.run_folder import LAST_CHECKPOINT
 
 CHECKPOINTS = ("best_model_path", "kth_best_model_path", "last_model_path")
@@ -28,8 +28,7 @@ class WholeFiles(TorchCheckpointIO):
     """Writes a checkpoint beside the old one and then puts it in its place, so that a crash leaves one of the two.
 
     Lightning's own way leads through the folder for temporary files; from there to another disk it is a copy, and half
-    of it is a broken checkpoint. A checkpoint names its format, and one of an earlier format is read with today's
-    names.
+    of it is a broken checkpoint. A checkpoint of an earlier format is read with today's names.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
@@ -39,7 +38,7 @@ class WholeFiles(TorchCheckpointIO):
             OSError: the disk is full, or the folder cannot be written to; the old file is as it was.
         """
         content = io.BytesIO()  # torch tells of a full disk by a RuntimeError without a reason
-        torch.save({"format": FORMAT, **checkpoint}, content)
+        torch.save(checkpoint, content)
         with replacing(Path(path)) as temporary, temporary.open("wb") as file:
             file.write(content.getbuffer())
 

@@ -31,7 +31,7 @@ class ConfigError(FacelabError):
             self.key, self.mounted = key, True
 
     def __str__(self) -> str:
-        return f"{self.key}{self.problem}"
+        return f"{self.key}{self.problem}" if self.key else self.problem.removeprefix(": ")
 
 
 class DatasetError(FacelabError):

@@ -89,9 +89,15 @@ def renamed_checkpoint(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def renamed_override(word: str, steps: Sequence[Step] = STEPS) -> str:
-    """Give an override, as ``data.layout.path=facelab.landmarks.layouts.IBUG68``, with today's path in its value."""
-    found = re.fullmatch(rf"(.*\b(?:{'|'.join(PATH_KEYS)})=)(['\"]?)([\w.]+)(['\"]?)", word)
-    return f"{found[1]}{found[2]}{renamed_path(found[3], steps)}{found[4]}" if found else word
+    """Give an override, as ``data.layout.path=facelab.landmarks.layouts.IBUG68``, with today's paths in its value.
+
+    Arguments that were renamed are not followed: their key says nothing of its class.
+    """
+    return re.sub(
+        rf"((?:^|[.{{,\s])[+~]*(?:{'|'.join(PATH_KEYS)})\s*[=:]\s*['\"]?)([\w.]+)",
+        lambda found: found[1] + renamed_path(found[2], steps),
+        word,
+    )
 
 
 def renamed_weights(weights: Mapping[str, Any], steps: Sequence[Step] = STEPS) -> dict[str, Any]:

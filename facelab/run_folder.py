@@ -18,6 +18,10 @@ TEST_PICTURE, WORST_PICTURE = "test.png", "worst.png"
 """Pictures of the test in the folder ``samples``."""
 LAST_CHECKPOINT = "last.ckpt"
 """The checkpoint that a run continues from, in the folder ``checkpoints``."""
+NUMBERLESS = ("paths", "logger", "callbacks")
+"""Nodes of a configuration that change where things lie and what is watched, but no number."""
+STAMPED = r"^\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"
+"""How the name of a folder begins that was not chosen by hand."""
 HEARTBEAT = 60
 """Seconds between two signs of life of a run."""
 LOST_AFTER = 300
@@ -138,7 +142,7 @@ class Status(NamedTuple):
 
 
 def now() -> str:
-    """This moment, to the second, with the time zone."""
+    """Give this moment, to the second, with the time zone."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
@@ -171,7 +175,7 @@ def read_status(folder: Path) -> Status:
 
 
 def _death(content: dict[str, Any]) -> str:
-    """Why a run that says it is running is not; empty if it may well be."""
+    """Say why a run that says it is running is not; empty if it may well be."""
     if content.get("host") == socket.gethostname() and isinstance(pid := content.get("pid"), int):
         try:
             os.kill(pid, 0)
@@ -188,7 +192,7 @@ def _death(content: dict[str, Any]) -> str:
 
 
 def read_cells(folder: Path) -> dict[int, list[str]]:
-    """Number to overrides of the runs that a sweep is made of; empty for a folder that is none.
+    """Read number and overrides of the runs that a sweep is made of; empty for a folder that is none.
 
     Raises:
         RunError: sweep.json holds something else.
@@ -204,7 +208,7 @@ def read_cells(folder: Path) -> dict[int, list[str]]:
 
 
 def _in_queue(job: str) -> bool:
-    """Whether a job is still known to Slurm; where it cannot be asked, that is not known and taken for yes."""
+    """Tell whether a job is still known to Slurm; where it cannot be asked, that is not known and taken for yes."""
     jobs = _queue()
     return jobs is None or job in jobs
 

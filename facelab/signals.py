@@ -39,7 +39,12 @@ def name_of(number: int) -> str:
 def blame(error: BaseException, number: int) -> None:
     """Note at an exception that a signal had asked the run to stop before it was raised."""
     setattr(error, BLAMED, number)
-    error.add_note(f"told to end by {name_of(number)}")
+    error.add_note(told_by(number))
+
+
+def told_by(number: int) -> str:
+    """Say that a signal asked the run to stop."""
+    return f"told to end by {name_of(number)}"
 
 
 def blamed(error: BaseException) -> int | None:

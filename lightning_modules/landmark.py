@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from facelab.errors import ConfigError
 from facelab.faces.batch import LandmarkBatch
 from facelab.faces.geometry import apply, mirror_image
 from facelab.faces.layouts import Layout
 from facelab.metrics.face_errors import FaceErrors
 from facelab.metrics.face_table import FaceTable
 from facelab.metrics.landmarks import summary
+from facelab.renames import FORMAT
 
 IN_PROGRESS_BAR = "nme_box"
 """The number of a table that is seen while a run goes on; what methods monitor, as every markup has it."""
@@ -73,15 +73,16 @@ class LandmarkModule(LightningModule):
     def fit_statistics(self, datamodule: Any) -> None:
         """Take what the method must know of the training set before it trains, and keep it as buffers."""
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write the format of the checkpoint down."""
+        checkpoint["format"] = FORMAT
+
     def setup(self, stage: str) -> None:
         """Prepare the tables of errors, and before training the method's statistics. To predict, nothing is needed."""
         if stage != "predict":
             datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
             self.errors = FaceErrors(self.layout, len(datamodule.data.tags))
             if stage == "fit":
-                for part in ("loss", "optimizer"):
-                    if getattr(self, part) is None:
-                        raise ConfigError(f"model.{part}", "=null: nothing would be trained", mounted=True)
                 self.fit_statistics(datamodule)
 
     def training_step(self, batch: LandmarkBatch, batch_index: int) -> Tensor:
@@ -171,7 +172,7 @@ class LandmarkModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over all parameters and, stepped once an epoch, the schedule."""
-        assert self.optimizer is not None  # as `setup` has seen
+        assert self.optimizer is not None, "a module that was opened to predict is not trained"
         optimizer = self.optimizer(self.parameters())
         if self.scheduler is None:
             return optimizer

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, options
 
 from facelab.runs.targets import PROJECT
 
 SETTINGS: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LINT: dict[str, Any] = SETTINGS["tool"]["importlinter"]
+KINDS = ("networks", "losses", "coders")
 CODE = sorted(
     path for folder in (*PROJECT, "hydra_plugins") for path in (ROOT / folder).rglob("*.py") if path.stat().st_size
 )
@@ -32,7 +33,7 @@ BREAKS = {
     "a callback and a run": ("callbacks/results.py", "import facelab.runs.report", "A floor knows"),
     "a circle of a run": ("facelab/runs/processes.py", "import facelab.runs.overrides", "A run:"),
     "a circle of many runs": ("facelab/comparison/read.py", "import facelab.comparison.grid", "Many runs:"),
-    "another method": ("lightning_modules/pfld.py", "import lightning_modules.pipnet", "A method knows"),
+    "torch in a reader": ("facelab/annotations/folder.py", "import torch", "Readers of datasets"),
     "Hydra in a part": ("facelab/faces/crop.py", "import omegaconf", "Hydra composes"),
     "torch in the comparison": ("facelab/metrics/face_table.py", "import torch", "The comparison of runs"),
     "a run in the comparison": ("facelab/comparison/pairs.py", "import facelab.runs.report", "The comparison of runs"),
@@ -59,11 +60,12 @@ def test_contracts_fail_when_broken(case: str, tmp_path: Path) -> None:
 
 def test_layers_name_every_package() -> None:
     """A new package that no contract speaks of, so that it may import what it likes."""
-    layers = {name.strip() for layer in LINT["contracts"][0]["layers"] for name in layer.split("|")}
+    contracts = {" ".join(contract["name"].split()[:2]): contract for contract in LINT["contracts"]}
+    layers = {name.strip() for layer in contracts["A floor"]["layers"] for name in layer.split("|")}
     inner = {path.stem for path in (ROOT / "facelab").iterdir() if path.is_dir() or path.suffix == ".py"}
     rooms = {f"facelab.{name}" for name in inner if not name.startswith("__")}
     assert layers == rooms | {*LINT["root_packages"]} - {"facelab"}
-    assert {*LINT["contracts"][4]["source_modules"]} == PROJECT
+    assert {*contracts["Hydra composes"]["source_modules"]} == PROJECT
 
 
 def test_packages_are_the_same_everywhere() -> None:
@@ -81,6 +83,16 @@ def names_of(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             found |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
+
+
+@pytest.mark.parametrize("method", options("model"))
+@pytest.mark.parametrize("folder", ["lightning_modules", "datamodules", *(f"facelab/{kind}" for kind in KINDS)])
+def test_method_knows_no_other_method(method: str, folder: str) -> None:
+    """A method that cannot be changed or taken away without another one."""
+    file = ROOT / folder / f"{method}.py"
+    if file.is_file():
+        others = {f"{folder.replace('/', '.')}.{other}" for other in options("model") if other != method}
+        assert others & names_of(file) == set()
 
 
 def test_signals_have_one_owner() -> None:

@@ -6,6 +6,7 @@ today's code made protects nothing. ``outputs.npz`` holds what its networks pred
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from omegaconf import OmegaConf
 from facelab.comparison.group import compare
 from facelab.comparison.read import read_runs
 from facelab.metrics.face_table import read_faces
+from facelab.renames import FORMAT
 from facelab.run_folder import read_status
 from facelab.runs.checkpoint import load_run
 
@@ -68,14 +70,20 @@ def test_recorded_finished_run_shows_its_results(folder: Path, capsys: pytest.Ca
     open_door("train", "resume=finished", folder=folder)
     said = capsys.readouterr().out
     assert "results in" in said and "changed: " not in said
+    last = Path("checkpoints/last.ckpt")
+    assert (folder / "finished" / last).read_bytes() == (RECORDED / "finished" / last).read_bytes(), "trained again"
     assert {name: (folder / "finished" / name).read_bytes() for name in kept} == kept
 
 
 def test_recorded_unfinished_run_resumes_to_the_same_end(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Optimizer, schedule, statistics, random state or progress of an old checkpoint lost; its overrides refused."""
     open_door("train", "resume=unfinished", folder=folder)
-    assert "changed: " not in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "changed: " not in said
+    assert re.search(r"going on from .*last\.ckpt, step 9\b", said), "begun anew"
     run, reference = folder / "unfinished", RECORDED / "uninterrupted"
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert (saved["format"], saved["global_step"]) == (FORMAT, 18)
     assert read_status(run).state == "finished"
     assert load(run / "metrics.json")["protocol"] == load(reference / "metrics.json")["protocol"]
     found, expected = (read_faces(each / "faces.csv") for each in (run, reference))

@@ -12,10 +12,8 @@ import yaml
 
 from facelab.errors import RunError
 from facelab.renames import renamed_config
-from facelab.run_folder import RunFolder, read_cells, read_status
+from facelab.run_folder import NUMBERLESS, STAMPED, RunFolder, read_cells, read_status
 
-ELSEWHERE = ("paths", "logger", "callbacks")
-"""Nodes of a configuration that change where things lie and what is watched, but no number."""
 PLACES = ("cache", "data", "run")
 """Keys of ``paths`` that are folders."""
 NO_RUN = "no run"
@@ -24,7 +22,7 @@ LATENCY = "latency_p50_ms"
 """Name of a cost that depends on the machine."""
 POSE = "pose_"
 """How the names of costs begin that are those of landmarks and head pose together."""
-STAMP = re.compile(r"^\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_")
+STAMP = re.compile(f"{STAMPED}_")
 """Date and time with which the name of a run begins."""
 
 
@@ -225,7 +223,7 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
             else:
                 yield place, _placed(value, places)
 
-    return dict(walk({key: node for key, node in config.items() if key not in ELSEWHERE}, ""))
+    return dict(walk({key: node for key, node in config.items() if key not in NUMBERLESS}, ""))
 
 
 def _placed(value: Any, places: dict[str, str]) -> Any:

@@ -16,22 +16,26 @@ from facelab.runs.processes import is_first
 from facelab.runs.targets import GET_OBJECT, buildable, layout_at
 
 
-def check(cfg: DictConfig, names: Sequence[str]) -> None:
+def check(cfg: DictConfig, names: Sequence[str], *, absent: Sequence[str] = ()) -> None:
     """Report every fault of a configuration at once, before anything is built.
 
     Args:
         cfg: as Hydra composed it.
         names: the keys that the door itself reads.
+        absent: keys that may be null, whatever the signature of their class says.
 
     Raises:
         FacelabError: with all faults.
     """
-    if faults := check_config(cfg, names):
+    if faults := [fault for fault in check_config(cfg, names) if fault.place not in absent]:
         raise FacelabError("The configuration has faults:\n  " + "\n  ".join(faults))
 
 
 def build(cfg: DictConfig, place: str, **parts: Any) -> Any:
     """Build a node that :func:`check` has passed, its own nodes first, with plain lists and dicts.
+
+    Unlike ``hydra.utils.instantiate`` this builds nothing that :mod:`facelab.runs.targets` does not allow, knows the
+    place of a part that refuses its values, and converts all containers, whatever ``_convert_`` says.
 
     Args:
         cfg: the whole configuration; it stays as it is.
@@ -54,7 +58,7 @@ def _build(cfg: DictConfig, node: Any, place: str, parts: Mapping[str, Any]) -> 
         return node
     if node.get("_target_") == GET_OBJECT:
         return layout_at(node.path)
-    keys = [key for key in node if key not in SPECIAL and key not in parts]
+    keys: list[Any] = [key for key in node if key not in SPECIAL and key not in parts]
     places = {key: own_place(cfg, f"{place}.{key}") for key in keys}
     if node.get("_recursive_", True):
         arguments = {key: _build(cfg, node[key], places[key], {}) for key in keys}
@@ -92,6 +96,9 @@ def _call(target: Callable[..., Any], place: str, places: Mapping[str, str], /, 
         raise
     except (ValueError, RuntimeError, OSError, MisconfigurationException) as error:
         raise ConfigError(place, f": {error}", mounted=True) from error
+    except Exception as error:  # a fault of the code, or a value of a type that the check does not know
+        error.add_note(f"while {place} was built: {target.__module__}.{target.__qualname__}")
+        raise
 
 
 def own_place(cfg: DictConfig, place: str) -> str:

@@ -1,7 +1,7 @@
 """Checkpoints of train.py: read, and opened as the trained module.
 
-Opening builds ``model``, ``crop`` and ``data.layout`` and looks at nothing else of the configuration, so that a logger,
-a callback or an option that is gone does not close a checkpoint. Names of earlier versions are followed by
+Opening builds ``model``, checks ``crop`` and ``data.layout`` with it, and looks at nothing else of the configuration.
+So a logger, a callback or an option that is gone does not close a checkpoint. Names of earlier versions are followed by
 :mod:`facelab.renames`.
 """
 
@@ -27,7 +27,9 @@ INITIAL_WEIGHTS = {"pretrained": False, "weights": None}
 TRAINING = ("optimizer", "scheduler")
 """Parts of a model that only training needs."""
 OPENED = ("model", "crop", "data.layout")
-"""Nodes that are built when a checkpoint is opened."""
+"""Nodes that are checked when a checkpoint is opened; the first is built."""
+ABSENT = tuple(f"model.{part}" for part in (*TRAINING, "loss"))
+"""Arguments that are null in a module which is opened and not trained, whatever its signature says."""
 
 
 class Checkpoint(NamedTuple):
@@ -115,16 +117,17 @@ def load_run(path: Path, paths: DictConfig) -> LoadedRun:
 
     saved = RunFolder(path).config
     tested = OmegaConf.select(OmegaConf.load(saved), "test_with") if saved.is_file() else None
-    file = find_checkpoint(path, tested or "last")
+    file = find_checkpoint(path, "best" if tested == "best" else "last")
     config, weights, _ = read_checkpoint(file)
     try:
         cfg = OmegaConf.create(config)
         cfg.paths = OmegaConf.to_container(paths, resolve=True)
         clear_initial_weights(cfg)
+        module = _open(cfg, weights, file)
+        memory_format = cfg.get("memory_format", "channels_last")
     except OmegaConfBaseException as error:
         raise CheckpointError(f"the configuration in {file} cannot be read: {error}") from error
-    module = _open(cfg, weights, file)
-    prepare(module, cfg.get("memory_format", "channels_last"), compile=False)  # a test is too short to earn it back
+    prepare(module, memory_format, compile=False)  # a test is too short to earn it back
     return LoadedRun(cfg, module.eval(), file)
 
 
@@ -135,9 +138,10 @@ def _open(cfg: DictConfig, weights: Mapping[str, Any], file: Path) -> Any:
     if lost:
         cfg.model.loss = None
         opened = needed(cfg, *OPENED)
-    check(opened, OPENED)
+    check(opened, OPENED, absent=ABSENT)
     module = build(opened, "model")
-    left = [] if not lost else [key for key in weights if key not in module.state_dict()]
+    # What only the loss had needed, such as a branch that it alone trained, is not built without it.
+    left = [key for key in weights if lost and getattr(module, key.partition(".")[0], None) is None]
     try:
         module.load_state_dict({key: value for key, value in weights.items() if key not in left})
     except RuntimeError as error:
@@ -152,9 +156,11 @@ def _open(cfg: DictConfig, weights: Mapping[str, Any], file: Path) -> Any:
 def _loss_fault(opened: DictConfig) -> str:
     """Say why the loss of a model cannot be built today; empty where it can, or there is none."""
     place = own_place(opened, "model.loss")
-    within = [fault for fault in check_config(opened, OPENED) if _is_in(fault.place, place)]
-    if within or OmegaConf.select(opened, "model.loss", default=None) is None:
+    faults = check_config(opened, OPENED)
+    if within := [fault for fault in faults if _is_in(fault.place, place)]:
         return "; ".join(within)
+    if OmegaConf.select(opened, "model.loss") is None or any(fault.place not in ABSENT for fault in faults):
+        return ""  # what else is wrong is told by who opens it
     try:
         build(opened, "model.loss")
     except ConfigError as error:
@@ -170,10 +176,10 @@ def needed(cfg: DictConfig, *nodes: str) -> DictConfig:
         nodes: dotted keys.
 
     Raises:
-        CheckpointError: there is no model.
+        CheckpointError: one of them is not there.
     """
-    if not isinstance(cfg.get("model"), DictConfig):
-        raise CheckpointError("the configuration has no model")
+    if lacking := [node for node in nodes if OmegaConf.select(cfg, node) is None]:
+        raise CheckpointError(f"the configuration of the checkpoint has no {', '.join(lacking)}")
     cleared = copy.deepcopy(cfg)
     for part in TRAINING:
         if part in cleared.model:

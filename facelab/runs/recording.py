@@ -154,8 +154,7 @@ def _ending(error: BaseException, message: str | None, state: str) -> dict[str, 
     if isinstance(error, signals.Stopped):
         return {"state": "stopped", "reason": str(error)}
     if number := signals.blamed(error):
-        told = f"told to end by {signals.name_of(number)}"
-        return {"state": "stopped", "reason": f"{told}; then {type(error).__name__}: {error}"}
+        return {"state": "stopped", "reason": f"{signals.told_by(number)}; then {type(error).__name__}: {error}"}
     if state == "queued" and isinstance(error, SystemExit):
         return {"state": "queued", "reason": "told to end by the cluster, which starts it again"}
     return {"state": "failed", "reason": message or f"{type(error).__name__}: {error}"}

@@ -34,6 +34,6 @@ def report(folder: Path) -> None:
     console = Console()
     console.print(table)
     if skipped := int(metrics["faces_skipped"]):
-        console.print(f"{skipped} faces could not be measured; they are listed in faces.csv without an error")
+        console.print(f"{skipped} faces could not be measured; they are listed in {files.faces.name} without an error")
     pictures = ", ".join(path.name for path in (files.test_picture, files.worst_picture) if path.is_file())
     console.print(f"results in {folder}" + (f", pictures in samples/: {pictures}" if pictures else ""), soft_wrap=True)

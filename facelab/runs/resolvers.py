@@ -7,10 +7,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from facelab.run_folder import owner_of
-
-STAMPED = r"^\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"
-"""How the name of a folder begins that was not chosen by hand."""
+from facelab.run_folder import STAMPED, owner_of
 
 
 def _chosen(*groups: str, _root_: DictConfig) -> str:

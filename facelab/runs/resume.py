@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from facelab.errors import RunError
 from facelab.files import replacing
 from facelab.renames import renamed_config
-from facelab.run_folder import RunFolder
+from facelab.run_folder import NUMBERLESS, RunFolder
 from facelab.runs.checkpoint import read_checkpoint
 from facelab.runs.overrides import read_yaml
 from facelab.runs.processes import is_first
@@ -26,8 +26,6 @@ RESTORED = (
 """What a checkpoint goes on with as it was, so that another value would not be used, or not fit the epoch at hand."""
 LONGER = "trainer.max_epochs"
 """What alone may change in a run that is finished."""
-UNMENTIONED = ("paths", "logger", "callbacks")
-"""Nodes that change where things lie and what is watched, but no number."""
 
 
 class Resumed(NamedTuple):
@@ -39,7 +37,7 @@ class Resumed(NamedTuple):
 
 
 def resumption(folder: Path, cfg: DictConfig) -> Resumed | None:
-    """Where the run in this folder goes on; None for a run that begins. Says what was changed, and changes nothing.
+    """Find where the run in this folder continues; None for a run that begins. Logs what was changed, changes nothing.
 
     Args:
         folder: of the run.
@@ -53,7 +51,10 @@ def resumption(folder: Path, cfg: DictConfig) -> Resumed | None:
     if not checkpoint.is_file() or not files.config.is_file():
         return None
     step = read_checkpoint(checkpoint).step
-    told = _changes(renamed_config(read_yaml(files.config)), OmegaConf.to_container(cfg, resolve=True))
+    before = read_yaml(files.config)
+    if not isinstance(before, dict):
+        raise RunError(f"{files.config} is no mapping")
+    told = _changes(renamed_config(before), OmegaConf.to_container(cfg, resolve=True))
     keys = [line.partition(":")[0] for line in told]
     if any(key.startswith(RESTORED) for key in keys):
         raise RunError(
@@ -98,7 +99,7 @@ def _changes(before: Any, after: Any) -> list[str]:
         return {at[1:]: node}
 
     old, new = flat(before), flat(after)
-    keys = [key for key in {**old, **new} if not key.startswith(UNMENTIONED) and old.get(key) != new.get(key)]
+    keys = [key for key in {**old, **new} if not key.startswith(NUMBERLESS) and old.get(key) != new.get(key)]
     own = [key for key in keys if not any(key.endswith(f".{other}") for other in keys)]  # others refer to these
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in own]
 

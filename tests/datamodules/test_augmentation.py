@@ -213,5 +213,5 @@ def test_a_transform_that_normalises_is_refused() -> None:
 @pytest.mark.parametrize("fault", [{"scale_limit": 1.0}, {"scale_limit": -0.1}, {"mirror_probability": 50.0}])
 def test_senseless_numbers_are_refused(fault: dict[str, Any]) -> None:
     """Would catch percent for fractions, and a scale that can shrink a face to nothing."""
-    with pytest.raises(ConfigError, match=""):
+    with pytest.raises(ConfigError, match=r"scale_limit must be|probabilities of mirror"):
         augmentation(**fault)

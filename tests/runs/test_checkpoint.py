@@ -1,6 +1,7 @@
 """A checkpoint opens by what its model needs, whatever became of the rest."""
 
 import copy
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,40 @@ def test_what_is_opened_is_checked(changes: dict[str, Any], message: str, writte
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"datamodule._target_": "os.system"}, r"datamodule\._target_: `os\.system` is not allowed"),
+        ({"data._target_": "subprocess.Popen"}, r"data\._target_: `subprocess\.Popen` is not allowed"),
+        ({"augment.pixels": [{"_target_": "torch.load", "f": "x"}]}, r"augment\.pixels\[0\]\._target_: "),
+        ({"datamodule": None}, "has no datamodule"),
+    ],
+    ids=str,
+)
+def test_evaluation_checks_what_it_builds(
+    changes: dict[str, Any], message: str, written: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A foreign checkpoint whose datamodule runs a command, since opening does not look at it."""
+    with pytest.raises(SystemExit, match=message):
+        open_door("evaluate", f"ckpt={written(changes)}", "hydra.run.dir=again", folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"crop": None}, "has no crop"),
+        ({"model": "${nowhere}"}, "cannot be read"),
+        ({"memory_format": "${nowhere}"}, "cannot be read"),
+        ({"loss.points": "${evil}", "evil": {"_target_": "os.system", "command": "true"}}, r"evil\._target_: "),
+    ],
+    ids=str,
+)
+def test_broken_configuration_is_refused(changes: dict[str, Any], message: str, written: Callable[..., Path]) -> None:
+    """A traceback for a damaged or foreign file."""
+    with pytest.raises(FacelabError, match=message):
+        load_run(written(changes), PATHS)
+
+
+@pytest.mark.parametrize(
     "changes",
     [{"loss._target_": GONE}, {"loss.gone_argument": 1}, {"loss.floor": -1.0}, {"loss.points._target_": "a.b.C"}],
     ids=str,
@@ -129,6 +164,7 @@ def test_a_pose_that_has_a_weight_of_its_own_outlives_the_loss(written: Callable
 def test_a_run_without_its_loss_is_measured(written: Callable[..., Path], tmp_path: Path) -> None:
     """An old run that opens and cannot be evaluated, or whose evaluation keeps what does not resolve."""
     changes = {"loss._target_": GONE, "logger.csv.path": "${paths.no_such_key}", "trainer.gone": 1}
+    changes |= {"callbacks.other": {"path": "${logger.csv.path}"}}
     open_door("evaluate", f"ckpt={written(changes)}", "hydra.run.dir=again", folder=tmp_path)
     cfg = OmegaConf.load(tmp_path / "again" / "config.yaml")
     assert cfg.model.loss is None and "logger" not in cfg
@@ -143,14 +179,20 @@ def test_weights_that_do_not_fit_are_refused(content: dict[str, Any], written: C
     for changes in ({}, {"loss._target_": GONE}):
         with pytest.raises(CheckpointError, match=f"(?s)do not fit its configuration.*{first}"):
             load_run(written(changes, state_dict=lacking), PATHS)
-    with pytest.raises(CheckpointError, match=r"(?s)do not fit its configuration.*stranger"):
-        load_run(written({}, state_dict=weights | {"stranger": torch.zeros(1)}), PATHS)
+    for name, changes in (("stranger", {}), ("backbone.more", {}), ("backbone.more", {"loss._target_": GONE})):
+        with pytest.raises(CheckpointError, match=f"(?s)do not fit its configuration.*{name}"):
+            load_run(written(changes, state_dict=weights | {name: torch.zeros(1)}), PATHS)
 
 
 def test_training_needs_a_loss_and_an_optimizer(tmp_path: Path) -> None:
     """`model.loss=null`, which opening a checkpoint allows, and a traceback in the first step of a training."""
     small = ["model=pfld", "backbone.width=0.05", "crop.size=64", "data=synthetic68", "logger=none", "callbacks=none"]
     small += ["data.train=8", "data.val=2", "data.test=2", "data.size=96"]
+    shutil.copytree(RECORDED / "unfinished", tmp_path / "unfinished")
+    kept = (tmp_path / "unfinished" / "overrides.yaml").read_bytes()
+    with pytest.raises(SystemExit, match=r"model\.loss=null: nothing would be trained"):
+        open_door("train", "resume=unfinished", "~loss", "model.loss=null", folder=tmp_path)
+    assert (tmp_path / "unfinished" / "overrides.yaml").read_bytes() == kept, "the run can never be resumed again"
     for part in ("loss", "optimizer"):
         with pytest.raises(SystemExit, match=rf"model\.{part}=null: nothing would be trained"):
             open_door("train", *small, f"~{part}", f"model.{part}=null", f"hydra.run.dir={part}", folder=tmp_path)
@@ -162,8 +204,11 @@ def test_training_needs_a_loss_and_an_optimizer(tmp_path: Path) -> None:
 def test_format_is_written_and_a_later_one_refused(tmp_path: Path, written: Callable[..., Path]) -> None:
     """A checkpoint of tomorrow that today's code opens as something else, or a format that nobody writes."""
     files, path = WholeFiles(), tmp_path / "a.ckpt"
-    files.save_checkpoint({"state_dict": {}}, path)
+    files.save_checkpoint({"state_dict": {}, "format": renames.FORMAT}, path)
     assert files.load_checkpoint(path, weights_only=True) == {"state_dict": {}, "format": renames.FORMAT}
+    saved: dict[str, Any] = {}
+    load_run(PFLD, PATHS).module.on_save_checkpoint(saved)
+    assert saved == {"format": renames.FORMAT}
     assert "format" not in torch.load(PFLD, weights_only=True), "recorded before there were formats"
     late = written({}, format=renames.FORMAT + 1)
     with pytest.raises(CheckpointError, match=rf"changed\.ckpt: .* format {renames.FORMAT + 1}, .* a later version"):
@@ -211,6 +256,9 @@ def test_renames_of_modules_arguments_and_weights() -> None:
         ("crop._target_='facelab.landmarks.crop.Crop'", "crop._target_='facelab.faces.crop.Crop'"),
         ("data.root=facelab.landmarks.layouts", "data.root=facelab.landmarks.layouts"),
         ("+data.layout.path=facelab.landmarks", "+data.layout.path=facelab.faces"),
+        ("data.layout={path:facelab.landmarks.layouts.A, x: 1}", "data.layout={path:facelab.faces.layouts.A, x: 1}"),
+        ("+crop={_target_: facelab.landmarks.crop.Crop}", "+crop={_target_: facelab.faces.crop.Crop}"),
+        ("data.name=path_facelab.landmarks", "data.name=path_facelab.landmarks"),
         ("seed=1", "seed=1"),
         ("~logger", "~logger"),
     ],

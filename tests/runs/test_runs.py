@@ -275,3 +275,47 @@ def test_the_layout_is_compared_by_name(trained: Path, monkeypatch: pytest.Monke
     run.module.layout = pickle.loads(pickle.dumps(run.module.layout))
     assert isinstance(cfg, DictConfig)
     assert build_data(run, cfg).data.name == "synthetic68"
+
+
+# Places
+
+
+@pytest.mark.parametrize(
+    ("words", "node", "message"),
+    [
+        (["coder.num_neighbours=99"], "model", "coder.num_neighbours=99 must be below"),
+        (["head.trunk=nothing"], "model", "head.trunk=nothing: must be"),
+        (["crop.scale=0"], "datamodule", "crop.scale"),
+        (["crop.shift=[1]"], "datamodule", "crop"),
+        (["seed=-1"], "datamodule", "seed=-1: choose"),
+        (["augment.mirror_probability=3"], "datamodule", "augment: the probabilities"),
+        (["backbone.weights=nowhere.pth"], "model", "backbone.weights=nowhere.pth: there is no such file"),
+    ],
+)
+def test_part_is_named_by_where_it_is_chosen(words: list[str], node: str, message: str) -> None:
+    """A message by an argument of a class, which nobody typed, or by the place that only refers to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(STAMP, "now")
+        with pytest.raises(ConfigError) as stop:
+            build(compose_config([*small("pipnet"), *words]), node)
+    assert str(stop.value).startswith(message)
+
+
+def test_build_makes_plain_containers() -> None:
+    """Lists and mappings of OmegaConf handed on, keys that become text, nodes in lists or mappings left unbuilt."""
+    linear = {"_target_": "torch.nn.Linear", "in_features": "${size}", "out_features": 2}
+    cfg = OmegaConf.create(
+        {
+            "size": 3,
+            "all": {
+                "_target_": "torch.nn.Sequential",
+                "_partial_": True,
+                "a": [linear, None],
+                "b": {1: linear, "x": [1]},
+            },
+        }
+    )
+    found = build(cfg, "all").keywords
+    assert [type(found["a"]), type(found["b"]), type(found["b"]["x"])] == [list, dict, list]
+    assert found["a"][0].in_features == found["b"][1].in_features == 3 and found["a"][1] is None
+    assert OmegaConf.is_interpolation(cfg["all"]["a"][0], "in_features"), "the configuration was changed"
