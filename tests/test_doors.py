@@ -213,6 +213,7 @@ def test_help_answers_at_once(door: str, words: str, tmp_path: Path) -> None:
         (["crop.siez=64"], "Could not override 'crop.siez'"),
         (["+typo=1"], "typo: nothing reads this key"),
         (["optimizer.lr=fast"], "optimizer.lr: 'fast' given"),
+        (["optimizer.lr=${nowhere}"], "optimizer.lr: Interpolation key 'nowhere' not found"),
         (["data.val=0"], "'val'"),
         (["crop.size=100"], "crop.size=100 must be a multiple"),
         (["test_with=first"], "test_with=first: last or best expected"),
