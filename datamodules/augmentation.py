@@ -145,7 +145,7 @@ def _check_stays(pixels: Sequence[Transform]) -> None:
 
 
 def _leaves(transform: Transform) -> Iterator[albumentations.BasicTransform]:
-    """The transforms that a composition is made of."""
+    """List the transforms that a composition is made of."""
     if isinstance(transform, albumentations.BaseCompose):
         for inner in transform.transforms:
             yield from _leaves(inner)
@@ -154,7 +154,7 @@ def _leaves(transform: Transform) -> Iterator[albumentations.BasicTransform]:
 
 
 def _movement(transform: albumentations.BasicTransform) -> str:
-    """What is to be said of a transform that moves the image; empty where it stays."""
+    """Say how far a transform moves the image, and what helps; empty where it stays."""
     name = type(transform).__name__
     try:
         pixels = displacement(transform)

@@ -54,7 +54,7 @@ def displacement(transform: albumentations.BasicTransform) -> float:
 
 
 def _farthest(drawn: albumentations.BasicTransform, seed: int) -> float:
-    """The longest way that one of the nine windows goes in one draw, in pixels."""
+    """Measure the longest way that one of the nine windows goes in one draw, in pixels."""
     ways = _ways(_shown(drawn, seed, 0))
     if np.abs(ways).max() > DOUBTED:
         others = _ways(_shown(drawn, seed, 1))
@@ -66,7 +66,7 @@ def _farthest(drawn: albumentations.BasicTransform, seed: int) -> float:
 
 @cache
 def _probe(number: int) -> tuple[Array, Array]:
-    """A pattern and its negative, ``(H, W, 3)`` uint8 in the colours of skin."""
+    """Draw a pattern and its negative, ``(H, W, 3)`` uint8 in the colours of skin."""
     rng, places, most = np.random.default_rng(number), np.arange(PERIOD) + 0.5, PERIOD // SHORTEST
     pattern = np.zeros((PERIOD, PERIOD))
     for across in range(most + 1):
@@ -81,7 +81,7 @@ def _probe(number: int) -> tuple[Array, Array]:
 
 
 def _shown(drawn: albumentations.BasicTransform, seed: int, number: int) -> Array:
-    """What a draw leaves of a pattern, ``(H, W)`` float32."""
+    """Show what a draw leaves of a pattern, ``(H, W)`` float32."""
     shown = []
     for image in _probe(number):
         drawn.set_random_state(np.random.default_rng(seed), random.Random(seed))
@@ -93,13 +93,13 @@ def _shown(drawn: albumentations.BasicTransform, seed: int, number: int) -> Arra
 
 
 def _ways(shown: Array) -> Array:
-    """Where the middles of the nine windows went, ``(9,)`` complex x + i y in pixels."""
+    """Find where the middles of the nine windows went, ``(9,)`` complex x + i y in pixels."""
     starts = range(0, (PERIODS - 1) * PERIOD, PERIOD)
     return np.array([_way(shown[y : y + 2 * PERIOD, x : x + 2 * PERIOD]) for y in starts for x in starts])
 
 
 def _way(window: Array) -> complex:
-    """Where the middle of a window went, in pixels; 0 where that cannot be told."""
+    """Find where the middle of a window went, in pixels; 0 where that cannot be told."""
     quarter = PERIOD // 2
     turned = np.ascontiguousarray(window[quarter:-quarter, quarter:-quarter][::-1, ::-1])
     if float(np.std(turned)) < 0.5:  # less than one grey level is left

@@ -68,7 +68,7 @@ def normalise_argv(argv: Sequence[str]) -> list[str]:
 
 
 def overrides_of(argv: Sequence[str]) -> list[str]:
-    """What stands on a normalised command line behind Hydra's options."""
+    """List what stands on a normalised command line behind Hydra's options."""
     words = list(argv)
     while words and words[0].startswith("-") and words[0] not in ("-", "--"):
         option = words.pop(0)

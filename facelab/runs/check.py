@@ -258,7 +258,7 @@ def _misfit(value: Any, parameter: inspect.Parameter, target: Callable[..., Any]
 
 
 def _text(value: Any, annotation: Any) -> Any:
-    """The text that may stand there, or the list of texts, whose words were read as something else; None for none."""
+    """Give the text, or list of texts, that may stand there and was read as something else; None where none may."""
     words = [_word(_read(value, key)) for key in _keys(value)] if isinstance(value, ListConfig) else [_word(value)]
     if not all(isinstance(word, str) for word in words) or (value is None and annotation is not str):
         return None
@@ -267,14 +267,14 @@ def _text(value: Any, annotation: Any) -> Any:
 
 
 def _word(value: Any) -> Any:
-    """The word that was read as a number, a truth value or null; everything else as it is."""
+    """Give the word that was read as a number, a truth value or null; everything else as it is."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value) if isinstance(value, int | float) else value
 
 
 def _typed(place: str, value: Any) -> str | None:
-    """The word on the command line that was read as this value: 2024_01 for 202401; None where it was not typed."""
+    """Find the typed word that was read as this value, such as 2024_01 for 202401; None where there is none."""
     if not HydraConfig.initialized():
         return None
     words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)

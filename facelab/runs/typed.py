@@ -57,7 +57,7 @@ def check_groups(overrides: Sequence[Override], argv: Sequence[str]) -> None:
 
 
 def _word_fault(words: Sequence[str], number: int, sweep: bool, folders: Sequence[Path]) -> str:
-    """What is wrong with one of the words; empty where nothing is."""
+    """Say what is wrong with one of the words; empty where nothing is."""
     word = words[number]
     key, equals, value = word.partition("=")
     if not equals and not word.startswith("~"):
@@ -83,7 +83,7 @@ def _word_fault(words: Sequence[str], number: int, sweep: bool, folders: Sequenc
 
 
 def _stray_fault(words: Sequence[str], number: int, folders: Sequence[Path]) -> str:
-    """What is to be said of a word without ``=``: most often a piece of a value with spaces."""
+    """Explain a word without ``=``: most often a piece of a value with spaces."""
     fault = f"{words[number]}: KEY=VALUE expected, without spaces"
     first = max((at for at in range(number) if words[at].find("=") > 0), default=None)
     if first is None or any(word.startswith("~") for word in words[first:number]):
@@ -100,7 +100,7 @@ def _stray_fault(words: Sequence[str], number: int, folders: Sequence[Path]) -> 
 
 
 def _several_fault(word: str, override: Override) -> str:
-    """What is to be said of several values where no sweep was asked for."""
+    """Explain several values where no sweep was asked for."""
     key, _, value = word.partition("=")
     if override.value_type != ValueType.SIMPLE_CHOICE_SWEEP:
         return f"{word} stands for several values: with -m there is a run for each"
@@ -112,7 +112,7 @@ def _several_fault(word: str, override: Override) -> str:
 
 
 def _folders(argv: Sequence[str]) -> list[Path]:
-    """Where config groups lie: ``conf`` and what ``--config-dir`` names."""
+    """List where config groups lie: ``conf`` and what ``--config-dir`` names."""
     words = [part for word in options_of(argv) for part in (word.split("=", 1) if word.startswith("-") else [word])]
     return [ROOT / "conf", *(Path(value) for option, value in pairwise(words) if _names_folder(option))]
 
@@ -130,7 +130,7 @@ def _is_folder(key: str, folders: Sequence[Path]) -> bool:
 
 
 def _group_fault(override: Override, sweep: bool, folders: Sequence[Path]) -> str:
-    """What is wrong with the options that a word chooses of a group; empty where nothing is, or it is of no group."""
+    """Say what is wrong with the options that a word chooses; empty where nothing is, or it is of no config group."""
     if not _is_group(override, folders) or override.is_delete():
         return ""
     group, word = override.key_or_group, str(override.input_line)
