@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from facelab.comparison.grid import Cell, disagreement, grid, grid_without_numbers, headings, remarks
 from facelab.comparison.group import MAIN, Table, compare, protocol_differences
+from facelab.comparison.published import official_sets
 from facelab.comparison.read import Run, read_runs
 from facelab.comparison.write import write_csv, write_markdown
 from facelab.errors import FacelabError
@@ -30,7 +31,9 @@ def parse() -> argparse.Namespace:
     """Read what was typed."""
     parser = argparse.ArgumentParser(
         description="Put runs side by side, one table for each protocol: only numbers of the same faces, boxes and "
-        "rules can be compared. Sorted by nme_box."
+        "rules can be compared. Sorted by nme_box.",
+        epilog="The column paper appears beside the whole official test sets, which are known by their data.name: "
+        + "; ".join(f"{name} ({what})" for name, what in official_sets().items()),
     )
     parser.add_argument(
         "runs",

@@ -1,15 +1,28 @@
 """Random changes of a training sample: one affine map, then changes of the pixels alone."""
 
 import random
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TypeAlias
 
 import albumentations
 import numpy as np
 from albumentations.augmentations.dropout.transforms import BaseDropout
 
+from datamodules.displacement import DRAWS, displacement
 from facelab.errors import ConfigError
 from facelab.faces.geometry import Array, around_centre, mirror_image
+
+Transform: TypeAlias = albumentations.BasicTransform | albumentations.BaseCompose
+IN_PLACE = (albumentations.ImageOnlyTransform, BaseDropout, albumentations.PixelDropout, albumentations.NoOp)
+"""Classes of transforms that change the image alone or blank out a part; all others may carry pixels elsewhere."""
+FARTHEST = 0.5
+"""Pixels that a transform may move the face under its points. By default arguments those that stay measure 0.2 at
+most and those that move 1.0 or more, see :func:`displacement`."""
+REMEDIES = {
+    "MotionBlur": "allow_shifted: false with direction_range: [0, 0] blurs to both sides alike",
+    "Downscale": "interpolation_pair: {downscale: 3, upscale: 1} takes means, where nearest neighbours move",
+}
+"""Class of a transform to the arguments that keep the face in place."""
 
 
 class Warp(NamedTuple):
@@ -38,10 +51,12 @@ class Augmentation:
         scale_limit: under 1.
         rotation_probability: of a rotation about the crop's centre, uniform in +-``rotation_limit``.
         rotation_limit: degrees.
-        pixels: albumentations transforms of the image alone, each with its own ``p``; or compositions of such.
+        pixels: albumentations transforms of the image alone, each with its own ``p``; or compositions of such. How
+            far each moves an image is measured on a probe.
 
     Raises:
-        ConfigError: a probability or ``scale_limit`` is out of range, or a transform of ``pixels`` moves pixels.
+        ConfigError: a probability or ``scale_limit`` is out of range, or a transform of ``pixels`` moves pixels or
+            needs more than an image.
     """
 
     def __init__(
@@ -53,19 +68,14 @@ class Augmentation:
         scale_limit: float,
         rotation_probability: float,
         rotation_limit: float,
-        pixels: Sequence[albumentations.BasicTransform | albumentations.BaseCompose],
+        pixels: Sequence[Transform],
     ) -> None:
         if not 0 <= scale_limit < 1:
             raise ConfigError("scale_limit", f" must be in [0, 1), got {scale_limit}")
         probabilities = (mirror_probability, shift_probability, scale_probability, rotation_probability)
         if not all(0 <= probability <= 1 for probability in probabilities):
             raise ConfigError("", f": the probabilities of mirror, shift, scale and rotation are {probabilities}")
-        if movers := [type(transform).__name__ for transform in pixels if _moves(transform)]:
-            raise ConfigError(
-                "pixels",
-                f": {', '.join(movers)} would move the face and leave its points behind; use mirror, shift, scale and "
-                "rotation of augment",
-            )
+        _check_stays(pixels)
         self.mirror_probability = mirror_probability
         self.shift_probability, self.shift_limit = shift_probability, shift_limit
         self.scale_probability, self.scale_limit = scale_probability, scale_limit
@@ -117,8 +127,40 @@ class Augmentation:
         return changed
 
 
-def _moves(transform: albumentations.BasicTransform | albumentations.BaseCompose) -> bool:
-    """Whether a transform may move pixels: all but those of the image alone and those that blank out a part."""
+def _check_stays(pixels: Sequence[Transform]) -> None:
+    """Refuse transforms that would move a face and leave its points behind.
+
+    Raises:
+        ConfigError: names them, how far, and what to do.
+    """
+    if movers := [type(one).__name__ for one in pixels if not all(isinstance(leaf, IN_PLACE) for leaf in _leaves(one))]:
+        raise ConfigError(
+            "pixels",
+            f": {', '.join(movers)} would move the face and leave its points behind; use mirror, shift, scale and "
+            "rotation of augment",
+        )
+    measured = [leaf for one in pixels for leaf in _leaves(one) if isinstance(leaf, albumentations.ImageOnlyTransform)]
+    if faults := [fault for leaf in measured if (fault := _movement(leaf))]:
+        raise ConfigError("pixels", f": {'; '.join(faults)}")
+
+
+def _leaves(transform: Transform) -> Iterator[albumentations.BasicTransform]:
+    """List the transforms that a composition is made of."""
     if isinstance(transform, albumentations.BaseCompose):
-        return any(map(_moves, transform.transforms))
-    return not isinstance(transform, albumentations.ImageOnlyTransform | BaseDropout)
+        for inner in transform.transforms:
+            yield from _leaves(inner)
+    else:
+        yield transform
+
+
+def _movement(transform: albumentations.BasicTransform) -> str:
+    """Say how far a transform moves the image, and what helps; empty where it stays."""
+    name = type(transform).__name__
+    try:
+        pixels = displacement(transform)
+    except Exception as error:  # what a transform raises is its own affair
+        raise ConfigError("pixels", f": {name} cannot change an image alone: {error}") from error
+    if pixels <= FARTHEST:
+        return ""
+    remedy = REMEDIES.get(name, f"leave it out, or give it arguments that move less than {FARTHEST} px")
+    return f"{name} moves the face under its points by up to {pixels:.1f} px (measured in {DRAWS} draws); {remedy}"

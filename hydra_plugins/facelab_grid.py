@@ -1,6 +1,7 @@
 """The sweeper of the project. Hydra takes sweepers only from packages of this name."""
 
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,7 +69,7 @@ class GridSweeper(BasicSweeper):
         if left := [str(cell.number) for cell in all_cells if cell.status.state != "finished"]:
             raise RunError(
                 f"{len(left)} of {len(all_cells)} cells are not finished: {', '.join(left)}. "
-                f"python {Path(sys.argv[0]).name} -m {RESUME}{folder} runs what is missing or failed"
+                f"python {Path(sys.argv[0]).name} -m {shlex.quote(f'{RESUME}{folder}')} runs what is missing or failed"
             )
         return returns
 
@@ -77,16 +78,20 @@ class GridSweeper(BasicSweeper):
 
         Raises:
             RunError: other cells are asked of a sweep that goes on.
+            FacelabError: a config group is given something else than names of its options.
         """
         from facelab.errors import RunError
         from facelab.run_folder import RunFolder
         from facelab.runs.sweep import ledger, waiting
+        from facelab.runs.typed import check_groups
 
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides(arguments)
         if not RunFolder(folder).sweep.exists():
-            (every,) = self.split_arguments(parser.parse_overrides([*self._parse_config(), *arguments]), None)
+            planned = parser.parse_overrides([*self._parse_config(), *arguments])
+            check_groups(planned, sys.argv[1:])
+            (every,) = self.split_arguments(planned, None)
             return dict(enumerate(every)), True
         if several := [str(word.input_line) for word in overrides if word.is_sweep_override()]:
             raise RunError(f"{folder} is a sweep with cells of its own; {', '.join(several)} would be others")

@@ -213,6 +213,15 @@ def test_help_answers_at_once(door: str, words: str, tmp_path: Path) -> None:
         (["crop.siez=64"], "Could not override 'crop.siez'"),
         (["+typo=1"], "typo: nothing reads this key"),
         (["optimizer.lr=fast"], "optimizer.lr: 'fast' given"),
+        (
+            ["data.name=300"],
+            """data.name: 300 given, str expected; as text it is written in quotes: "300" in YAML, in""",
+        ),
+        (
+            ["data.name=2024_01"],
+            """data.name: 202401 given, str expected; as text it is written in quotes: "2024_01" in""",
+        ),
+        (["optimizer.lr=${nowhere}"], "optimizer.lr: Interpolation key 'nowhere' not found"),
         (["data.val=0"], "'val'"),
         (["crop.size=100"], "crop.size=100 must be a multiple"),
         (["test_with=first"], "test_with=first: last or best expected"),

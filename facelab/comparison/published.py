@@ -21,7 +21,8 @@ class Published(NamedTuple):
 def official(protocol: Mapping[str, Any], file: Path = FILE) -> list[Published]:
     """Find what is published on the faces of a protocol: same dataset, split, faces and landmarks, no flip test.
 
-    How each paper cut its faces out stands in the source; it is not looked at here.
+    How each paper cut its faces out stands in the source; it is not looked at here. The dataset is known by its name
+    alone: the same faces under another ``data.name`` are left out, since another set may have as many.
 
     Args:
         protocol: of a run.
@@ -36,3 +37,12 @@ def official(protocol: Mapping[str, Any], file: Path = FILE) -> list[Published]:
             for row in csv.DictReader(stream)
             if (row["dataset"], row["split"], row["faces"], row["layout"]) == asked
         ]
+
+
+def official_sets(file: Path = FILE) -> dict[str, str]:
+    """Map the ``data.name`` of each test set of which numbers are published to what it must be, to be read."""
+    with file.open(newline="", encoding="utf-8") as stream:
+        return {
+            row["dataset"]: f"{row['split']}, {int(row['faces']):,} faces, layout {row['layout']}"
+            for row in csv.DictReader(stream)
+        }

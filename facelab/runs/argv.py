@@ -1,5 +1,6 @@
-"""The order in which Hydra wants its command line."""
+"""The order in which Hydra wants its command line, and how text is written on it."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,8 +67,44 @@ def normalise_argv(argv: Sequence[str]) -> list[str]:
     return options + overrides
 
 
-def quoted(folder: Path) -> str:
-    """Write a path as a value on Hydra's command line."""
+def overrides_of(argv: Sequence[str]) -> list[str]:
+    """List what stands on a normalised command line behind Hydra's options."""
+    words = list(argv)
+    while words and words[0].startswith("-") and words[0] not in ("-", "--"):
+        option = words.pop(0)
+        if words and _takes_value(option):
+            words.pop(0)
+    return words[1:] if words[:1] == ["--"] else words
+
+
+def is_sweep(argv: Sequence[str]) -> bool:
+    """Tell whether a normalised command line starts a sweep."""
+    return bool({"-m", "--multirun"} & set(argv)) or "hydra.mode=MULTIRUN" in argv
+
+
+def quoted(text: str | Path) -> str:
+    """Write text, such as a path, as a value on Hydra's command line."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
-    return QuotedString(text=str(folder), quote=Quote.single).with_quotes()
+    # A shell puts words into single quotes, in which double ones are readable.
+    quote = Quote.single if '"' in str(text) else Quote.double
+    return QuotedString(text=str(text), quote=quote).with_quotes()
+
+
+def as_typed(key: str, text: str) -> str:
+    """Write what is typed in a shell to give a key this text."""
+    return shlex.quote(f"{key}={quoted(text)}")
+
+
+def unquoted(value: str) -> str:
+    """Read a value that Hydra does not see: what stands in quotes as Hydra would read it, all else as it stands."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    if not value.startswith(("'", '"')):
+        return value
+    try:
+        text = OverridesParser.create().parse_override(f"value={value}").value()
+    except HydraException:
+        return value
+    return text if isinstance(text, str) else value

@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+import shlex
 import sys
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -10,9 +11,12 @@ from functools import partial
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
+from facelab.runs.argv import quoted
 from facelab.runs.targets import GET_OBJECT, Refused, buildable, hint, layout_at
 
 PATHS = tuple(f"paths.{key}" for key in ("data", "cache", "run", "name", "group", "id", "tags"))
@@ -214,6 +218,9 @@ def _argument_faults(place: _Place, node: DictConfig, target: Callable[..., Any]
     for key, value in arguments.items():
         if key in named:
             message = _misfit(value, named[key], target)
+            if message and (text := _text(value, _annotation(named[key], target))) is not None:
+                told_at = reference(node, key) or _show((*place, key))
+                message += _typed_as_text(told_at, _typed(told_at, value) or text)
         elif takes_any:
             continue
         else:
@@ -248,6 +255,40 @@ def _misfit(value: Any, parameter: inspect.Parameter, target: Callable[..., Any]
     if isinstance(value, str) and _fits(_number(value), annotation):
         return f"the text {value!r} given, {expected} expected: write the number without quotes"
     return f"{_given(value)} given, {expected} expected"
+
+
+def _text(value: Any, annotation: Any) -> Any:
+    """Give the text, or list of texts, that may stand there and was read as something else; None where none may."""
+    words = [_word(_read(value, key)) for key in _keys(value)] if isinstance(value, ListConfig) else [_word(value)]
+    if not all(isinstance(word, str) for word in words) or (value is None and annotation is not str):
+        return None
+    text = OmegaConf.create(words) if isinstance(value, ListConfig) else words[0]
+    return text if _fits(text, annotation) else None
+
+
+def _word(value: Any) -> Any:
+    """Give the word that was read as a number, a truth value or null; everything else as it is."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value) if isinstance(value, int | float) else value
+
+
+def _typed(place: str, value: Any) -> str | None:
+    """Find the typed word that was read as this value, such as 2024_01 for 202401; None where there is none."""
+    if not HydraConfig.initialized():
+        return None
+    words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    parser = OverridesParser.create()
+    typed = {each.key_or_group: each for each in parser.parse_overrides(words)}.get(place)
+    same = typed is not None and type(typed.value()) is type(value) and typed.value() == value
+    return str(typed.input_line).partition("=")[2] if typed is not None and same else None
+
+
+def _typed_as_text(place: str, text: Any) -> str:
+    """Say how text is written that would be read as something else."""
+    written = quoted(text) if isinstance(text, str) else f"[{','.join(map(quoted, text))}]"
+    in_shell = "" if "[" in place else f", in a shell {shlex.quote(f'{place}={written}')}"
+    return f"; as text it is written in quotes: {written} in YAML{in_shell}"
 
 
 def _number(text: str) -> Any:

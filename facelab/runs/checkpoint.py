@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 INITIAL_WEIGHTS = {"pretrained": False, "weights": None}
 """Keys that name initial weights, and their values without."""
-TRAINING = ("optimizer", "scheduler")
-"""Parts of a model that only training needs."""
+TRAINING = ("model.optimizer", "model.scheduler", "datamodule.augment")
+"""Parts that only training needs."""
 OPENED = ("model", "crop", "data.layout")
 """Nodes that are checked when a checkpoint is opened; the first is built."""
 ABSENT = tuple(f"model.{part}" for part in (*TRAINING, "loss"))
@@ -169,7 +169,7 @@ def _loss_fault(opened: DictConfig) -> str:
 
 
 def needed(cfg: DictConfig, *nodes: str) -> DictConfig:
-    """Cut out nodes and what they refer to, without what only training needs of the model.
+    """Cut out nodes and what they refer to, without what only training needs.
 
     Args:
         cfg: a whole configuration.
@@ -181,9 +181,10 @@ def needed(cfg: DictConfig, *nodes: str) -> DictConfig:
     if lacking := [node for node in nodes if OmegaConf.select(cfg, node) is None]:
         raise CheckpointError(f"the configuration of the checkpoint has no {', '.join(lacking)}")
     cleared = copy.deepcopy(cfg)
-    for part in TRAINING:
-        if part in cleared.model:
-            cleared.model[part] = None
+    for place in TRAINING:
+        node, _, part = place.partition(".")
+        if isinstance(owner := cleared.get(node), DictConfig) and part in owner:
+            owner[part] = None
     return part_of(cleared, nodes)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import yaml
 from facelab.errors import RunError
 from facelab.renames import renamed_override
 from facelab.run_folder import RunFolder, read_status
-from facelab.runs.argv import quoted
+from facelab.runs.argv import is_sweep, quoted, unquoted
 from facelab.runs.processes import STAMP
 
 RESUME = "resume="
@@ -36,14 +37,13 @@ def resumed_argv(argv: Sequence[str]) -> list[str]:
     places = [word.removeprefix(RESUME) for word in argv if word.startswith(RESUME)]
     if not places:
         return list(argv)
-    place = places[-1]
-    folder = Path(place[1:-1] if place[:1] in "'\"" and place[:1] == place[-1:] else place).expanduser().absolute()
+    folder = Path(unquoted(places[-1])).expanduser().absolute()
     files = RunFolder(folder)
     if any(word.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for word in typed):
         raise RunError(
             f"{RESUME}{folder} says already where the run lies; leave hydra.run.dir and hydra.sweep.dir away"
         )
-    if {"-m", "--multirun"} & set(argv):
+    if is_sweep(argv):
         if not files.sweep.is_file():
             raise RunError(
                 f"{folder} holds no {files.sweep.name}; with -m, {RESUME} takes the folder of a sweep over a grid"
@@ -51,7 +51,8 @@ def resumed_argv(argv: Sequence[str]) -> list[str]:
         os.environ[STAMP] = str(_read_mapping(files.sweep).get("stamp") or folder.name)
         return [*typed, f"hydra.sweep.dir={quoted(folder)}"]
     if not files.overrides.is_file():
-        hint = f"; python train.py -m {RESUME}{folder} goes on with a sweep" if files.sweep.is_file() else ""
+        line = f"python train.py -m {shlex.quote(f'{RESUME}{folder}')}"
+        hint = f"; {line} goes on with a sweep" if files.sweep.is_file() else ""
         raise RunError(f"{folder} is not the folder of a run: it holds no {files.overrides.name}{hint}")
     os.environ[STAMP] = str(read_status(folder).content.get("stamp") or folder.name)
     return [*saved_overrides(files.overrides), *typed, f"hydra.run.dir={quoted(folder)}"]

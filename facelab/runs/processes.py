@@ -7,8 +7,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from facelab.runs.argv import options_of, quoted
 
@@ -53,7 +55,9 @@ def ranks(folder: Path) -> Iterator[None]:
     if not HydraConfig.initialized() or RANKS in os.environ:
         yield
         return
-    words = [*options_of(sys.argv[1:]), *HydraConfig.get().overrides.task, f"hydra.run.dir={quoted(folder)}"]
+    # As they were typed: a reference in one of them is resolved there, and one that leads nowhere is told by the check.
+    typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    words = [*options_of(sys.argv[1:]), *typed, f"hydra.run.dir={quoted(folder)}"]
     os.environ[RANKS] = json.dumps(words)
     try:
         yield

@@ -19,10 +19,11 @@ from hydra.types import RunMode
 
 from facelab.errors import FacelabError, RunError
 from facelab.runs import resolvers  # noqa: F401  makes them known
-from facelab.runs.argv import normalise_argv
-from facelab.runs.overrides import resumed_argv
+from facelab.runs.argv import is_sweep, normalise_argv
+from facelab.runs.overrides import RESUME, resumed_argv
 from facelab.runs.processes import RANKS, STAMP
 from facelab.runs.snapshot import run_from_copy
+from facelab.runs.typed import check_typed
 
 
 class JobFailed(CompactHydraException):
@@ -52,7 +53,8 @@ def start(resumable: bool = False) -> None:
         resumable: the door knows ``resume=FOLDER``.
 
     Raises:
-        SystemExit: ``resume=`` names something else than a run, or with ``-m`` a sweep.
+        SystemExit: what was typed cannot be read, or ``resume=`` names something else than a run, or with ``-m`` a
+            sweep.
     """
     with exits():
         _start(resumable)
@@ -63,6 +65,8 @@ def _start(resumable: bool) -> None:
     if RANKS in os.environ:  # Lightning started this process to help with one run, and knows no more of it
         rank = os.environ.get("LOCAL_RANK", "1")
         argv = [*json.loads(os.environ[RANKS]), f"hydra.job.name={Path(sys.argv[0]).stem}_rank_{rank}"]
+    else:
+        check_typed(argv, RESUME if resumable else None)
     sys.argv[1:] = resumed_argv(argv) if resumable else argv
     started = max(int(os.environ.get(name, 1)) for name in ("SLURM_STEP_NUM_TASKS", "WORLD_SIZE"))
     if started > 1 and STAMP not in os.environ and not any(word.startswith("hydra.run.dir=") for word in sys.argv):
@@ -71,7 +75,7 @@ def _start(resumable: bool) -> None:
             f"same {STAMP}, for instance by: export {STAMP}=$(date +%Y-%m-%d_%H-%M-%S)"
         )
     os.environ.setdefault(STAMP, time.strftime("%Y-%m-%d_%H-%M-%S"))
-    if {"-m", "--multirun"} & set(argv):
+    if is_sweep(argv):
         run_from_copy()
     logging.raiseExceptions = False  # a full disk is told once, by what needed it, and not by each line of the log
     os.environ.setdefault("WANDB_SILENT", "true")

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from compare import parse
 from facelab import run_folder
 from facelab.comparison import pairs, published
 from facelab.comparison.grid import describe, disagreement, grid, grid_without_numbers, remarks
@@ -474,6 +476,23 @@ def test_published_numbers_are_fractions_with_a_source() -> None:
     assert all(0 < float(each["value"]) < 1 and each["source"] and each["faces"].isdecimal() for each in rows)
     keys = [tuple(each[key] for key in ("dataset", "split", "method", "backbone", "metric")) for each in rows]
     assert len({*keys}) == len(keys)
+
+
+def test_the_names_of_official_test_sets_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch a published set whose name no user finds, and one that is told and not there."""
+    sets = published.official_sets()
+    assert sets["300w68"] == "test, 689 faces, layout ibug68"
+    assert OverridesParser.create().parse_override("data.name=300w68").value() == "300w68"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr("sys.argv", ["compare.py", "--help"])
+        parse()
+    helped = " ".join(capsys.readouterr().out.split())
+    readme, header = (ROOT / "README.md").read_text(), (ROOT / "conf" / "data" / "folder.yaml").read_text()
+    for name, what in sets.items():
+        faces = what.split()[1]
+        assert f"{name} ({what})" in helped
+        assert f"`{name}` ({faces}" in " ".join(readme.split())
+        assert (ROOT / "conf" / "data" / f"{name}.yaml").is_file() or f"data.name={name} ({faces} faces" in header
 
 
 # Cost

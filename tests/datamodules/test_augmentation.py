@@ -12,7 +12,7 @@ from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from datamodules.augmentation import Augmentation, Warp
+from datamodules.augmentation import REMEDIES, Augmentation, Warp
 from facelab.errors import ConfigError
 from facelab.faces.geometry import Array, apply, around_centre, mirror_image
 
@@ -188,10 +188,50 @@ def test_a_transform_that_moves_pixels_is_refused(mover: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("mover", "told"),
+    [
+        (albumentations.MotionBlur(p=0.1), "MotionBlur moves the face .* by up to 1.5 px .*allow_shifted: false"),
+        (albumentations.MotionBlur(allow_shifted=False), r"direction_range: \[0, 0\]"),
+        (albumentations.Downscale(), "interpolation_pair"),
+        (albumentations.OneOf([albumentations.Sequential([albumentations.ZoomBlur()])]), "ZoomBlur .* leave it out"),
+        (albumentations.SomeOf([albumentations.GlassBlur(), albumentations.Emboss()], n=1), "GlassBlur .*; Emboss "),
+    ],
+    ids=["shifted", "to one side", "nearest", "nested", "several"],
+)
+def test_a_transform_of_the_image_alone_that_moves_it_is_refused(mover: Any, told: str) -> None:
+    """Would catch a blur to one side, after which all points lie beside their face, and a refusal without a remedy."""
+    with pytest.raises(ConfigError, match=told) as refusal:
+        augmentation([albumentations.ToGray(), mover])
+    assert refusal.value.key == "pixels"
+    assert "ToGray" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "mended",
+    [
+        albumentations.MotionBlur(allow_shifted=False, direction_range=[0, 0]),
+        albumentations.Downscale(interpolation_pair={"downscale": 3, "upscale": 1}),
+    ],
+    ids=lambda mended: type(mended).__name__,
+)
+def test_the_remedies_help(mended: Any) -> None:
+    """Would catch a remedy that is refused in its turn, as ``allow_shifted: false`` alone."""
+    assert type(mended).__name__ in REMEDIES
+    augmentation([mended])
+
+
+def test_a_transform_that_needs_more_than_an_image_is_refused() -> None:
+    """Would catch a worker that fails in the first batch, with a traceback of albumentations."""
+    with pytest.raises(ConfigError, match=r"HistogramMatching cannot change an image alone: .*hm_metadata"):
+        augmentation([albumentations.HistogramMatching(p=0.01)])
+
+
+@pytest.mark.parametrize(
     "harmless",
     [
         albumentations.ColorJitter(p=1.0),
         albumentations.CoarseDropout(p=1.0),
+        albumentations.PixelDropout(p=1.0),
         albumentations.SomeOf([albumentations.ToGray(), albumentations.GaussNoise()], n=1),
     ],
     ids=lambda harmless: type(harmless).__name__,

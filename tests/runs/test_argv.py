@@ -1,10 +1,12 @@
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from facelab.runs.argv import normalise_argv
+from facelab.runs.argv import as_typed, normalise_argv, overrides_of, quoted, unquoted
 
 
 @pytest.mark.parametrize(
@@ -37,6 +39,40 @@ def test_sorting_twice_changes_nothing() -> None:
     """A child process gets the sorted line with more behind it and sorts again; nothing may wander."""
     once = normalise_argv(["a=1", "-m", "b=1,2", "--info", "c=3", "--cfg", "job"])
     assert normalise_argv([*once, "hydra.run.dir=x"]) == [*once, "hydra.run.dir=x"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "overrides"),
+    [
+        ("model=pipnet data=lapa106 -m backbone=a,b", "model=pipnet data=lapa106 backbone=a,b"),
+        ("a=1 --cfg job -p data b=2", "a=1 b=2"),
+        ("-cd there a=1 --config-name=other", "a=1"),
+        ("a=1 -- -b=2", "a=1 -b=2"),
+        ("-m", ""),
+        ("~a", "~a"),
+    ],
+)
+def test_overrides_are_what_no_option_takes(typed: str, overrides: str) -> None:
+    """Would catch the value of an option taken for an override, or an override that is overlooked."""
+    assert overrides_of(normalise_argv(typed.split())) == overrides.split()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a", "it's", 'the "best"', 'it\'s "both"', "a\\", "a'\\", "'a'", "/a/b=c(d), [e] {f} über#~!", "300", "null"],
+)
+def test_quoted_text_is_read_as_it_stands(text: str) -> None:
+    """Would catch a name with quotes or backslashes that comes back as another, or as a number."""
+    assert OverridesParser.create().parse_override(f"a={quoted(text)}").value() == text
+    assert unquoted(quoted(text)) == text
+    (word,) = shlex.split(as_typed("a", text))
+    assert word == f"a={quoted(text)}"
+
+
+@pytest.mark.parametrize("text", ["", "/a/b=c (d)", "it's", "'a' and 'b'", "'a", '"', "[1,2]", "300"])
+def test_what_is_not_quoted_stays(text: str) -> None:
+    """Would catch a folder of another name where the path was typed as it is."""
+    assert unquoted(text) == text
 
 
 APP = """

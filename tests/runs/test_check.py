@@ -1,10 +1,12 @@
 import importlib
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 import lightning_modules
@@ -300,6 +302,54 @@ def test_a_number_in_quotes_is_named_as_such() -> None:
     (fault,) = faults({**ADAM, "lr": "1e-4"})
     assert fault == "at.lr: the text '1e-4' given, float | torch.Tensor expected: write the number without quotes"
     assert changed("optimizer.lr=1e-4") == []  # a number to OmegaConf, though text to other readers of YAML
+
+
+CHECKPOINT = {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint"}
+WANDB = {"_target_": "callbacks.dashboard.Wandb"}
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [(300, "300"), (-1.5, "-1.5"), (True, "true"), (False, "false"), (1_000, "1000"), (float("nan"), "nan")],
+)
+def test_a_word_that_is_no_text_is_told_how_to_be(value: Any, word: str) -> None:
+    """A name that looks like a number: `'300' given` leaves who typed it at a loss, and quotes alone a shell takes."""
+    (fault,) = faults({**CHECKPOINT, "filename": value})
+    head, _, advice = fault.partition("; ")
+    assert head.startswith("at.filename: ") and "expected" in head
+    assert advice == f"""as text it is written in quotes: "{word}" in YAML, in a shell 'at.filename="{word}"'"""
+    (typed,) = shlex.split(advice.rpartition("shell ")[2])
+    override = OverridesParser.create().parse_override(typed)
+    assert faults({**CHECKPOINT, "filename": override.value()}) == []
+    assert override.value() == word
+
+
+def test_null_that_is_no_text_is_told_how_to_be() -> None:
+    """The word null, where text must stand."""
+    (fault,) = faults({"_target_": "facelab.annotations.folder.Folder", "_partial_": True, "name": None})
+    assert fault.endswith("""in a shell 'at.name="null"'""")
+
+
+def test_text_is_told_at_the_key_that_is_typed() -> None:
+    """Advice for a place that only refers to another, or that no command line can name."""
+    (fault,) = faults({**CHECKPOINT, "filename": "${word}"}, word=300)
+    assert """'word="300"'""" in fault
+    (fault,) = faults([{**CHECKPOINT, "filename": 300}])
+    assert fault.endswith('in quotes: "300" in YAML')
+
+
+@pytest.mark.parametrize("node", [{**ADAM, "lr": None}, {**LINEAR, "bias": 0}, {**TRAINER, "precision": 17}, WANDB])
+def test_what_is_no_text_is_not_told_to_be(node: dict[str, Any]) -> None:
+    """Quotes advised where the number itself is at fault, or one of a few words is meant."""
+    assert "in quotes" not in "".join(faults(node))
+
+
+def test_a_list_of_words_is_told_how_to_be() -> None:
+    """Tags that look like numbers."""
+    (fault,) = faults({**WANDB, "_partial_": True, "tags": ["a", 3]})
+    assert fault.endswith("""in quotes: ["a","3"] in YAML, in a shell 'at.tags=["a","3"]'""")
+    unknown, misfit = faults({**WANDB, "_partial_": True, "tags": ["${nowhere}", 3]})
+    assert "in quotes" not in unknown + misfit
 
 
 # Values

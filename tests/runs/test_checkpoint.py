@@ -250,6 +250,20 @@ def test_renames_of_modules_arguments_and_weights() -> None:
 
 
 @pytest.mark.parametrize(
+    "augment", [{"pixels": [{"_target_": "albumentations.MotionBlur"}]}, {"gone_limit": 3}], ids=str
+)
+def test_a_run_is_measured_whatever_was_done_to_its_training_crops(
+    augment: dict[str, Any], written: Callable[..., Path], tmp_path: Path
+) -> None:
+    """An old run that cannot be evaluated since a change of its training crops is refused, which no test makes."""
+    changes = {f"augment.{key}": value for key, value in augment.items()}
+    open_door("evaluate", f"ckpt={written(changes)}", "hydra.run.dir=again", folder=tmp_path)
+    assert (tmp_path / "again" / "metrics.json").is_file()
+    kept = OmegaConf.to_container(OmegaConf.load(tmp_path / "again" / "config.yaml").augment)
+    assert kept.items() >= augment.items(), "what it was trained with is forgotten"
+
+
+@pytest.mark.parametrize(
     ("word", "renamed"),
     [
         ("data.layout.path=facelab.landmarks.layouts.IBUG68", "data.layout.path=facelab.faces.layouts.IBUG68"),

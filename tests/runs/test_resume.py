@@ -28,6 +28,7 @@ from callbacks.results import Results
 from callbacks.resumption import Resumption
 from facelab.errors import RunError
 from facelab.run_folder import read_status
+from facelab.runs.argv import quoted
 from facelab.runs.overrides import resumed_argv, task_overrides
 from lightning_modules.pipnet import PIPNet
 
@@ -396,14 +397,17 @@ def test_a_finished_run_stays_what_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a run", "it's, a {run}", "a=b (c) [d]", 'a "b" c', "back\\slash", "über", "$HOME"])
 @pytest.mark.parametrize("relative", [True, False])
-def test_names_of_folders(name: str, relative: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("write", [str, quoted], ids=["as it is", "quoted"])
+def test_names_of_folders(
+    name: str, write: Callable[[str], str], relative: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A folder that Hydra takes for something else: several folders, a mapping, an interpolation."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FACELAB_STAMP", "later")
     overrides = tmp_path / name / "overrides.yaml"
     overrides.parent.mkdir()
     overrides.write_text("- seed=3\n- data.root=../faces\n")
-    words = resumed_argv(["test_with=best", f"resume={name if relative else tmp_path / name}"])
+    words = resumed_argv(["test_with=best", f"resume={write(name if relative else str(tmp_path / name))}"])
     assert words[:3] == ["seed=3", "data.root=../faces", "test_with=best"], "what is typed now must win"
     parsed = {each.key_or_group: each.value() for each in OverridesParser.create().parse_overrides(words)}
     assert parsed["hydra.run.dir"] == str(tmp_path / name)
@@ -567,6 +571,9 @@ def test_relative_paths_are_no_options() -> None:
     [
         (["resume=gone"], "is not the folder of a run"),
         (["resume=sweep"], r"train\.py -m resume=.*sweep goes on with a sweep"),
+        (["resume=a sweep"], r"train\.py -m 'resume=.*a sweep' goes on with a sweep"),
+        (["resume=/a/b=c (d)"], r"/a/b=c \(d\) is not the folder of a run"),
+        (["resume=/a/my", "run"], r"'resume=\"/a/my run\"'"),
         (["-m", "resume=run"], r"holds no sweep\.json"),
         (["-m", "resume=gone"], r"holds no sweep\.json"),
         (["resume=run", "hydra.run.dir=x"], "says already where the run lies"),
@@ -578,8 +585,9 @@ def test_what_cannot_be_taken_up(words: list[str], message: str, tmp_path: Path)
     """A new run where an old one was meant, or a traceback."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "overrides.yaml").write_text("- seed=1\n")
-    (tmp_path / "sweep").mkdir()
-    (tmp_path / "sweep" / "sweep.json").write_text('{"stamp": "now", "cells": {}}')
+    for name in ("sweep", "a sweep"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "sweep.json").write_text('{"stamp": "now", "cells": {}}')
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SystemExit, match=message):
         train(*words, folder=tmp_path)

@@ -112,6 +112,15 @@ def test_a_mistake_in_a_resumption_is_not_kept(tmp_path: Path) -> None:
     assert not (tmp_path / "other" / "sweep.json").exists()
 
 
+@pytest.mark.parametrize("params", ["{data: [lapa106,wflw98]}", "{data: '[lapa106,wflw98],ytf68', seed: '1,2'}"])
+def test_a_list_in_a_grid_is_refused(params: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A grid of an experiment whose list of datasets is one cell with the last of them."""
+    with pytest.raises(SystemExit, match=r"data takes one option, .*: data=lapa106,wflw98"):
+        train(*WORDS, "-m", f"hydra.sweeper.params={params}", folder=tmp_path)
+    assert capsys.readouterr().err == ""
+    assert not (tmp_path / SWEEP / "sweep.json").exists()
+
+
 def test_reasons_of_a_refused_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A job of a sweep of which nothing says why it has no numbers."""
     with pytest.raises(SystemExit):

@@ -1,0 +1,179 @@
+"""What is wrong with a command line, told before Hydra reads it and in words that help."""
+
+import os
+import re
+import shlex
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString, ValueType
+from hydra.errors import HydraException
+
+from facelab.errors import FacelabError
+from facelab.runs.argv import as_typed, is_sweep, options_of, overrides_of
+from facelab.runs.environment import ROOT
+
+HELP = ("-h", "--help", "--hydra-help", "--version", "-sc", "--shell-completion")
+"""Options of Hydra with which nothing is composed."""
+PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-/\\+.$%*@?|: \t")
+"""What Hydra takes in a value without quotes."""
+
+
+def check_typed(argv: Sequence[str], unread: str | None = None) -> None:
+    """Refuse a command line that Hydra cannot read, or would read otherwise than it is meant.
+
+    Args:
+        argv: the normalised words behind the program's name.
+        unread: how words begin that Hydra does not see.
+
+    Raises:
+        FacelabError: names each word that is at fault, and what to type.
+    """
+    if set(HELP) & set(argv):
+        return
+    words, sweep, folders = overrides_of(argv), is_sweep(argv), _folders(argv)
+    read = [number for number, word in enumerate(words) if unread is None or not word.startswith(unread)]
+    if faults := [fault for number in read if (fault := _word_fault(words, number, sweep, folders))]:
+        raise FacelabError("\n".join(faults))
+
+
+def check_groups(overrides: Sequence[Override], argv: Sequence[str]) -> None:
+    """Refuse overrides of a sweep that give a config group something else than names of its options.
+
+    Args:
+        overrides: of the command line and of ``hydra.sweeper.params``.
+        argv: as in :func:`check_typed`.
+
+    Raises:
+        FacelabError: names each word that is at fault, and what to type.
+    """
+    folders = _folders(argv)
+    if faults := [fault for override in overrides if (fault := _group_fault(override, True, folders))]:
+        raise FacelabError("\n".join(faults))
+
+
+def _word_fault(words: Sequence[str], number: int, sweep: bool, folders: Sequence[Path]) -> str:
+    """Say what is wrong with one of the words; empty where nothing is."""
+    word = words[number]
+    key, equals, value = word.partition("=")
+    if not equals and not word.startswith("~"):
+        return _stray_fault(words, number, folders)
+    parser = OverridesParser.create()
+    try:
+        if not parser.parse_override(f"{key}=").key_or_group:
+            return f"{word}: there is no key before the =; KEY=VALUE is typed without spaces"
+    except HydraException:
+        return f"{word}: {key!r} is no key; KEY=VALUE is typed without spaces, KEY as in --cfg job"
+    try:
+        override = parser.parse_override(word)
+    except HydraException:
+        special = " ".join(f"`{letter}`" for letter in dict.fromkeys(value) if letter not in PLAIN)
+        why = f": {special} can be text in quotes only" if special else ""
+        text = os.path.expanduser(value)  # noqa: PTH111 (a Path would change more, such as a slash at the end)
+        return f"{word} cannot be read{why}. As one text it is typed: {as_typed(key, text)}"
+    if _is_group(override, folders):
+        return _group_fault(override, sweep, folders)
+    if override.is_sweep_override() and not sweep:
+        return _several_fault(word, override)
+    return ""
+
+
+def _stray_fault(words: Sequence[str], number: int, folders: Sequence[Path]) -> str:
+    """Explain a word without ``=``: most often a piece of a value with spaces."""
+    fault = f"{words[number]}: KEY=VALUE expected, without spaces"
+    first = max((at for at in range(number) if words[at].find("=") > 0), default=None)
+    if first is None or any(word.startswith("~") for word in words[first:number]):
+        return fault
+    if number > first + 1:
+        return ""  # said with the first piece
+    key, _, value = words[first].partition("=")
+    last = next((at for at in range(number, len(words)) if "=" in words[at] or words[at].startswith("~")), len(words))
+    pieces = [*([value] if value else []), *words[number:last]]
+    if _is_folder(key.lstrip("+"), folders):
+        return f"{fault}: {key}={pieces[0]}" if len(pieces) == 1 else fault
+    whole = as_typed(key, " ".join(pieces))
+    return f"{words[number]}: KEY=VALUE expected; if it belongs to the word before, type: {whole}"
+
+
+def _several_fault(word: str, override: Override) -> str:
+    """Explain several values where no sweep was asked for."""
+    key, _, value = word.partition("=")
+    if override.value_type != ValueType.SIMPLE_CHOICE_SWEEP:
+        return f"{word} stands for several values: with -m there is a run for each"
+    runs, one = shlex.quote(word), shlex.quote(f"{key}=[{value}]")
+    return f"{word} has several values. A run for each: -m {runs}; a list: {one}; one text: {as_typed(key, value)}"
+
+
+# Config groups
+
+
+def _folders(argv: Sequence[str]) -> list[Path]:
+    """List where config groups lie: ``conf`` and what ``--config-dir`` names."""
+    words = [part for word in options_of(argv) for part in (word.split("=", 1) if word.startswith("-") else [word])]
+    return [ROOT / "conf", *(Path(value) for option, value in pairwise(words) if _names_folder(option))]
+
+
+def _names_folder(option: str) -> bool:
+    return option == "-cd" or (len(option) > len("--config-") and "--config-dir".startswith(option))
+
+
+def _is_group(override: Override, folders: Sequence[Path]) -> bool:
+    return _is_folder(override.key_or_group, folders)
+
+
+def _is_folder(key: str, folders: Sequence[Path]) -> bool:
+    return "/" in key or any((folder / key).is_dir() for folder in folders)
+
+
+def _group_fault(override: Override, sweep: bool, folders: Sequence[Path]) -> str:
+    """Say what is wrong with the options that a word chooses; empty where nothing is, or it is of no config group."""
+    if not _is_group(override, folders) or override.is_delete():
+        return ""
+    group, word = override.key_or_group, str(override.input_line)
+    if override.is_sweep_override() and not sweep:
+        return f"{word} stands for several runs, which -m starts: -m {shlex.quote(word)}"
+    value: Any = override.value()
+    if isinstance(value, ChoiceSweep):
+        chosen = [_plain(option) for option in value.list]
+    else:
+        chosen = [] if override.is_sweep_override() else [value]
+    if any(isinstance(option, list) and _exclude(group, option, folders) for option in chosen):
+        names = [str(name) for option in chosen for name in (option if isinstance(option, list) else [option])]
+        key, names = override.get_key_element(), list(dict.fromkeys(names))
+        how = f"type {key}={names[0]}"
+        if len(names) > 1 and not override.is_hydra_override():
+            how = f"a run for each: {'' if sweep else '-m '}{shlex.quote(key + '=' + ','.join(names))}"
+        return f"{word}: {group} takes one option, and of a list the last would be taken in silence; {how}"
+    if any(not isinstance(option, list) and (option == "" or not isinstance(option, str)) for option in chosen):
+        options = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+        return f"{word}: {group} takes the name of an option{': ' * bool(options)}{', '.join(options)}"
+    return ""
+
+
+def _plain(option: Any) -> Any:
+    if isinstance(option, list):
+        return [_plain(one) for one in option]
+    return option.text if isinstance(option, QuotedString) else option
+
+
+def _exclude(group: str, options: Sequence[Any], folders: Sequence[Path]) -> bool:
+    """Tell whether options of a group take each other's place; those of loggers or callbacks stand side by side."""
+    files = [file for folder in folders for name in options if (file := folder / group / f"{name}.yaml").is_file()]
+    return group.startswith("hydra/") or any(map(_is_whole, files))
+
+
+def _is_whole(file: Path) -> bool:
+    """Tell whether an option is a part or a whole configuration, and no mapping to which others can be added."""
+    text = file.read_text(encoding="utf-8")
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return False  # Hydra will tell
+    if re.search(r"^#\s*@package\s+_global_", text, re.MULTILINE) or not isinstance(content, dict):
+        return True
+    beside = [file.with_name(f"{name}.yaml") for name in content.get("defaults") or () if isinstance(name, str)]
+    return "_target_" in content or any(_is_whole(other) for other in beside if other.is_file() and other != file)
