@@ -19,11 +19,28 @@ class Step(NamedTuple):
     """Module, package or class to its new path, for ``_target_`` and ``path``; the longest that fits is taken."""
     arguments: Mapping[tuple[str, str], str | None] = {}
     """Class by its new path, and an argument of it, to the new name of the argument; None for one that is gone."""
+    added: Mapping[tuple[str, str], Any] = {}
+    """Class by its new path, or nothing for the root, and an argument that it has since, to the value by which
+    everything is as it was before."""
     weights: Mapping[str, str] = {}
     """First parts of names in the state dict to their new ones, as ``backbone.`` to ``trunk.``."""
 
 
-STEPS: Sequence[Step] = (Step(modules={"facelab.landmarks": "facelab.faces"}),)
+STEPS: Sequence[Step] = (
+    Step(modules={"facelab.landmarks": "facelab.faces"}),
+    Step(
+        arguments={("facelab.annotations.synthetic.Synthetic", "root"): "cache"},
+        added={
+            ("", "test"): True,
+            ("facelab.annotations.folder.Folder", "orientation"): "stored",
+            ("facelab.annotations.folder.Folder", "units"): "pixels",
+            ("facelab.annotations.folder.Folder", "missing"): [],
+            ("facelab.annotations.folder.Folder", "splits"): {},
+            ("datamodules.pipnet.PIPNetDataModule", "max_unreadable"): 0.01,
+            ("datamodules.pfld.PFLDDataModule", "max_unreadable"): 0.01,
+        },
+    ),
+)
 """From format 1 to 2, and so on."""
 FORMAT = 1 + len(STEPS)
 """The format of checkpoints that are written today; a file that names none has format 1."""
@@ -47,7 +64,8 @@ def renamed_config(config: Mapping[str, Any], steps: Sequence[Step] = STEPS) -> 
     """Give a copy of a configuration in plain containers with today's names; interpolations stay as they are."""
     renamed: Any = config
     for step in steps:
-        renamed = _renamed(renamed, step)
+        at_root = {key: value for (owner, key), value in step.added.items() if not owner}
+        renamed = at_root | _renamed(renamed, step)
     return dict(renamed)
 
 
@@ -60,6 +78,9 @@ def _renamed(node: Any, step: Step) -> Any:
         key: renamed_path(value, (step,)) if key in PATH_KEYS and isinstance(value, str) else _renamed(value, step)
         for key, value in node.items()
     }
+    for (owner, key), value in step.added.items():
+        if owner and named.get("_target_") == owner:
+            named.setdefault(key, value)
     for (owner, old), new in step.arguments.items():
         if named.get("_target_") == owner and old in named:
             value = named.pop(old)

@@ -55,14 +55,14 @@ def tags_of(pose: Array, head: Head, hidden: float) -> frozenset[str]:
 class Synthetic:
     """Rendered faces, one per photo, written once and then read like any set on disk.
 
-    The photos lie in ``root/<hash>/<split>/``, their labels in ``root/<hash>/faces.npz`` with the points of every
+    The photos lie in ``cache/<hash>/<split>/``, their labels in ``cache/<hash>/faces.npz`` with the points of every
     markup, so that one set serves all of them. The hash stands for everything that changes a picture or a label. A
     photo depends on the seed, its split and its number alone. The box of a face is that of its points and the hairline.
     Nothing is rendered before the first call of :meth:`photos`.
 
     Args:
         name: of the dataset, in run names and tables.
-        root: folder of the rendered sets.
+        cache: folder of the rendered sets. Not called ``root``: nothing may be written where a real set is read.
         layout: one of the markups in PIECES.
         seed: another seed, other faces.
         train: number of photos.
@@ -85,7 +85,7 @@ class Synthetic:
     def __init__(
         self,
         name: str,
-        root: str,
+        cache: str,
         layout: Layout,
         seed: int,
         train: int,
@@ -115,7 +115,7 @@ class Synthetic:
         self.wide_yaw, self.wide_share, self.occlusion = wide_yaw, wide_share, occlusion
         recipe = {key: value for key, value in vars(self).items() if key not in ("name", "layout")}
         digest = hashlib.sha256(json.dumps([VERSION, recipe], sort_keys=True).encode()).hexdigest()
-        self.folder = Path(root) / digest[:12]
+        self.folder = Path(cache) / digest[:12]
 
     def photos(self, split: Split) -> list[Photo]:
         """The photos of a split, rendered first if they are not there.
@@ -134,7 +134,7 @@ class Synthetic:
             raise DatasetError(f"{file}: {error}. Delete {self.folder}: the photos are then rendered anew") from error
         names = np.array(TAGS)
         return [
-            Photo(self.folder / path, (Face(box, points, seen, pose, frozenset(names[tags].tolist())),))
+            Photo(self.folder / path, (Face(box, points, seen, pose, frozenset(names[tags].tolist())),), "stored")
             for path, box, points, seen, pose, tags in rows
             if split in ("all", path.split("/")[0])
         ]

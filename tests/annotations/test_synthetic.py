@@ -49,7 +49,7 @@ FLAT = Look(
 def faces(root: Path, layout: Layout = WFLW98, **changed: Any) -> Synthetic:
     values: dict[str, Any] = {
         "name": "faces",
-        "root": str(root),
+        "cache": str(root),
         "layout": layout,
         "seed": 3,
         "train": 4,

@@ -55,7 +55,7 @@ def test_the_folder_of_a_run(trained: Path) -> None:
 
     cfg = OmegaConf.load(trained / "config.yaml")
     assert cfg.model.backbone.name == "test_resnet"
-    assert cfg.data.root.endswith("/synthetic")
+    assert cfg.data.cache.endswith("/synthetic")
     assert "${" not in (trained / "config.yaml").read_text()
     status = load(trained / "status.json")
     assert (status["state"], status["pid"]) == ("finished", os.getpid())
@@ -190,7 +190,7 @@ def test_the_checkpoint_carries_its_configuration(trained: Path) -> None:
     assert type(config) is dict
     assert config["model"]["backbone"] == "${backbone}"
     assert config["paths"]["data"].startswith("${oc.env:")
-    assert config["data"]["root"] == "${paths.cache}/synthetic"
+    assert config["data"]["cache"] == "${paths.cache}/synthetic"
     assert str(trained) not in json.dumps(config)
 
 
@@ -200,7 +200,7 @@ def test_a_copied_checkpoint_opens_alone(trained: Path, tmp_path: Path) -> None:
     copy.write_bytes((trained / "checkpoints" / "last.ckpt").read_bytes())
     run = load_run(copy, PATHS)
     assert run.cfg.paths == PATHS
-    assert run.cfg.data.root == "elsewhere/synthetic"
+    assert run.cfg.data.cache == "elsewhere/synthetic"
     assert not run.module.training
 
 
