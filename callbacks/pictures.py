@@ -14,6 +14,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from callbacks.dashboard import ERROR, number, percent, show
 from datamodules.landmark import FaceDataset, LandmarkDataModule
+from facelab.errors import printable
 from facelab.faces.batch import LandmarkBatch
 from facelab.faces.drawing import cell, grid
 from facelab.faces.geometry import Array
@@ -126,7 +127,7 @@ class WorstFaces(Callback):
         data: LandmarkDataModule = trainer.datamodule  # type: ignore[attr-defined]
         cells = self._cells(data.faces["test"], worst, points)
         save_picture(trainer, grid(cells, self.columns), self.folder / WORST_PICTURE, "test/worst_faces")
-        photos = [data.faces["test"].paths[row].name for row in worst.face_id]
+        photos = [printable(data.faces["test"].paths[row].name) for row in worst.face_id]
         show(trainer, lambda: {"test/worst_faces_table": _table(cells, photos, worst, data.data.tags)})
 
     def _predicted(self, trainer: Trainer, module: LandmarkModule, worst: FaceTable) -> Array:
@@ -146,7 +147,7 @@ class WorstFaces(Callback):
         for row, error, prediction in zip(worst.face_id.tolist(), nme_per_face(worst, "box"), points, strict=True):
             sample = faces[(0, row)]
             image, truth = sample.image.permute(1, 2, 0).numpy(), sample.points.numpy()
-            caption = f"{100 * error:.1f} % {faces.paths[row].stem}"
+            caption = f"{100 * error:.1f} % {printable(faces.paths[row].stem)}"
             cells.append(cell(image, faces.layout, side=self.cell, truth=truth, prediction=prediction, caption=caption))
         return cells
 

@@ -11,6 +11,8 @@ from lightning import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.landmark import FaceDataset, LandmarkDataModule
+from facelab.errors import printable
+from facelab.faces.image import Orientation, has_mark
 from facelab.faces.layouts import Layout
 from facelab.files import write_json
 from facelab.metrics import landmarks
@@ -45,7 +47,7 @@ class Results(Callback):
     ) -> None:
         """Write them. After faces.csv, metrics.json says that there is a result."""
         datamodule: LandmarkDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        names = [path.name for path in datamodule.faces["test"].paths]
+        names = [printable(path.name) for path in datamodule.faces["test"].paths]
         write_faces(module.table, self.folder.faces, names, datamodule.data.tags)
         write_json(self.folder.metrics, {"name": self.folder.path.name, **results(module, datamodule)})
 
@@ -59,7 +61,8 @@ def results(module: LandmarkModule, datamodule: LandmarkDataModule) -> dict[str,
 
     Returns:
         protocol, metrics (fractions), counts (faces behind each mean error), left_out (faces that a metric is about but
-        cannot measure), intervals (95 % bootstrap over faces) and cost (of one face).
+        cannot measure), intervals (95 % bootstrap over faces), cost (of one face) and unreadable (faces of each split
+        whose photo this process could not read).
     """
     table, layout, tags = module.table, module.layout, datamodule.data.tags
     return {
@@ -69,6 +72,7 @@ def results(module: LandmarkModule, datamodule: LandmarkDataModule) -> dict[str,
         "left_out": landmarks.left_out(table, layout, tags),
         "intervals": intervals(table, layout, tags),
         "cost": cost(module, datamodule.crop.size, pose=False),
+        "unreadable": {role: faces.unreadable for role, faces in datamodule.faces.items()},
     }
 
 
@@ -85,15 +89,21 @@ def protocol(module: LandmarkModule, datamodule: LandmarkDataModule) -> dict[str
         "box_scale": crop.scale,
         "flip_test": module.flip_test,
         "pose": faces.pose_source,
+        **({"orientation": "shown"} if any(map(is_turned, faces.paths, faces.orientations)) else {}),
         "evaluator": EVALUATOR_VERSION,
     }
+
+
+def is_turned(path: Path, orientation: Orientation) -> bool:
+    """Tell whether a photo is measured other than it is stored."""
+    return orientation == "shown" and has_mark(path)
 
 
 def fingerprint(faces: FaceDataset, rows: Sequence[int]) -> str:
     """Hash of the photos' names and the true points of the faces that were measured, the same on every machine."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(faces.paths[row].name.encode())
+        digest.update(faces.paths[row].name.encode("utf-8", "surrogateescape"))
         digest.update(np.ascontiguousarray(faces.faces[row].points, np.float32).tobytes())
     return digest.hexdigest()[:16]
 

@@ -4,8 +4,16 @@ The library raises these and never exits; a door shows their text without a trac
 """
 
 
+def printable(text: str) -> str:
+    r"""Write the bytes of a file name that are not UTF-8 as ``\udcXX``: no terminal, log or file takes them."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class FacelabError(Exception):
     """A mistake of the user's; also the base of those with a place of their own."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ConfigError(FacelabError):
@@ -31,7 +39,7 @@ class ConfigError(FacelabError):
             self.key, self.mounted = key, True
 
     def __str__(self) -> str:
-        return f"{self.key}{self.problem}" if self.key else self.problem.removeprefix(": ")
+        return printable(f"{self.key}{self.problem}" if self.key else self.problem.removeprefix(": "))
 
 
 class DatasetError(FacelabError):

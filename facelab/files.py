@@ -27,7 +27,8 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: of writing, with the name of the file that is meant.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}-{uuid4().hex}{path.suffix}")  # as `remove_leftovers` knows it
+    stem = os.fsdecode(os.fsencode(path.stem)[:100])  # a name may have 255 bytes
+    temporary = path.with_name(f".{stem}-{uuid4().hex}{path.suffix}")  # as `remove_leftovers` knows it
     try:
         with naming(path, temporary):
             temporary.touch(exist_ok=False)  # open to whom the umask says; tempfile's are the owner's alone
@@ -46,6 +47,36 @@ def remove_leftovers(folder: Path) -> None:
     for path in folder.glob(".*-*"):
         if re.fullmatch(r"\..+-[0-9a-f]{32}(\.\w+)?", path.name) and path.is_file():
             path.unlink()
+
+
+def walk(root: Path) -> list[Path]:
+    """Find the files in a folder and the folders in it, sorted, without those whose name begins with a dot.
+
+    Links are followed. A file that can be reached by several names is there once, by that of its own place if this lies
+    in the folder too; a link to a folder above would otherwise give its photos again and again.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    found: dict[str, Path] = {}
+    seen: set[str] = set()
+    waiting = [root]
+    own = Path(os.path.realpath(root))
+    while waiting:
+        folder = waiting.pop()
+        if (real := os.path.realpath(folder)) in seen:
+            continue
+        seen.add(real)
+        for child in folder.iterdir():
+            if child.name.startswith("."):
+                continue
+            if child.is_dir():
+                waiting.append(child)
+            elif child.is_file():
+                real = os.path.realpath(child)
+                if real not in found or real == str(own / child.relative_to(root)):
+                    found[real] = child
+    return sorted(found.values())
 
 
 @contextmanager

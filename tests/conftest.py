@@ -8,7 +8,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+# isort: off
+import facelab  # noqa: F401  before OpenCV, which it tells how large a photo may be
 import cv2
+
+# isort: on
 import pytest
 
 # Before torch is imported anywhere: tests are small, and several processes share the machine.
@@ -116,6 +120,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("FACELAB_TEST_CACHE", str(folder))
         patch.delenv("WANDB_API_KEY", raising=False)
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Photos that are gone are not waited for in seconds."""
+    monkeypatch.setattr("datamodules.landmark.RETRY_AFTER", (0.01,))
 
 
 @pytest.fixture(scope="session")

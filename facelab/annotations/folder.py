@@ -8,28 +8,64 @@ a dot are not looked at, nor are files with other endings.
 
 *Files of points.* .txt: ``x y`` per line, in pixels, the centre of the top-left pixel is 0 0; the number of points may
 stand on a line before them. .pts, the format of 300-W (https://ibug.doc.ic.ac.uk/resources/300-W): ``version: 1``,
-``n_points: N``, then the lines ``x y`` between braces, usually counted from 1. In both ``nan nan`` says that a point
-is not annotated; nothing else does, and a negative coordinate is a place left of or above the image.
+``n_points: N``, then the lines ``x y`` between braces, usually counted from 1. ``a.jpg.txt`` goes with ``a.jpg`` too.
+Pixels are those of the photo as viewers show it, turned by its orientation mark (EXIF), unless ``orientation`` is
+``stored``; ``units: fraction`` takes numbers as fractions of the photo's width and height. In both formats ``nan nan``
+says that a point is not annotated, and what ``missing`` names. Files that seem to use a code that is not named there,
+or fractions, are refused.
 
-*Splits.* The folders ``train``, ``val`` and ``test`` are the splits if there is any of them; if there is a ``train``
-and no ``val``, a fixed share of the photos of train is val. Without such folders fixed shares of all photos are test
-and val. The share is drawn from the SHA-256 of the photo's name (with its folders, but without ``images`` and its
-ending), so it does not change when photos are added. Photos of one person may then lie in several splits, which
-flatters the numbers: make the folders yourself if there are several photos of a person.
+*Splits.* Folders called ``train``, ``training`` or ``trainset``, ``val``, ``valid``, ``validation`` or ``valset``,
+``test``, ``testing`` or ``testset``, in any case and at any depth, are the splits, and those that ``splits`` names. If
+there is a train and no val, a fixed share of the photos of train is val (``val_share``; 0 trains without validation).
+Without such folders fixed shares of all photos are test and val. The share is drawn from the SHA-256 of the photo's
+name (with its folders, but without ``images`` and its ending), so it does not change when photos are added. Photos of
+one person may then lie in several splits, which flatters the numbers: make the folders yourself if there are several
+photos of a person.
 """
 
-import os
-from collections import defaultdict
+import logging
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
-from facelab.annotations.points_file import draw, not_found, plain_face, read_pts, read_txt, report_unpaired
-from facelab.errors import DatasetError
+import numpy as np
+
+from facelab.annotations.points_file import (
+    MissingCode,
+    check_face,
+    draw,
+    not_found,
+    plain_face,
+    read_pts,
+    read_txt,
+    report_unpaired,
+    resolve_codes,
+)
+from facelab.errors import ConfigError, DatasetError, ImageError
 from facelab.faces.face import Face, Photo, Split
-from facelab.faces.image import SUFFIXES
+from facelab.faces.geometry import Array, from_cells
+from facelab.faces.image import SUFFIXES, Orientation, PhotoFile, has_mark
 from facelab.faces.layouts import Layout
+from facelab.files import walk
+
+log = logging.getLogger(__name__)
 
 SOURCE = "Put a file of points (.txt or .pts) beside each image"
 SPLITS = ("train", "val", "test")
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training", "trainset"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "valset"), "val"),
+    **dict.fromkeys(("test", "testing", "testset"), "test"),
+}
+"""Name of a folder, in lower case, to its split."""
+REMEDIES = {
+    "zero": "data.missing=[zero] takes 0 0 as not annotated",
+    "minus_one": "data.missing=[minus_one] takes -1 -1 as not annotated",
+    "negated": "data.missing=[negated] takes them as hidden points, with the signs turned",
+    "fraction": "data.units=fraction takes the numbers as fractions of the photo's width and height",
+}
 
 
 class Folder:
@@ -39,12 +75,19 @@ class Folder:
         name: of the set, for run names and tables.
         root: the folder with all of it.
         layout: what the points mean, and how many there have to be.
+        orientation: whether points are pixels of the photos as they are shown, or as they are stored.
+        units: ``pixels``, or ``fraction`` of the photo's width and height.
+        missing: codes for points that are not annotated, or hidden, beside ``nan nan``.
         pts_origin: the coordinates of the centre of the top-left pixel in the .pts files: 1 as in 300-W, or 0.
+        splits: name of a folder at any depth to ``train``, ``val`` or ``test``, beside the usual names.
         val_share: share of the photos of train that is val if there is no folder ``val``; without any of the three
             folders, share of all photos.
         test_share: share of all photos that is test if there is none of the three folders.
         skip_unpaired: leave out an image without points and points without an image, with a warning, instead of
             refusing the set.
+
+    Raises:
+        ConfigError: a share that is none, or a folder of ``splits`` for something else than a split.
     """
 
     tags: tuple[str, ...] = ()
@@ -54,11 +97,23 @@ class Folder:
         name: str,
         root: str,
         layout: Layout,
+        orientation: Orientation,
+        units: Literal["pixels", "fraction"],
+        missing: Sequence[MissingCode],
         pts_origin: int,
+        splits: Mapping[str, str],
         val_share: float,
         test_share: float,
         skip_unpaired: bool,
     ) -> None:
+        for key, share in (("val_share", val_share), ("test_share", test_share)):
+            if not 0 <= share < 1:
+                raise ConfigError(key, f"={share} must be in [0, 1)")
+        if alien := [split for split in splits.values() if split not in SPLITS]:
+            raise ConfigError("splits", f": {alien[0]!r} is no split; a folder is train, val or test")
+        self.orientation, self.units, self.missing = orientation, units, tuple(missing)
+        self.split_names = SPLIT_NAMES | {name.lower(): split for name, split in splits.items()}
+        self._told = False  # how the splits were made
         self.name = name
         self.root = Path(root)
         self.layout = layout
@@ -72,16 +127,21 @@ class Folder:
 
         Raises:
             DatasetError: nothing found; no such split; an image without points or points without an image; two files of
-                one name; a file of points that is not as described.
+                one name; a file of points that is not as described, or that seems to mean something else.
         """
         images, points = self._files() if self.root.is_dir() else ({}, {})
         if not images:
             raise not_found(self.root, "images", SOURCE)
-        splits = self._splits(images.keys() | points.keys())
-        names = sorted(name for name, its_split in splits.items() if split in ("all", its_split))
+        every = images.keys() | points.keys()
+        splits = {} if split == "all" else self._splits(every)
+        names = sorted(every if split == "all" else (name for name, its in splits.items() if its == split))
+        if not names and split == "val" and not self.val_share:
+            return []
         if not names:
             raise DatasetError(
                 f"{self.root}: no photo is in the split {split!r}, only in {', '.join(sorted(set(splits.values())))}"
+                + (f"; data.val_share={self.val_share} of so few photos is none" if split == "val" else "")
+                + ("; test=false trains without a test" if split == "test" else "")
             )
         unpaired = {
             "images without a file of points": [name for name in names if name not in points],
@@ -89,19 +149,22 @@ class Folder:
         }
         names = [name for name in names if name in images and name in points]
         report_unpaired(self.root, unpaired, left=len(names), skip=self.skip_unpaired)
-        return [Photo(images[name], (self._face(points[name]),)) for name in names]
+        self._tell_marks([images[name] for name in names], split)
+        return [Photo(images[name], (self._face(points[name], images[name]),), self.orientation) for name in names]
 
     def _files(self) -> tuple[dict[str, Path], dict[str, Path]]:
         """Name of a photo -> its image, and -> its file of points."""
         images: dict[str, list[Path]] = defaultdict(list)
         points: dict[str, list[Path]] = defaultdict(list)
-        for folder, folders, files in os.walk(self.root, onerror=_refuse, followlinks=True):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            for path in (Path(folder, name) for name in files if not name.startswith(".")):
-                kind = path.suffix.lower()
-                found = images if kind in SUFFIXES else points if kind in (".txt", ".pts") else None
-                if found is not None:
-                    found[_name(path.relative_to(self.root))].append(path)
+        try:
+            files = walk(self.root)
+        except OSError as error:
+            raise DatasetError(f"{error.filename}: {error.strerror}") from error
+        for path in files:
+            kind = path.suffix.lower()
+            found = images if kind in SUFFIXES else points if kind in (".txt", ".pts") else None
+            if found is not None:
+                found[_name(path.relative_to(self.root), kind)].append(path)
         for found in (images, points):
             double = next((paths for paths in found.values() if len(paths) > 1), None)
             if double:
@@ -109,19 +172,68 @@ class Folder:
         return {name: path for name, (path,) in images.items()}, {name: path for name, (path,) in points.items()}
 
     def _splits(self, names: set[str]) -> dict[str, str]:
-        tops = {name: name.partition("/")[0] if "/" in name else "" for name in names}
-        folders = set(SPLITS) & set(tops.values())
+        """Give each photo its split, by its folders or by a draw, and say once which."""
+        found = {name: self._named(name) for name in names}
+        folders = {split for split in found.values() if split}
         if not folders:
-            return {name: self._drawn(name, self.test_share) for name in names}
-        outside = sorted(name for name, top in tops.items() if top not in folders)
-        if outside:
+            self._refuse_likely(names)
+            splits = {name: self._drawn(name, self.test_share) for name in names}
+            how = f"drawn by the hash of each name (data.test_share={self.test_share}, data.val_share={self.val_share})"
+        elif outside := sorted(name for name, split in found.items() if not split):
             raise DatasetError(
                 f"{self.root}: {len(outside)} images or files of points lie outside {', '.join(sorted(folders))}, for "
-                f"example {outside[0]}; move them into train, val or test, or away"
+                f"example {outside[0]}; move them into train, val or test, or away, or say what their folder is: "
+                f"data.splits={{{_top(outside[0]) or 'FOLDER'}: train}}"
             )
-        if "val" in folders:
-            return tops
-        return {name: self._drawn(name, 0.0) if top == "train" else top for name, top in tops.items()}
+        else:
+            splits = {
+                name: self._drawn(name, 0.0) if split == "train" and "val" not in folders else split
+                for name, split in found.items()
+            }
+            how = "by their folders"
+            if "val" not in folders and self.val_share:
+                how += f", val drawn from train by the hash of each name (data.val_share={self.val_share})"
+        if not self._told:
+            self._told = True
+            counts = Counter(splits.values())
+            words = ", ".join(f"{counts[split]} {split}" for split in SPLITS if counts[split])
+            log.info("%s: %d photos: %s, %s", self.name, len(splits), words, how)
+        return splits
+
+    def _named(self, name: str) -> str:
+        """Return the split that the folders of a photo name; empty where none does.
+
+        Raises:
+            DatasetError: they name two.
+        """
+        folders = name.split("/")[:-1]
+        named = {split for folder in folders if (split := self.split_names.get(folder.lower()))}
+        if len(named) > 1:
+            raise DatasetError(f"{self.root}: {name} lies in folders of two splits, {' and '.join(sorted(named))}")
+        return next(iter(named), "")
+
+    def _refuse_likely(self, names: set[str]) -> None:
+        """Refuse to pool and redraw photos whose folders look like splits.
+
+        Raises:
+            DatasetError: with the folders.
+        """
+        folders = {folder for name in names for folder in name.split("/")[:-1]}
+        likely = sorted(folder for folder in folders if set(re.split(r"[\W_\d]+", folder.lower())) & set(SPLIT_NAMES))
+        if likely:
+            raise DatasetError(
+                f"{self.root}: {', '.join(likely[:3])} look like splits and are called otherwise; name them train, val "
+                f"and test, or say what they are: data.splits={{{likely[0]}: train}}"
+            )
+
+    def _tell_marks(self, images: Sequence[Path], split: str) -> None:
+        """Log how many photos are shown other than they are stored."""
+        if marked := sum(map(has_mark, images)):
+            log.info(
+                "%s %s: %d of %d photos carry an orientation mark; their points are taken as pixels of the photo as it "
+                "is %s (data.orientation)",
+                *(self.name, split, marked, len(images), self.orientation),
+            )
 
     def _drawn(self, name: str, test_share: float) -> str:
         number = draw(name)
@@ -129,17 +241,44 @@ class Folder:
             return "test"
         return "val" if number < test_share + self.val_share else "train"
 
-    def _face(self, path: Path) -> Face:
+    def _face(self, path: Path, image: Path) -> Face:
+        """Read a file of points."""
         if path.suffix.lower() == ".pts":
-            return plain_face(read_pts(path, self.layout, origin=self.pts_origin, may_lack=True))
-        return plain_face(read_txt(path, self.layout, may_lack=True))
+            raw = read_pts(path, self.layout, origin=0, may_lack=True)
+        else:
+            raw = read_txt(path, self.layout, may_lack=True)
+        points, visible = resolve_codes(raw, self.missing)
+        if self.units == "fraction":
+            points = _from_fractions(points, path, image, self.orientation)
+        check_face(points, str(path), REMEDIES)
+        if path.suffix.lower() == ".pts" and self.units == "pixels":
+            points = points - points.dtype.type(self.pts_origin)
+        return plain_face(points, visible)
 
 
-def _refuse(error: OSError) -> None:
-    raise DatasetError(f"{error.filename}: {error.strerror}") from error
+def _from_fractions(points: Array, path: Path, image: Path, orientation: Orientation) -> Array:
+    """Turn fractions of the photo's width and height into pixels.
+
+    Raises:
+        DatasetError: they are no fractions.
+    """
+    if (abs(points) > 2).any():  # NaN is not
+        raise DatasetError(f"{path}: numbers up to {abs(points).max():.6g} are no fractions; data.units=pixels")
+    try:
+        x0, y0, x1, y1 = PhotoFile(image, orientation).box().tolist()
+    except ImageError:
+        return np.full_like(points, np.nan)  # the photo is named and counted when it is asked for
+    return from_cells(points, np.array([x1 - x0, y1 - y0], points.dtype))
 
 
-def _name(path: Path) -> str:
-    """Folders and stem of a file, the same for an image and its points."""
+def _name(path: Path, kind: str) -> str:
+    """Folders and stem of a file, the same for an image and its points, ``a.txt`` or ``a.jpg.txt``."""
     folders = [part for part in path.parent.parts if part not in ("images", "landmarks")]
-    return str(PurePosixPath(*folders, path.stem))
+    stem = path.stem
+    if kind not in SUFFIXES and path.with_suffix("").suffix.lower() in SUFFIXES:
+        stem = path.with_suffix("").stem
+    return str(PurePosixPath(*folders, stem))
+
+
+def _top(name: str) -> str:
+    return name.partition("/")[0] if "/" in name else ""

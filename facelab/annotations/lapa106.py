@@ -12,13 +12,23 @@ parsing maps, which are not used. A .txt holds ``106`` on its first line, then 1
 stated, and they are taken as counting from 0, as everybody does. There are no face boxes. The point at the centre of
 an eye and the pupil are practically the same. A set of your own in these folders opens with the same reader; it need
 not have all three splits.
+
+*Orientation.* Photos are read as they are stored, without regard to their orientation mark (EXIF).
 """
 
 from pathlib import Path
 
-from facelab.annotations.points_file import not_found, plain_face, read_txt, report_unpaired
+from facelab.annotations.points_file import (
+    REMEDIES,
+    by_stem,
+    check_face,
+    not_found,
+    plain_face,
+    read_txt,
+    report_unpaired,
+)
 from facelab.errors import DatasetError
-from facelab.faces.face import Photo, Split
+from facelab.faces.face import Face, Photo, Split
 from facelab.faces.layouts import Layout
 
 SOURCE = "LaPa is linked from https://github.com/jd-opensource/lapa-dataset; unpack it"
@@ -61,8 +71,8 @@ class LaPa:
 
     def _part(self, part: str) -> list[Photo]:
         folder = self.root / part
-        images = {path.stem: path for path in (folder / "images").glob("*.jpg")}
-        points = {path.stem: path for path in (folder / "landmarks").glob("*.txt")}
+        images = by_stem(folder / "images", {".jpg", ".jpeg"})
+        points = by_stem(folder / "landmarks", {".txt"})
         unpaired = {
             "images/*.jpg without landmarks/*.txt": sorted(images.keys() - points.keys()),
             "landmarks/*.txt without images/*.jpg": sorted(points.keys() - images.keys()),
@@ -71,6 +81,9 @@ class LaPa:
         report_unpaired(folder, unpaired, left=len(names), skip=self.skip_unpaired)
         if not names:
             raise not_found(folder, "images/*.jpg and landmarks/*.txt", SOURCE)
-        return [
-            Photo(images[name], (plain_face(read_txt(points[name], self.layout, may_lack=False)),)) for name in names
-        ]
+        return [Photo(images[name], (self._face(points[name]),), "stored") for name in names]
+
+    def _face(self, path: Path) -> Face:
+        points = read_txt(path, self.layout, may_lack=False)
+        check_face(points, str(path), REMEDIES)
+        return plain_face(points)

@@ -2,8 +2,9 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -13,6 +14,14 @@ from facelab.faces.geometry import Array
 from facelab.faces.layouts import Layout
 
 log = logging.getLogger(__name__)
+
+MissingCode = Literal["zero", "minus_one", "negated"]
+"""How a file says that a point is not annotated, or hidden, beside ``nan nan``: ``zero`` by 0 0, ``minus_one`` by
+-1 -1, ``negated`` by both coordinates negated, as MERL-RAV writes points that are annotated and hidden."""
+SUSPECTS = 3
+"""So many points of a face at exactly 0 0 or -1 -1 are taken for a code and not for places."""
+FAR = 0.5
+"""A negative point this share of the face's box away from the box is taken for a code if its negation lies inside."""
 
 
 def read_lines(path: Path) -> list[str]:
@@ -158,20 +167,111 @@ def _points(lines: Sequence[str], path: Path, first_line: int, layout: Layout, m
     return points
 
 
-def plain_face(points: Array) -> Face:
-    """The face of a dataset that gives points ``(N, 2)`` and nothing else; every annotated point counts as visible."""
+def resolve_codes(points: Array, codes: Collection[MissingCode]) -> tuple[Array, Array]:
+    """Read the codes for points that are not annotated, or hidden.
+
+    Args:
+        points: ``(N, 2)`` as they stand in the file.
+        codes: those that the set uses.
+
+    Returns:
+        ``(N, 2)`` with NaN where a point is not annotated, and ``(N,)`` bool: annotated and not hidden.
+    """
+    points, visible = points.copy(), np.ones(len(points), np.bool_)
+    for code, value in (("zero", 0), ("minus_one", -1)):
+        if code in codes:
+            points[(points == value).all(axis=1)] = np.nan
+    if "negated" in codes:
+        negated = (points < 0).all(axis=1)
+        points[negated] *= -1
+        visible &= ~negated
+    return points, visible & ~np.isnan(points).any(axis=1)
+
+
+def check_face(points: Array, place: str, remedies: Mapping[str, str]) -> None:
+    """Refuse a face whose numbers seem to mean something else than places in pixels.
+
+    Points that coincide are normal: closed lips, whole pixels.
+
+    Args:
+        points: ``(N, 2)`` pixels of the photo, as they were read; NaN where not annotated.
+        place: of the face: file and line.
+        remedies: a code of :data:`MissingCode`, or ``fraction``, to what to do about it.
+
+    Raises:
+        DatasetError: several points at exactly (0, 0) or (-1, -1); points whose negation lies inside of the face; a
+            face that is smaller than a pixel.
+    """
+    known = points[np.isfinite(points).all(axis=1)].astype(np.float64)
+    for code, value in (("zero", 0), ("minus_one", -1)):
+        count = int((known == value).all(axis=1).sum())
+        if count >= SUSPECTS:
+            raise DatasetError(
+                f"{place}: {count} points at exactly {value} {value}, which seem not to be annotated; {remedies[code]}"
+            )
+    if not len(known):
+        return
+    negative = (known < 0).all(axis=1)
+    others = known[~negative]
+    if negative.any() and len(others) > 1:
+        low, high = others.min(axis=0), others.max(axis=0)
+        mirrored, margin = -known[negative], FAR * (high - low)
+        inside = ((mirrored >= low) & (mirrored <= high)).all(axis=1)
+        far = (known[negative] < low - margin).all(axis=1)
+        if count := int((inside & far).sum()):
+            raise DatasetError(
+                f"{place}: {count} points with both coordinates negated lie inside of the face, so they seem to be "
+                f"hidden or not annotated; {remedies['negated']}"
+            )
+    width, height = known.max(axis=0) - known.min(axis=0)
+    if len(known) > 1 and max(width, height) < 1:
+        raise DatasetError(f"{place}: the face is {width:.3g} x {height:.3g} pixels large; {remedies['fraction']}")
+
+
+FIXED = "this set knows no such code; read it with data=folder, whose data.{} says what it means"
+REMEDIES = {
+    "zero": FIXED.format("missing=[zero]"),
+    "minus_one": FIXED.format("missing=[minus_one]"),
+    "negated": FIXED.format("missing=[negated]"),
+    "fraction": FIXED.format("units=fraction"),
+}
+"""What to do in a set whose files have but one meaning."""
+
+
+def plain_face(points: Array, visible: Array | None = None) -> Face:
+    """Make the face of a dataset that gives points ``(N, 2)`` and nothing else.
+
+    Args:
+        points: NaN where not annotated.
+        visible: ``(N,)`` bool; None where every annotated point is.
+    """
     return Face(
         box=np.full(4, np.nan, np.float32),
         points=points,
-        visible=~np.isnan(points[:, 0]),
+        visible=~np.isnan(points[:, 0]) if visible is None else visible,
         pose=np.full(3, np.nan, np.float32),
         tags=frozenset(),
     )
 
 
+def by_stem(folder: Path, endings: Collection[str]) -> dict[str, Path]:
+    """List the files of a folder with one of these endings, in any case, by their name without it.
+
+    Raises:
+        DatasetError: two files differ in their ending alone.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.suffix.lower() in endings and not path.name.startswith("."):
+            if path.stem in found:
+                raise DatasetError(f"{found[path.stem]} and {path} have the same name: keep one of them")
+            found[path.stem] = path
+    return found
+
+
 def draw(name: str) -> float:
     """A number in [0, 1) that is the same for a name on every machine: the first byte of its SHA-256 over 256."""
-    return hashlib.sha256(name.encode()).digest()[0] / 256
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[0] / 256
 
 
 def not_found(root: Path, expected: str, source: str) -> DatasetError:

@@ -15,13 +15,23 @@ make-up, 736 occlusion, 773 blur) and are not needed.
 from 0 or from 1 is nowhere stated, and they are taken as counting from 0, as everybody does. The rectangle is a
 detector's, taller than the points. There is no official val: a fixed share of the train photos is val, chosen by the
 SHA-256 of ``EVENT/NAME.jpg``, so that the faces of one photo stay together.
+
+*Orientation.* Photos are read as they are stored, without regard to their orientation mark (EXIF).
 """
 
 from pathlib import Path
 
 import numpy as np
 
-from facelab.annotations.points_file import draw, not_found, read_lines, read_table, with_images
+from facelab.annotations.points_file import (
+    REMEDIES,
+    check_face,
+    draw,
+    not_found,
+    read_lines,
+    read_table,
+    with_images,
+)
 from facelab.errors import DatasetError
 from facelab.faces.face import Face, Photo, Split
 from facelab.faces.geometry import Array
@@ -71,6 +81,8 @@ class WFLW:
                 f"{', '.join(lists)}"
             )
         photos = [photo for name, photo in self._read(lists[part]).items() if self._split(part, name) == split]
+        if not photos and split == "val" and not self.val_share:
+            return []
         if not photos:
             raise DatasetError(f"{lists[part]}: no photo of it is in {split!r} with val_share={self.val_share}")
         return with_images(self.root, photos, skip=self.skip_unpaired)
@@ -95,9 +107,10 @@ class WFLW:
             row = wrong.argmax()
             raise DatasetError(f"{path}, line {row + 1}: the flags have to be 0 or 1, found {flags[row].tolist()}")
         faces: dict[str, list[Face]] = {}
-        for (_, name), xy, box, flag in zip(lines, points, boxes, flags, strict=True):
+        for number, ((_, name), xy, box, flag) in enumerate(zip(lines, points, boxes, flags, strict=True), 1):
+            check_face(xy.reshape(-1, 2), f"{path}, line {number}", REMEDIES)
             faces.setdefault(name, []).append(self._face(xy.reshape(-1, 2), box, flag))
-        return {name: Photo(self.root / "WFLW_images" / name, tuple(its)) for name, its in faces.items()}
+        return {name: Photo(self.root / "WFLW_images" / name, tuple(its), "stored") for name, its in faces.items()}
 
     def _face(self, points: Array, box: Array, flags: Array) -> Face:
         return Face(

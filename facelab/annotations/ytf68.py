@@ -13,12 +13,23 @@ are put together and split anew by person: the person is the file's name before 
 ``Luis_Fonsi_21.jpg``), and the first byte of the SHA-256 of that decides: below 0x26 test, below 0x40 val, else train.
 Numbers on these splits do not compare with those on the published ones. Coordinates are whole pixels, taken as
 counting from 0, and may lie outside the image. A file that no .csv names has no points and is not part of the set.
+
+*Orientation.* Photos are read as they are stored, without regard to their orientation mark (EXIF).
 """
 
 import re
 from pathlib import Path
 
-from facelab.annotations.points_file import draw, not_found, plain_face, read_lines, read_table, with_images
+from facelab.annotations.points_file import (
+    REMEDIES,
+    check_face,
+    draw,
+    not_found,
+    plain_face,
+    read_lines,
+    read_table,
+    with_images,
+)
 from facelab.errors import DatasetError
 from facelab.faces.face import Photo, Split
 from facelab.faces.layouts import Layout
@@ -83,7 +94,9 @@ class YTFaces:
             if match is None:
                 raise DatasetError(f"{path}, line {number}: {file!r} is not Person_NN.jpg, so its person is not known")
             if split in ("all", _split(match["person"])):
-                photos.append(Photo(self.root / part / file, (plain_face(row.reshape(-1, 2)),)))
+                face = row.reshape(-1, 2)
+                check_face(face, f"{path}, line {number}", REMEDIES)
+                photos.append(Photo(self.root / part / file, (plain_face(face),), "stored"))
         return photos
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from facelab.errors import ConfigError
 from facelab.faces.face import Face
-from facelab.faces.geometry import Array, box_to_image, image_box, tight_box
+from facelab.faces.geometry import Array, box_to_image, tight_box
 
 BoxSource = Literal["points", "given", "image"]
 
@@ -50,15 +50,15 @@ class Crop:
         if np.shape(self.scale) not in ((), (2,)):
             raise ConfigError("scale", f"={self.scale} must be one number or two, x and y")
 
-    def source(self, face: Face, width: int, height: int) -> Array:
-        """The box of a face that the crop is built around, in pixels of its photo of ``width`` x ``height``.
+    def source(self, face: Face, image: Array) -> Array:
+        """Return the box of a face that the crop is built around, in pixels of its photo with the box ``image``.
 
         Returns:
             ``(4,)``; NaN when the face has no such box.
         """
         if self.box == "points":
             return tight_box(face.points)
-        return face.box if self.box == "given" else image_box(width, height)
+        return face.box if self.box == "given" else image
 
     def matrix(self, box: Array) -> Array:
         """The map from photo to crop pixels for a box in photo pixels, ``(3, 3)`` float64.

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facelab.faces.geometry import Array
+from facelab.faces.image import Orientation
 from facelab.faces.layouts import Layout
 
 Split = Literal["train", "val", "test", "all"]
@@ -27,6 +28,7 @@ class Photo(NamedTuple):
 
     path: Path
     faces: tuple[Face, ...]
+    orientation: Orientation  # which pixels the coordinates mean: as the photo is shown, or as it is stored
 
 
 class Annotations(Protocol):

@@ -44,8 +44,8 @@ def to_cells(points: ArrayOrTensor, stride: float) -> ArrayOrTensor:
     return (points + 0.5) / stride
 
 
-def from_cells(cells: ArrayOrTensor, stride: float) -> ArrayOrTensor:
-    """The inverse of :func:`to_cells`."""
+def from_cells(cells: ArrayOrTensor, stride: Any) -> ArrayOrTensor:
+    """The inverse of :func:`to_cells`; with numpy, ``stride`` may be two numbers ``(2,)``, for x and y."""
     return cells * stride - 0.5
 
 

@@ -2,41 +2,46 @@
 
 import struct
 from pathlib import Path
+from stat import S_ISREG
+from typing import Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from facelab import MAX_PIXELS
 from facelab.errors import ImageError
 from facelab.faces.geometry import Array, apply, image_box, mirror_image, reduce_image, tight_box
 
 JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+Orientation = Literal["shown", "stored"]
+"""``shown``: turned as the camera's orientation mark (EXIF) says, as every viewer and label tool shows the photo;
+``stored``: as the pixels lie in the file."""
+MAX_BYTES = 1 << 30
+"""Largest file that is read."""
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow warns over it and refuses twice as many; its own 0.09 are under a phone's
 
 
-def read_image(path: Path, *, reduce: int = 1, upright: bool = False) -> NDArray[np.uint8]:
+def read_image(path: Path, *, reduce: int = 1, orientation: Orientation = "stored") -> NDArray[np.uint8]:
     """Read a photo as RGB; grey, CMYK and 16-bit files are converted, transparency is left out.
 
     Args:
         path: a file that OpenCV decodes.
         reduce: 1, 2, 4 or 8: give the photo at 1 / ``reduce`` of its size. A JPEG is decoded so, which is much faster;
             of other files the means of whole squares of pixels are taken.
-        upright: follow the camera's orientation mark (EXIF). Datasets are annotated on the stored pixels, so their
-            photos are read without; a user's photos are shown upright everywhere else, so ``predict.py`` reads with.
-            OpenCV always follows the mark of a TIFF.
+        orientation: ``stored`` leaves the orientation mark alone; but OpenCV always follows that of a TIFF.
 
     Returns:
         ``(H, W, 3)`` uint8; of a reduced photo H and W are rounded up.
 
     Raises:
-        ImageError: missing, empty, broken, or larger than OpenCV reads. Not every version of OpenCV notices that a
-            JPEG was cut off, and some return half a picture; so a JPEG without its end marker is refused here.
+        ImageError: missing, no file but a pipe or a folder, empty, broken, or over :data:`facelab.MAX_PIXELS`. Not
+            every version of OpenCV notices that a JPEG was cut off, and some return half a picture; so a JPEG without
+            its end marker is refused here.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{path}: {error.strerror}") from error
+    data = _content(path)
     is_jpeg = data.startswith(JPEG_START)
     if is_jpeg and not _is_whole(data):
         raise ImageError(f"{path}: the JPEG was cut off (it has no end marker)")
@@ -48,7 +53,7 @@ def read_image(path: Path, *, reduce: int = 1, upright: bool = False) -> NDArray
         4: cv2.IMREAD_REDUCED_COLOR_4,
         8: cv2.IMREAD_REDUCED_COLOR_8,
     }[decoded]
-    if not upright:
+    if orientation == "stored":
         flag |= cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flag) if data else None
@@ -59,6 +64,23 @@ def read_image(path: Path, *, reduce: int = 1, upright: bool = False) -> NDArray
     if decoded > 1:
         image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # there is no flag for both
     return np.asarray(_averaged(image, reduce // decoded), np.uint8)
+
+
+def _kind(path: Path) -> str:
+    return "Is a directory" if path.is_dir() else "Is no regular file"
+
+
+def _content(path: Path) -> bytes:
+    """Read a file, if it is one: a pipe would be waited for, and a device never ends."""
+    try:
+        about = path.stat()
+        if not S_ISREG(about.st_mode):
+            raise ImageError(f"{path}: {_kind(path)}")
+        if about.st_size > MAX_BYTES:
+            raise ImageError(f"{path}: a file of {about.st_size / 1e9:.1f} GB; photos up to 1.1 GB are read")
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path}: {error.strerror}") from error
 
 
 def _is_whole(jpeg: bytes) -> bool:
@@ -84,12 +106,30 @@ def _averaged(image: Array, factor: int) -> Array:
 
 
 def _header(path: Path) -> tuple[tuple[int, int], bytes]:
-    """Width and height of the stored pixels, and the EXIF block."""
+    """Read width and height of the stored pixels, and the EXIF block."""
     try:
+        if not S_ISREG(path.stat().st_mode):
+            raise ImageError(f"{path}: {_kind(path)}")
         with Image.open(path) as image:
-            return image.size, image.info.get("exif", b"")
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+            size, exif = image.size, image.info.get("exif", b"")
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow refuses odd chunks of a header by exceptions of a dozen kinds
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ImageError(f"{path}: {reason}") from error
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ImageError(
+            f"{path}: {size[0]} x {size[1]} pixels; photos up to {MAX_PIXELS // 10**6} megapixels are read"
+        )
+    return size, exif if isinstance(exif, bytes) else b""
+
+
+def has_mark(path: Path) -> bool:
+    """Tell whether a photo is shown other than it is stored; a photo that cannot be read is not."""
+    try:
+        return not np.array_equal(upright(path)[0], np.eye(3))
+    except ImageError:
+        return False
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -181,19 +221,61 @@ def warp(image: Array, matrix: Array, size: int, *, reduce: int) -> NDArray[np.u
     return cv2.warpAffine(image, to_crop[:2], (size, size), flags=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
 
 
-def cut_out(path: Path, matrix: Array, size: int) -> NDArray[np.uint8]:
-    """Cut a crop out of a photo file.
+class CropError(ImageError):
+    """A crop that cannot be cut out of a photo which itself can be read."""
+
+
+class PhotoFile:
+    """A photo on disk, out of which crops are cut.
 
     Args:
-        path: the photo.
-        matrix: ``(3, 3)`` stored pixels to crop pixels.
-        size: side of the crop.
-
-    Returns:
-        ``(size, size, 3)`` uint8 RGB, black outside the photo.
-
-    Raises:
-        ImageError: the file cannot be read whole.
+        path: the file.
+        orientation: which pixels all coordinates mean.
     """
-    reduce = reduction(path, matrix)
-    return warp(read_image(path, reduce=reduce), matrix, size, reduce=reduce)
+
+    def __init__(self, path: Path, orientation: Orientation) -> None:
+        self.path, self.orientation = path, orientation
+        self._decoded: dict[int, Array] = {}  # by how much smaller
+
+    def box(self) -> Array:
+        """Return the box ``(4,)`` of the whole photo, from its header.
+
+        Raises:
+            ImageError: the header cannot be read.
+        """
+        return upright(self.path)[1] if self.orientation == "shown" else image_box(*image_size(self.path))
+
+    def cut_out(self, matrix: Array, size: int) -> NDArray[np.uint8]:
+        """Cut a crop out, interpolating once.
+
+        The photo is decoded once for each size that crops ask for, however many they are.
+
+        Args:
+            matrix: ``(3, 3)`` pixels of the photo to crop pixels.
+            size: side of the crop.
+
+        Returns:
+            ``(size, size, 3)`` uint8 RGB, black outside the photo.
+
+        Raises:
+            ImageError: the file cannot be read whole.
+            CropError: nothing of the photo lies in the crop, or all of it in less than a pixel.
+        """
+        from_stored = matrix @ upright(self.path)[0] if self.orientation == "shown" else matrix
+        if not np.isfinite(from_stored).all():
+            raise CropError(f"{self.path}: the crop has no finite place")
+        reduce = reduction(self.path, from_stored)
+        if reduce not in self._decoded:
+            self._decoded[reduce] = read_image(self.path, reduce=reduce)
+        image = self._decoded[reduce]
+        height, width = (reduce * side for side in image.shape[:2])
+        if _shrink(from_stored) > max(width, height):
+            raise CropError(f"{self.path}: a face that is {_shrink(from_stored) * size:.3g} pixels large")
+        corners = apply(np.linalg.inv(from_stored), image_box(size, size).astype(np.float64).reshape(2, 2))
+        low, high = corners.min(axis=0), corners.max(axis=0)
+        if (high <= -0.5).any() or (low >= (width - 0.5, height - 0.5)).any():
+            raise CropError(f"{self.path}: a face that lies outside of the photo of {width} x {height} pixels")
+        try:
+            return warp(image, from_stored, size, reduce=reduce)
+        except cv2.error as error:
+            raise CropError(f"{self.path}: {error.err}") from error

@@ -1,23 +1,29 @@
 """The readers of datasets: each on files that this file writes in the official format, and on real ones."""
 
 import logging
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+import cv2
 import numpy as np
+import PIL.Image
 import pytest
 from conftest import face_data
 
 from facelab.annotations.folder import Folder
 from facelab.annotations.lapa106 import LaPa
+from facelab.annotations.points_file import draw
 from facelab.annotations.wflw98 import WFLW
 from facelab.annotations.ytf68 import YTFaces
-from facelab.errors import DatasetError
+from facelab.errors import ConfigError, DatasetError
+from facelab.faces.crop import Crop
 from facelab.faces.face import Annotations, Photo, Split
 from facelab.faces.geometry import Array
+from facelab.faces.image import PhotoFile
 from facelab.faces.layouts import IBUG68, LAPA106, WFLW98, Layout
 
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -120,8 +126,17 @@ def ytf(root: Path, *, skip: bool = False) -> YTFaces:
     return YTFaces("ytf68", str(root), IBUG68, skip_unpaired=skip)
 
 
-def folder(root: Path, *, skip: bool = False, pts_origin: int = 1) -> Folder:
-    return Folder("mine", str(root), IBUG68, pts_origin, val_share=0.25, test_share=0.25, skip_unpaired=skip)
+def folder(root: Path, *, skip: bool = False, pts_origin: int = 1, **options: Any) -> Folder:
+    values: dict[str, Any] = {
+        "layout": IBUG68,
+        "orientation": "shown",
+        "units": "pixels",
+        "missing": [],
+        "splits": {},
+        "val_share": 0.25,
+        "test_share": 0.25,
+    }
+    return Folder("mine", str(root), pts_origin=pts_origin, skip_unpaired=skip, **values | options)
 
 
 FORMATS: dict[str, tuple[Callable[[Path], None], Callable[[Path], Annotations]]] = {
@@ -315,7 +330,7 @@ def test_another_layout_than_the_files(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=expected):
         reader.photos("train")
     write_folder(tmp_path / "folder")
-    own = Folder("own", str(tmp_path / "folder"), WFLW98, 1, 0.1, 0.1, skip_unpaired=False)
+    own = folder(tmp_path / "folder", layout=WFLW98)
     with pytest.raises(
         DatasetError, match=rf"0\.txt, line 69: expected the 98 points of the layout {WFLW98.name}, found 68"
     ):
@@ -447,8 +462,9 @@ def test_wflw_val_is_a_fixed_share_of_train(tmp_path: Path) -> None:
     path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
     assert {photo.path.name for photo in wflw(tmp_path).photos("val")} == val
     assert len(wflw(tmp_path, val_share=0).photos("train")) == 40
-    with pytest.raises(DatasetError, match="no photo of it is in 'val' with val_share=0"):
-        wflw(tmp_path, val_share=0).photos("val")
+    assert wflw(tmp_path, val_share=0).photos("val") == [], "a set without validation by choice"
+    with pytest.raises(DatasetError, match=r"no photo of it is in 'val' with val_share=1e-06"):
+        wflw(tmp_path, val_share=1e-6).photos("val")
 
 
 def test_wflw_without_train_list(tmp_path: Path) -> None:
@@ -565,9 +581,10 @@ def test_folder_refuses_what_is_ambiguous(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"0\.(jpg|png) and .*0\.(jpg|png) have the same name"):
         folder(tmp_path).photos("train")
     (tmp_path / "train" / "images" / "0.png").unlink()
-    image(tmp_path / "validation" / "x.jpg")
+    image(tmp_path / "others" / "x.jpg")
     with pytest.raises(
-        DatasetError, match="1 images or files of points lie outside test, train, for example validation/x"
+        DatasetError,
+        match=r"1 images or files of points lie outside test, train, .* others/x; .*data\.splits=\{others: train\}",
     ):
         folder(tmp_path).photos("train")
 
@@ -652,3 +669,221 @@ def test_wflw_tags_are_the_official_subsets() -> None:
         tagged = {face.points.tobytes() for face in faces if tag in face.tags}
         assert {row.tobytes() for row in official} == tagged, tag
         assert len(official) == len(tagged)
+
+
+# Own data that means something else than it seems
+
+
+MISSING = {"zero": 0.0, "minus_one": -1.0}
+
+
+def write_one(root: Path, points: Array, name: str = "a", size: tuple[int, int] = (200, 100)) -> None:
+    cv2.imwrite(str(root / f"{name}.png"), np.zeros((size[1], size[0], 3), np.uint8))
+    write(root / f"{name}.txt", pairs(points))
+
+
+def a_face() -> Array:
+    return np.random.default_rng(5).uniform(20, 90, (IBUG68.num_points, 2)).round(1)
+
+
+@pytest.mark.parametrize("code", MISSING)
+def test_folder_codes_for_missing_points(code: str, tmp_path: Path) -> None:
+    """Points that nobody annotated taken as real ones in the photo's corner, in silence."""
+    points = a_face()
+    points[:5] = MISSING[code]
+    write_one(tmp_path, points)
+    with pytest.raises(DatasetError, match=rf"a\.txt: 5 points at exactly .*data\.missing=\[{code}\]"):
+        folder(tmp_path).photos("all")
+    ((face,),) = (photo.faces for photo in folder(tmp_path, missing=[code]).photos("all"))
+    assert np.isnan(face.points[:5]).all() and not face.visible[:5].any()
+    np.testing.assert_allclose(face.points[5:], points[5:], atol=1e-4)
+    assert face.visible[5:].all()
+
+
+def test_folder_negated_points_are_hidden_ones(tmp_path: Path) -> None:
+    """Hidden points of MERL-RAV taken as places far to the left of the photo."""
+    points = a_face()
+    signed = points.copy()
+    signed[:5] *= -1
+    write_one(tmp_path, signed)
+    with pytest.raises(DatasetError, match=r"a\.txt: \d points with both .* negated .*data\.missing=\[negated\]"):
+        folder(tmp_path).photos("all")
+    ((face,),) = (photo.faces for photo in folder(tmp_path, missing=["negated"]).photos("all"))
+    np.testing.assert_allclose(face.points, points, atol=1e-4)
+    assert not face.visible[:5].any() and face.visible[5:].all()
+
+
+def test_readers_take_what_is_normal(tmp_path: Path) -> None:
+    """Whole-pixel labels whose lips are closed, or a face that leaves the photo at its corner, refused as codes."""
+    points = a_face().round()
+    points[60:68] = points[60]
+    points[:4] = [[-3, -2], [-8, -6], [0, 0], [0, 0]]
+    points[4:] -= 20
+    write_one(tmp_path, points)
+    ((face,),) = (photo.faces for photo in folder(tmp_path).photos("all"))
+    np.testing.assert_array_equal(face.points, points.astype(np.float32))
+
+
+def test_folder_fractions(tmp_path: Path) -> None:
+    """Fractions of the photo taken as pixels: a training that ends with `-` for every number and says finished."""
+    points = a_face()
+    write_one(tmp_path, (points + 0.5) / [200, 100])
+    with pytest.raises(DatasetError, match=r"a\.txt: the face is 0\.\d+ x 0\.\d+ pixels large; data\.units=fraction"):
+        folder(tmp_path).photos("all")
+    ((face,),) = (photo.faces for photo in folder(tmp_path, units="fraction").photos("all"))
+    np.testing.assert_allclose(face.points, points, atol=0.2)  # pairs() writes few digits
+    write_one(tmp_path, points)
+    with pytest.raises(DatasetError, match=r"a\.txt: numbers up to .* are no fractions; data\.units=pixels"):
+        folder(tmp_path, units="fraction").photos("all")
+
+
+@pytest.mark.parametrize("reader", ["lapa", "wflw", "ytf"])
+def test_published_readers_refuse_codes_and_fractions(reader: str, tmp_path: Path) -> None:
+    """The same in own data that lie in the folders of a published set."""
+    wrong = {"codes": lambda p: np.where(np.arange(len(p))[:, None] < 4, -1, p), "fractions": lambda p: p / 500}
+    for kind, change in wrong.items():
+        root = tmp_path / kind
+        if reader == "lapa":
+            image(root / "train" / "images" / "a.JPG")
+            write(root / "train" / "landmarks" / "a.txt", f"106\n{pairs(change(some_points(LAPA106)))}")
+            data: Any = lapa(root)
+        elif reader == "wflw":
+            numbers = flat(change(some_points(WFLW98)), " ")
+            line = f"{numbers} 10 20 110 140 0 0 0 0 0 0 a.jpg\n"
+            write(root / WFLW_LISTS / "list_98pt_rect_attr_train.txt", line)
+            data = wflw(root)
+        else:
+            header = "".join(f",{i}" for i in range(2 * IBUG68.num_points)) + "\n"
+            for part in ("training", "test"):
+                line = f"Some_One_00.jpg,{flat(change(some_points(IBUG68)), ',')}\n"
+                write(root / f"{part}_frames_keypoints.csv", header + line)
+            data = ytf(root)
+        with pytest.raises(DatasetError, match=r"data=folder, whose data\.(missing|units)"):
+            data.photos("all")
+
+
+def test_lapa_reads_endings_in_any_case(tmp_path: Path) -> None:
+    """A photo `a.JPG` beside `a.txt` told as points without an image."""
+    image(tmp_path / "train" / "images" / "a.JPG")
+    write(tmp_path / "train" / "landmarks" / "a.txt", f"106\n{pairs(some_points(LAPA106))}")
+    assert [photo.path.name for photo in lapa(tmp_path).photos("train")] == ["a.JPG"]
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [
+        ("Train", "Val", "Test"),
+        ("training", "validation", "testing"),
+        ("trainset", "valset", "testset"),
+        ("TRAIN/images", "Valid/images", "TEST/images"),
+        ("helen/trainset", "helen/valid", "helen/testset"),
+        ("mine/a/Trainset/x", "other/VAL/y", "TestSet"),
+    ],
+)
+def test_folder_understands_usual_names_of_splits(train: str, val: str, test: str, tmp_path: Path) -> None:
+    """Folders of splits that are pooled and drawn again, so that test faces are trained on."""
+    for split, place in (("train", train), ("val", val), ("test", test)):
+        (tmp_path / place).mkdir(parents=True)
+        write_one(tmp_path / place, a_face(), split)
+    for split in ("train", "val", "test"):
+        assert [photo.path.stem for photo in folder(tmp_path).photos(split)] == [split]  # type: ignore[arg-type]
+
+
+def test_folder_refuses_what_looks_like_splits(tmp_path: Path) -> None:
+    """The same by a name that is not understood; names that only contain such a word are none."""
+    for name in ("my_train", "test-2", "contest", "valentin"):
+        (tmp_path / name).mkdir()
+        write_one(tmp_path / name, a_face(), name)
+    with pytest.raises(DatasetError, match=r"my_train, test-2 look like splits .*data\.splits=\{my_train: train\}"):
+        folder(tmp_path).photos("train")
+    splits = {"my_train": "train", "TEST-2": "test", "contest": "val", "valentin": "train"}
+    read = folder(tmp_path, splits=splits)
+    assert [photo.path.stem for photo in read.photos("train")] == ["my_train", "valentin"]
+    assert [photo.path.stem for photo in read.photos("test")] == ["test-2"]
+    with pytest.raises(ConfigError, match=r"splits: 'trian' is no split"):
+        folder(tmp_path, splits={"my_train": "trian"})
+    (tmp_path / "train" / "test").mkdir(parents=True)
+    write_one(tmp_path / "train" / "test", a_face(), "both")
+    with pytest.raises(DatasetError, match="train/test/both lies in folders of two splits, test and train"):
+        folder(tmp_path, splits=splits).photos("train")
+
+
+def test_folder_tells_how_it_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A draw that nobody knows of, told for each split again, or without its rule."""
+    write_folder(tmp_path)
+    caplog.set_level("INFO")
+    read = folder(tmp_path)
+    counts = {split: len(read.photos(split)) for split in ("train", "val", "test")}  # type: ignore[arg-type]
+    (line,) = [record.message for record in caplog.records if "drawn" in record.message]
+    assert line.startswith(
+        f"mine: 40 photos: {counts['train']} train, {counts['val']} val, {counts['test']} test, drawn"
+    )
+    assert "data.test_share=0.25" in line
+
+
+def test_folder_without_a_test_or_a_validation(tmp_path: Path) -> None:
+    """A lack that shows only after the training, or without a word on what to do."""
+    (tmp_path / "train").mkdir()
+    write_one(tmp_path / "train", a_face())
+    with pytest.raises(DatasetError, match="no photo is in the split 'test', only in train; test=false trains"):
+        folder(tmp_path, val_share=0.0).photos("test")
+    with pytest.raises(DatasetError, match=r"data\.val_share=0\.01 of so few photos is none"):
+        folder(tmp_path, val_share=0.01).photos("val")
+    assert folder(tmp_path, val_share=0.0).photos("val") == []
+
+
+def test_folder_visits_linked_photos_once(tmp_path: Path) -> None:
+    """A loop of links that turns 2 photos into 80, of which some are in train and some in test."""
+    for name in "ab":
+        write_one(tmp_path, a_face(), name)
+    (tmp_path / "loop").symlink_to(".")
+    (tmp_path / "copy").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "0.png").symlink_to(tmp_path / "a.png")
+    assert [photo.path.name for photo in folder(tmp_path, skip=True).photos("all")] == ["a.png", "b.png"]
+    elsewhere = tmp_path / "set"
+    elsewhere.mkdir()
+    for ending in ("png", "txt"):
+        (elsewhere / f"a.{ending}").symlink_to(tmp_path / f"a.{ending}")
+    assert [photo.path for photo in folder(elsewhere).photos("all")] == [elsewhere / "a.png"]
+
+
+def test_folder_takes_double_endings(tmp_path: Path) -> None:
+    """`a.jpg.txt`, as several label tools write it, told as points without an image."""
+    write_one(tmp_path, a_face())
+    (tmp_path / "a.txt").rename(tmp_path / "a.png.txt")
+    assert len(folder(tmp_path).photos("all")) == 1
+
+
+@pytest.mark.parametrize("raw", [b"\xd5\xd5\xc6\xac", b"caf\xe9"])
+def test_folder_takes_names_that_are_not_utf8(raw: bytes, tmp_path: Path) -> None:
+    """A zip from another system whose names end a training after its last epoch."""
+    write_one(tmp_path, a_face())
+    for ending in ("png", "txt"):
+        (tmp_path / f"a.{ending}").rename(tmp_path / os.fsdecode(raw + f".{ending}".encode()))
+    (photo,) = folder(tmp_path).photos("all")
+    assert os.fsencode(photo.path.name) == raw + b".png"
+    folder(tmp_path).photos("train" if draw(photo.path.stem) >= 0.5 else "all")
+
+
+@pytest.mark.parametrize("mark", [1, 3, 6, 8])
+def test_folder_reads_photos_as_they_are_shown(mark: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Points of a label tool, which shows photos upright, on pixels as the camera stored them: wrong by a turn."""
+    caplog.set_level("INFO")
+    shown = np.zeros((100, 200, 3), np.uint8)
+    shown[30:34, 150:154] = 255  # a light at (151.5, 31.5)
+    turned = {3: PIL.Image.Transpose.ROTATE_180, 6: PIL.Image.Transpose.ROTATE_90, 8: PIL.Image.Transpose.ROTATE_270}
+    stored = PIL.Image.fromarray(shown)
+    stored = stored.transpose(turned[mark]) if mark in turned else stored
+    exif = PIL.Image.Exif()
+    exif[0x0112] = mark
+    stored.save(tmp_path / "a.jpg", quality=98, exif=exif.tobytes())
+    write(tmp_path / "a.txt", pairs(np.tile([[141.5, 21.5], [161.5, 41.5]], (34, 1))))
+    (photo,) = folder(tmp_path).photos("all")
+    assert photo.orientation == "shown"
+    assert ("1 of 1 photos carry an orientation mark" in caplog.text) == (mark != 1)
+    view = Crop(20, 1.0, True, (0.0, 0.0), "points")
+    crop = PhotoFile(photo.path, photo.orientation).cut_out(view.matrix(view.source(photo.faces[0], np.zeros(4))), 20)
+    light = np.argwhere(crop[..., 0] > 128).mean(axis=0)
+    np.testing.assert_allclose(light, [9.5, 9.5], atol=0.6)
+    (as_stored,) = folder(tmp_path, orientation="stored").photos("all")
+    assert as_stored.orientation == "stored"

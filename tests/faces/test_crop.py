@@ -14,10 +14,15 @@ from facelab.errors import ConfigError
 from facelab.faces.crop import BoxSource, Crop
 from facelab.faces.face import Face
 from facelab.faces.geometry import Array, apply, image_box, tight_box
-from facelab.faces.image import cut_out, image_size
+from facelab.faces.image import PhotoFile, image_size
 
 CONF = ROOT / "conf" / "crop"
 NAN = np.nan
+
+
+def cut_out(path: Path, matrix: Array, size: int) -> Array:
+    """A crop of a photo as it is stored."""
+    return PhotoFile(path, "stored").cut_out(matrix, size)
 
 
 def crop(**changes: Any) -> Crop:
@@ -64,7 +69,7 @@ def test_each_source_gives_its_box(source: BoxSource, box: list[float]) -> None:
     """Would catch sources mixed up; and missing points that spoil the box."""
     points = np.array([[1.0, 40], [30, 2], [NAN, NAN]])
     someone = face(points, np.array([0.0, 0, 50, 50]))
-    np.testing.assert_allclose(crop(box=source).source(someone, 640, 480), box)
+    np.testing.assert_allclose(crop(box=source).source(someone, image_box(640, 480)), box)
 
 
 @pytest.mark.parametrize("box", [[NAN] * 4, [5, 5, 5, 9], [9, 5, 5, 9], [0, 0, np.inf, 9], [0, 0, 9, NAN]])
@@ -104,7 +109,7 @@ def test_the_letterbox_shows_the_whole_photo(tmp_path: Path, width: int, height:
     path = tmp_path / "white.png"
     cv2.imwrite(str(path), np.full((height, width, 3), 255, np.uint8))
     nobody = face(np.full((3, 2), NAN), np.full(4, NAN))
-    matrix = letterbox.matrix(letterbox.source(nobody, *image_size(path)))
+    matrix = letterbox.matrix(letterbox.source(nobody, image_box(*image_size(path))))
     light = cut_out(path, matrix, letterbox.size)[..., 0] / 255
     shown = tight_box(apply(matrix, image_box(width, height).reshape(2, 2)))
     np.testing.assert_allclose(shown[2:] + shown[:2], 255)  # in the middle

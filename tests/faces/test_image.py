@@ -15,11 +15,16 @@ from PIL import ExifTags, Image
 from facelab.errors import ImageError
 from facelab.faces.crop import Crop
 from facelab.faces.geometry import Array, apply, around_centre, mirror_image
-from facelab.faces.image import cut_out, image_size, read_image, reduction, upright, warp
+from facelab.faces.image import CropError, PhotoFile, image_size, read_image, reduction, upright, warp
 
 WIDTH, HEIGHT = 1203, 901  # odd: at an eighth the last pixels stand for 3 and 5
 PLACE = (611.7, 415.2)
 SIGMA = 18.0
+
+
+def cut_out(path: Path, matrix: Array, size: int) -> Array:
+    """A crop of a photo as it is stored."""
+    return PhotoFile(path, "stored").cut_out(matrix, size)
 
 
 @cache
@@ -106,7 +111,8 @@ def test_outside_the_photo_is_black(tmp_path: Path) -> None:
     half = cut_out(path, crop.matrix(np.array([19.5, -0.5, 59.5, 39.5])), 64)
     assert (half[1:-1, :31] == 255).all()
     assert (half[:, 33:] == 0).all()
-    assert not cut_out(path, crop.matrix(np.array([500.0, 500, 600, 600])), 64).any()
+    with pytest.raises(CropError, match="outside of the photo of 40 x 40 pixels"):
+        cut_out(path, crop.matrix(np.array([500.0, 500, 600, 600])), 64)
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png"])
@@ -171,13 +177,13 @@ def test_sixteen_bits_become_eight(tmp_path: Path, name: str, channels: int) -> 
     np.testing.assert_array_equal(read_image(tmp_path / name), np.broadcast_to(image, (*image.shape[:2], 3)))
 
 
-def big_png() -> bytes:
-    """A PNG that says it has 10 billion pixels."""
+def big_png(side: int = 100_000) -> bytes:
+    """A PNG that says it has 10 billion pixels, or so many a side."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
 
 
@@ -262,7 +268,7 @@ def test_upright_is_the_stored_photo_moved_by_a_matrix(tmp_path: Path, mark: int
     """Would catch a mark turned the wrong way, and datasets read upright although they are labelled as stored."""
     path = save(tmp_path / "photo.png", picture(), exif=turned(mark))
     matrix, box = upright(path)
-    stored, shown = read_image(path), read_image(path, upright=True)
+    stored, shown = read_image(path), read_image(path, orientation="shown")
     np.testing.assert_array_equal(stored, picture())
     assert image_size(path) == (61, 41)
     np.testing.assert_allclose(box, [-0.5, -0.5, shown.shape[1] - 0.5, shown.shape[0] - 0.5])
@@ -274,7 +280,7 @@ def test_a_reduced_photo_keeps_its_stored_orientation(tmp_path: Path) -> None:
     """Would catch the orientation mark followed in reduced decoding alone: then width and height are swapped."""
     path = save(tmp_path / "photo.jpg", picture(), exif=turned(6))
     assert read_image(path, reduce=2).shape == (21, 31, 3)
-    assert read_image(path, reduce=2, upright=True).shape == (31, 21, 3)
+    assert read_image(path, reduce=2, orientation="shown").shape == (31, 21, 3)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
@@ -294,3 +300,14 @@ def test_warp_takes_the_same_place_from_every_reduction(tmp_path: Path) -> None:
     for reduce in (1, 2, 4, 8):
         crop = warp(read_image(path, reduce=reduce), matrix, 150, reduce=reduce)
         np.testing.assert_allclose(centroid(crop), expected, atol=0.1)
+
+
+def test_photos_over_the_largest_size_are_refused_unread(tmp_path: Path) -> None:
+    """A file of 300 bytes that asks for gigabytes; and a phone's photo of 200 megapixels refused as such a bomb."""
+    path = tmp_path / "a.png"
+    path.write_bytes(big_png(20_000))
+    for read in (read_image, image_size):
+        with pytest.raises(ImageError, match=r"a\.png"):
+            read(path)
+    path.write_bytes(big_png(14_200))
+    assert image_size(path) == (14_200, 14_200)
