@@ -20,11 +20,11 @@ from facelab.runs.start import exits, start
 log = logging.getLogger(__name__)
 
 EVALUATE_KEYS = (
-    *("task", "ckpt", "split", "box", "flip_test", "batch_size", "num_workers"),
+    *("task", "ckpt", "split", "box", "flip_test", "batch_size", "num_workers", "max_unreadable"),
     *("trainer", "data", "logger", "callbacks", *PATHS),
 )
 """The keys that evaluate.py reads."""
-EVALUATE_OPTIONS = ("ckpt", "split", "box", "flip_test", "batch_size", "num_workers", "trainer")
+EVALUATE_OPTIONS = ("ckpt", "split", "box", "flip_test", "batch_size", "num_workers", "max_unreadable", "trainer")
 """What config.yaml keeps of an evaluation beside the configuration of the run; its dataset stands in that."""
 
 
@@ -73,6 +73,7 @@ def build_data(run: LoadedRun, cfg: DictConfig) -> Any:
         (run.cfg.model, "flip_test", cfg.flip_test),
         (run.cfg.datamodule, "batch_size", cfg.batch_size),
         (run.cfg.datamodule, "num_workers", cfg.num_workers),
+        (run.cfg.datamodule, "max_unreadable", cfg.max_unreadable),
     ):
         if value is not None:
             node[key] = value

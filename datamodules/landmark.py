@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -19,7 +20,7 @@ from facelab.faces.batch import LandmarkBatch
 from facelab.faces.crop import Crop
 from facelab.faces.face import Annotations, Face, Split
 from facelab.faces.geometry import Array, apply
-from facelab.faces.image import cut_out, image_size
+from facelab.faces.image import Orientation, PhotoFile
 from facelab.faces.layouts import Layout
 from facelab.faces.pose import estimate_pose, mirrored, turned
 from facelab.internals.lightning import processed_epochs
@@ -29,8 +30,16 @@ log = logging.getLogger(__name__)
 PoseSource = Literal["labelled", "estimated", "labelled and estimated", "none"]
 
 
+RETRY_AFTER = (0.2, 1.0, 5.0)
+"""Seconds before each further try to read a photo that was there before."""
+
+
 class NoBoxError(DatasetError):
     """A face without the box that the crop is built around."""
+
+
+class NoFaceError(DatasetError):
+    """A split without a face."""
 
 
 class EpochSampler(DistributedSampler[Any]):
@@ -62,6 +71,8 @@ class FaceLoader(DataLoader[LandmarkBatch]):
 
     def _counted(self, batches: Iterator[LandmarkBatch]) -> Iterator[LandmarkBatch]:
         for batch in batches:
+            if isinstance(self.dataset, FaceDataset):
+                self.dataset.check_unreadable()
             self.used += 1
             yield batch
 
@@ -83,26 +94,40 @@ class FaceDataset(Dataset[LandmarkBatch]):
         crop: what part of the photo is cut out.
         augment: None for evaluation: the crop as it is.
         seed: of the random draws.
+        max_unreadable: share of the faces whose photo cannot be read; more end the run.
 
     Raises:
-        DatasetError: by the reader; when the split has no face; when no face has the box that the crop is built around.
+        NoFaceError: the split has no face.
+        DatasetError: by the reader; when no face has the box that the crop is built around.
     """
 
-    def __init__(self, data: Annotations, split: Split, crop: Crop, augment: Augmentation | None, seed: int) -> None:
+    def __init__(
+        self,
+        data: Annotations,
+        split: Split,
+        crop: Crop,
+        augment: Augmentation | None,
+        seed: int,
+        max_unreadable: float,
+    ) -> None:
         self.layout: Layout = data.layout
-        self.crop, self.augment, self.seed = crop, augment, seed
-        rows = [(photo.path, face) for photo in data.photos(split) for face in photo.faces]
-        self.paths: list[Path] = [path for path, _ in rows]
+        self.name = f"{data.name} {split}"
+        self.crop, self.augment, self.seed, self.max_unreadable = crop, augment, seed, max_unreadable
+        rows = [(photo, face) for photo in data.photos(split) for face in photo.faces]
+        self.paths: list[Path] = [photo.path for photo, _ in rows]
+        self.orientations: list[Orientation] = [photo.orientation for photo, _ in rows]
         self.faces: list[Face] = [face for _, face in rows]
         if not rows:
-            raise DatasetError(f"{data.name}: the split {split!r} has no face; look into data.root, or choose another")
+            raise NoFaceError(f"{data.name}: the split {split!r} has no face; look into data.root, or choose another")
         if crop.box == "given" and all(np.isnan(face.box).any() for face in self.faces):
             raise DatasetError(f"{data.name}: no face of the split {split!r} comes with a box; use crop.box=points")
         tags = [[tag in face.tags for tag in data.tags] for face in self.faces]
         self.tags = torch.tensor(tags, dtype=torch.bool)  # (F, T)
         self.pose, self.pose_source = self._poses()
-        # Shared by the worker processes, so that each face is named once.
-        self._reported = torch.zeros(len(self.faces), dtype=torch.bool).share_memory_()
+        # Shared by the worker processes: which faces were read, left out, left out for their photo, and
+        # which were read once and cannot be any more.
+        flags = torch.zeros(4, len(self.faces), dtype=torch.bool).share_memory_()
+        self._read, self._reported, self._unreadable, self._lost = flags
 
     def _poses(self) -> tuple[Array, PoseSource]:
         """Labelled poses, completed by estimates from the points where there is no label, ``(F, 3)`` degrees."""
@@ -119,16 +144,58 @@ class FaceDataset(Dataset[LandmarkBatch]):
         return len(self.faces)
 
     def __getitem__(self, key: tuple[int, int]) -> LandmarkBatch:
-        """The sample of (epoch, row); a face that cannot be read becomes a blank one with no valid point."""
+        """Give the sample of (epoch, row); a face that cannot be read becomes a blank one with no valid point.
+
+        A photo that was read before, or is gone since the start, is tried again: its disk may be away for seconds.
+        """
         epoch, row = key
-        rng = np.random.default_rng((self.seed, epoch, row))
-        try:
-            return self._sample(row, rng)
-        except (ImageError, NoBoxError) as error:
-            if not self._reported[row]:
-                self._reported[row] = True
-                log.warning("face %d is left out: %s", row, error)
-            return self._blank(row)
+        for wait in (*RETRY_AFTER, None):
+            try:
+                sample = self._sample(row, np.random.default_rng((self.seed, epoch, row)))
+            except NoBoxError as error:
+                return self._left_out(row, error)
+            except ImageError as error:
+                passing = bool(self._read[row]) or isinstance(error.__cause__, OSError)
+                if wait is not None and passing:
+                    time.sleep(wait)
+                    continue
+                self._unreadable[row] = True
+                self._lost[row] = self._read[row]
+                return self._left_out(row, error)
+            self._read[row] = True
+            return sample
+        raise AssertionError("the last try returns")
+
+    def _left_out(self, row: int, error: Exception) -> LandmarkBatch:
+        if not self._reported[row]:
+            self._reported[row] = True
+            log.warning("face %d is left out: %s", row, error)
+        return self._blank(row)
+
+    @property
+    def unreadable(self) -> int:
+        """Number of faces whose photos could not be read so far, by this process and its workers."""
+        return int(self._unreadable.sum())
+
+    def check_unreadable(self) -> None:
+        """Refuse to go on with blank faces in the place of photos that are gone, or that are too many.
+
+        Raises:
+            DatasetError: a photo that was read before cannot be read any more, or too many cannot.
+        """
+        if (count := self.unreadable) == 0:
+            return
+        if len(lost := self._lost.nonzero()):
+            raise DatasetError(
+                f"{self.paths[int(lost[0])]}: this photo, one of {len(lost)}, was read before and cannot be any more, "
+                f"after {sum(RETRY_AFTER):.0f} seconds of trying; is its disk there? resume=RUN continues the training"
+            )
+        if count > self.max_unreadable * len(self):
+            first = int(self._unreadable.nonzero()[0])
+            raise DatasetError(
+                f"{self.name}: {count} of {len(self)} faces cannot be read, among them {self.paths[first]}; the log "
+                f"says why. max_unreadable={self.max_unreadable} is the largest share that is left out"
+            )
 
     def to_crop(self, row: int) -> Array:
         """The map from the photo of a face to its unchanged crop, ``(3, 3)`` float64.
@@ -137,9 +204,11 @@ class FaceDataset(Dataset[LandmarkBatch]):
             NoBoxError: the face has no box as the crop wants it.
             ImageError: the crop is built around the whole photo, and its header cannot be read.
         """
-        width, height = image_size(self.paths[row]) if self.crop.box == "image" else (0, 0)
+        image = np.zeros(4)
+        if self.crop.box == "image":
+            image = PhotoFile(self.paths[row], self.orientations[row]).box()
         try:
-            return self.crop.matrix(self.crop.source(self.faces[row], width, height))
+            return self.crop.matrix(self.crop.source(self.faces[row], image))
         except ValueError as error:
             raise NoBoxError(f"{self.paths[row]}: {error} (crop.box={self.crop.box})") from error
 
@@ -148,7 +217,7 @@ class FaceDataset(Dataset[LandmarkBatch]):
         to_crop, truth = self.to_crop(row), face.points.astype(np.float64)
         warp = self.augment.draw(rng, size, apply(to_crop, truth)) if self.augment else UNCHANGED
         matrix = warp.matrix @ to_crop
-        image = cut_out(self.paths[row], matrix, size)
+        image = PhotoFile(self.paths[row], self.orientations[row]).cut_out(matrix, size)
         if self.augment:
             image = self.augment.change_pixels(rng, image)
         points, visible = apply(matrix, truth).astype(np.float32), face.visible
@@ -207,9 +276,10 @@ class LandmarkDataModule(LightningDataModule):
         num_workers: processes that prepare batches. Changes no result.
         seed: of order and draws.
         test_split: the split that ``test`` measures, ``test`` but for ``evaluate.py split=...``.
+        max_unreadable: share of the faces of a split whose photo cannot be read; more end the run.
 
     Raises:
-        ConfigError: a seed that the generators do not take.
+        ConfigError: a seed that the generators do not take; a share that is none.
     """
 
     batch_type: ClassVar[type] = LandmarkBatch
@@ -223,12 +293,16 @@ class LandmarkDataModule(LightningDataModule):
         num_workers: int,
         seed: int,
         test_split: Split,
+        max_unreadable: float,
     ) -> None:
         super().__init__()
+        if not 0 <= max_unreadable <= 1:
+            raise ConfigError("max_unreadable", f"={max_unreadable} must be in [0, 1]")
         if not 0 <= seed < 2**32:
             raise ConfigError("seed", f"={seed}: choose a whole number from 0 to {2**32 - 1}")
         self.data, self.crop, self.augment = data, crop, augment
         self.batch_size, self.num_workers, self.seed, self.test_split = batch_size, num_workers, seed, test_split
+        self.max_unreadable = max_unreadable
         self.faces: dict[str, FaceDataset] = {}
 
     def setup(self, stage: str) -> None:
@@ -246,7 +320,13 @@ class LandmarkDataModule(LightningDataModule):
             needed["test"] = (self.test_split, None)
         for role, (split, augment) in needed.items():
             if role not in self.faces:
-                self.faces[role] = FaceDataset(self.data, split, self.crop, augment, self.seed)
+                try:
+                    self.faces[role] = FaceDataset(self.data, split, self.crop, augment, self.seed, self.max_unreadable)
+                except NoFaceError as error:
+                    if role != "val":
+                        raise
+                    log.warning("%s; the training goes without a validation", error)
+                    continue
                 log.info("%s %s: %d faces", self.data.name, split, len(self.faces[role]))
 
     def train_dataloader(self) -> DataLoader[LandmarkBatch]:
@@ -256,9 +336,9 @@ class LandmarkDataModule(LightningDataModule):
             loader.sampler.set_epoch(processed_epochs(self.trainer))  # type: ignore[attr-defined]
         return loader
 
-    def val_dataloader(self) -> DataLoader[LandmarkBatch]:
-        """Every face once, never changed."""
-        return self._loader("val", shuffle=False)
+    def val_dataloader(self) -> DataLoader[LandmarkBatch] | list[Any]:
+        """Every face once, never changed; nothing where the set has no validation split by choice."""
+        return self._loader("val", shuffle=False) if "val" in self.faces else []
 
     def test_dataloader(self) -> DataLoader[LandmarkBatch]:
         """Every face once, never changed."""

@@ -115,6 +115,7 @@ class PFLDDataModule(LandmarkDataModule):
         num_workers: see there.
         seed: see there.
         test_split: see there.
+        max_unreadable: see there.
         pose: of the training faces. ``labelled``: the dataset's, and an estimate where it has none; ``estimated``: that
             estimate for all (a fit of 14 points); ``official_pnp``: as the public codes of PFLD mean to find them, in
             the unchanged crop.
@@ -129,9 +130,10 @@ class PFLDDataModule(LandmarkDataModule):
         num_workers: int,
         seed: int,
         test_split: Split,
+        max_unreadable: float,
         pose: PoseTarget,
     ) -> None:
-        super().__init__(data, crop, augment, batch_size, num_workers, seed, test_split)
+        super().__init__(data, crop, augment, batch_size, num_workers, seed, test_split, max_unreadable)
         self.pose = pose
 
     def setup(self, stage: str) -> None:

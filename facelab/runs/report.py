@@ -35,5 +35,8 @@ def report(folder: Path) -> None:
     console.print(table)
     if skipped := int(metrics["faces_skipped"]):
         console.print(f"{skipped} faces could not be measured; they are listed in {files.faces.name} without an error")
+    for role, count in results.get("unreadable", {}).items():
+        if count and role != "test":
+            console.print(f"{count} faces of {role} could not be read and were left out; the log names them")
     pictures = ", ".join(path.name for path in (files.test_picture, files.worst_picture) if path.is_file())
     console.print(f"results in {folder}" + (f", pictures in samples/: {pictures}" if pictures else ""), soft_wrap=True)

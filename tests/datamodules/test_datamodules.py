@@ -113,7 +113,7 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
     def photo(split: str, i: int) -> Photo:
         path_i = folder / f"{split}{i}.jpg"
         path_i.hardlink_to(path)
-        return Photo(path_i, (Face(NO_BOX, points, rng.random(68) < 0.7, NO_POSE, frozenset()),))
+        return Photo(path_i, (Face(NO_BOX, points, rng.random(68) < 0.7, NO_POSE, frozenset()),), "stored")
 
     counts = {"train": 13, "val": 5, "test": 3}
     return Drawn(IBUG68, (), {split: [photo(split, i) for i in range(n)] for split, n in counts.items()})
@@ -127,6 +127,7 @@ def module(data: Any, **changes: Any) -> LandmarkDataModule:
         "num_workers": 0,
         "seed": 1,
         "test_split": "test",
+        "max_unreadable": 1.0,
     }
     made = LandmarkDataModule(data, **options | changes)
     made.setup("fit")
@@ -170,10 +171,10 @@ def test_pixels_go_where_points_go(
     points = np.array([[0.38, 0.4], [0.62, 0.42], [0.51, 0.63]]) * (width, height) + 0.3
     path = write(tmp_path / f"face.{ending}", spots(width, height, points, sigma=width / 45))
     given = [0.25 * width, 0.2 * height, 0.8 * width, 0.85 * height]
-    data = Drawn(THREE, (), {"train": [Photo(path, (three(points, given),))]})
+    data = Drawn(THREE, (), {"train": [Photo(path, (three(points, given),), "stored")]})
     scale = {"points": 3.5, "given": 1.2, "image": 1.0}[box]
     view = crop(size=120, scale=scale, square=square, box=box)
-    dataset = FaceDataset(data, "train", view, affine(**EVERYTHING), seed=0)
+    dataset = FaceDataset(data, "train", view, affine(**EVERYTHING), 0, 1.0)
     mirrors = set()
     for number in range(6):
         sample = dataset[(number, 0)]
@@ -191,7 +192,7 @@ def test_pixels_go_where_points_go(
 def test_a_mirrored_sample_is_the_mirrored_image_with_swapped_points(faces: Drawn) -> None:
     """Would catch points, visibility or pose that are mirrored in part."""
     plain, mirror = (
-        FaceDataset(faces, "train", crop(), affine(mirror_probability=p), seed=0)[(0, 3)] for p in (0.0, 1.0)
+        FaceDataset(faces, "train", crop(), affine(mirror_probability=p), 0, 1.0)[(0, 3)] for p in (0.0, 1.0)
     )
     difference = (mirror.image.flip(-1).float() - plain.image.float()).abs()
     assert difference.max() <= 2
@@ -206,8 +207,8 @@ def test_a_mirrored_sample_is_the_mirrored_image_with_swapped_points(faces: Draw
 
 def test_turning_a_sample_turns_its_roll(faces: Drawn) -> None:
     """Would catch the opposite sign: the roll must change by the angle that the points turn by, clockwise."""
-    plain = FaceDataset(faces, "train", crop(), None, seed=0)[(0, 0)]
-    dataset = FaceDataset(faces, "train", crop(), affine(rotation_probability=1.0, rotation_limit=40.0), seed=0)
+    plain = FaceDataset(faces, "train", crop(), None, 0, 1.0)[(0, 0)]
+    dataset = FaceDataset(faces, "train", crop(), affine(rotation_probability=1.0, rotation_limit=40.0), 0, 1.0)
     for number in range(5):
         sample = dataset[(number, 0)]
         (a, b), (c, d) = plain.points[[0, 16]].numpy(), sample.points[[0, 16]].numpy()
@@ -224,7 +225,7 @@ def test_an_evaluation_sample_is_the_plain_crop(faces: Drawn) -> None:
     first = list(loader)
     loader.sampler.set_epoch(7)
     assert same(first, list(loader))
-    plain = FaceDataset(faces, "val", crop(), None, seed=9)
+    plain = FaceDataset(faces, "val", crop(), None, 9, 1.0)
     assert same(first[:1], [collate([plain[(0, row)] for row in range(4)])])
 
 
@@ -235,7 +236,9 @@ def test_what_is_not_annotated_stays_so(tmp_path: Path) -> None:
         three([[10, 10], [NAN, NAN], [30, 40]], box=[1, 2, 33, 44], pose=[10, 20, 30], tags=["blur"]),
         three([[10, 10], [20, 10], [30, 40]], box=[1, 2, 33, 44], pose=[1, 2, 3], tags=["pose", "blur"]),
     )
-    dataset = FaceDataset(Drawn(THREE, ("pose", "blur"), {"train": [Photo(path, faces)]}), "train", crop(), None, 0)
+    dataset = FaceDataset(
+        Drawn(THREE, ("pose", "blur"), {"train": [Photo(path, faces, "stored")]}), "train", crop(), None, 0, 1.0
+    )
     assert dataset.pose_source == "labelled"
     batch = collate([dataset[(0, 0)], dataset[(0, 1)]])
     assert batch.valid.tolist() == [[True, False, True], [True, True, True]]
@@ -247,13 +250,13 @@ def test_what_is_not_annotated_stays_so(tmp_path: Path) -> None:
 
 def test_poses_without_a_label_are_estimated(faces: Drawn) -> None:
     """Would catch labels overwritten by estimates, and a source that hides that some are estimated."""
-    dataset = FaceDataset(faces, "train", crop(), None, 0)
+    dataset = FaceDataset(faces, "train", crop(), None, 0, 1.0)
     assert dataset.pose_source == "estimated"
     assert np.isfinite(dataset.pose).all()
     photos = copy.copy(faces.splits["train"])
     labelled = photos[2].faces[0]._replace(pose=np.array([1, 2, 3], np.float32))
     photos[2] = photos[2]._replace(faces=(labelled,))
-    mixed = FaceDataset(Drawn(IBUG68, (), {"train": photos}), "train", crop(), None, 0)
+    mixed = FaceDataset(Drawn(IBUG68, (), {"train": photos}), "train", crop(), None, 0, 1.0)
     assert mixed.pose_source == "labelled and estimated"
     assert mixed.pose[2].tolist() == [1, 2, 3]
     np.testing.assert_array_equal(mixed.pose[:2], dataset.pose[:2])
@@ -275,9 +278,9 @@ def test_a_faulty_photo_becomes_a_blank_row(
     if content is not None:
         faulty.write_bytes(content)
     face = three([[10, 10], [30, 10], [20, 40]], pose=[5, 6, 7])
-    photos = [Photo(good, (face,)), Photo(faulty, (face,)), Photo(good, (face,))]
+    photos = [Photo(good, (face,), "stored"), Photo(faulty, (face,), "stored"), Photo(good, (face,), "stored")]
     changes = augment() if role == "train" else None
-    dataset = FaceDataset(Drawn(THREE, ("blur",), {role: photos}), role, crop(box=box), changes, 0)
+    dataset = FaceDataset(Drawn(THREE, ("blur",), {role: photos}), role, crop(box=box), changes, 0, 1.0)
     batches = [collate([dataset[(number, row)] for row in range(3)]) for number in range(3)]
     for batch in batches:
         assert batch.image.shape == (3, 3, SIZE, SIZE)
@@ -294,30 +297,52 @@ def test_a_faulty_photo_becomes_a_blank_row(
 def test_a_face_without_box_is_blank_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Would catch a crop around NaN, and a message that does not say which box was wanted."""
     path = write(tmp_path / "a.png", np.full((50, 60, 3), 200, np.uint8))
-    photo = Photo(path, (three([[1, 1], [9, 1], [5, 9]]), three([[1, 1], [9, 1], [5, 9]], box=[0, 0, 10, 10])))
-    dataset = FaceDataset(Drawn(THREE, (), {"val": [photo]}), "val", crop(box="given"), None, 0)
+    photo = Photo(
+        path, (three([[1, 1], [9, 1], [5, 9]]), three([[1, 1], [9, 1], [5, 9]], box=[0, 0, 10, 10])), "stored"
+    )
+    dataset = FaceDataset(Drawn(THREE, (), {"val": [photo]}), "val", crop(box="given"), None, 0, 1.0)
     assert [bool(dataset[(0, row)].valid.any()) for row in (0, 1)] == [False, True]
     assert "face 0 is left out" in caplog.text
     assert "a.png" in caplog.text
     assert "crop.box=given" in caplog.text
 
 
-def test_a_face_outside_its_photo_keeps_its_true_points(tmp_path: Path) -> None:
+def test_a_face_at_the_edge_of_its_photo_keeps_its_true_points(tmp_path: Path) -> None:
     """Would catch points clipped to the photo or the crop."""
     path = write(tmp_path / "a.png", np.full((50, 60, 3), 200, np.uint8))
-    points = np.array([[-110.0, 10], [-90, 10], [-100, 40]])
-    photo = Photo(path, (three(points),))
-    sample = FaceDataset(Drawn(THREE, (), {"val": [photo]}), "val", crop(), None, 0)[(0, 0)]
+    points = np.array([[-20.0, 10], [5, 10], [-10, 40]])
+    photo = Photo(path, (three(points),), "stored")
+    sample = FaceDataset(Drawn(THREE, (), {"val": [photo]}), "val", crop(), None, 0, 1.0)[(0, 0)]
     assert sample.valid.all()
-    assert not sample.image.any()
     np.testing.assert_allclose(apply(sample.to_photo, sample.points), points, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("points", "reason"),
+    [
+        ([[-110.0, 10], [-90, 10], [-100, 40]], "lies outside of the photo of 60 x 50 pixels"),
+        ([[400.0, 400], [600, 400], [500, 600]], "lies outside of the photo"),
+        ([[-9e5, -9e5], [9e5, -9e5], [0, 9e5]], "pixels large"),
+    ],
+)
+def test_dataset_leaves_a_misplaced_face_out(
+    points: list[list[float]], reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Would catch labels of another size of photo: black crops that are trained on, gigabytes, an error of OpenCV."""
+    path = write(tmp_path / "a.png", np.full((50, 60, 3), 200, np.uint8))
+    good = three([[10, 10], [30, 10], [20, 40]])
+    photo = Photo(path, (three(points), good), "stored")
+    dataset = FaceDataset(Drawn(THREE, (), {"val": [photo]}), "val", crop(), None, 0, 1.0)
+    assert not dataset[(0, 0)].valid.any() and dataset[(0, 1)].valid.all()
+    assert reason in caplog.text and "a.png" in caplog.text
+    assert dataset.unreadable == 1
 
 
 def test_the_whole_photo_is_measured_by_its_header(tmp_path: Path) -> None:
     """Would catch a letterbox of the wrong size: the face has neither box nor points."""
     path = write(tmp_path / "a.png", np.full((50, 100, 3), 200, np.uint8))
-    photo = Photo(path, (three(np.full((3, 2), NAN)),))
-    sample = FaceDataset(Drawn(THREE, (), {"val": [photo]}), "val", crop(scale=1.0, box="image"), None, 0)[(0, 0)]
+    photo = Photo(path, (three(np.full((3, 2), NAN)),), "stored")
+    sample = FaceDataset(Drawn(THREE, (), {"val": [photo]}), "val", crop(scale=1.0, box="image"), None, 0, 1.0)[(0, 0)]
     rows = sample.image[0].any(dim=1).nonzero()
     assert (int(rows.min()), int(rows.max())) == (16, 47)
     assert not sample.valid.any()
@@ -325,14 +350,14 @@ def test_the_whole_photo_is_measured_by_its_header(tmp_path: Path) -> None:
 
 def test_an_empty_split_is_refused_by_name() -> None:
     """Would catch a training that starts without faces and fails in the sampler."""
-    empty = Drawn(THREE, (), {"train": [Photo(Path("a.jpg"), ())], "val": []})
+    empty = Drawn(THREE, (), {"train": [Photo(Path("a.jpg"), (), "stored")], "val": []})
     with pytest.raises(DatasetError, match="drawn: the split 'train' has no face"):
         module(empty)
 
 
 def test_a_set_without_boxes_is_refused_for_a_crop_by_box() -> None:
     """Would catch thousands of warnings, one a face, and a training on nothing but blank images."""
-    photo = Photo(Path("a.jpg"), (three([[1, 1], [9, 1], [5, 9]]),))
+    photo = Photo(Path("a.jpg"), (three([[1, 1], [9, 1], [5, 9]]),), "stored")
     with pytest.raises(DatasetError, match=r"no face of the split 'train' comes with a box; use crop\.box=points"):
         module(Drawn(THREE, (), {"train": [photo]}), crop=crop(box="given"))
 
@@ -419,8 +444,8 @@ def test_another_epoch_and_another_seed_differ(faces: Drawn, third_epoch: list[L
 
 def test_no_two_samples_share_their_draws(faces: Drawn) -> None:
     """Would catch neighbours that are turned alike, or hidden and blurred alike: all photos show the same."""
-    warps = FaceDataset(faces, "train", crop(), affine(**EVERYTHING), seed=1)
-    pixels = FaceDataset(faces, "train", crop(), affine(pixels=augment().pixels), seed=1)
+    warps = FaceDataset(faces, "train", crop(), affine(**EVERYTHING), 1, 1.0)
+    pixels = FaceDataset(faces, "train", crop(), affine(pixels=augment().pixels), 1, 1.0)
     keys = [(number, row) for number in range(4) for row in range(13)]
     assert len({warps[key].points.numpy().tobytes() for key in keys}) == len(keys)
     images = Counter(pixels[key].image.numpy().tobytes() for key in keys)
@@ -488,7 +513,7 @@ def test_the_trainer_tells_the_epoch(faces: Drawn, third_epoch: list[LandmarkBat
 def test_workers_together_name_a_faulty_photo_once(tmp_path: Path) -> None:
     """Would catch a list of names that every worker keeps for itself."""
     points = [[1, 1], [9, 1], [5, 9]]
-    photos = [Photo(tmp_path / f"gone{i}.jpg", (three(points),)) for i in range(6)]
+    photos = [Photo(tmp_path / f"gone{i}.jpg", (three(points),), "stored") for i in range(6)]
     datamodule = module(Drawn(THREE, (), {"train": photos, "val": photos}), num_workers=2, batch_size=1)
     handler = logging.FileHandler(tmp_path / "log.txt")
     logger = logging.getLogger("datamodules.landmark")
@@ -507,7 +532,7 @@ def test_workers_together_name_a_faulty_photo_once(tmp_path: Path) -> None:
 
 def test_a_dataset_can_be_sent_to_a_worker(faces: Drawn) -> None:
     """Would catch what cannot be pickled, which a worker started by spawning (macOS, Windows) needs."""
-    dataset = FaceDataset(faces, "train", crop(), augment(), seed=1)
+    dataset = FaceDataset(faces, "train", crop(), augment(), 1, 1.0)
     assert same([pickle.loads(pickle.dumps(dataset))[(1, 2)]], [dataset[(1, 2)]])
 
 
@@ -515,7 +540,7 @@ def test_a_dataset_can_be_sent_to_a_worker(faces: Drawn) -> None:
 
 
 def pipnet(photos: list[Photo], view: Crop) -> PIPNetDataModule:
-    made = PIPNetDataModule(Drawn(THREE, (), {"train": photos, "val": photos}), view, augment(), 4, 0, 1, "test")
+    made = PIPNetDataModule(Drawn(THREE, (), {"train": photos, "val": photos}), view, augment(), 4, 0, 1, "test", 1.0)
     made.setup("fit")
     return made
 
@@ -526,9 +551,11 @@ def test_the_mean_shape_by_hand() -> None:
     unit = [-0.5, -0.5, 99.5, 99.5]  # the crop is the photo
     double = [-0.5, -0.5, 199.5, 199.5]  # at half the size: (201, 41) lies at (100.25, 20.25)
     photos = [
-        Photo(Path("a.jpg"), (three([[10, 10], [90, 20], [50, 90]], unit),)),
-        Photo(Path("b.jpg"), (three([[20, 30], [NAN, NAN], [NAN, 7]], unit), three([[1, 2], [3, 4], [5, 6]]))),
-        Photo(Path("c.jpg"), (three([[NAN, NAN], [201, 41], [NAN, NAN]], double),)),
+        Photo(Path("a.jpg"), (three([[10, 10], [90, 20], [50, 90]], unit),), "stored"),
+        Photo(
+            Path("b.jpg"), (three([[20, 30], [NAN, NAN], [NAN, 7]], unit), three([[1, 2], [3, 4], [5, 6]])), "stored"
+        ),
+        Photo(Path("c.jpg"), (three([[NAN, NAN], [201, 41], [NAN, NAN]], double),), "stored"),
     ]
     expected = np.array([[15, 20], [(90 + 100.25) / 2, (20 + 20.25) / 2], [50, 90]])
     np.testing.assert_allclose(pipnet(photos, view).mean_shape(), expected)
@@ -536,14 +563,14 @@ def test_the_mean_shape_by_hand() -> None:
 
 def test_a_landmark_that_no_face_has_is_refused() -> None:
     """Would catch a NaN among PIPNet's neighbours."""
-    photos = [Photo(Path("a.jpg"), (three([[10, 10], [90, 20], [NAN, NAN]]),))]
+    photos = [Photo(Path("a.jpg"), (three([[10, 10], [90, 20], [NAN, NAN]]),), "stored")]
     with pytest.raises(DatasetError, match=r"drawn: no training face has the landmarks \[2\]"):
         pipnet(photos, crop()).mean_shape()
 
 
 def test_a_set_that_cannot_be_cut_out_is_refused() -> None:
     """Would catch the blame laid on the landmarks when it is the photos that are missing."""
-    photos = [Photo(Path("gone.jpg"), (three([[10, 10], [90, 20], [50, 90]]),))]
+    photos = [Photo(Path("gone.jpg"), (three([[10, 10], [90, 20], [50, 90]]),), "stored")]
     with pytest.raises(DatasetError, match=r"no training face can be cut out with crop\.box=image"):
         pipnet(photos, crop(box="image")).mean_shape()
 
@@ -563,7 +590,7 @@ def real() -> Iterator[FaceDataset]:
     root = face_data("ytf68")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         data = instantiate(compose("data/ytf68", [f"data.root={root}"]).data)
-    yield FaceDataset(data, "val", crop(size=128), augment(), seed=1)
+    yield FaceDataset(data, "val", crop(size=128), augment(), 1, 1.0)
 
 
 def test_real_faces_come_out_whole(real: FaceDataset) -> None:
@@ -609,3 +636,63 @@ def test_the_loader_leaves_the_random_state_alone(faces: Drawn) -> None:
     before = torch.get_rng_state()
     list(loader)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# Photos that go away
+
+
+def loader_of(photos: list[Photo], share: float, workers: int = 0) -> Any:
+    """The validation loader over these photos."""
+    made = LandmarkDataModule(
+        Drawn(THREE, (), {"train": photos, "val": photos}), crop(), None, 2, workers, 1, "test", share
+    )
+    made.setup("validate")
+    return made.val_dataloader()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loader_ends_a_run_whose_photos_went_away(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a network disk that drops out: the training goes on with black faces and says finished."""
+    monkeypatch.setattr("datamodules.landmark.RETRY_AFTER", (0.01, 0.02))
+    path = write(tmp_path / "a.png", np.full((50, 60, 3), 200, np.uint8))
+    photos = [Photo(path, (three([[10, 10], [30, 10], [20, 40]]),), "stored") for _ in range(6)]
+    loader = loader_of(photos, 1.0, workers)
+    assert sum(int(batch.valid.any(1).sum()) for batch in loader) == 6
+    path.rename(tmp_path / "b.png")
+    with pytest.raises(DatasetError, match=r"a\.png: this photo, one of \d, was read before and cannot be any more"):
+        list(loader)
+
+
+def test_dataset_waits_for_a_photo_that_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a face that is lost for one moment of a busy disk."""
+    path = write(tmp_path / "a.png", np.full((50, 60, 3), 200, np.uint8))
+    photo = Photo(path, (three([[10, 10], [30, 10], [20, 40]]),), "stored")
+    dataset = FaceDataset(Drawn(THREE, (), {"val": [photo]}), "val", crop(), None, 0, 0.0)
+    path.rename(tmp_path / "b.png")
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:
+            (tmp_path / "b.png").rename(path)
+
+    monkeypatch.setattr("datamodules.landmark.RETRY_AFTER", (0.2, 1.0, 5.0))
+    monkeypatch.setattr("datamodules.landmark.time.sleep", sleep)
+    assert dataset[(0, 0)].valid.all()
+    assert waits == [0.2, 1.0] and dataset.unreadable == 0
+    dataset.check_unreadable()
+
+
+def test_loader_ends_a_run_with_too_many_faulty_photos(tmp_path: Path) -> None:
+    """Would catch half a copied dataset that trains on black faces; and one bad photo of many that stops the run."""
+    good, bad = write(tmp_path / "a.png", np.full((50, 60, 3), 200, np.uint8)), tmp_path / "bad.jpg"
+    bad.write_bytes(b"no photo")
+    face = three([[10, 10], [30, 10], [20, 40]])
+    photos = [Photo(path, (face,), "stored") for path in (good, good, bad, good, good, good)]
+    loader = loader_of(photos, 0.2)
+    assert [int(batch.valid.any(1).sum()) for batch in loader] == [2, 1, 2]
+    assert loader.dataset.unreadable == 1
+    with pytest.raises(DatasetError, match=r"val: 1 of 6 faces cannot be read, .*bad\.jpg; .*max_unreadable=0\.1"):
+        list(loader_of(photos, 0.1))
