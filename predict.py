@@ -1,5 +1,6 @@
 """Find landmarks on photos: ``python predict.py images=FOLDER landmarks=RUN boxes=FILE``."""
 
+import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from facelab.errors import ConfigError, FacelabError
+from facelab.errors import ConfigError, FacelabError, ImageError
 from facelab.files import write_json
 from facelab.runs.build import build, check, write_config
 from facelab.runs.check import PATHS
@@ -18,11 +19,14 @@ from facelab.runs.start import exits, start
 
 if TYPE_CHECKING:  # importing torch takes seconds
     from facelab.faces.crop import Crop
+    from facelab.faces.layouts import Layout
     from facelab.inference.boxes_file import Boxes
     from facelab.inference.landmarks import Photos, PredictedPhoto, Skipped
 
+log = logging.getLogger(__name__)
+
 PREDICT_KEYS = (
-    *("task", "images", "landmarks", "boxes", "crop.scale", "crop.square", "crop.shift"),
+    *("task", "images", "landmarks", "boxes", "units", "crop.scale", "crop.square", "crop.shift"),
     *("batch_size", "device", "pictures", "output", *PATHS),
 )
 """The keys that predict.py reads."""
@@ -65,6 +69,8 @@ def check_values(cfg: DictConfig) -> None:
         raise ConfigError("batch_size", f"={cfg.batch_size}: a whole number over 0 expected")
     if type(cfg.pictures) is not bool:
         raise ConfigError("pictures", f"={cfg.pictures}: true or false expected")
+    if cfg.units not in ("pixels", "fraction"):
+        raise ConfigError("units", f"={cfg.units}: pixels or fraction expected")
     if cfg.device not in ("auto", "cpu", "cuda"):
         raise ConfigError("device", f"={cfg.device}: auto, cpu or cuda expected")
     if cfg.device == "cuda" and not torch.cuda.is_available():
@@ -103,20 +109,34 @@ def predict(
     from rich.progress import track
 
     from facelab.inference import landmarks
-    from facelab.inference.write import write_picture
 
     device = cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     module, pictures = run.module.to(device), Path(cfg.output) / "pictures"
     found: list[PredictedPhoto] = []
     started = time.perf_counter()
     with ThreadPoolExecutor() as pool:
-        batches = landmarks.predict(module, crop, photos, boxes, cfg.batch_size, pool)
+        batches = landmarks.predict(
+            module, crop, photos, boxes, cfg.batch_size, pool, fractions=cfg.units == "fraction"
+        )
         for batch in track(batches, "predict", total=-(-len(photos.paths) // cfg.batch_size), transient=True):
             found += batch
             if cfg.pictures:
-                with_faces = [photo for photo in batch if photo.faces]
-                list(pool.map(lambda photo: write_picture(photo, module.layout, pictures), with_faces))
+                list(
+                    pool.map(
+                        lambda photo: draw(photo, module.layout, pictures), filter(lambda photo: photo.faces, batch)
+                    )
+                )
     return found, f"{len(found) / (time.perf_counter() - started):.1f} photos a second on {device}"
+
+
+def draw(photo: "PredictedPhoto", layout: "Layout", pictures: Path) -> None:
+    """Draw the picture of a photo; one that fails costs no result."""
+    from facelab.inference.write import write_picture
+
+    try:
+        write_picture(photo, layout, pictures)
+    except (ImageError, OSError) as error:
+        log.warning("no picture of %s: %s", photo.name, error)
 
 
 def write(

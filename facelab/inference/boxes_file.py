@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -40,8 +41,15 @@ def _name(text: str) -> str:
 
 
 def _boxes_of_csv(path: Path) -> Boxes:
-    boxes: Boxes = {}
     rows = csv.reader(read_lines(path))
+    try:
+        return _boxes_of_rows(rows, path)
+    except csv.Error as error:
+        raise DatasetError(f"{path}, line {rows.line_num}: not CSV, {error}") from error
+
+
+def _boxes_of_rows(rows: Any, path: Path) -> Boxes:
+    boxes: Boxes = {}
     meaning = ",".join(COLUMNS)
     if tuple(field.strip() for field in next(rows)) != COLUMNS:
         raise DatasetError(f"{path}, line 1: expected the header {meaning}")
@@ -64,6 +72,8 @@ def _boxes_of_json(path: Path) -> Boxes:
         content = json.loads("\n".join(read_lines(path)), object_pairs_hook=lambda pairs: _unique(pairs, path))
     except json.JSONDecodeError as error:
         raise DatasetError(f"{path}, line {error.lineno}: not JSON, {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists within lists without end
+        raise DatasetError(f"{path}: not JSON that can be read, {error}") from error
     if not isinstance(content, dict):
         raise DatasetError(f'{path}: expected {{"photo.jpg": [[x0, y0, x1, y1], ...], ...}}, found {_kind(content)}')
     boxes: Boxes = {}
@@ -73,7 +83,7 @@ def _boxes_of_json(path: Path) -> Boxes:
         for number, box in enumerate(faces):
             if not _is_box(box):
                 raise DatasetError(
-                    f"{path}, {name!r}, face {number}: expected [x0, y0, x1, y1] in numbers, found {box}"
+                    f"{path}, {name!r}, face {number}: expected [x0, y0, x1, y1] in numbers, found {str(box)[:100]}"
                 )
         boxes.setdefault(_name(name), []).extend(np.array(box, np.float64) for box in faces)
     return boxes
@@ -93,6 +103,12 @@ def _is_box(box: Any) -> bool:
     return (
         isinstance(box, list)
         and len(box) == 4
-        and all(isinstance(value, int | float) and not isinstance(value, bool) for value in box)
-        and bool(np.isfinite(np.array(box, np.float64)).all())
+        and all(isinstance(value, int | float) and not isinstance(value, bool) and _is_finite(value) for value in box)
     )
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False

@@ -10,16 +10,19 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 
-from facelab.errors import ConfigError, DatasetError, ImageError
+from facelab.errors import ConfigError, DatasetError, ImageError, printable
 from facelab.faces.crop import Crop
-from facelab.faces.geometry import Array, apply
-from facelab.faces.image import SUFFIXES, read_image, reduction, upright, warp
+from facelab.faces.geometry import Array, apply, from_cells
+from facelab.faces.image import SUFFIXES, CropError, PhotoFile
+from facelab.files import walk
 from facelab.inference.boxes_file import Boxes
 from lightning_modules.landmark import LandmarkModule
+
+LARGEST = 50
+"""Largest side of a box that a face is cut out by, in sides of the photo."""
 
 
 class Photos(NamedTuple):
@@ -66,7 +69,7 @@ class _Found(NamedTuple):
     pose: Array | None
 
 
-class _Cuts(NamedTuple):
+class Cuts(NamedTuple):
     """The faces of one photo as the network sees them."""
 
     size: tuple[int, int] | None
@@ -89,15 +92,19 @@ def find_photos(images: str) -> Photos:
     """
     given = Path(images).expanduser()
     if given.is_file():
-        return Photos(given.parent, {given.name: given}, {})
+        return Photos(given.parent, {printable(given.name): given}, {})
     if given.is_dir():
-        folder, files = given, list(_walk(given))
+        folder = given
+        try:
+            files = walk(given)
+        except OSError as error:
+            raise DatasetError(f"{error.filename}: {error.strerror}") from error
     elif any(mark in images for mark in "*?["):
         wild = next(i for i, part in enumerate(given.parts) if any(mark in part for mark in "*?["))
         folder = Path(*given.parts[:wild])
-        files = [
-            file for file in folder.glob("/".join(given.parts[wild:])) if file.is_file() and _is_shown(file, folder)
-        ]
+        matches = folder.glob("/".join(given.parts[wild:]))
+        shown = {os.path.realpath(file): file for file in sorted(matches) if file.is_file() and _is_shown(file, folder)}
+        files = list(shown.values())
     else:
         raise ConfigError("images", f"={images}: there is no such file or folder")
     photos = sorted(file for file in files if file.suffix.lower() in SUFFIXES)
@@ -105,21 +112,11 @@ def find_photos(images: str) -> Photos:
     if not photos:
         held = f"only other files ({_counted(others)})" if others else "no file"
         raise ConfigError("images", f"={images}: {held} there; expected photos ({', '.join(sorted(SUFFIXES))})")
-    return Photos(folder, {file.relative_to(folder).as_posix(): file for file in photos}, dict(others))
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(place, name) for name in files if not name.startswith("."))
+    return Photos(folder, {printable(file.relative_to(folder).as_posix()): file for file in photos}, dict(others))
 
 
 def _is_shown(file: Path, folder: Path) -> bool:
     return not any(part.startswith(".") for part in file.relative_to(folder).parts)
-
-
-def _refuse(error: OSError) -> None:
-    raise DatasetError(f"{error.filename}: {error.strerror}") from error
 
 
 def _counted(counts: Mapping[str, int]) -> str:
@@ -127,7 +124,14 @@ def _counted(counts: Mapping[str, int]) -> str:
 
 
 def predict(
-    module: LandmarkModule, crop: Crop, photos: Photos, boxes: Boxes | None, batch_size: int, pool: Executor
+    module: LandmarkModule,
+    crop: Crop,
+    photos: Photos,
+    boxes: Boxes | None,
+    batch_size: int,
+    pool: Executor,
+    *,
+    fractions: bool,
 ) -> Iterator[list[PredictedPhoto]]:
     """Find the landmarks of every face of every photo, some photos at a time.
 
@@ -138,6 +142,7 @@ def predict(
         boxes: of the faces; None takes each whole photo as one face.
         batch_size: faces that go through the network at once, and photos that are read at once.
         pool: threads that read photos.
+        fractions: whether boxes are fractions of the photo's width and height, and not pixels.
 
     Yields:
         Up to ``batch_size`` photos, all of them and in their order. A photo that cannot be read, that has no box, or a
@@ -146,46 +151,62 @@ def predict(
     names = list(photos.paths)
     for start in range(0, len(names), batch_size):
         chunk = names[start : start + batch_size]
-        cuts = list(pool.map(lambda name: _cut(name, photos.paths[name], boxes, crop), chunk))
+        cuts = list(pool.map(lambda name: cut_photo(name, photos.paths[name], boxes, crop, fractions=fractions), chunk))
         found = _find(module, [image for cut in cuts for image in cut.crops], batch_size)
         yield [_collect(name, photos.paths[name], cut, found) for name, cut in zip(chunk, cuts, strict=True)]
 
 
-def _cut(name: str, path: Path, boxes: Boxes | None, crop: Crop) -> _Cuts:
-    cuts = _Cuts(None, [], [], [], [], [])
+def cut_photo(name: str, path: Path, boxes: Boxes | None, crop: Crop, *, fractions: bool) -> Cuts:
+    """Cut the faces out of a photo; a face that fails leaves the others alone."""
+    cuts = Cuts(None, [], [], [], [], [])
     if boxes is not None and name not in boxes:
         cuts.skipped.append(Skipped(name, None, "the file of boxes does not name it"))
         return cuts
+    photo = PhotoFile(path, "shown")
     try:
-        to_upright, whole = upright(path)
-        decoded: dict[int, Array] = {}
-        for face, box in enumerate([whole] if boxes is None else boxes[name]):
+        whole = photo.box()
+        for face, given in enumerate([whole] if boxes is None else boxes[name]):
+            box = given.astype(np.float64)
+            if fractions and boxes is not None:
+                box = from_cells(box.reshape(2, 2), whole[2:] - whole[:2]).ravel()
             if reason := _unusable(box, whole):
                 cuts.skipped.append(Skipped(name, face, reason))
                 continue
             matrix = crop.matrix(box)
-            from_stored = matrix @ to_upright
-            reduce = reduction(path, from_stored)
-            if reduce not in decoded:
-                decoded[reduce] = read_image(path, reduce=reduce)
+            try:
+                image = photo.cut_out(matrix, crop.size)
+            except CropError as error:
+                cuts.skipped.append(Skipped(name, face, _without(path, error)))
+                continue
             cuts.faces.append(face)
             cuts.boxes.append(box)
-            cuts.crops.append(warp(decoded[reduce], from_stored, crop.size, reduce=reduce))
+            cuts.crops.append(image)
             cuts.to_photo.append(np.linalg.inv(matrix))
-    except (ImageError, cv2.error) as error:
-        reason = str(error).strip().removeprefix(f"{path}: ")
-        return _Cuts(None, [], [], [], [], [Skipped(name, None, reason)])
+    except ImageError as error:
+        return Cuts(None, [], [], [], [], [Skipped(name, None, _without(path, error))])
     width, height = (whole[2:] - whole[:2]).round().astype(int).tolist()
     return cuts._replace(size=(width, height))
 
 
+def _without(path: Path, error: ImageError) -> str:
+    """Give the reason of an error without the photo's name."""
+    return str(error).strip().removeprefix(f"{printable(str(path))}: ")
+
+
 def _unusable(box: Array, whole: Array) -> str | None:
-    """Why a face cannot be cut out by a box, given the box of the whole photo."""
-    shown = np.round(box, 1).tolist()
+    """Say why a face cannot be cut out by a box, given the box of the whole photo."""
+    shown = [float(f"{value:.6g}") for value in box]
+    if not np.isfinite(box).all():
+        return f"the box {shown} is not finite"
     if not (box[:2] < box[2:]).all():
         return f"the box {shown} has no area: expected x0 y0 x1 y1 (not width and height) with x0 < x1 and y0 < y1"
     if not ((box[:2] < whole[2:]) & (whole[:2] < box[2:])).all():
         return f"the box {shown} lies outside the photo"
+    sides, photo = box[2:] - box[:2], whole[2:] - whole[:2]
+    if (sides < 1).any():
+        return f"the box {shown} is smaller than a pixel: units=fraction takes boxes as fractions of the photo's sides"
+    if (sides > LARGEST * photo.max()).any():
+        return f"the box {shown} is over {LARGEST} times as large as the photo"
     return None
 
 
@@ -199,7 +220,7 @@ def _find(module: LandmarkModule, crops: Sequence[Array], batch_size: int) -> It
         yield from map(_Found, points.double().cpu().numpy(), confidence.double().cpu().numpy(), poses)
 
 
-def _collect(name: str, path: Path, cuts: _Cuts, found: Iterator[_Found]) -> PredictedPhoto:
+def _collect(name: str, path: Path, cuts: Cuts, found: Iterator[_Found]) -> PredictedPhoto:
     photo = PredictedPhoto(name, path, cuts.size, [], list(cuts.skipped))
     for face, box, to_photo in zip(cuts.faces, cuts.boxes, cuts.to_photo, strict=True):
         points, confidence, pose = next(found)

@@ -8,6 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from facelab.errors import ImageError
 from facelab.faces.drawing import PREDICTION, draw_landmarks
 from facelab.faces.geometry import Array, tight_box
 from facelab.faces.image import read_image
@@ -67,16 +68,21 @@ def write_picture(photo: PredictedPhoto, layout: Layout, folder: Path) -> None:
     What is not JPEG or PNG becomes PNG. The dots are as large as suits the face.
 
     Raises:
+        ImageError: the photo cannot be read again, or is larger than its format allows.
         OSError: the picture cannot be written.
     """
-    image = read_image(photo.path, upright=True)
+    image = read_image(photo.path, orientation="shown")
     for face in photo.faces:
         _draw(image, face.points, layout)
     kept = PurePosixPath(photo.name).suffix.lower() in {".jpg", ".jpeg", ".png"}
     path = folder / (photo.name if kept else f"{photo.name}.png")
+    # Encoded here and written by Python: OpenCV does not open every name that a system allows.
+    try:
+        _, content = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    except cv2.error as error:
+        raise ImageError(f"{photo.path}: {error.err}") from error
     with replacing(path) as temporary:
-        if not cv2.imwrite(str(temporary), cv2.cvtColor(image, cv2.COLOR_RGB2BGR)):
-            raise OSError(f"{path} could not be written")
+        temporary.write_bytes(content.tobytes())
 
 
 def _draw(image: Array, points: Array, layout: Layout) -> None:

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,13 +16,14 @@ import pytest
 import torch
 from conftest import open_door
 from omegaconf import OmegaConf
-from PIL import Image
+from PIL import ExifTags, Image
 
-from facelab.errors import ConfigError, DatasetError
-from facelab.faces.geometry import tight_box
-from facelab.faces.image import cut_out, read_image, reduction, upright
+from facelab.errors import ConfigError, DatasetError, ImageError
+from facelab.faces.geometry import Array, tight_box
+from facelab.faces.image import PhotoFile, read_image, reduction, upright
 from facelab.faces.layouts import FIVE5
 from facelab.inference import boxes_file, landmarks
+from facelab.inference import write as write_module
 from facelab.runs.build import build
 from facelab.runs.checkpoint import load_run
 from lightning_modules.pipnet import PIPNet
@@ -36,6 +39,11 @@ TO_STORED = {
     8: Image.Transpose.ROTATE_270,
 }
 """Orientation mark -> how a camera that is held so turns the upright picture when it stores it."""
+
+
+def cut_out(path: Path, matrix: Array, size: int) -> Array:
+    """A crop of a photo as it is stored."""
+    return PhotoFile(path, "stored").cut_out(matrix, size)
 
 
 def picture(seed: int, width: int, height: int) -> np.ndarray:
@@ -413,7 +421,9 @@ def test_points_that_are_no_numbers(trained: SimpleNamespace) -> None:
     crop = build(OmegaConf.load(trained.run / "config.yaml"), "crop")
     boxes = {"face2.png": [np.array([1.0, 1.0, 50.0, 50.0])]}
     with ThreadPoolExecutor(1) as pool:
-        ((photo,),) = landmarks.predict(module, crop, landmarks.Photos(Path(), paths, {}), boxes, 2, pool)
+        ((photo,),) = landmarks.predict(
+            module, crop, landmarks.Photos(Path(), paths, {}), boxes, 2, pool, fractions=False
+        )
     assert photo.faces == []
     assert "diverge" in photo.skipped[0].reason
 
@@ -440,3 +450,135 @@ def test_the_pose_is_written(
     with (folders[3] / "landmarks.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             assert [float(row[angle]) for angle in ("yaw", "pitch", "roll")] == poses[row["image"]]
+
+
+# Odd names and odd faces
+
+
+def test_predict_takes_names_that_are_not_utf8(
+    trained: SimpleNamespace, predict: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """A zip from another system: all results lost in the writer, or a crash of OpenCV over a picture's name."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    data = (trained.root / "test/face1.jpg").read_bytes()
+    for raw in (b"caf\xe9.jpg", b"\xd5\xd5\xc6\xac.jpg", "ä.jpg".encode(), b"a" * 225 + b".jpg"):
+        Path(os.fsdecode(os.path.join(os.fsencode(photos), raw))).write_bytes(data)  # noqa: PTH118  of bytes
+    result = predict(f"images={photos}")
+    shown = {"caf\\udce9.jpg", "\\udcd5\\udcd5Ƭ.jpg", "ä.jpg", "a" * 225 + ".jpg"}
+    assert result["images"].keys() == shown
+    assert {path.name for path in (tmp_path / "prediction/pictures").iterdir()} == shown
+    rows = (tmp_path / "prediction/landmarks.csv").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 5
+
+
+def test_predict_leaves_one_bad_face_out(
+    trained: SimpleNamespace, predict: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """One box of 1e38, of 10,000,000 pixels or of fractions that takes the good faces of its photo along."""
+    name = "test/face1.jpg"
+    odd = [(-1e38, -1e38, 1e38, 1e38), (0, 0, 1e7, 1e7), (0.2, 0.2, 0.8, 0.8), (500, 500, 600, 600)]
+    rows = [(name, 5, 5, 90, 80), *((name, *box) for box in odd), (name, 6, 6, 91, 81)]
+    result = predict(f"images={trained.root}", f"boxes={write_boxes(tmp_path / 'boxes.csv', rows)}")
+    assert [face["face"] for face in result["images"][name]["faces"]] == [0, 5]
+    reasons = {skip["face"]: skip["reason"] for skip in result["skipped"] if skip["image"] == name}
+    assert reasons.keys() == {1, 2, 3, 4}
+    assert "over 50 times as large as the photo" in reasons[1] and "over 50 times" in reasons[2]
+    assert "units=fraction" in reasons[3] and "outside the photo" in reasons[4]
+
+
+def test_predict_takes_boxes_as_fractions(
+    trained: SimpleNamespace, predict: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """Boxes of a detector that counts in fractions, half a pixel or a whole photo off."""
+    name, (width, height) = "test/face1.jpg", (97, 83)
+    pixels = np.array([9.5, 7.5, 80.5, 70.5])
+    fractions = (pixels + 0.5) / [width, height, width, height]
+    found = {}
+    for units, box in (("pixels", pixels), ("fraction", fractions)):
+        rows = [(name, *map(repr, box.tolist()))]
+        words = (f"images={trained.root}", f"boxes={write_boxes(tmp_path / 'boxes.csv', rows)}", f"units={units}")
+        found[units] = predict(*words)["images"][name]["faces"][0]
+    np.testing.assert_allclose(found["fraction"]["box"], pixels, atol=1e-3)
+    np.testing.assert_allclose(found["fraction"]["points"], found["pixels"]["points"], atol=0.05)
+
+
+def test_predict_names_one_odd_photo_and_goes_on(
+    trained: SimpleNamespace, predict: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One photo whose header Pillow refuses in a way of its own, or whose picture fails, and nothing is written."""
+    shutil.copytree(trained.root / "test", tmp_path / "photos")
+    loop = tmp_path / "photos" / "loop"
+    loop.symlink_to(".")
+    real_open = landmarks.PhotoFile.box
+
+    def odd_header(photo: Any) -> Any:
+        if photo.path.name == "face2.png":
+            raise ImageError(f"{photo.path}: an odd chunk")
+        return real_open(photo)
+
+    monkeypatch.setattr(landmarks.PhotoFile, "box", odd_header)
+    write = write_module.write_picture
+
+    def full_disk(photo: Any, *given: Any) -> None:
+        if photo.name == "face3.png":
+            raise OSError(28, "No space left on device")
+        write(photo, *given)
+
+    monkeypatch.setattr(write_module, "write_picture", full_disk)
+    result = predict(f"images={tmp_path / 'photos'}")
+    assert result["images"].keys() == {"face0.jpg", "face1.jpg", "face3.png"}
+    assert [(skip["image"], skip["reason"]) for skip in result["skipped"]] == [("face2.png", "an odd chunk")]
+
+
+# Own data
+
+
+def test_training_without_a_test_or_a_validation(trained: SimpleNamespace, tmp_path: Path) -> None:
+    """A set without a test split that says so after the training, or one without a validation that cannot train."""
+    root = tmp_path / "set"
+    shutil.copytree(trained.root / "train", root / "train")
+    words = [
+        *("data=folder", f"data.root={root}", "data.layout.path=facelab.faces.layouts.FIVE5", "logger=none"),
+        *("backbone=timm", "backbone.name=test_resnet", "backbone.pretrained=false", "head.trunk=null"),
+        *("crop.size=64", "coder.num_neighbours=2", "datamodule.batch_size=2", "datamodule.num_workers=0"),
+        *("trainer.max_epochs=1", "data.val_share=0"),
+    ]
+    with pytest.raises(SystemExit, match=r"no photo is in the split 'test'.*test=false trains without a test"):
+        open_door("train", *words, "hydra.run.dir=a", folder=tmp_path)
+    assert not (tmp_path / "a" / "checkpoints").exists(), "it trained first"
+    with pytest.raises(SystemExit, match="test_with=best: without a validation"):
+        shutil.copytree(trained.root / "test", root / "test")
+        open_door("train", *words, "test_with=best", "hydra.run.dir=b", folder=tmp_path)
+    shutil.rmtree(root / "test")
+    open_door("train", *words, "test=false", "hydra.run.dir=c", folder=tmp_path)
+    assert json.loads((tmp_path / "c/status.json").read_text())["state"] == "finished"
+    assert (tmp_path / "c/checkpoints/last.ckpt").is_file() and not (tmp_path / "c/metrics.json").exists()
+
+
+def test_own_photos_are_measured_as_they_are_shown(
+    trained: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Labels of a tool that shows photos upright, measured on pixels as the camera stored them."""
+    shutil.copytree(trained.root / "test", tmp_path / "plain/test")
+    for kind in ("turned", "broken"):
+        shutil.copytree(tmp_path / "plain", tmp_path / kind)
+    for photo in (tmp_path / "turned/test").glob("*.jpg"):
+        image = Image.open(photo).convert("RGB")
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        image.transpose(Image.Transpose.ROTATE_90).save(photo, exif=exif, quality=99, subsampling=0)
+    (tmp_path / "broken/test/face0.jpg").write_bytes(b"no photo")
+    metrics = {}
+    for kind in ("plain", "turned", "broken"):
+        words = [f"ckpt={trained.run}", "data=folder", f"data.root={tmp_path / kind}", "data.name=mine"]
+        words += ["data.layout.path=facelab.faces.layouts.FIVE5"]
+        open_door("evaluate", *words, "max_unreadable=0.5", f"hydra.run.dir={kind}_run", folder=tmp_path)
+        metrics[kind] = json.loads((tmp_path / f"{kind}_run/metrics.json").read_text())
+    said = capsys.readouterr().out
+    assert metrics["turned"]["metrics"]["nme_box"] == pytest.approx(metrics["plain"]["metrics"]["nme_box"], rel=0.05)
+    assert metrics["turned"]["protocol"]["orientation"] == "shown" and "orientation" not in metrics["plain"]["protocol"]
+    assert metrics["broken"]["unreadable"] == {"test": 1}
+    assert "1 faces could not be measured" in said
+    with pytest.raises(SystemExit, match=r"1 of 4 faces cannot be read, among them .*face0\.jpg"):
+        open_door("evaluate", *words, "hydra.run.dir=d", folder=tmp_path)
