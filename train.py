@@ -28,13 +28,15 @@ def main(cfg: DictConfig) -> float | None:
             report(folder)
             return None
         module, datamodule, trainer = build_parts(cfg)
+        read_data(datamodule, cfg)
         begin(folder, resumed)
         write_config(folder, cfg)
         status["begun"] = True
         monitored = fit(module, datamodule, trainer, cfg, resumed)
-        checkpoint = take_weights(module, trainer, cfg, folder)
-        status["tested"] = checkpoint and str(checkpoint)
-        trainer.test(module, datamodule, verbose=False)
+        if cfg.test:
+            checkpoint = take_weights(module, trainer, cfg, folder)
+            status["tested"] = checkpoint and str(checkpoint)
+            trainer.test(module, datamodule, verbose=False)
     report(folder)
     return monitored
 
@@ -83,6 +85,8 @@ def check_values(cfg: DictConfig) -> None:
     Raises:
         ConfigError: says which value, and what is expected.
     """
+    if type(cfg.test) is not bool:
+        raise ConfigError("test", f"={cfg.test}: true or false expected")
     for part in ("loss", "optimizer"):
         if part in cfg.model and cfg.model[part] is None:
             raise ConfigError(f"model.{part}", "=null: nothing would be trained")
@@ -113,6 +117,19 @@ def build_parts(cfg: DictConfig) -> tuple[Any, Any, Any]:
     module.save_hyperparameters(OmegaConf.to_container(cfg, resolve=False), logger=False)
     prepare(module, cfg.memory_format, cfg.compile)
     return module, datamodule, build_trainer(cfg)
+
+
+def read_data(datamodule: Any, cfg: DictConfig) -> None:
+    """Read all annotations that the run needs, so that a set without a test or a validation says so now.
+
+    Raises:
+        FacelabError: a split is lacking.
+    """
+    datamodule.setup("fit")
+    if cfg.test:
+        datamodule.setup("test")
+    if cfg.test and cfg.test_with == "best" and "val" not in datamodule.faces:
+        raise ConfigError("test_with", "=best: without a validation there is no best checkpoint; test_with=last")
 
 
 def fit(module: Any, datamodule: Any, trainer: Any, cfg: DictConfig, resumed: Resumed | None) -> float | None:

@@ -222,7 +222,6 @@ def test_help_answers_at_once(door: str, words: str, tmp_path: Path) -> None:
             """data.name: 202401 given, str expected; as text it is written in quotes: "2024_01" in""",
         ),
         (["optimizer.lr=${nowhere}"], "optimizer.lr: Interpolation key 'nowhere' not found"),
-        (["data.val=0"], "'val'"),
         (["crop.size=100"], "crop.size=100 must be a multiple"),
         (["test_with=first"], "test_with=first: last or best expected"),
         (["trainer.check_val_every_n_epoch=2"], "trainer.check_val_every_n_epoch=1 validates after every epoch"),
@@ -273,7 +272,7 @@ def test_mistakes_in_training(
 )
 def test_a_validation_that_never_comes(trainer: dict[str, Any], refused: bool) -> None:
     """A shortened recipe that keeps no best checkpoint and fails after hours; a sound trainer that is refused."""
-    cfg = OmegaConf.create({"test_with": "last", "trainer": trainer})
+    cfg = OmegaConf.create({"test": True, "test_with": "last", "trainer": trainer, "model": {}})
     with pytest.raises(ConfigError, match="nothing would be validated") if refused else nullcontext():
         check_values(cfg)
 

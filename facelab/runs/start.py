@@ -81,6 +81,9 @@ def _start(resumable: bool) -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
     # With few batches an epoch the training loss is logged once in some epochs, and the validation after each as ever.
     warnings.filterwarnings("ignore", message=r"The number of training batches .* smaller than the logging interval")
+    # A set without a validation by choice; the datamodule says so.
+    warnings.filterwarnings("ignore", message=r"Total length of `list` across ranks is zero")
+    warnings.filterwarnings("ignore", message=r"`ModelCheckpoint\(monitor=.*could not find the monitored key")
     warnings.filterwarnings("ignore", message="Checkpoint directory")  # is not empty, of a run that goes on
     warnings.filterwarnings("ignore", message=r"The `srun` command is available")  # jobs are started by submitit
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # Lightning's own

@@ -216,7 +216,7 @@ def test_results_are_written_where_the_test_runs(trained: Path, cache: Path, tmp
     module, datamodule = measured_again(trained, cache, tmp_path / "again")
     assert sorted(path.name for path in (tmp_path / "again").iterdir()) == ["faces.csv", "metrics.json"]
     found, before = (json.loads((run / "metrics.json").read_text()) for run in (tmp_path / "again", trained))
-    assert found.keys() == {"name", "protocol", "metrics", "counts", "left_out", "intervals", "cost"}
+    assert found.keys() == {"name", "protocol", "metrics", "counts", "left_out", "intervals", "cost", "unreadable"}
     assert found["name"] == "again"
     assert found["protocol"] == before["protocol"]
     for name, value in before["metrics"].items():

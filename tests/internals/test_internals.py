@@ -72,6 +72,7 @@ def test_progress_of_a_training(every: float, validated: list[bool], tmp_path: P
     assert probe.seen == expected
 
 
+@pytest.mark.slow
 def test_children_are_released() -> None:
     """A process of a failed job that Lightning's observer ends together with the sweep that started it."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
