@@ -25,6 +25,7 @@ photos of a person.
 
 import logging
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -277,7 +278,8 @@ def _name(path: Path, kind: str) -> str:
     stem = path.stem
     if kind not in SUFFIXES and path.with_suffix("").suffix.lower() in SUFFIXES:
         stem = path.with_suffix("").stem
-    return str(PurePosixPath(*folders, stem))
+    # A zip from a Mac takes letters with accents apart; the image and its points may come from two systems.
+    return unicodedata.normalize("NFC", str(PurePosixPath(*folders, stem)))
 
 
 def _top(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -199,8 +200,8 @@ def check_face(points: Array, place: str, remedies: Mapping[str, str]) -> None:
         remedies: a code of :data:`MissingCode`, or ``fraction``, to what to do about it.
 
     Raises:
-        DatasetError: several points at exactly (0, 0) or (-1, -1); points whose negation lies inside of the face; a
-            face that is smaller than a pixel.
+        DatasetError: several points at exactly (0, 0) or (-1, -1), or at another place far from all others; points
+            whose negation lies inside of the face; a face that is smaller than a pixel.
     """
     known = points[np.isfinite(points).all(axis=1)].astype(np.float64)
     for code, value in (("zero", 0), ("minus_one", -1)):
@@ -211,6 +212,17 @@ def check_face(points: Array, place: str, remedies: Mapping[str, str]) -> None:
             )
     if not len(known):
         return
+    places, counts = np.unique(known, axis=0, return_counts=True)
+    for spot, count in zip(places[counts >= SUSPECTS], counts[counts >= SUSPECTS], strict=True):
+        rest = known[(known != spot).any(axis=1)]
+        if len(rest) > 1:
+            low, high = rest.min(axis=0), rest.max(axis=0)
+            margin = FAR * (high - low).max()
+            if margin and ((spot < low - margin) | (spot > high + margin)).any():
+                raise DatasetError(
+                    f"{place}: {count} points at exactly {spot[0]:g} {spot[1]:g}, far from the others, which seem not "
+                    "to be annotated; write nan nan for such points"
+                )
     negative = (known < 0).all(axis=1)
     others = known[~negative]
     if negative.any() and len(others) > 1:
@@ -263,9 +275,10 @@ def by_stem(folder: Path, endings: Collection[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.suffix.lower() in endings and not path.name.startswith("."):
-            if path.stem in found:
-                raise DatasetError(f"{found[path.stem]} and {path} have the same name: keep one of them")
-            found[path.stem] = path
+            name = unicodedata.normalize("NFC", path.stem)
+            if name in found:
+                raise DatasetError(f"{found[name]} and {path} have the same name: keep one of them")
+            found[name] = path
     return found
 
 

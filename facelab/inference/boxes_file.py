@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import unicodedata
 from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -37,7 +38,7 @@ def read_boxes(path: Path) -> Boxes:
 
 
 def _name(text: str) -> str:
-    return str(PurePosixPath(text.strip()))
+    return unicodedata.normalize("NFC", str(PurePosixPath(text.strip())))
 
 
 def _boxes_of_csv(path: Path) -> Boxes:

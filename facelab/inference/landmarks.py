@@ -4,6 +4,7 @@ Everything in this package is in pixels of the **upright** photo, turned as its 
 """
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -159,13 +160,14 @@ def predict(
 def cut_photo(name: str, path: Path, boxes: Boxes | None, crop: Crop, *, fractions: bool) -> Cuts:
     """Cut the faces out of a photo; a face that fails leaves the others alone."""
     cuts = Cuts(None, [], [], [], [], [])
-    if boxes is not None and name not in boxes:
+    named = unicodedata.normalize("NFC", name)
+    if boxes is not None and named not in boxes:
         cuts.skipped.append(Skipped(name, None, "the file of boxes does not name it"))
         return cuts
     photo = PhotoFile(path, "shown")
     try:
         whole = photo.box()
-        for face, given in enumerate([whole] if boxes is None else boxes[name]):
+        for face, given in enumerate([whole] if boxes is None else boxes[named]):
             box = given.astype(np.float64)
             if fractions and boxes is not None:
                 box = from_cells(box.reshape(2, 2), whole[2:] - whole[:2]).ravel()
@@ -234,4 +236,5 @@ def _collect(name: str, path: Path, cuts: Cuts, found: Iterator[_Found]) -> Pred
 def unknown(boxes: Boxes, photos: Photos) -> list[Skipped]:
     """The photos that a file of boxes names and that are not there."""
     reason = f"the file of boxes names it, but it is not among the photos of {photos.folder}"
-    return [Skipped(name, None, reason) for name in boxes if name not in photos.paths]
+    known = {unicodedata.normalize("NFC", name) for name in photos.paths}
+    return [Skipped(name, None, reason) for name in boxes if name not in known]

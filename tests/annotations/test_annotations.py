@@ -887,3 +887,24 @@ def test_folder_reads_photos_as_they_are_shown(mark: int, tmp_path: Path, caplog
     np.testing.assert_allclose(light, [9.5, 9.5], atol=0.6)
     (as_stored,) = folder(tmp_path, orientation="stored").photos("all")
     assert as_stored.orientation == "stored"
+
+
+def test_folder_refuses_codes_of_any_number(tmp_path: Path) -> None:
+    """-999 for a point that is not annotated, and whatever else a tool writes, taken as a place."""
+    points = a_face()
+    points[:3] = -999
+    write_one(tmp_path, points)
+    with pytest.raises(DatasetError, match=r"a\.txt: 3 points at exactly -999 -999, far from the others.*nan nan"):
+        folder(tmp_path).photos("all")
+
+
+def test_readers_pair_names_of_two_systems(tmp_path: Path) -> None:
+    """`é` of a Mac, which is two characters, and of all others told as two photos of one name."""
+    composed, apart = "\u00e9", "e\u0301"
+    write_one(tmp_path, a_face())
+    for ending, name in (("png", composed), ("txt", apart)):
+        (tmp_path / f"a.{ending}").rename(tmp_path / f"{name}.{ending}")
+    assert len(folder(tmp_path).photos("all")) == 1
+    image(tmp_path / "set" / "train" / "images" / f"{apart}.jpg")
+    write(tmp_path / "set" / "train" / "landmarks" / f"{composed}.txt", f"106\n{pairs(some_points(LAPA106))}")
+    assert len(lapa(tmp_path / "set").photos("train")) == 1
