@@ -20,7 +20,7 @@ from facelab.faces.batch import LandmarkBatch
 from facelab.faces.crop import Crop
 from facelab.faces.face import Annotations, Face, Split
 from facelab.faces.geometry import Array, apply
-from facelab.faces.image import Orientation, PhotoFile
+from facelab.faces.image import CropError, Orientation, PhotoFile
 from facelab.faces.layouts import Layout
 from facelab.faces.pose import estimate_pose, mirrored, turned
 from facelab.internals.lightning import processed_epochs
@@ -94,7 +94,7 @@ class FaceDataset(Dataset[LandmarkBatch]):
         crop: what part of the photo is cut out.
         augment: None for evaluation: the crop as it is.
         seed: of the random draws.
-        max_unreadable: share of the faces whose photo cannot be read; more end the run.
+        max_unreadable: share of the faces that cannot be read or cut out; more, and more than one, end the run.
 
     Raises:
         NoFaceError: the split has no face.
@@ -152,10 +152,12 @@ class FaceDataset(Dataset[LandmarkBatch]):
         for wait in (*RETRY_AFTER, None):
             try:
                 sample = self._sample(row, np.random.default_rng((self.seed, epoch, row)))
-            except NoBoxError as error:
+            except (NoBoxError, CropError) as error:
                 return self._left_out(row, error)
             except ImageError as error:
-                passing = bool(self._read[row]) or isinstance(error.__cause__, OSError)
+                # Pillow's UnidentifiedImageError is an OSError without a number: the file is there, and no photo.
+                gone = isinstance(error.__cause__, OSError) and error.__cause__.errno is not None
+                passing = (gone or bool(self._read[row])) and not self._unreadable[row] and not self._lost.any()
                 if wait is not None and passing:
                     time.sleep(wait)
                     continue
@@ -183,18 +185,18 @@ class FaceDataset(Dataset[LandmarkBatch]):
         Raises:
             DatasetError: a photo that was read before cannot be read any more, or too many cannot.
         """
-        if (count := self.unreadable) == 0:
+        if (count := int(self._reported.sum())) == 0:
             return
         if len(lost := self._lost.nonzero()):
             raise DatasetError(
                 f"{self.paths[int(lost[0])]}: this photo, one of {len(lost)}, was read before and cannot be any more, "
                 f"after {sum(RETRY_AFTER):.0f} seconds of trying; is its disk there? resume=RUN continues the training"
             )
-        if count > self.max_unreadable * len(self):
-            first = int(self._unreadable.nonzero()[0])
+        if count > max(self.max_unreadable * len(self), float(self.max_unreadable > 0)):  # one may always fail
+            first = int(self._reported.nonzero()[0])
             raise DatasetError(
-                f"{self.name}: {count} of {len(self)} faces cannot be read, among them {self.paths[first]}; the log "
-                f"says why. max_unreadable={self.max_unreadable} is the largest share that is left out"
+                f"{self.name}: {count} of {len(self)} faces cannot be read or cut out, among them {self.paths[first]}; "
+                f"the log says why. max_unreadable={self.max_unreadable} is the largest share that is left out"
             )
 
     def to_crop(self, row: int) -> Array:
@@ -322,10 +324,12 @@ class LandmarkDataModule(LightningDataModule):
             if role not in self.faces:
                 try:
                     self.faces[role] = FaceDataset(self.data, split, self.crop, augment, self.seed, self.max_unreadable)
-                except NoFaceError as error:
+                except NoFaceError:
                     if role != "val":
                         raise
-                    log.warning("%s; the training goes without a validation", error)
+                    log.warning(
+                        "%s: no face is in the split val; the training goes without a validation", self.data.name
+                    )
                     continue
                 log.info("%s %s: %d faces", self.data.name, split, len(self.faces[role]))
 

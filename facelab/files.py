@@ -52,31 +52,28 @@ def remove_leftovers(folder: Path) -> None:
 def walk(root: Path) -> list[Path]:
     """Find the files in a folder and the folders in it, sorted, without those whose name begins with a dot.
 
-    Links are followed. A file that can be reached by several names is there once, by that of its own place if this lies
-    in the folder too; a link to a folder above would otherwise give its photos again and again.
+    Links are followed, and each folder is visited once, by its own place if this lies in ``root`` too: a link to a
+    folder above would otherwise give its files again and again. A file that is linked to is there by each of its names.
 
     Raises:
         OSError: a folder cannot be read.
     """
-    found: dict[str, Path] = {}
+    found: list[Path] = []
     seen: set[str] = set()
-    waiting = [root]
-    own = Path(os.path.realpath(root))
-    while waiting:
-        folder = waiting.pop()
+    waiting, links = [root], list[Path]()
+    while waiting or links:
+        folder = waiting.pop() if waiting else links.pop(0)
         if (real := os.path.realpath(folder)) in seen:
             continue
         seen.add(real)
-        for child in folder.iterdir():
+        for child in sorted(folder.iterdir()):
             if child.name.startswith("."):
                 continue
             if child.is_dir():
-                waiting.append(child)
+                (links if child.is_symlink() else waiting).append(child)
             elif child.is_file():
-                real = os.path.realpath(child)
-                if real not in found or real == str(own / child.relative_to(root)):
-                    found[real] = child
-    return sorted(found.values())
+                found.append(child)
+    return sorted(found)
 
 
 @contextmanager

@@ -35,7 +35,7 @@ STEPS: Sequence[Step] = (
             ("facelab.annotations.folder.Folder", "orientation"): "stored",
             ("facelab.annotations.folder.Folder", "units"): "pixels",
             ("facelab.annotations.folder.Folder", "missing"): [],
-            ("facelab.annotations.folder.Folder", "splits"): {},
+            ("facelab.annotations.folder.Folder", "splits"): None,
             ("datamodules.pipnet.PIPNetDataModule", "max_unreadable"): 0.01,
             ("datamodules.pfld.PFLDDataModule", "max_unreadable"): 0.01,
         },

@@ -248,3 +248,11 @@ def test_values_stand_in_yaml(target: str) -> None:
     for parameter in inspect.signature(getattr(import_module(module), name)).parameters.values():
         assert parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
         assert parameter.default is parameter.empty, f"{target} has a default for {parameter.name}"
+
+
+def test_splits_are_typed_as_messages_say() -> None:
+    """A remedy that is refused: a key that an empty mapping of the file does not have."""
+    words = [*SAMPLE[("data", "folder")], "data.splits={afw: train, ibug: test}"]
+    cfg = compose_config(["data=folder", *words])
+    assert dict(cfg.data.splits) == {"afw": "train", "ibug": "test"}
+    assert faults(["data=folder", *words]) == []

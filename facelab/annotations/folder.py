@@ -24,6 +24,7 @@ photos of a person.
 """
 
 import logging
+import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -61,6 +62,8 @@ SPLIT_NAMES = {
     **dict.fromkeys(("test", "testing", "testset"), "test"),
 }
 """Name of a folder, in lower case, to its split."""
+LIKELY = {*SPLIT_NAMES, "validate", "dev", "eval", "evaluation", "learn"}
+"""Words in the names of folders that look like splits."""
 REMEDIES = {
     "zero": "data.missing=[zero] takes 0 0 as not annotated",
     "minus_one": "data.missing=[minus_one] takes -1 -1 as not annotated",
@@ -80,7 +83,7 @@ class Folder:
         units: ``pixels``, or ``fraction`` of the photo's width and height.
         missing: codes for points that are not annotated, or hidden, beside ``nan nan``.
         pts_origin: the coordinates of the centre of the top-left pixel in the .pts files: 1 as in 300-W, or 0.
-        splits: name of a folder at any depth to ``train``, ``val`` or ``test``, beside the usual names.
+        splits: name of a folder at any depth to ``train``, ``val`` or ``test``, beside the usual names; None for none.
         val_share: share of the photos of train that is val if there is no folder ``val``; without any of the three
             folders, share of all photos.
         test_share: share of all photos that is test if there is none of the three folders.
@@ -102,7 +105,7 @@ class Folder:
         units: Literal["pixels", "fraction"],
         missing: Sequence[MissingCode],
         pts_origin: int,
-        splits: Mapping[str, str],
+        splits: Mapping[str, str] | None,
         val_share: float,
         test_share: float,
         skip_unpaired: bool,
@@ -110,6 +113,9 @@ class Folder:
         for key, share in (("val_share", val_share), ("test_share", test_share)):
             if not 0 <= share < 1:
                 raise ConfigError(key, f"={share} must be in [0, 1)")
+        if val_share + test_share >= 1:
+            raise ConfigError("val_share", f"={val_share} and test_share={test_share} leave nothing to train with")
+        splits = splits or {}
         if alien := [split for split in splits.values() if split not in SPLITS]:
             raise ConfigError("splits", f": {alien[0]!r} is no split; a folder is train, val or test")
         self.orientation, self.units, self.missing = orientation, units, tuple(missing)
@@ -136,6 +142,8 @@ class Folder:
         every = images.keys() | points.keys()
         splits = {} if split == "all" else self._splits(every)
         names = sorted(every if split == "all" else (name for name, its in splits.items() if its == split))
+        double = self._linked_twice(images, splits)
+        names = [name for name in names if name not in double]
         if not names and split == "val" and not self.val_share:
             return []
         if not names:
@@ -165,12 +173,18 @@ class Folder:
             kind = path.suffix.lower()
             found = images if kind in SUFFIXES else points if kind in (".txt", ".pts") else None
             if found is not None:
-                found[_name(path.relative_to(self.root), kind)].append(path)
+                found[_name(path.relative_to(self.root))].append(path)
         for found in (images, points):
             double = next((paths for paths in found.values() if len(paths) > 1), None)
             if double:
                 raise DatasetError(f"{double[0]} and {double[1]} have the same name: keep one of them")
-        return {name: path for name, (path,) in images.items()}, {name: path for name, (path,) in points.items()}
+        by_name = {name: path for name, (path,) in images.items()}
+        # a.jpg.txt goes with a.jpg, unless there is an a.jpg.png
+        own = {name: name if name in images else _without_ending(name) for name in points}
+        if len(set(own.values())) < len(own):
+            twice = Counter(own.values()).most_common(1)[0][0]
+            raise DatasetError(f"{self.root}: {twice} has two files of points: keep one of them")
+        return by_name, {own[name]: path for name, (path,) in points.items()}
 
     def _splits(self, names: set[str]) -> dict[str, str]:
         """Give each photo its split, by its folders or by a draw, and say once which."""
@@ -184,7 +198,7 @@ class Folder:
             raise DatasetError(
                 f"{self.root}: {len(outside)} images or files of points lie outside {', '.join(sorted(folders))}, for "
                 f"example {outside[0]}; move them into train, val or test, or away, or say what their folder is: "
-                f"data.splits={{{_top(outside[0]) or 'FOLDER'}: train}}"
+                f"'data.splits={{{_top(outside[0]) or 'FOLDER'}: train}}'"
             )
         else:
             splits = {
@@ -200,6 +214,23 @@ class Folder:
             words = ", ".join(f"{counts[split]} {split}" for split in SPLITS if counts[split])
             log.info("%s: %d photos: %s, %s", self.name, len(splits), words, how)
         return splits
+
+    def _linked_twice(self, images: Mapping[str, Path], splits: Mapping[str, str]) -> set[str]:
+        """Find the names of photos that are there by another name too, which then is their only one.
+
+        Raises:
+            DatasetError: both lie in different splits.
+        """
+        double, first = set(), dict[str, str]()
+        for name in sorted(images, key=lambda name: (images[name].is_symlink(), name)):
+            real = os.path.realpath(images[name])
+            other = first.setdefault(real, name)
+            if other != name and splits.get(other) != splits.get(name):
+                where = f"in {splits[other]} and {splits[name]}"
+                raise DatasetError(f"{self.root}: {images[other]} and {images[name]} are one photo, {where}")
+            if other != name:
+                double.add(name)
+        return double
 
     def _named(self, name: str) -> str:
         """Return the split that the folders of a photo name; empty where none does.
@@ -220,11 +251,12 @@ class Folder:
             DatasetError: with the folders.
         """
         folders = {folder for name in names for folder in name.split("/")[:-1]}
-        likely = sorted(folder for folder in folders if set(re.split(r"[\W_\d]+", folder.lower())) & set(SPLIT_NAMES))
+        apart = {folder: re.sub(r"(?<=[a-z])(?=[A-Z])", " ", folder).lower() for folder in folders}
+        likely = sorted(folder for folder in folders if set(re.split(r"[\W_\d]+", apart[folder])) & LIKELY)
         if likely:
             raise DatasetError(
                 f"{self.root}: {', '.join(likely[:3])} look like splits and are called otherwise; name them train, val "
-                f"and test, or say what they are: data.splits={{{likely[0]}: train}}"
+                f"and test, or say what they are: 'data.splits={{{likely[0]}: train}}'"
             )
 
     def _tell_marks(self, images: Sequence[Path], split: str) -> None:
@@ -272,14 +304,17 @@ def _from_fractions(points: Array, path: Path, image: Path, orientation: Orienta
     return from_cells(points, np.array([x1 - x0, y1 - y0], points.dtype))
 
 
-def _name(path: Path, kind: str) -> str:
-    """Folders and stem of a file, the same for an image and its points, ``a.txt`` or ``a.jpg.txt``."""
+def _name(path: Path) -> str:
+    """Folders and stem of a file, the same for an image and its points."""
     folders = [part for part in path.parent.parts if part not in ("images", "landmarks")]
-    stem = path.stem
-    if kind not in SUFFIXES and path.with_suffix("").suffix.lower() in SUFFIXES:
-        stem = path.with_suffix("").stem
     # A zip from a Mac takes letters with accents apart; the image and its points may come from two systems.
-    return unicodedata.normalize("NFC", str(PurePosixPath(*folders, stem)))
+    return unicodedata.normalize("NFC", str(PurePosixPath(*folders, path.stem)))
+
+
+def _without_ending(name: str) -> str:
+    """Take the ending of an image off a name, of ``a.jpg`` for the file ``a.jpg.txt``."""
+    path = PurePosixPath(name)
+    return str(path.with_suffix("")) if path.suffix.lower() in SUFFIXES else name
 
 
 def _top(name: str) -> str:

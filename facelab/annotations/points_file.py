@@ -22,19 +22,27 @@ MissingCode = Literal["zero", "minus_one", "negated"]
 SUSPECTS = 3
 """So many points of a face at exactly 0 0 or -1 -1 are taken for a code and not for places."""
 FAR = 0.5
-"""A negative point this share of the face's box away from the box is taken for a code if its negation lies inside."""
+"""Points at one place this share of the face's larger side away from the others are taken for a code."""
+SPREAD = 1.75
+"""Negative points are taken for a code where the face is so many times as large as with their signs turned."""
+LARGEST_FRACTION = 1.5
+"""Numbers up to this one are taken for fractions."""
 
 
-def read_lines(path: Path) -> list[str]:
+def read_lines(path: Path, errors: str = "replace") -> list[str]:
     """The lines of a text file without the blank ones at its end.
 
     A byte that is not UTF-8 is kept as a mark, so that the parser that meets it can name the line.
+
+    Args:
+        path: the file.
+        errors: how, see :meth:`bytes.decode`.
 
     Raises:
         DatasetError: the file cannot be read or is empty.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig", errors="replace").rstrip().splitlines()
+        lines = path.read_text(encoding="utf-8-sig", errors=errors).rstrip().splitlines()
     except OSError as error:
         raise DatasetError(f"{path}: {error.strerror}") from error
     if not lines:
@@ -223,21 +231,27 @@ def check_face(points: Array, place: str, remedies: Mapping[str, str]) -> None:
                     f"{place}: {count} points at exactly {spot[0]:g} {spot[1]:g}, far from the others, which seem not "
                     "to be annotated; write nan nan for such points"
                 )
-    negative = (known < 0).all(axis=1)
-    others = known[~negative]
-    if negative.any() and len(others) > 1:
-        low, high = others.min(axis=0), others.max(axis=0)
-        mirrored, margin = -known[negative], FAR * (high - low)
-        inside = ((mirrored >= low) & (mirrored <= high)).all(axis=1)
-        far = (known[negative] < low - margin).all(axis=1)
-        if count := int((inside & far).sum()):
-            raise DatasetError(
-                f"{place}: {count} points with both coordinates negated lie inside of the face, so they seem to be "
-                f"hidden or not annotated; {remedies['negated']}"
-            )
-    width, height = known.max(axis=0) - known.min(axis=0)
-    if len(known) > 1 and max(width, height) < 1:
+    negative = np.asarray((known < 0).all(axis=1))
+    turned = np.where(negative[:, None], -known, known)
+    extent, compact = ((each.max(axis=0) - each.min(axis=0)).max() for each in (known, turned))
+    if negative.any() and len(known) > 1 and (negative.all() or extent > SPREAD * compact):
+        raise DatasetError(
+            f"{place}: {int(negative.sum())} points have both coordinates below 0 and lie in the face with their signs "
+            f"turned, so they seem to be hidden or not annotated; {remedies['negated']}"
+        )
+    if len(known) > 1 and (extent < 1 or abs(known).max() <= LARGEST_FRACTION):
+        width, height = known.max(axis=0) - known.min(axis=0)
         raise DatasetError(f"{place}: the face is {width:.3g} x {height:.3g} pixels large; {remedies['fraction']}")
+
+
+def check_box(box: Array, place: str, remedies: Mapping[str, str]) -> None:
+    """Refuse a box ``(4,)`` whose numbers seem to be fractions of the photo.
+
+    Raises:
+        DatasetError: all are within 0 .. 1, or nearly so.
+    """
+    if np.isfinite(box).all() and box.any() and abs(box).max() <= LARGEST_FRACTION:
+        raise DatasetError(f"{place}: the box {[float(f'{value:.4g}') for value in box]}; {remedies['fraction']}")
 
 
 FIXED = "this set knows no such code; read it with data=folder, whose data.{} says what it means"

@@ -25,6 +25,7 @@ import numpy as np
 
 from facelab.annotations.points_file import (
     REMEDIES,
+    check_box,
     check_face,
     draw,
     not_found,
@@ -109,6 +110,7 @@ class WFLW:
         faces: dict[str, list[Face]] = {}
         for number, ((_, name), xy, box, flag) in enumerate(zip(lines, points, boxes, flags, strict=True), 1):
             check_face(xy.reshape(-1, 2), f"{path}, line {number}", REMEDIES)
+            check_box(box, f"{path}, line {number}", REMEDIES)
             faces.setdefault(name, []).append(self._face(xy.reshape(-1, 2), box, flag))
         return {name: Photo(self.root / "WFLW_images" / name, tuple(its), "stored") for name, its in faces.items()}
 

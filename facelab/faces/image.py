@@ -259,7 +259,7 @@ class PhotoFile:
 
         Raises:
             ImageError: the file cannot be read whole.
-            CropError: nothing of the photo lies in the crop, or all of it in less than a pixel.
+            CropError: nothing of the photo lies in the crop, or a side of it in less than a pixel.
         """
         from_stored = matrix @ upright(self.path)[0] if self.orientation == "shown" else matrix
         if not np.isfinite(from_stored).all():
@@ -269,7 +269,7 @@ class PhotoFile:
             self._decoded[reduce] = read_image(self.path, reduce=reduce)
         image = self._decoded[reduce]
         height, width = (reduce * side for side in image.shape[:2])
-        if _shrink(from_stored) > max(width, height):
+        if _shrink(from_stored) > min(width, height):  # else it would be padded to a multiple of that
             raise CropError(f"{self.path}: a face that is {_shrink(from_stored) * size:.3g} pixels large")
         corners = apply(np.linalg.inv(from_stored), image_box(size, size).astype(np.float64).reshape(2, 2))
         low, high = corners.min(axis=0), corners.max(axis=0)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from facelab.annotations.points_file import read_lines, read_table
-from facelab.errors import DatasetError
+from facelab.errors import DatasetError, printable
 from facelab.faces.geometry import Array
 
 COLUMNS = ("image", "x0", "y0", "x1", "y1")
@@ -38,11 +38,11 @@ def read_boxes(path: Path) -> Boxes:
 
 
 def _name(text: str) -> str:
-    return unicodedata.normalize("NFC", str(PurePosixPath(text.strip())))
+    return unicodedata.normalize("NFC", printable(str(PurePosixPath(text.strip()))))
 
 
 def _boxes_of_csv(path: Path) -> Boxes:
-    rows = csv.reader(read_lines(path))
+    rows = csv.reader(read_lines(path, "surrogateescape"))
     try:
         return _boxes_of_rows(rows, path)
     except csv.Error as error:

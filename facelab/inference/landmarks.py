@@ -97,7 +97,7 @@ def find_photos(images: str) -> Photos:
     if given.is_dir():
         folder = given
         try:
-            files = walk(given)
+            files = list({os.path.realpath(file): file for file in reversed(walk(given))}.values())
         except OSError as error:
             raise DatasetError(f"{error.filename}: {error.strerror}") from error
     elif any(mark in images for mark in "*?["):

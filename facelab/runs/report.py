@@ -13,7 +13,11 @@ def report(folder: Path) -> None:
     from rich.table import Table
 
     files = RunFolder(folder)
-    if not is_first() or not files.metrics.is_file():
+    if not is_first():
+        return
+    if not files.metrics.is_file():
+        if files.checkpoints.is_dir():
+            Console().print(f"no test was asked for; the checkpoints lie in {files.checkpoints}", soft_wrap=True)
         return
     results = json.loads(files.metrics.read_text(encoding="utf-8"))
     metrics, counts = results["metrics"], results["counts"]

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from facelab.errors import RunError
 from facelab.files import replacing
-from facelab.renames import renamed_config
+from facelab.renames import STEPS, renamed_config
 from facelab.run_folder import NUMBERLESS, RunFolder
 from facelab.runs.checkpoint import read_checkpoint
 from facelab.runs.overrides import read_yaml
@@ -54,7 +54,9 @@ def resumption(folder: Path, cfg: DictConfig) -> Resumed | None:
     before = read_yaml(files.config)
     if not isinstance(before, dict):
         raise RunError(f"{files.config} is no mapping")
-    told = _changes(renamed_config(before), OmegaConf.to_container(cfg, resolve=True))
+    renamed = renamed_config(before)
+    _pin(cfg, before, renamed)
+    told = _changes(renamed, OmegaConf.to_container(cfg, resolve=True))
     keys = [line.partition(":")[0] for line in told]
     if any(key.startswith(RESTORED) for key in keys):
         raise RunError(
@@ -90,15 +92,28 @@ def begin(folder: Path, resumed: Resumed | None) -> None:
         log.info("going on from %s, step %d", resumed.checkpoint, resumed.step)
 
 
+def _pin(cfg: DictConfig, before: dict[str, Any], renamed: dict[str, Any]) -> None:
+    """Keep the values by which options that came since leave a run as it was, unless they are typed now, in place."""
+    typed = {word.lstrip("+~").partition("=")[0] for word in HydraConfig.get().overrides.task}
+    added = {key for step in STEPS for _, key in step.added}
+    old, new = _flat(before), _flat(renamed)
+    for key in new.keys() - old.keys():
+        if key.rpartition(".")[2] in added and key not in typed and OmegaConf.select(cfg, key) is not None:
+            parent = OmegaConf.select(cfg, key.rpartition(".")[0]) if "." in key else cfg
+            if not OmegaConf.is_interpolation(parent, key.rpartition(".")[2]):
+                parent[key.rpartition(".")[2]] = new[key]
+
+
+def _flat(node: Any, at: str = "") -> dict[str, Any]:
+    """Give dotted keys and values of nested mappings."""
+    if isinstance(node, dict) and (node or not at):
+        return {key: value for name, child in node.items() for key, value in _flat(child, f"{at}.{name}").items()}
+    return {at[1:]: node}
+
+
 def _changes(before: Any, after: Any) -> list[str]:
     """Every value that differs, as ``key: before -> after``."""
-
-    def flat(node: Any, at: str = "") -> dict[str, Any]:
-        if isinstance(node, dict):
-            return {key: value for name, child in node.items() for key, value in flat(child, f"{at}.{name}").items()}
-        return {at[1:]: node}
-
-    old, new = flat(before), flat(after)
+    old, new = _flat(before), _flat(after)
     keys = [key for key in {**old, **new} if not key.startswith(NUMBERLESS) and old.get(key) != new.get(key)]
     own = [key for key in keys if not any(key.endswith(f".{other}") for other in keys)]  # others refer to these
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in own]

@@ -584,7 +584,7 @@ def test_folder_refuses_what_is_ambiguous(tmp_path: Path) -> None:
     image(tmp_path / "others" / "x.jpg")
     with pytest.raises(
         DatasetError,
-        match=r"1 images or files of points lie outside test, train, .* others/x; .*data\.splits=\{others: train\}",
+        match=r"1 images or files of points lie outside test, train, .* others/x; .*'data\.splits=\{others: train\}'",
     ):
         folder(tmp_path).photos("train")
 
@@ -706,7 +706,7 @@ def test_folder_negated_points_are_hidden_ones(tmp_path: Path) -> None:
     signed = points.copy()
     signed[:5] *= -1
     write_one(tmp_path, signed)
-    with pytest.raises(DatasetError, match=r"a\.txt: \d points with both .* negated .*data\.missing=\[negated\]"):
+    with pytest.raises(DatasetError, match=r"a\.txt: 5 points have both .*data\.missing=\[negated\]"):
         folder(tmp_path).photos("all")
     ((face,),) = (photo.faces for photo in folder(tmp_path, missing=["negated"]).photos("all"))
     np.testing.assert_allclose(face.points, points, atol=1e-4)
@@ -727,6 +727,10 @@ def test_readers_take_what_is_normal(tmp_path: Path) -> None:
 def test_folder_fractions(tmp_path: Path) -> None:
     """Fractions of the photo taken as pixels: a training that ends with `-` for every number and says finished."""
     points = a_face()
+    for of_the_face in ((points - points.min(0)) / np.ptp(points, axis=0), 2 * points / [200, 100] - 1):
+        write_one(tmp_path, of_the_face)
+        with pytest.raises(DatasetError, match=r"pixels large; data\.units=fraction"):
+            folder(tmp_path).photos("all")
     write_one(tmp_path, (points + 0.5) / [200, 100])
     with pytest.raises(DatasetError, match=r"a\.txt: the face is 0\.\d+ x 0\.\d+ pixels large; data\.units=fraction"):
         folder(tmp_path).photos("all")
@@ -794,7 +798,7 @@ def test_folder_refuses_what_looks_like_splits(tmp_path: Path) -> None:
     for name in ("my_train", "test-2", "contest", "valentin"):
         (tmp_path / name).mkdir()
         write_one(tmp_path / name, a_face(), name)
-    with pytest.raises(DatasetError, match=r"my_train, test-2 look like splits .*data\.splits=\{my_train: train\}"):
+    with pytest.raises(DatasetError, match=r"my_train, test-2 look like splits .*'data\.splits=\{my_train: train\}'"):
         folder(tmp_path).photos("train")
     splits = {"my_train": "train", "TEST-2": "test", "contest": "val", "valentin": "train"}
     read = folder(tmp_path, splits=splits)
@@ -838,13 +842,27 @@ def test_folder_visits_linked_photos_once(tmp_path: Path) -> None:
         write_one(tmp_path, a_face(), name)
     (tmp_path / "loop").symlink_to(".")
     (tmp_path / "copy").symlink_to(tmp_path, target_is_directory=True)
-    (tmp_path / "0.png").symlink_to(tmp_path / "a.png")
-    assert [photo.path.name for photo in folder(tmp_path, skip=True).photos("all")] == ["a.png", "b.png"]
-    elsewhere = tmp_path / "set"
-    elsewhere.mkdir()
     for ending in ("png", "txt"):
-        (elsewhere / f"a.{ending}").symlink_to(tmp_path / f"a.{ending}")
-    assert [photo.path for photo in folder(elsewhere).photos("all")] == [elsewhere / "a.png"]
+        (tmp_path / f"0.{ending}").symlink_to(tmp_path / f"a.{ending}")
+    assert [photo.path.name for photo in folder(tmp_path).photos("all")] == ["a.png", "b.png"]
+
+
+def test_folder_of_links_into_a_pool(tmp_path: Path) -> None:
+    """Splits made of links to one folder of photos that are lost, or a photo that is in train and in test."""
+    pool, root = tmp_path / "pool", tmp_path / "set"
+    pool.mkdir()
+    for name, split in (("a", "train"), ("b", "train"), ("c", "test")):
+        write_one(pool, a_face(), name)
+        (root / split).mkdir(parents=True, exist_ok=True)
+        for ending in ("png", "txt"):
+            (root / split / f"{name}.{ending}").symlink_to(pool / f"{name}.{ending}")
+    read = folder(root, val_share=0.0)
+    assert [photo.path for photo in read.photos("train")] == [root / "train" / "a.png", root / "train" / "b.png"]
+    assert [photo.path for photo in read.photos("test")] == [root / "test" / "c.png"]
+    for ending in ("png", "txt"):
+        (root / "test" / f"a.{ending}").symlink_to(pool / f"a.{ending}")
+    with pytest.raises(DatasetError, match=r"test/a\.png and .*train/a\.png are one photo, in test and train"):
+        folder(root, val_share=0.0).photos("train")
 
 
 def test_folder_takes_double_endings(tmp_path: Path) -> None:
@@ -852,6 +870,11 @@ def test_folder_takes_double_endings(tmp_path: Path) -> None:
     write_one(tmp_path, a_face())
     (tmp_path / "a.txt").rename(tmp_path / "a.png.txt")
     assert len(folder(tmp_path).photos("all")) == 1
+    write_one(tmp_path, a_face(), "b.jpg")
+    assert len(folder(tmp_path).photos("all")) == 2
+    write(tmp_path / "a.txt", pairs(a_face()))
+    with pytest.raises(DatasetError, match="a has two files of points"):
+        folder(tmp_path).photos("all")
 
 
 @pytest.mark.parametrize("raw", [b"\xd5\xd5\xc6\xac", b"caf\xe9"])

@@ -335,7 +335,10 @@ def test_dataset_leaves_a_misplaced_face_out(
     dataset = FaceDataset(Drawn(THREE, (), {"val": [photo]}), "val", crop(), None, 0, 1.0)
     assert not dataset[(0, 0)].valid.any() and dataset[(0, 1)].valid.all()
     assert reason in caplog.text and "a.png" in caplog.text
-    assert dataset.unreadable == 1
+    assert dataset.unreadable == 0, "the photo is fine"
+    dataset.max_unreadable = 0.0
+    with pytest.raises(DatasetError, match=r"val: 1 of 2 faces cannot be read or cut out"):
+        dataset.check_unreadable()
 
 
 def test_the_whole_photo_is_measured_by_its_header(tmp_path: Path) -> None:
@@ -690,9 +693,49 @@ def test_loader_ends_a_run_with_too_many_faulty_photos(tmp_path: Path) -> None:
     good, bad = write(tmp_path / "a.png", np.full((50, 60, 3), 200, np.uint8)), tmp_path / "bad.jpg"
     bad.write_bytes(b"no photo")
     face = three([[10, 10], [30, 10], [20, 40]])
-    photos = [Photo(path, (face,), "stored") for path in (good, good, bad, good, good, good)]
-    loader = loader_of(photos, 0.2)
-    assert [int(batch.valid.any(1).sum()) for batch in loader] == [2, 1, 2]
-    assert loader.dataset.unreadable == 1
-    with pytest.raises(DatasetError, match=r"val: 1 of 6 faces cannot be read, .*bad\.jpg; .*max_unreadable=0\.1"):
-        list(loader_of(photos, 0.1))
+    photos = [Photo(path, (face,), "shown") for path in (good, good, bad, good, good, good)]
+    for share in (0.2, 0.01):
+        loader = loader_of(photos, share)
+        assert [int(batch.valid.any(1).sum()) for batch in loader] == [2, 1, 2], "one may always fail"
+        assert loader.dataset.unreadable == 1
+    with pytest.raises(
+        DatasetError, match=r"val: 2 of 7 faces cannot be read or cut out, .*bad\.jpg; .*max_unreadable=0\.1"
+    ):
+        list(loader_of([*photos, photos[2]], 0.1))
+    nothing = [Photo(good, (three(np.full((3, 2), NAN)),), "stored") for _ in range(3)]
+    with pytest.raises(DatasetError, match=r"(2|3) of 4 faces"):
+        list(loader_of([photos[0], *nothing], 0.01))
+
+
+def test_dataset_does_not_wait_for_a_photo_that_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch seconds lost for each broken photo in each epoch, and minutes where a whole disk is gone."""
+    waits: list[float] = []
+    monkeypatch.setattr("datamodules.landmark.RETRY_AFTER", (0.2, 1.0))
+    monkeypatch.setattr("datamodules.landmark.time.sleep", waits.append)
+    (tmp_path / "bad.jpg").write_bytes(b"no photo")
+    face = (three([[10, 10], [30, 10], [20, 40]]),)
+    for orientation in ("shown", "stored"):
+        photos = [Photo(tmp_path / "bad.jpg", face, orientation)]  # type: ignore[arg-type]
+        dataset = FaceDataset(Drawn(THREE, (), {"val": photos}), "val", crop(), None, 0, 1.0)
+        for epoch in range(2):
+            assert not dataset[(epoch, 0)].valid.any()
+    assert waits == []
+    path = write(tmp_path / "a.png", np.full((50, 60, 3), 200, np.uint8))
+    dataset = FaceDataset(Drawn(THREE, (), {"val": [Photo(path, face, "stored")] * 5}), "val", crop(), None, 0, 1.0)
+    for row in range(5):
+        dataset[(0, row)]
+    path.unlink()
+    for row in range(5):
+        dataset[(1, row)]
+    assert waits == [0.2, 1.0], "the others need not wait"
+
+
+def test_dataset_cuts_a_face_at_the_edge_in_some_epochs(tmp_path: Path) -> None:
+    """Would catch a shift off the photo's edge taken for a photo that went away, which no resumption can mend."""
+    path = write(tmp_path / "a.png", np.full((50, 60, 3), 200, np.uint8))
+    photo = Photo(path, (three([[-30, 10], [1, 10], [-15, 40]]),), "stored")
+    shifted = affine(shift_probability=1.0, shift_limit=0.6)
+    dataset = FaceDataset(Drawn(THREE, (), {"train": [photo]}), "train", crop(scale=1.0), shifted, 0, 1.0)
+    seen = {bool(dataset[(epoch, 0)].valid.any()) for epoch in range(40)}
+    assert seen == {True, False}
+    dataset.check_unreadable()

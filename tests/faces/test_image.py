@@ -311,3 +311,12 @@ def test_photos_over_the_largest_size_are_refused_unread(tmp_path: Path) -> None
             read(path)
     path.write_bytes(big_png(14_200))
     assert image_size(path) == (14_200, 14_200)
+
+
+def test_memory_of_a_crop_is_bounded(tmp_path: Path) -> None:
+    """A photo of 20,000 x 5 pixels in 400 bytes that is padded to gigabytes for a box fifty times as large."""
+    path = save(tmp_path / "a.png", np.zeros((5, 20_000, 3), np.uint8))
+    view = Crop(64, 1.0, False, (0.0, 0.0), "given")
+    assert not cut_out(path, view.matrix(np.array([-0.5, -0.5, 19999.5, 4.5])), 64).any()
+    with pytest.raises(CropError, match="pixels large"):
+        cut_out(path, view.matrix(np.array([-4e5, -4e5, 4e5, 4e5])), 64)

@@ -470,6 +470,8 @@ def test_predict_takes_names_that_are_not_utf8(
     assert {path.name for path in (tmp_path / "prediction/pictures").iterdir()} == shown
     rows = (tmp_path / "prediction/landmarks.csv").read_text(encoding="utf-8").splitlines()
     assert len(rows) == 5
+    (tmp_path / "boxes.csv").write_bytes(b"image,x0,y0,x1,y1\ncaf\xe9.jpg,5,5,90,80\n")
+    assert len(predict(f"images={photos}", f"boxes={tmp_path / 'boxes.csv'}")["images"]["caf\\udce9.jpg"]["faces"]) == 1
 
 
 def test_predict_leaves_one_bad_face_out(
@@ -568,7 +570,8 @@ def test_own_photos_are_measured_as_they_are_shown(
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = 6
         image.transpose(Image.Transpose.ROTATE_90).save(photo, exif=exif, quality=99, subsampling=0)
-    (tmp_path / "broken/test/face0.jpg").write_bytes(b"no photo")
+    for name in ("face0.jpg", "face1.jpg"):
+        (tmp_path / "broken/test" / name).write_bytes(b"no photo")
     metrics = {}
     for kind in ("plain", "turned", "broken"):
         words = [f"ckpt={trained.run}", "data=folder", f"data.root={tmp_path / kind}", "data.name=mine"]
@@ -578,7 +581,7 @@ def test_own_photos_are_measured_as_they_are_shown(
     said = capsys.readouterr().out
     assert metrics["turned"]["metrics"]["nme_box"] == pytest.approx(metrics["plain"]["metrics"]["nme_box"], rel=0.05)
     assert metrics["turned"]["protocol"]["orientation"] == "shown" and "orientation" not in metrics["plain"]["protocol"]
-    assert metrics["broken"]["unreadable"] == {"test": 1}
-    assert "1 faces could not be measured" in said
-    with pytest.raises(SystemExit, match=r"1 of 4 faces cannot be read, among them .*face0\.jpg"):
+    assert metrics["broken"]["unreadable"] == {"test": 2}
+    assert "2 faces could not be measured" in said
+    with pytest.raises(SystemExit, match=r"2 of 4 faces cannot be read or cut out, among them .*face0\.jpg"):
         open_door("evaluate", *words, "hydra.run.dir=d", folder=tmp_path)

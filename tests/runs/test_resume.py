@@ -20,6 +20,7 @@ import pytest
 import torch
 import yaml
 from conftest import PLAIN, open_door, small, start_door
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from torch.nn import functional
@@ -27,9 +28,11 @@ from torch.nn import functional
 from callbacks.results import Results
 from callbacks.resumption import Resumption
 from facelab.errors import RunError
+from facelab.renames import renamed_config
 from facelab.run_folder import read_status
 from facelab.runs.argv import quoted
 from facelab.runs.overrides import resumed_argv, task_overrides
+from facelab.runs.resume import _pin
 from lightning_modules.pipnet import PIPNet
 
 EPOCHS, STEPS = 3, 6
@@ -841,3 +844,18 @@ def test_a_rendering_that_was_killed(tmp_path: Path) -> None:
     (faces,) = (path for path in (tmp_path / "cache" / "synthetic").iterdir() if path.name[0] != ".")
     assert len(list(faces.rglob("*.jpg"))) == 414
     assert read_status(tmp_path / "run").state == "finished"
+
+
+def test_resumption_keeps_what_options_meant_before_they_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of own photos that changes its pixels in mid-training since the default of a new option is another."""
+    target = "facelab.annotations.folder.Folder"
+    before = {"data": {"_target_": target, "root": "x"}, "seed": 1}
+    for typed, expected in ([], "stored"), (["data.orientation=shown"], "shown"):
+        hydra = OmegaConf.create({"overrides": {"task": typed}})
+        monkeypatch.setattr(HydraConfig, "get", classmethod(lambda _, hydra=hydra: hydra))
+        cfg = OmegaConf.create(
+            {"data": {"_target_": target, "root": "y", "orientation": "shown"}, "seed": 1, "test": True}
+        )
+        _pin(cfg, before, renamed_config(before))
+        assert cfg.data.orientation == expected
+        assert cfg.data.root == "y" and cfg.test is True
