@@ -28,10 +28,10 @@ def main(cfg: DictConfig) -> float | None:
             report(folder)
             return None
         module, datamodule, trainer = build_parts(cfg)
-        read_data(datamodule, cfg)
         begin(folder, resumed)
         write_config(folder, cfg)
         status["begun"] = True
+        read_data(datamodule, cfg)
         monitored = fit(module, datamodule, trainer, cfg, resumed)
         if cfg.test:
             checkpoint = take_weights(module, trainer, cfg, folder)

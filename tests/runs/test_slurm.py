@@ -138,7 +138,7 @@ def test_a_time_limit_costs_nothing(slurm: Path, tmp_path: Path) -> None:
 def test_what_failed_or_was_cancelled_is_taken_up(slurm: Path, tmp_path: Path) -> None:
     """A cell that fails and takes others with it; a sweep that starts finished cells again, or loses one."""
     (tmp_path / "broken").touch()  # a disk that is not there yet: a file where a folder should be
-    line = [*small("pipnet"), *QUIET, "trainer.max_epochs=60", "-m", "data.root=one,two,broken"]
+    line = [*small("pipnet"), *QUIET, "trainer.max_epochs=60", "-m", "data.cache=one,two,broken"]
     process = subprocess.Popen(
         typed(*line, *SLURM, "hydra.sweep.dir=sweep"),
         cwd=tmp_path,
