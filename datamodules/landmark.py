@@ -278,7 +278,8 @@ class LandmarkDataModule(LightningDataModule):
         num_workers: processes that prepare batches. Changes no result.
         seed: of order and draws.
         test_split: the split that ``test`` measures, ``test`` but for ``evaluate.py split=...``.
-        max_unreadable: share of the faces of a split whose photo cannot be read; more end the run.
+        max_unreadable: share of the faces of a split that cannot be read or cut out; more, and more than one, end
+            the run.
 
     Raises:
         ConfigError: a seed that the generators do not take; a share that is none.
@@ -308,7 +309,7 @@ class LandmarkDataModule(LightningDataModule):
         self.faces: dict[str, FaceDataset] = {}
 
     def setup(self, stage: str) -> None:
-        """Read the annotations that this stage needs. No photo is opened.
+        """Read the annotations that this stage needs. Of a photo, at most the header is read.
 
         Raises:
             DatasetError: by the reader; when a split has no face, or none with the box that the crop is built around.

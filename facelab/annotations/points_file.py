@@ -208,8 +208,9 @@ def check_face(points: Array, place: str, remedies: Mapping[str, str]) -> None:
         remedies: a code of :data:`MissingCode`, or ``fraction``, to what to do about it.
 
     Raises:
-        DatasetError: several points at exactly (0, 0) or (-1, -1), or at another place far from all others; points
-            whose negation lies inside of the face; a face that is smaller than a pixel.
+        DatasetError: several points at exactly (0, 0) or (-1, -1), or at another place far from all others; negative
+            points without whose signs the face is much smaller; a face smaller than a pixel, or whose numbers all
+            seem to be fractions.
     """
     known = points[np.isfinite(points).all(axis=1)].astype(np.float64)
     for code, value in (("zero", 0), ("minus_one", -1)):
@@ -255,13 +256,14 @@ def check_box(box: Array, place: str, remedies: Mapping[str, str]) -> None:
 
 
 FIXED = "this set knows no such code; read it with data=folder, whose data.{} says what it means"
+"""The remedy in a set whose files have but one meaning, with the option of ``data=folder`` to fill in."""
 REMEDIES = {
     "zero": FIXED.format("missing=[zero]"),
     "minus_one": FIXED.format("missing=[minus_one]"),
     "negated": FIXED.format("missing=[negated]"),
     "fraction": FIXED.format("units=fraction"),
 }
-"""What to do in a set whose files have but one meaning."""
+"""Remedies for :func:`check_face` and :func:`check_box` in such a set."""
 
 
 def plain_face(points: Array, visible: Array | None = None) -> Face:

@@ -16,7 +16,8 @@ from facelab.faces.geometry import Array, to_cells
 from facelab.faces.layouts import Layout
 
 # In the frame of the code it comes from: x to the left of the image, y up, z towards the viewer. There the left nose
-# wing has the x of the right one, a slip known as issue 47 of polarisZhao/PFLD-pytorch.
+# wing has the x of the right one, a slip that was reported to its authors:
+# https://github.com/polarisZhao/PFLD-pytorch/issues/47
 _LEFT_UP_NEAR = np.array(
     [
         [6.825897, 6.760612, 4.402142],  # left brow, outer end

@@ -28,7 +28,7 @@ TRAINING = ("model.optimizer", "model.scheduler", "datamodule.augment")
 """Parts that only training needs."""
 OPENED = ("model", "crop", "data.layout")
 """Nodes that are checked when a checkpoint is opened; the first is built."""
-ABSENT = tuple(f"model.{part}" for part in (*TRAINING, "loss"))
+ABSENT = (*TRAINING, "model.loss")
 """Arguments that are null in a module which is opened and not trained, whatever its signature says."""
 
 

@@ -37,7 +37,7 @@ class Resumed(NamedTuple):
 
 
 def resumption(folder: Path, cfg: DictConfig) -> Resumed | None:
-    """Find where the run in this folder continues; None for a run that begins. Logs what was changed, changes nothing.
+    """Find where the run in this folder continues; None for a run that begins. Logs what was changed.
 
     Args:
         folder: of the run.

@@ -18,6 +18,7 @@ from facelab.errors import CheckpointError, FacelabError
 from facelab.renames import Step, renamed_config, renamed_override, renamed_path, renamed_weights
 from facelab.runs.check import part_of
 from facelab.runs.checkpoint import load_run, read_checkpoint
+from lightning_modules import pfld
 
 RECORDED = ROOT / "tests" / "recorded"
 PIPNET, PFLD = (RECORDED / name / "checkpoints" / "last.ckpt" for name in ("finished", "unfinished"))
@@ -195,6 +196,16 @@ def test_training_needs_a_loss_and_an_optimizer(tmp_path: Path) -> None:
     for part in ("loss", "optimizer"):
         with pytest.raises(SystemExit, match=rf"model\.{part}=null: nothing would be trained"):
             open_door("train", *small, f"~{part}", f"model.{part}=null", f"hydra.run.dir={part}", folder=tmp_path)
+
+
+@pytest.mark.parametrize("argument", ["optimizer", "scheduler", "loss"])
+def test_a_method_that_insists_on_its_training_is_opened_without(
+    argument: str, written: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint of an own method that cannot be opened, since its class does not allow for a null optimizer."""
+    monkeypatch.setitem(pfld.PFLD.__init__.__annotations__, argument, Callable[..., Any])
+    gone = {"loss._target_": "facelab.losses.Gone"} if argument == "loss" else {}
+    assert torch.equal(points_of(written(gone)), points_of(PFLD))
 
 
 # Formats
