@@ -56,8 +56,8 @@ class Resumption(Checkpoint):
 
     It is written at the end of every epoch, after every ``minutes`` within one, and when the machine says that it will
     end the run (SIGTERM, SIGUSR2): then after the training step at hand, whereupon the handler that was there before
-    decides what happens. During a validation that handler is called at once, and the epoch's steps since the last
-    checkpoint are repeated.
+    decides what happens. During a validation that handler is called before the next batch, and the epoch's steps since
+    the last checkpoint are repeated.
 
     Torch's random state travels along, as a tensor. What else is random in training is a function of seed, epoch and
     row, and the sampler leaves out what was already trained on.
@@ -112,7 +112,7 @@ class Resumption(Checkpoint):
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Listen to the machine."""
         self.saved, self.told, self.leaving = time.monotonic(), 0, 0
-        self.replaced = signals.install(dict.fromkeys(signals.STOP_SIGNALS, self._note(trainer)))
+        self.replaced = signals.install(dict.fromkeys(signals.STOP_SIGNALS, self._note))
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """End the run if it was told to; bring chance to where it was, only now, since setting up a run uses it too."""
@@ -153,9 +153,14 @@ class Resumption(Checkpoint):
         self._restore_handlers()
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """A validation may take longer than the machine waits."""
+        """End the run instead of a validation, which may take longer than the cluster waits."""
         if trainer.state.fn == TrainerFn.FITTING and (number := self._of_all(trainer, self.told)):
             self._give_way(number)
+
+    def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """End the run amid a validation, each rank for itself: they need not have as many batches to go."""
+        if trainer.state.fn == TrainerFn.FITTING and self.told:
+            self._give_way(self.told)
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
         """Listen no more. What a dying machine does to a run is no failure of the run."""
@@ -180,13 +185,8 @@ class Resumption(Checkpoint):
         overdue = time.monotonic() - self.saved > self.seconds
         return trainer.strategy.broadcast(overdue) if trainer.world_size > 1 else overdue
 
-    def _note(self, trainer: Trainer) -> signals.Handler:
-        def note(number: int, frame: FrameType | None) -> None:
-            self.told = number
-            if trainer.validating:
-                self._give_way(number)
-
-        return note
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.told = number
 
     def _give_way(self, number: int) -> None:
         """Let who listened before decide; as a rule it ends the process."""

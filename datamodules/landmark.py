@@ -67,7 +67,9 @@ class FaceLoader(DataLoader[LandmarkBatch]):
         """The batches of an epoch."""
         # Lightning puts a sampler of its own in the place of ours to overfit a few batches.
         self.used = getattr(self.sampler, "skip", 0) // (self.batch_size or 1)
-        return self._counted(super().__iter__())
+        with signals.held():
+            batches = super().__iter__()
+        return self._counted(batches)
 
     def _counted(self, batches: Iterator[LandmarkBatch]) -> Iterator[LandmarkBatch]:
         for batch in batches:
@@ -259,11 +261,8 @@ def collate(samples: list[LandmarkBatch]) -> LandmarkBatch:
 
 
 def _start_worker(worker: int) -> None:
-    """A worker is one thread: OpenCV's own would fight with the training for the cores.
-
-    It lives as long as the training, whichever way that ends: a cluster tells all processes of a job that it will end.
-    """
-    signals.ignore()
+    """Prepare a worker process. It is one thread: OpenCV's own would fight with the training for the cores."""
+    signals.obey_parent()
     cv2.setNumThreads(0)  # 1 hangs in a forked process whose parent has used OpenCV (5.0.0)
 
 

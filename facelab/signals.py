@@ -1,5 +1,6 @@
 """Signals that ask a run to stop, and who handles them. No other file of the project imports :mod:`signal`."""
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 """How a machine says that it will end a run: a shutdown or a cancelled job, and a time limit of a cluster."""
 PRIORITY = (0, signal.SIGTERM, signal.SIGUSR2)
 """Increasing priority when ranks received different signals: after a time limit the job is to go on."""
+PARENT_CHECK = 1.0
+"""Seconds between two looks of a worker process for its parent."""
 BLAMED = "facelab_signal"
 """Attribute of an exception that was raised after a signal had asked the run to stop: the number of the signal."""
 
@@ -68,6 +71,53 @@ def ignore(*, interrupt: bool = False) -> None:
     """Ignore the stop signals, and with ``interrupt`` Ctrl-C as well."""
     numbers = (*STOP_SIGNALS, signal.SIGINT) if interrupt else STOP_SIGNALS
     install(dict.fromkeys(numbers, signal.SIG_IGN))
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Hold back the stop signals and Ctrl-C until the end of the block, which starts processes.
+
+    An exception of a handler would otherwise leave a process that nobody knows. The processes are born with these
+    signals blocked: until they call :func:`obey_parent` none can end them.
+    """
+    numbers, came = (*STOP_SIGNALS, signal.SIGINT), list[int]()
+    # The mask is for the new processes; in this one, other threads may still receive the signals.
+    handlers = install(dict.fromkeys(numbers, lambda number, frame: came.append(number)))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        install(handlers)
+        for number in came:
+            signal.raise_signal(number)
+
+
+def obey_parent(tidy: Callable[[], None] = lambda: None) -> None:
+    """Ignore stop signals and Ctrl-C in a worker process, and end with its parent.
+
+    A cluster sends a signal to all processes of a job, and the parent still needs its workers to finish the step. So
+    SIGTERM ends a worker only if the parent has sent it, and the end of the parent, however it came, does too.
+
+    Args:
+        tidy: is called when the parent has ended without ending this process.
+    """
+    parent = os.getppid()
+    install(dict.fromkeys((signal.SIGUSR2, signal.SIGINT), signal.SIG_IGN))
+    if not hasattr(signal, "sigtimedwait"):  # macOS does not tell who sent a signal
+        install({signal.SIGTERM: signal.SIG_DFL})
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+    def wait() -> None:
+        while os.getppid() == parent:
+            sent = signal.sigtimedwait([signal.SIGTERM], PARENT_CHECK)
+            if sent and sent.si_pid == parent:
+                os._exit(0)  # the DataLoader takes another code for a crash
+        tidy()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
 def hand_over(number: int, handlers: Mapping[int, Any]) -> None:

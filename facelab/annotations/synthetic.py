@@ -20,6 +20,7 @@ from zipfile import BadZipFile
 import cv2
 import numpy as np
 
+from facelab import signals
 from facelab.annotations.rendered_head import PIECES, Head, View, ahead, random_head, random_look, render, to_camera
 from facelab.errors import ConfigError, DatasetError
 from facelab.faces.face import Face, Photo, Split
@@ -147,7 +148,7 @@ class Synthetic:
         try:
             for split in SPLITS:
                 (own / split).mkdir(parents=True)
-            rows = self._rows([(own / split / f"{index:05d}.jpg", split, index) for split, index in jobs])
+            rows = self._rows([(own / split / f"{index:05d}.jpg", split, index) for split, index in jobs], own)
             columns = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
             np.savez(own / "faces.npz", allow_pickle=False, **columns)
             try:
@@ -158,15 +159,16 @@ class Synthetic:
         finally:
             shutil.rmtree(own, ignore_errors=True)
 
-    def _rows(self, jobs: list[tuple[Path, Split, int]]) -> list[dict[str, Array]]:
+    def _rows(self, jobs: list[tuple[Path, Split, int]], own: Path) -> list[dict[str, Array]]:
         # Elsewhere there is no safe fork: Windows has none, and the libraries of macOS may crash in one.
         processes = min(len(os.sched_getaffinity(0)), len(jobs) // 20) if sys.platform == "linux" else 1
         if processes < 2:
             return _reported(map(self.write_photo, jobs), len(jobs))
         # fork: a fresh interpreter would run the caller's script again, which may lack a __main__ guard.
-        # 0: to go down to 1 thread OpenCV waits for the end of the parent's, which are not in the child, and hangs
-        with ProcessPoolExecutor(processes, get_context("fork"), initializer=cv2.setNumThreads, initargs=(0,)) as pool:
-            return _reported(pool.map(self.write_photo, jobs, chunksize=20), len(jobs))
+        with ProcessPoolExecutor(processes, get_context("fork"), _start_renderer, (own,)) as pool:
+            with signals.held():
+                rows = pool.map(self.write_photo, jobs, chunksize=20)
+            return _reported(rows, len(jobs))
 
     def write_photo(self, job: tuple[Path, Split, int]) -> dict[str, Array]:
         """Render one photo into a file and return its labels."""
@@ -191,6 +193,18 @@ class Synthetic:
         for name, place, open_view in zip(picture.points, places, open_views, strict=True):
             labels |= {name: place[:, :2].astype(np.float32), f"visible_{name}": open_view}
         return labels
+
+
+def _start_renderer(own: Path) -> None:
+    """Prepare a process of the pool; when the parent was killed, it removes the folder that is not finished."""
+
+    def tidy() -> None:
+        while own.exists():  # the others still write there
+            shutil.rmtree(own, ignore_errors=True)
+
+    signals.obey_parent(tidy)
+    # 0: to go down to 1 thread OpenCV waits for the end of the parent's, which are not in the child, and hangs
+    cv2.setNumThreads(0)
 
 
 def _reported(rows: Iterable[dict[str, Array]], total: int) -> list[dict[str, Array]]:

@@ -40,6 +40,19 @@ def release_children() -> list["Popen[Any]"]:
     return released
 
 
+def keep_handlers(trainer: Trainer) -> None:
+    """Keep a trainer from installing signal handlers of its own.
+
+    That of SIGTERM broadcasts to the other ranks from wherever the process is at the moment, and waits for ever if one
+    of them is elsewhere.
+    """
+    trainer._signal_connector.register_signal_handlers = _do_nothing  # type: ignore[method-assign]
+
+
+def _do_nothing() -> None:
+    """Stand in for a method; unlike a lambda it can be pickled with the trainer."""
+
+
 def drop_wandb_setting(logger: WandbLogger, name: str) -> None:
     """Keep the logger from handing a setting to ``wandb.init``, where it gives one that nobody asked for."""
     logger._wandb_init.pop(name, None)

@@ -125,6 +125,8 @@ def build_trainer(cfg: DictConfig) -> Any:
     """
     from lightning.pytorch.callbacks import Checkpoint
 
+    from facelab.internals.lightning import keep_handlers
+
     if os.environ.get("SUBMITIT_LOCAL_NTASKS") == "1" and cfg.trainer.get("strategy") == "ddp":
         raise ConfigError(
             "trainer.devices",
@@ -132,7 +134,7 @@ def build_trainer(cfg: DictConfig) -> Any:
             f"hydra.launcher.tasks_per_node={cfg.trainer.devices} starts them with it",
         )
     callbacks = build_all(cfg, "callbacks")
-    return build(
+    trainer = build(
         cfg,
         "trainer",
         callbacks=callbacks,
@@ -140,6 +142,8 @@ def build_trainer(cfg: DictConfig) -> Any:
         default_root_dir=cfg.paths.run,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
     )
+    keep_handlers(trainer)
+    return trainer
 
 
 def write_config(folder: Path, cfg: DictConfig) -> None:

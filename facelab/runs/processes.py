@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,15 @@ from facelab.runs.argv import options_of, quoted
 
 STAMP = "FACELAB_STAMP"
 """Environment variable: the time that all processes of a run or a sweep share."""
+STAMP_OWNER = "FACELAB_STAMP_OWNER"
+"""Environment variable: the number of the process that chose the stamp itself; nobody typed or inherited it."""
+STAMP_FORMAT = "%Y-%m-%d_%H-%M-%S"
+"""Format of a stamp that is chosen."""
 RANKS = "FACELAB_RANKS"
 """Environment variable: the words that the other processes of this run are started with, as a list in JSON."""
-CHILDREN_END = 20
-"""Seconds that the other processes of a run have to end after it."""
+CHILDREN_END, CHILDREN_END_EARLY = 20, 2
+"""Seconds that the other processes of a run have to end after it; the second after an error or a signal, when they may
+wait for this process."""
 
 
 def is_first() -> bool:
@@ -44,6 +51,27 @@ def join_tasks() -> None:
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
 
 
+def choose_stamp() -> None:
+    """Set the stamp to the time of now, unless it is given."""
+    if STAMP not in os.environ:
+        os.environ |= {STAMP: time.strftime(STAMP_FORMAT), STAMP_OWNER: str(os.getpid())}
+
+
+def restart_with_next_stamp(folder: Path) -> None:
+    """Start this process again with the next second as its stamp, since a folder of this name is taken.
+
+    Does nothing where the process did not choose the stamp, or the folder is not named by it.
+    """
+    stamp = os.environ.get(STAMP, "")
+    if os.environ.get(STAMP_OWNER) != str(os.getpid()) or stamp not in str(folder):
+        return
+    later = datetime.strptime(stamp, STAMP_FORMAT) + timedelta(seconds=1)
+    os.environ[STAMP] = later.strftime(STAMP_FORMAT)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 @contextmanager
 def ranks(folder: Path) -> Iterator[None]:
     """Say what Lightning's other processes of this run are to do: in a sweep, this job and not the sweep.
@@ -59,10 +87,12 @@ def ranks(folder: Path) -> Iterator[None]:
     typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     words = [*options_of(sys.argv[1:]), *typed, f"hydra.run.dir={quoted(folder)}"]
     os.environ[RANKS] = json.dumps(words)
+    patience = CHILDREN_END_EARLY
     try:
         yield
+        patience = CHILDREN_END
     finally:
-        _end_children()
+        _end_children(patience)
         if "torch" in sys.modules:
             from torch import distributed
 
@@ -73,15 +103,15 @@ def ranks(folder: Path) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _end_children() -> None:
-    """Wait for the processes that Lightning started for this run, and end those that do not end."""
+def _end_children(patience: float) -> None:
+    """Wait some seconds for the processes that Lightning started for this run, and end those that do not end."""
     if "lightning" not in sys.modules:
         return
     from facelab.internals.lightning import release_children
 
     for child in release_children():
         try:
-            child.wait(CHILDREN_END)
+            child.wait(patience)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from facelab.errors import FacelabError, RunError
 from facelab.runs import resolvers  # noqa: F401  makes them known
 from facelab.runs.argv import is_sweep, normalise_argv
 from facelab.runs.overrides import RESUME, resumed_argv
-from facelab.runs.processes import RANKS, STAMP
+from facelab.runs.processes import RANKS, STAMP, STAMP_FORMAT, choose_stamp
 from facelab.runs.snapshot import run_from_copy
 from facelab.runs.typed import check_typed
 
@@ -72,9 +71,9 @@ def _start(resumable: bool) -> None:
     if started > 1 and STAMP not in os.environ and not any(word.startswith("hydra.run.dir=") for word in sys.argv):
         raise RunError(
             f"{started} processes were started for this run, and each would make a folder of its own; give all the "
-            f"same {STAMP}, for instance by: export {STAMP}=$(date +%Y-%m-%d_%H-%M-%S)"
+            f"same {STAMP}, for instance by: export {STAMP}=$(date +{STAMP_FORMAT})"
         )
-    os.environ.setdefault(STAMP, time.strftime("%Y-%m-%d_%H-%M-%S"))
+    choose_stamp()
     if is_sweep(argv):
         run_from_copy()
     logging.raiseExceptions = False  # a full disk is told once, by what needed it, and not by each line of the log

@@ -12,13 +12,16 @@ import torch
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from lightning import LightningModule, Trainer
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import WandbLogger
 from torch import nn
 from torch.utils.data import DataLoader
 
+from facelab import signals
 from facelab.internals.lightning import (
     drop_wandb_setting,
     is_last_batch,
+    keep_handlers,
     processed_epochs,
     release_children,
     validates_after,
@@ -115,3 +118,20 @@ def test_sweeper_stands_on_hydras() -> None:
     assert issubclass(GridSweeper, BasicSweeper)
     for name in ("setup", "split_arguments", "split_overrides_to_chunks", "validate_batch_is_legal", "_parse_config"):
         assert callable(getattr(BasicSweeper, name)), name
+
+
+def test_keep_handlers_leaves_those_of_the_process(tmp_path: Path) -> None:
+    """A SIGTERM that Lightning broadcasts amid a test, and a process that waits for the others for ever."""
+    before, during = signals.current(), list[signals.Handlers]()
+    trainer = Trainer(
+        default_root_dir=tmp_path,
+        fast_dev_run=1,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[LambdaCallback(on_train_start=lambda *_: during.append(signals.current()))],
+    )
+    keep_handlers(trainer)
+    trainer.fit(Probe(), DataLoader(torch.ones(2, 1)), DataLoader(torch.ones(2, 1)))
+    assert during == [before]

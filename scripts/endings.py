@@ -1,0 +1,205 @@
+"""Measure how a run ends: by every signal and error, at every moment, with several numbers of workers.
+
+    python scripts/endings.py --workers 0 1 4 --devices 1 2
+
+Each case trains PIPNet on a few rendered faces, in a process group of its own. At the moment, the signal is sent to the
+whole group, as a cluster does, or the error is raised. One line for each case: the state that the run's folder keeps,
+the exit code, and the seconds from there until no process of the group was left.
+"""
+
+import argparse
+import functools
+import importlib
+import itertools
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parents[1]
+CASE = "FACELAB_ENDING"
+"""Environment variable: ``moment,cause,rank``; with it this program is the door of one run."""
+MOMENTS = {
+    "build": ("lightning_modules.landmark", "LandmarkModule.__init__", 1),
+    "render": ("facelab.annotations.synthetic", "_reported", 1),
+    "statistics": ("lightning_modules.pipnet", "PIPNet.fit_statistics", 1),
+    "fork": ("datamodules.landmark", "FaceLoader.__iter__", 2),
+    "step": ("lightning_modules.landmark", "LandmarkModule.total", 2),
+    "checkpoint": ("callbacks.resumption", "Resumption._save", 1),
+    "epoch": ("callbacks.resumption", "Resumption.on_train_epoch_end", 1),
+    "validation": ("facelab.metrics.face_errors", "FaceErrors.update", 2),
+    "table": ("facelab.metrics.face_errors", "FaceErrors.compute", 2),
+    "picture": ("callbacks.pictures", "grid", 2),
+    "test": ("lightning_modules.landmark", "LandmarkModule.test_step", 1),
+    "results": ("callbacks.results", "results", 1),
+    "worker": ("datamodules.landmark", "FaceDataset._sample", 8),
+}
+"""Name of a moment -> module, function and number of the call in one process, before which the cause comes."""
+SIGNALS = ("SIGTERM", "SIGUSR2", "SIGINT")
+CAUSES = (*SIGNALS, "SIGKILL", "error")
+"""SIGKILL is sent to the first process alone, as the kernel does when memory runs out."""
+LONGEST = 40.0
+"""Seconds after which a case counts as one that never ends."""
+WORDS = (
+    *("model=pipnet", "data=synthetic68", "data.train=64", "data.val=6", "data.test=8", "data.size=96"),
+    *("backbone=timm", "backbone.name=test_resnet", "backbone.pretrained=false", "crop.size=64", "coder.stride=32"),
+    *("datamodule.batch_size=4", "trainer.max_epochs=2", "logger=csv", "callbacks.progress=null"),
+    *("callbacks.charts=null", "+trainer.enable_progress_bar=false", "hydra.run.dir=run"),
+)
+DDP = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.sync_batchnorm=false")
+
+
+class Ending(NamedTuple):
+    """How a case ended."""
+
+    state: str
+    code: int | None  # None: it did not end
+    seconds: float
+    log: str
+
+
+def act(cause: str, rank: int) -> None:
+    """Send the signal or raise the error, in the process of this rank alone."""
+    if int(os.environ.get("LOCAL_RANK", 0)) != rank:
+        return
+    Path(os.environ["FACELAB_ENDING_TIME"]).write_text(str(time.time()))
+    if cause == "error":
+        raise RuntimeError("the error of this case")
+    if cause == "SIGKILL":
+        os.kill(os.getpgrp(), signal.SIGKILL)
+    else:
+        os.killpg(0, signal.Signals[cause])
+
+
+def watch(moment: str, cause: str, rank: int) -> None:
+    """Have the cause come at the moment, once."""
+    module, name, number = MOMENTS[moment]
+    *owner, name = name.split(".")
+    holder: Any = importlib.import_module(module)
+    holder = getattr(holder, owner[0]) if owner else holder
+    original, calls = getattr(holder, name), itertools.count(1)
+
+    @functools.wraps(original)
+    def watched(*given: Any, **named: Any) -> Any:
+        if next(calls) == number:
+            act(cause, rank)
+        return original(*given, **named)
+
+    setattr(holder, name, watched)
+
+
+def be_door() -> None:
+    """Run train.py with the cause of the case in it."""
+    moment, cause, rank = os.environ[CASE].split(",")
+    watch(moment, cause, int(rank))
+    door = ROOT / "train.py"
+    # Not by runpy, which puts the door's name into sys.argv: the other ranks are started by that.
+    exec(compile(door.read_text(), str(door), "exec"), {"__name__": "__main__", "__file__": str(door)})
+
+
+def members(group: int) -> list[int]:
+    """Return the processes of a group that live."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            _, _, rest = stat.read_text().rpartition(") ")
+        except OSError:
+            continue
+        state, _, its_group = rest.split()[:3]
+        if int(its_group) == group and state != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def fork(folder: Path, moment: str, cause: str, rank: int, words: tuple[str, ...]) -> int:
+    """Start a case in a process and a group of its own; modules that are imported here need not be again."""
+    if pid := os.fork():
+        return pid
+    os.setsid()
+    os.chdir(folder)
+    with Path("log").open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ |= {
+        CASE: f"{moment},{cause},{rank}",
+        "FACELAB_ENDING_TIME": str(folder / "time"),
+        "WANDB_SILENT": "true",
+    }
+    os.environ["FACELAB_CACHE"] = str(folder / "cache" if moment == "render" else folder.parent / "cache")
+    sys.argv = [str(Path(__file__).resolve()), *WORDS, *words]
+    be_door()
+    sys.exit()
+
+
+def end(parent: Path, moment: str, cause: str, words: tuple[str, ...], rank: int = 0) -> Ending:
+    """Start a case, wait for its end, and clear away what did not end."""
+    # No block has to be left in here: the process that is forked leaves this function by SystemExit.
+    folder = Path(tempfile.mkdtemp(dir=parent))
+    group = fork(folder, moment, cause, rank, words)
+    began, code, happened = time.time(), None, None
+    while time.time() - (happened or began + LONGEST) < LONGEST:
+        if happened is None and (folder / "time").exists():
+            happened = float((folder / "time").read_text() or time.time())
+        if code is None:
+            pid, status = os.waitpid(group, os.WNOHANG)
+            code = os.waitstatus_to_exitcode(status) if pid else None
+        elif not members(group):
+            break
+        time.sleep(0.02)
+    seconds = time.time() - (happened or began)
+    left = members(group)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    if code is None:
+        os.waitpid(group, 0)
+    from facelab.run_folder import read_status
+
+    state = read_status(folder / "run").state if happened else "too late"
+    log = (folder / "log").read_text(errors="replace")
+    shutil.rmtree(folder)
+    return Ending(state, None if left else code, seconds, log)
+
+
+def warm() -> None:
+    """Import once what every case needs."""
+    sys.path.insert(0, str(ROOT))
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+    for name in {module for module, _, _ in MOMENTS.values()} | {"callbacks.metrics_file", "timm", "train"}:
+        importlib.import_module(name)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 4])
+    parser.add_argument("--devices", nargs="+", type=int, default=[1])
+    parser.add_argument("--moments", nargs="+", choices=MOMENTS, default=list(MOMENTS))
+    parser.add_argument("--causes", nargs="+", choices=CAUSES, default=list(CAUSES))
+    parser.add_argument("--log", action="store_true", help="print the log of each case that did not end")
+    typed = parser.parse_args()
+    warm()
+    parent, rows = Path(tempfile.mkdtemp()), 0
+    print(f"{'devices':8}{'workers':8}{'moment':12}{'cause':9}{'rank':5}{'state':10}{'exit':>5}{'seconds':>9}")
+    for devices, workers, moment, cause in itertools.product(typed.devices, typed.workers, typed.moments, typed.causes):
+        for rank in range(devices if cause == "error" else 1):
+            words: tuple[str, ...] = (f"datamodule.num_workers={workers}",)
+            words += (*DDP, f"trainer.devices={devices}") if devices > 1 else ()
+            found = end(parent, moment, cause, words, rank)
+            code = "never" if found.code is None else found.code
+            line = f"{devices:<8}{workers:<8}{moment:12}{cause:9}{rank:<5}{found.state:10}{code:>5}{found.seconds:9.1f}"
+            print(line, flush=True)
+            rows += 1
+            if typed.log and (found.code is None or found.state == "too late"):
+                print(found.log, flush=True)
+    shutil.rmtree(parent, ignore_errors=True)
+    print(f"{rows} cases")
+
+
+if __name__ == "__main__":
+    be_door() if CASE in os.environ else main()
