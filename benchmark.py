@@ -43,7 +43,7 @@ OmegaConf.register_new_resolver("benchmarked", benchmarked, replace=True)
 def main(cfg: DictConfig) -> None:
     """Measure each run, or the model; print a table, and write it down with each run."""
     folder = Path(cfg.paths.run)
-    with exits(), recorded(folder):
+    with exits(), recorded(folder, cfg.task):
         check_values(cfg)
         check(cfg, (*TRAIN_KEYS, *OPTIONS))
         rows = measure_runs(folder, cfg) if cfg.ckpt is not None else [measure_model(folder, cfg)]

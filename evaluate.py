@@ -8,7 +8,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from facelab.errors import ConfigError, RunError
+from facelab.errors import ConfigError
 from facelab.run_folder import RunFolder
 from facelab.runs.build import build, build_trainer, check, write_config
 from facelab.runs.check import PATHS
@@ -32,21 +32,18 @@ EVALUATE_OPTIONS = ("ckpt", "split", "box", "flip_test", "batch_size", "num_work
 def main(cfg: DictConfig) -> None:
     """Open the run, replace what was asked for, test, and write the results as a run of their own."""
     folder = Path(cfg.paths.run)
-    with exits():
-        if RunFolder(folder).checkpoints.is_dir():
-            raise RunError(f"{folder} is the folder of a training, whose results would be overwritten")
-        with recorded(folder) as status:
-            check(cfg, EVALUATE_KEYS)
-            run = load_run(Path(str(cfg.ckpt)).expanduser(), cfg.paths)
-            datamodule = build_data(run, cfg)
-            evaluated = evaluated_config(run, cfg)
-            write_config(folder, evaluated)
-            status["tested"] = str(run.checkpoint)
-            trainer = build_trainer(cfg)
-            status["begun"] = True
-            for logger in trainer.loggers:
-                logger.log_hyperparams(OmegaConf.to_container(evaluated, resolve=True))
-            trainer.test(run.module, datamodule, verbose=False)
+    with exits(), recorded(folder, cfg.task) as status:
+        check(cfg, EVALUATE_KEYS)
+        run = load_run(Path(str(cfg.ckpt)).expanduser(), cfg.paths)
+        datamodule = build_data(run, cfg)
+        evaluated = evaluated_config(run, cfg)
+        write_config(folder, evaluated)
+        status["tested"] = str(run.checkpoint)
+        trainer = build_trainer(cfg)
+        status["begun"] = True
+        for logger in trainer.loggers:
+            logger.log_hyperparams(OmegaConf.to_container(evaluated, resolve=True))
+        trainer.test(run.module, datamodule, verbose=False)
     report(folder)
 
 

@@ -38,7 +38,7 @@ SHOWN = 10
 def main(cfg: DictConfig) -> None:
     """Open the run, predict every photo and write the results; fail if not one face was predicted."""
     folder = Path(cfg.paths.run)
-    with exits(), recorded(folder):
+    with exits(), recorded(folder, cfg.task):
         check(cfg, PREDICT_KEYS)
         write_config(folder, cfg)
         check_values(cfg)

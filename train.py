@@ -22,7 +22,7 @@ from facelab.runs.start import exits, start
 def main(cfg: DictConfig) -> float | None:
     """Train, test with ``test_with``, write the results, and return the monitored value for a sweeper."""
     folder = Path(cfg.paths.run)
-    with exits(), recorded(folder) as status:
+    with exits(), recorded(folder, cfg.task) as status:
         resumed = open_folder(folder, cfg)
         if resumed and resumed.finished:
             report(folder)

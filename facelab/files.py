@@ -107,6 +107,20 @@ def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
         temporary.write_text(json.dumps(_finite(content), indent=indent, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def create_json(path: Path, content: Any) -> None:
+    """Write a JSON file that was not there, whole; of two processes that do so at once, one succeeds.
+
+    Raises:
+        FileExistsError: the file is there.
+    """
+    temporary = path.with_name(f".{path.stem}-{uuid4().hex}{path.suffix}")
+    try:
+        write_json(temporary, content)
+        os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _finite(content: Any) -> Any:
     if isinstance(content, dict):
         return {key: _finite(value) for key, value in content.items()}

@@ -82,13 +82,16 @@ class GridSweeper(BasicSweeper):
         """
         from facelab.errors import RunError
         from facelab.run_folder import RunFolder
+        from facelab.runs.processes import restart_with_next_stamp
         from facelab.runs.sweep import ledger, waiting
         from facelab.runs.typed import check_groups
 
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides(arguments)
-        if not RunFolder(folder).sweep.exists():
+        if RunFolder(folder).sweep.exists():
+            restart_with_next_stamp(folder)
+        else:
             planned = parser.parse_overrides([*self._parse_config(), *arguments])
             check_groups(planned, sys.argv[1:])
             (every,) = self.split_arguments(planned, None)

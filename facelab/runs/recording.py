@@ -20,7 +20,8 @@ from facelab.errors import FacelabError, RunError
 from facelab.files import remove_leftovers, write_json
 from facelab.run_folder import HEARTBEAT, RunFolder, now, read_status
 from facelab.runs.environment import write_environment
-from facelab.runs.processes import STAMP, is_first, join_tasks, ranks, slurm_job
+from facelab.runs.overrides import read_yaml
+from facelab.runs.processes import STAMP, is_first, join_tasks, ranks, restart_with_next_stamp, slurm_job
 
 log = logging.getLogger(__name__)
 
@@ -29,17 +30,22 @@ REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
-def recorded(folder: Path) -> Iterator[dict[str, Any]]:
+def recorded(folder: Path, task: str) -> Iterator[dict[str, Any]]:
     """Keep a run's environment and state in its folder, and end its W&B run whatever happens.
 
     The state has a heartbeat, so that a run which was killed can be told from one that goes on. The traceback of what
     ends the run early is written to the run's log file. SIGTERM and SIGUSR2 end the run in the state ``stopped``; under
     submitit its own handler decides on SIGUSR2, and a requeued job is ``queued``.
 
+    Args:
+        folder: of the run.
+        task: of the door, as ``train``.
+
     Yields:
         What status.json holds, to be added to.
 
     Raises:
+        RunError: the folder is that of a sweep, or of a run of another door, which stays as it is.
         FacelabError: a mistake of the user's, also where it showed as another exception, see :func:`explain`.
         RunError: another process is at work in the folder, which is then left as it is.
     """
@@ -54,6 +60,7 @@ def recorded(folder: Path) -> Iterator[dict[str, Any]]:
     }
     join_tasks()
     files = RunFolder(folder)
+    _check_owner(files, task)
     before = read_status(folder) if is_first() else None
     with ExitStack() as stack:
         try:
@@ -90,6 +97,14 @@ def recorded(folder: Path) -> Iterator[dict[str, Any]]:
                     log.warning("W&B could not end its run: %s", error)
 
 
+def _check_owner(files: RunFolder, task: str) -> None:
+    """Refuse the folder of a sweep, or of a run of another door, whose files would be overwritten."""
+    owner = read_yaml(files.config) if files.config.is_file() else None
+    kind = "a sweep" if files.sweep.is_file() else f"{owner.get('task')}.py" if isinstance(owner, dict) else ""
+    if kind not in ("", f"{task}.py"):
+        raise RunError(f"{files.path} is the folder of {kind}, whose files would be overwritten; choose another")
+
+
 @contextmanager
 def _claimed(files: RunFolder) -> Iterator[None]:
     """Be the only process at work in a folder.
@@ -99,6 +114,11 @@ def _claimed(files: RunFolder) -> Iterator[None]:
     """
     folder = files.path
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        files.lock.touch(exist_ok=False)
+    except FileExistsError:
+        if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN:
+            restart_with_next_stamp(folder)
     with files.lock.open("w") as file:
         at_work = f"{folder} is the folder of a run that is at work"
         try:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from facelab.errors import RunError
-from facelab.files import write_json
+from facelab.files import create_json
 from facelab.run_folder import RunFolder, Status, read_cells, read_status
 from facelab.runs.overrides import saved_overrides, task_overrides
-from facelab.runs.processes import STAMP
+from facelab.runs.processes import STAMP, restart_with_next_stamp
 
 
 class Cell(NamedTuple):
@@ -57,9 +57,18 @@ def write_cells(folder: Path, cells: Mapping[int, Sequence[str]]) -> None:
     Args:
         folder: of the sweep.
         cells: number of each, which is the name of its folder, to its overrides.
+
+    Raises:
+        RunError: another sweep has just begun in this folder, or it is the folder of a run.
     """
     numbered = {str(number): list(overrides) for number, overrides in cells.items()}
-    write_json(RunFolder(folder).sweep, {"stamp": os.environ.get(STAMP), "cells": numbered})
+    if RunFolder(folder).config.is_file():
+        raise RunError(f"{folder} is the folder of a run; choose another hydra.sweep.dir")
+    try:
+        create_json(RunFolder(folder).sweep, {"stamp": os.environ.get(STAMP), "cells": numbered})
+    except FileExistsError:
+        restart_with_next_stamp(folder)
+        raise RunError(f"another sweep has just begun in {folder}; choose another hydra.sweep.dir") from None
 
 
 def show(cells: Sequence[Cell]) -> None:
