@@ -26,8 +26,9 @@ WATCHERS = frozenset(
     {
         *("callbacks.charts.Charts", "callbacks.pictures.FaceGrid", "callbacks.pictures.WorstFaces"),
         *("callbacks.results.Results", "callbacks.resumption.Resumption"),
-        *(f"lightning.pytorch.callbacks.{name}" for name in ("LearningRateMonitor", "RichProgressBar")),
-        *(f"lightning.pytorch.callbacks.{name}" for name in ("DeviceStatsMonitor", "TQDMProgressBar")),
+        *(f"lightning.pytorch.callbacks.{name}ProgressBar" for name in ("Rich", "TQDM")),
+        *(f"lightning.pytorch.callbacks.{name}Monitor" for name in ("DeviceStats", "LearningRate")),
+        *(f"lightning.pytorch.callbacks.{name}Summary" for name in ("Model", "RichModel")),
     }
 )
 """Callbacks that watch a run and change no number; every other class counts as one that does."""

@@ -22,10 +22,16 @@ POSE = "pose_"
 """How the names of costs begin that are those of landmarks and head pose together."""
 STAMP = re.compile(f"{STAMPED}_")
 """Date and time with which the name of a run begins."""
-SPEED = frozenset({"datamodule.num_workers", "evaluate.num_workers"})
-"""Settings that make a run faster; what is random follows from seed, epoch and row, whoever cuts the crops."""
-SHOWN = frozenset({"trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps"})
-"""Settings that change what is seen of a run while it trains."""
+UNCOUNTED = frozenset(
+    {
+        *("test", "num_workers", "datamodule.num_workers"),
+        *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps"),
+    }
+)
+"""Settings that change no number, also those of an evaluation: how fast a run is, and what is seen of it meanwhile.
+
+What is random in training follows from seed, epoch and row, whichever worker reads the row.
+"""
 MOST_ENTRIES = 1000
 """Entries of each part of a metrics.json; a test writes about a hundred."""
 
@@ -238,7 +244,8 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
             if isinstance(value, dict):
                 yield from walk(value, f"{place}.")
             elif isinstance(value, list):
-                yield place, [class_name(item.get("_target_")) if isinstance(item, dict) else item for item in value]
+                names = (class_name(item.get("_target_")) if isinstance(item, dict) else item for item in value)
+                yield place, [_placed(item, places) for item in names]
                 for index, item in enumerate(value):
                     if isinstance(item, dict):
                         yield from walk(item, f"{place}[{index}].")
@@ -246,7 +253,7 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
                 yield place, _placed(value, places)
 
     kept = counted(config)
-    found = {key: value for key, value in walk(kept, "") if key not in SPEED | SHOWN}
+    found = {key: value for key, value in walk(kept, "") if key.removeprefix("evaluate.") not in UNCOUNTED}
     if isinstance(callbacks := kept.get("callbacks", {}), dict):
         nodes = callbacks.values()
         found["callbacks"] = sorted(
