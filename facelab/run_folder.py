@@ -245,12 +245,13 @@ def counted(config: Mapping[str, Any]) -> dict[str, Any]:
         config: of a run, in plain containers with today's names.
     """
     kept = {key: node for key, node in config.items() if key not in NUMBERLESS}
-    if not isinstance(callbacks := config.get("callbacks"), Mapping):
+    if not isinstance(callbacks := kept.get("callbacks"), Mapping):
         return kept
     paths = config.get("paths")
     own = str(paths.get("run") or "") if isinstance(paths, Mapping) else ""
     counting = {name: node for name, node in callbacks.items() if node is not None and not _watches(node, config)}
-    return kept | {"callbacks": {name: _elsewhere(node, own) for name, node in counting.items()}}
+    del kept["callbacks"]
+    return kept | ({"callbacks": {name: _elsewhere(node, own) for name, node in counting.items()}} if counting else {})
 
 
 def _watches(callback: Any, config: Mapping[str, Any]) -> bool:

@@ -32,7 +32,7 @@ def own_callbacks() -> set[str]:
 @pytest.mark.parametrize("name", sorted(own_callbacks() - {EMA, BEST}))
 def test_own_callback_watches(name: str) -> None:
     """Seeds that stand apart since a picture, a chart or the minutes between two checkpoints differ."""
-    assert counted(with_callbacks(it={"_target_": name, "minutes": 1}))["callbacks"] == {}
+    assert "callbacks" not in counted(with_callbacks(it={"_target_": name, "minutes": 1}))
 
 
 def test_watchers_are_classes_that_can_be_built() -> None:
@@ -64,7 +64,7 @@ def test_other_callback_counts(name: str | None) -> None:
 def test_checkpoint_counts_where_the_best_is_tested() -> None:
     """Two choices of the best checkpoint averaged as seeds of one, or seeds apart for a checkpoint nobody tests."""
     checkpoint = {"_target_": BEST, "dirpath": "/home/a/run/checkpoints", "monitor": "val/loss"}
-    assert counted(with_callbacks(checkpoint=checkpoint))["callbacks"] == {}
+    assert "callbacks" not in counted(with_callbacks(checkpoint=checkpoint))
     kept = {"checkpoint": {"_target_": BEST, "monitor": "val/loss"}}
     assert counted(with_callbacks(test_with="best", checkpoint=checkpoint))["callbacks"] == kept
     evaluated = with_callbacks(checkpoint=checkpoint) | {"evaluate": {"ckpt": "a/checkpoints/best.ckpt"}}
