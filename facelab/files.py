@@ -174,17 +174,18 @@ def read_table(path: Path, *, torn: bool = False) -> Iterator[list[str]]:
 
     Raises:
         OSError: as :func:`read_bytes`.
-        ValueError: as :func:`read_text`, or a row is broken, with the path and the line.
+        ValueError: as :func:`read_bytes`, or a row is broken or not UTF-8, with the path and the line.
     """
     try:
-        text = read_text(path, LARGEST_TABLE)
+        content = read_bytes(path, LARGEST_TABLE)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    rows = csv.reader(io.StringIO(text[: text.rfind("\n") + 1] if torn else text, newline=""))
+    whole = content[: content.rfind(b"\n") + 1] if torn else content
+    rows = csv.reader(io.TextIOWrapper(io.BytesIO(whole), encoding="utf-8", newline=""))
     try:
         yield from rows
-    except csv.Error as error:
-        raise ValueError(f"{path}:{rows.line_num}: {error}") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}:{rows.line_num + 1}: {error}") from error
 
 
 def read_json(path: Path, most: int = LARGEST) -> Any:

@@ -36,8 +36,8 @@ QUICK = settings(
     derandomize=True,
     database=None,
 )
-LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
-"""A YAML file of a kilobyte that stands for 2 ** 40 values."""
+LAUGHS = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{x: *a{n - 1}, y: *a{n - 1}}}\n" for n in range(1, 40))
+"""A YAML file of two kilobytes that stands for 2 ** 39 values."""
 FACES = "face_id,photo,nme_ioc,nme_box,box\n"
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from test_compare import CONFIG, PROTOCOL, changed, opened, write, write_faces
 from test_odd_folders import measure, written
 
+from compare import open_console
 from facelab.comparison.grid import one_line
 from facelab.comparison.read import read_runs
 from facelab.errors import OBEYED, FacelabError, visible
@@ -156,6 +157,14 @@ def test_pair_shows_names_as_text(
     with pytest.raises(SystemExit) as caught:
         opened(monkeypatch, tmp_path / "runs" / "*", "--pair", "31m", "mb")
     assert r"\x1b[31ma" in str(caught.value.code) and not OBEYED.search(str(caught.value.code))
+
+
+def test_console_prints_names_as_they_are() -> None:
+    """A name is a picture or a colour, as rich has them for its own markup."""
+    console = open_console()
+    with console.capture() as captured:
+        console.print("a :smile: [red]b[/red] 1")
+    assert captured.get() == "a :smile: [red]b[/red] 1\n"
 
 
 def test_message_shows_what_a_terminal_obeys() -> None:
