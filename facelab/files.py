@@ -7,6 +7,7 @@ import math
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,7 +24,7 @@ DEEPEST = 50
 """Levels of mappings and lists in a YAML or JSON file; the configuration of a run has about six."""
 MOST_NODES = 10_000
 """Keys and values in a YAML file; the configuration of a run has about 600."""
-LONG_WORD = re.compile(r"[\w.:+-]{1000,}")
+LONG_WORD = re.compile(r"[\w.:+-]{1000,}", re.ASCII)
 """A word in a YAML file that might be a number and is too long for one: the time to read it grows with the square."""
 
 
@@ -206,6 +207,10 @@ def parse_json(text: str) -> Any:
     """
     try:
         content = json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:  # of Python's own bound, whose text names a function to call
+        raise ValueError(f"holds a whole number of over {sys.get_int_max_str_digits():,} digits") from error
     except RecursionError as error:
         raise ValueError(f"is nested over {DEEPEST} levels deep") from error
     level = [content]

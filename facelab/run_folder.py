@@ -218,7 +218,7 @@ def read_cells(folder: Path) -> dict[int, list[str]]:
     path = RunFolder(folder).sweep
     try:
         content = read_json(path, LARGEST_SWEEP)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read: {error}") from error

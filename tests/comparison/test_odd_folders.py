@@ -233,6 +233,12 @@ def test_bad_list_of_cells_is_told_in_a_row(tmp_path: Path, content: Any, reason
     assert read_runs([tmp_path / "sweep" / "0"])[0].ranked
 
 
+def test_file_in_the_place_of_a_folder_is_no_run(good: Path) -> None:
+    """A file that lies beside the folders of runs, and is typed with them, is taken for a broken sweep."""
+    (good.parent / "notes").touch()
+    assert [run.state for run in read_runs([good, good.parent / "notes"])] == ["finished", "no run"]
+
+
 def test_all_bad_folders_at_once_are_read_within_bounds(tmp_path: Path) -> None:
     """The door ends with a traceback, waits, or takes more memory than a machine has."""
     whole(tmp_path / "runs" / "good")
