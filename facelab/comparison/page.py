@@ -572,8 +572,8 @@ def read_picture(file: Path) -> Image.Image:
     """
     try:
         content = io.BytesIO(read_bytes(file, LARGEST_PICTURE))
-        with warnings.catch_warnings(), Image.open(content, formats=["PNG"]) as image:
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        quiet = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
+        with quiet, Image.open(content, formats=["PNG"]) as image:
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"has {image.width} x {image.height} pixels")
             image.thumbnail((PICTURE_WIDTH, PICTURE_HEIGHT))

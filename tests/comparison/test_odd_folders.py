@@ -42,9 +42,11 @@ FACES = "face_id,photo,nme_ioc,nme_box,box\n"
 
 
 def header(width: int, height: int) -> bytes:
-    """A PNG file of that many pixels, of which there are none."""
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    """A PNG file that promises so many pixels, of which it has a few."""
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = (b"IHDR" + size, b"IDAT" + zlib.compress(bytes(1000)), b"IEND")
+    packed = (struct.pack(">I", len(each) - 4) + each + struct.pack(">I", zlib.crc32(each)) for each in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
 def text(content: str | bytes) -> Callable[[Path], None]:
@@ -338,6 +340,15 @@ def test_any_values_are_shown_or_refused(
         (bad / "benchmark.json").write_text(json.dumps({"latency_p50_ms": 1.0} | benchmark))
     shown = written(read_runs([folder / "*"]), folder / "out")
     assert all("good" in what for what in shown.values())
+
+
+@pytest.mark.parametrize("side", [7100, 9_000, 12_000, 60_000])
+def test_picture_of_too_many_pixels_is_not_decoded(tmp_path: Path, side: int, recwarn: pytest.WarningsRecorder) -> None:
+    """A picture of some hundred bytes takes gigabytes, or an error that Pillow has for it alone ends the page."""
+    (tmp_path / "worst.png").write_bytes(header(side, side))
+    with pytest.raises(ValueError, match=r"^worst\.png: .* pixels"):
+        read_picture(tmp_path / "worst.png")
+    assert not recwarn.list
 
 
 @QUICK
