@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from facelab.comparison.grid import Cell, disagreement, grid, grid_without_numbers, headings, remarks
+from facelab.comparison.grid import Cell, disagreement, grid, grid_without_numbers, headings, one_line, remarks
 from facelab.comparison.group import MAIN, Table, compare, protocol_differences
 from facelab.comparison.published import official_sets
 from facelab.comparison.read import Run, read_runs
@@ -115,7 +115,7 @@ def open_console() -> "Console":
     """Open the terminal; a pipe is as wide as what is written to it."""
     from rich.console import Console
 
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = WIDEST
     return console
@@ -138,7 +138,7 @@ def show_pair(console: "Console", a: Run, b: Run, pair: "Pair") -> None:
     """Print how two runs differ on their common faces."""
     from facelab.comparison.pairs import RESAMPLES
 
-    console.print(f"A {a.name}\nB {b.name}", style="bold")
+    console.print(f"A {one_line(a.name)}\nB {one_line(b.name)}", style="bold")
     rows = [[Cell("A - B"), *(Cell(text, number=True) for text in ("%", "95 % interval", "p", "faces"))]]
     for metric, found in pair.differences.items():
         numbers = (f"{100 * found.value:+.2f}", f"{100 * found.low:+.2f}..{100 * found.high:+.2f}")
@@ -153,7 +153,7 @@ def show_pair(console: "Console", a: Run, b: Run, pair: "Pair") -> None:
     lines[0] += " (of {} and {}).".format(*pair.faces)
     lines.append("p: twice the share of resamples in which the difference has the other sign or is zero.")
     if parts := protocol_differences([a.protocol, b.protocol]):
-        lines.append(f"Their protocols differ in {', '.join(parts)}.")
+        lines.append(f"Their protocols differ in {', '.join(map(one_line, parts))}.")
     console.print("\n".join(lines) + "\n", style="dim")
 
 

@@ -3,17 +3,30 @@
 The library raises these and never exits; a door shows their text without a traceback.
 """
 
+import re
+
+OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that a terminal obeys instead of showing them, or that turn the order of others; bytes that are no text.
+
+Newline and tab are none of them: a message may have lines.
+"""
+
 
 def printable(text: str) -> str:
     r"""Write the bytes of a file name that are not UTF-8 as ``\udcXX``: no terminal, log or file takes them."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def visible(text: str) -> str:
+    r"""Write what is not seen of a text but obeyed, see :data:`OBEYED`, as ``\x1b`` or ``\u202e``."""
+    return OBEYED.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 class FacelabError(Exception):
     """A mistake of the user's; also the base of those with a place of their own."""
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        return visible(super().__str__())
 
 
 class ConfigError(FacelabError):
@@ -39,7 +52,7 @@ class ConfigError(FacelabError):
             self.key, self.mounted = key, True
 
     def __str__(self) -> str:
-        return printable(f"{self.key}{self.problem}" if self.key else self.problem.removeprefix(": "))
+        return visible(f"{self.key}{self.problem}" if self.key else self.problem.removeprefix(": "))
 
 
 class DatasetError(FacelabError):

@@ -1,31 +1,49 @@
 """The folder of a run: the names of its files, and the state that it tells."""
 
 import functools
-import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from facelab.errors import RunError
+from facelab.files import parse_json, read_json, read_text
 
 TEST_PICTURE, WORST_PICTURE = "test.png", "worst.png"
 """Pictures of the test in the folder ``samples``."""
 LAST_CHECKPOINT = "last.ckpt"
 """The checkpoint that a run continues from, in the folder ``checkpoints``."""
-NUMBERLESS = ("paths", "logger", "callbacks")
-"""Nodes of a configuration that change where things lie and what is watched, but no number."""
+NUMBERLESS = ("paths", "logger")
+"""Nodes of a configuration that change where things lie and what is logged, but no number."""
+WATCHERS = frozenset(
+    {
+        *("callbacks.charts.Charts", "callbacks.pictures.FaceGrid", "callbacks.pictures.WorstFaces"),
+        *("callbacks.results.Results", "callbacks.resumption.Resumption"),
+        *(f"lightning.pytorch.callbacks.{name}ProgressBar" for name in ("Rich", "TQDM")),
+        *(f"lightning.pytorch.callbacks.{name}Monitor" for name in ("DeviceStats", "LearningRate")),
+        *(f"lightning.pytorch.callbacks.{name}Summary" for name in ("Model", "RichModel")),
+    }
+)
+"""Callbacks that watch a run and change no number; every other class counts as one that does."""
+BEST = "lightning.pytorch.callbacks.ModelCheckpoint"
+"""Callback that changes a number only where the best checkpoint is tested."""
 STAMPED = r"^\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"
 """How the name of a folder begins that was not chosen by hand."""
 HEARTBEAT = 60
 """Seconds between two signs of life of a run."""
 LOST_AFTER = 300
 """Seconds without a sign of life after which a run is taken for dead."""
+MOST_CELLS = 10_000
+"""Cells of a sweep that are read."""
+LARGEST_SWEEP = 2**24
+"""Bytes of a sweep.json that is read: for each of that many cells 1.6 kB of overrides."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +174,7 @@ def read_status(folder: Path) -> Status:
         return Status("missing", "not begun", {})
     file = RunFolder(folder).status
     try:
-        content = json.loads(file.read_text(encoding="utf-8") or "{}")
+        content = parse_json(read_text(file) or "{}")
     except FileNotFoundError:
         return Status("unknown", "", {})
     except (OSError, ValueError) as error:
@@ -179,14 +197,14 @@ def _death(content: dict[str, Any]) -> str:
     if content.get("host") == socket.gethostname() and isinstance(pid := content.get("pid"), int):
         try:
             os.kill(pid, 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, OverflowError):  # the second: no process has such a number
             return "the process is gone"
         except PermissionError:  # of another user, if it is the same process at all
             pass
     seen = content.get("heartbeat") or content.get("started")
     try:
         silent = time.time() - datetime.fromisoformat(str(seen)).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         return f"no sign of life, {seen!r} is no time"
     return f"no sign of life since {seen}" if silent > LOST_AFTER else ""
 
@@ -198,13 +216,58 @@ def read_cells(folder: Path) -> dict[int, list[str]]:
         RunError: sweep.json holds something else.
     """
     path = RunFolder(folder).sweep
-    if not path.is_file():
-        return {}
     try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        return {int(number): [str(word) for word in overrides] for number, overrides in sorted(cells.items())}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path} cannot be read: {error!r}") from error
+        content = read_json(path, LARGEST_SWEEP)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
+    cells = content.get("cells") if isinstance(content, dict) else None
+    if not isinstance(cells, dict):
+        raise RunError(f"{path} cannot be read: it has no `cells`")
+    if len(cells) > MOST_CELLS:
+        raise RunError(f"{path} lists {len(cells):,} cells; {MOST_CELLS:,} are read at most")
+    for name, overrides in cells.items():
+        if not re.fullmatch("0|[1-9][0-9]{0,8}", name):
+            raise RunError(f"{path}: the cell {name[:40]!r} has no whole number for a name")
+        if not isinstance(overrides, list) or not all(isinstance(word, str) for word in overrides):
+            raise RunError(f"{path}: the overrides of cell {name} are no list of words")
+    return {int(name): overrides for name, overrides in sorted(cells.items())}
+
+
+def counted(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what of a configuration may change a number.
+
+    Without the nodes :data:`NUMBERLESS`, and of the callbacks without those that only watch, see :data:`WATCHERS`,
+    and without what lies in the folder of the run.
+
+    Args:
+        config: of a run, in plain containers with today's names.
+    """
+    kept = {key: node for key, node in config.items() if key not in NUMBERLESS}
+    if not isinstance(callbacks := kept.get("callbacks"), Mapping):
+        return kept
+    paths = config.get("paths")
+    own = str(paths.get("run") or "") if isinstance(paths, Mapping) else ""
+    counting = {name: node for name, node in callbacks.items() if node is not None and not _watches(node, config)}
+    del kept["callbacks"]
+    return kept | ({"callbacks": {name: _elsewhere(node, own) for name, node in counting.items()}} if counting else {})
+
+
+def _watches(callback: Any, config: Mapping[str, Any]) -> bool:
+    if not isinstance(callback, Mapping):
+        return False
+    evaluated = config.get("evaluate")
+    file = str(evaluated.get("ckpt")) if isinstance(evaluated, Mapping) else ""
+    tests_best = config.get("test_with") == "best" or Path(file).name == RunFolder(Path()).checkpoint("best").name
+    return (name := str(callback.get("_target_"))) in WATCHERS or (name == BEST and not tests_best)
+
+
+def _elsewhere(callback: Any, own: str) -> Any:
+    """Leave out the files and folders of a callback that lie in the folder of its run."""
+    if not isinstance(callback, Mapping) or not own:
+        return callback
+    return {key: value for key, value in callback.items() if not f"{value}/".startswith(f"{own}/")}
 
 
 def _in_queue(job: str) -> bool:

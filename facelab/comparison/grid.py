@@ -24,6 +24,7 @@ from facelab.comparison.group import (
 )
 from facelab.comparison.published import Published
 from facelab.comparison.read import LATENCY, POSE, Run, setting, value_text
+from facelab.errors import visible
 
 SAID = ("dataset", "split", "faces", "layout", "box", "box_scale", "flip_test", "pose")
 """Entries of a protocol that its description has words for."""
@@ -32,6 +33,10 @@ COSTS |= {
     f"{POSE}{name}": (f"with pose: {heading}", factor, decimals) for name, (heading, factor, decimals) in COSTS.items()
 }
 """What a method costs for one face: name in the files to heading, factor and decimals of the column."""
+
+
+LONGEST = 1000
+"""Characters of a name or a value that are shown."""
 
 
 class Cell(NamedTuple):
@@ -44,13 +49,22 @@ class Cell(NamedTuple):
     number: bool = False
 
 
+def one_line(text: str) -> str:
+    """Write a name or a value, whatever stands in it, so that it is seen and takes one line that is not too long."""
+    return _unbroken(text if len(text) <= LONGEST else f"{text[:LONGEST]} ...")
+
+
+def _unbroken(text: str) -> str:
+    return visible(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def describe(protocol: dict[str, Any]) -> str:
     """Put a protocol into words."""
-    said = {key: value_text(protocol[key]) if key in protocol else "?" for key in SAID}
+    said = {key: one_line(value_text(protocol[key])) if key in protocol else "?" for key in SAID}
     words = (
         "{dataset} {split}, {faces} faces, {layout}, box: {box} x {box_scale}, flip test: {flip_test}, pose: {pose}"
     ).format(**said)
-    rest = [f"{key}: {value_text(value)}" for key, value in protocol.items() if key not in SAID]
+    rest = [one_line(f"{key}: {value_text(value)}") for key, value in protocol.items() if key not in SAID]
     return ", ".join([words, *rest])
 
 
@@ -62,10 +76,8 @@ def headings(tables: Sequence[Table]) -> list[str]:
 
 def disagreement(tables: Sequence[Table]) -> str:
     """Tell the entries in which protocols differ; empty if there is but one protocol."""
-    parts = protocol_differences([table.protocol for table in tables])
-    return f"Numbers of different tables cannot be compared; their protocols differ in {', '.join(parts)}." * bool(
-        parts
-    )
+    parts = ", ".join(map(one_line, protocol_differences([table.protocol for table in tables])))
+    return f"Numbers of different tables cannot be compared; their protocols differ in {parts}." * bool(parts)
 
 
 def label(key: str) -> str:
@@ -124,7 +136,11 @@ def grid(table: Table, *, each: bool = False) -> list[list[Cell]]:
                 line.append(Cell(_known(100 * paper_value(table, row, metric), 2), number=True))
         line += [Cell(_known(cost_of(row, name) * COSTS[name][1], COSTS[name][2]), number=True) for name in costs]
         cells.append(line + [Cell(_short(notes_of(row), 300))] * noted)
-    return cells
+    return _seen(cells)
+
+
+def _seen(cells: list[list[Cell]]) -> list[list[Cell]]:
+    return [[cell._replace(text=one_line(cell.text), below=one_line(cell.below)) for cell in line] for line in cells]
 
 
 def _number_cell(row: Row, metric: str, bold: bool) -> Cell:
@@ -174,9 +190,9 @@ def grid_without_numbers(runs: Sequence[Run]) -> list[list[Cell]]:
     for run in sorted(missing, key=natural_order):
         values = [f"{label(key)}={value}" for key in keys if (value := setting(run, key))]
         chosen = _short(" ".join(run.typed or values), 200)
-        rows.append([run.name, chosen or "-", run.state, _short(run.reason, 300)])
+        rows.append([run.name, chosen or "-", _short(run.state, 60), _short(run.reason, 300)])
     heading = ["run", "settings", "state", "why it has no numbers"]
-    return [[Cell(text) for text in row] for row in [heading, *rows]] if rows else []
+    return _seen([[Cell(text) for text in row] for row in [heading, *rows]]) if rows else []
 
 
 def remarks(table: Table) -> list[str]:
@@ -204,7 +220,7 @@ def remarks(table: Table) -> list[str]:
         lines.append(f"Also differ, with one value for each model: {', '.join(map(label, table.recipe))}.")
     if not all(run.ranked for run in table.runs):
         lines.append("Last, without a place: runs that have not ended.")
-    return lines
+    return list(map(_unbroken, lines))
 
 
 def _papers(table: Table) -> list[Published]:

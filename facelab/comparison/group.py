@@ -1,7 +1,6 @@
 """Runs side by side: which of their numbers may stand in one table, and which are better."""
 
 import difflib
-import json
 import math
 import re
 import statistics
@@ -121,10 +120,11 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
     """
     groups: list[tuple[str, list[Run]]] = []
     for run in sorted(runs, key=lambda run: str(run.config.get("seed", "")).zfill(20)):
-        recipe = json.dumps(_seedless(run.config), sort_keys=True, default=str)
+        recipe = _recipe(run.config)
         for other, group in groups:
-            seeds = [each.config.get("seed") for each in group]
-            if other == recipe and run.ranked and group[0].ranked and run.config.get("seed") not in [None, *seeds]:
+            fresh = run.config.get("seed") not in [None, *(each.config.get("seed") for each in group)]
+            alike = other == recipe and _same_seeds(group[0].config, run.config)
+            if alike and fresh and run.ranked and group[0].ranked:
                 group.append(run)
                 break
         else:
@@ -132,14 +132,25 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
     return [row_of(group) for _, group in groups]
 
 
-def _seedless(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Take from a configuration the seed, the copies of it that were handed on, and the run that was evaluated."""
-    seed = config.get("seed")
-    rest = {key: value for key, value in config.items() if not (_last(key) == "seed" and value == seed)}
-    if checkpoint := rest.pop("evaluate.ckpt", None):
-        path = Path(str(checkpoint))
-        rest["evaluate.ckpt"] = path.name if path.suffix == ".ckpt" else ""
-    return rest
+def _recipe(config: Mapping[str, Any]) -> str:
+    """Write a configuration as text, without seeds and without the folder of the run that was evaluated."""
+    rest = {key: value for key, value in config.items() if _last(key) != "seed" and value is not None}
+    if checkpoint := rest.get("evaluate.ckpt"):
+        rest["evaluate.ckpt"] = _evaluated(checkpoint)
+    return repr(sorted(rest.items()))
+
+
+def _same_seeds(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Tell whether each seed of two configurations is the same, or a copy of the run's own that was handed on."""
+    seeds = (a.get("seed"), b.get("seed"))
+    pairs = [(a.get(key), b.get(key)) for key in {**a, **b} if _last(key) == "seed"]
+    return all(first == second or (first, second) == seeds for first, second in pairs)
+
+
+def _evaluated(checkpoint: Any) -> str:
+    """Name the file that was evaluated; empty for a folder, whose run chose it."""
+    path = Path(str(checkpoint or ""))
+    return path.name if path.suffix == ".ckpt" else ""
 
 
 def row_of(runs: Sequence[Run]) -> Row:
@@ -196,12 +207,14 @@ def differing(runs: Sequence[Run]) -> list[str]:
 
     keys = [key for key in dict.fromkeys(key for config in configs for key in config) if comparable(key)]
     values = {key: [config.get(key) for config in configs] for key in keys}
-    kept: list[str] = []
+    kept: dict[str, list[str]] = {}  # by their last parts
     for key in sorted(keys, key=lambda key: key.count(".")):
-        is_copy = any(_last(key) == _last(other) and values[key] == values[other] for other in kept)
+        namesakes = kept.setdefault(_last(key), [])
+        is_copy = any(values[key] == values[other] for other in namesakes)
         if any(value != values[key][0] for value in values[key]) and not is_copy:
-            kept.append(key)
-    return sorted(kept, key=lambda key: (key != MODEL, keys.index(key)))
+            namesakes.append(key)
+    order = {key: (key != MODEL, place) for place, key in enumerate(keys)}
+    return sorted((key for namesakes in kept.values() for key in namesakes), key=order.__getitem__)
 
 
 def _last(key: str) -> str:
@@ -215,8 +228,8 @@ def recipe_keys(runs: Sequence[Run], keys: Sequence[str]) -> list[str]:
     configs = [run.config for run in runs if run.config]
 
     def follows(key: str) -> bool:
-        of_method = {config.get(MODEL): config.get(key) for config in configs}
-        return all(of_method[config.get(MODEL)] == config.get(key) for config in configs)
+        of_method = {str(config.get(MODEL)): config.get(key) for config in configs}
+        return all(of_method[str(config.get(MODEL))] == config.get(key) for config in configs)
 
     return [key for key in keys if key != MODEL and re.split(r"[.[]", key)[0] in RECIPE and follows(key)]
 
@@ -264,7 +277,8 @@ def _apart(a: Row, b: Row, metric: str) -> bool:
         signs.append(a_high < b_low or b_high < a_low)
     if a.deviations or b.deviations:
         freedom = len(a.runs) + len(b.runs) - 2
-        squares = sum((len(row.runs) - 1) * row.deviations.get(metric, 0.0) ** 2 for row in (a, b))
+        deviations = [(len(row.runs) - 1, row.deviations.get(metric, 0.0)) for row in (a, b)]
+        squares = sum(count * deviation * deviation for count, deviation in deviations)  # ** would overflow
         signs.append(abs(a.metrics[metric] - b.metrics[metric]) > math.sqrt(squares / freedom))
     return bool(signs) and all(signs)
 

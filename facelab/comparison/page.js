@@ -407,7 +407,7 @@ class Section {
     if (this.rows.some((row) => Object.keys(row.metrics).length) && !this.costs.length)
       place.append(element("p", { class: "quiet note" }, "Error against MACs and latency: none of these runs has counted MACs or a measured latency."));
     this.buildPair(place);
-    const faults = this.runs.filter((run) => run.fault).map((run) => `${run.name}: ${run.fault}`);
+    const faults = this.runs.flatMap((run) => run.faults.map((fault) => `${run.name}: ${fault}`));
     if (faults.length) place.append(element("p", { class: "quiet note" }, `Could not be read. ${faults.join("; ")}`));
     const bare = this.runs.filter((run) => !run.curves || !Object.keys(run.curves).length).map((run) => run.name);
     if (monitors.length && bare.length) place.append(element("p", { class: "quiet note" }, `Without curves: ${bare.slice(0, 12).join(", ")}${bare.length > 12 ? ` and ${bare.length - 12} more` : ""}.`));

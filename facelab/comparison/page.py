@@ -5,13 +5,13 @@ so that runs can be chosen there.
 """
 
 import base64
-import csv
 import hashlib
 import io
 import json
 import math
 import re
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -19,14 +19,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from facelab.comparison.grid import Cell, brief_setting, disagreement, grid, grid_without_numbers, headings, remarks
+from facelab.comparison.grid import (
+    Cell,
+    brief_setting,
+    disagreement,
+    grid,
+    grid_without_numbers,
+    headings,
+    one_line,
+    remarks,
+)
 from facelab.comparison.group import SORT_BY, Row, Table, cost_of, machines_of, row_of, typed_apart
-from facelab.comparison.pairs import RESAMPLES, Faces, read_errors, shared
+from facelab.comparison.pairs import NORMALISERS, RESAMPLES, Faces, read_errors, shared
 from facelab.comparison.read import LATENCY, POSE, STAMP, Run
 from facelab.errors import RunError
-from facelab.files import replacing
+from facelab.files import read_bytes, read_table, replacing
 from facelab.run_folder import RunFolder
 
 LOSS, MONITOR = "train/loss", "monitor.name"
@@ -40,6 +49,12 @@ LONG = 40
 """Characters from which on a cell is folded."""
 PICTURE_WIDTH, PICTURE_QUALITY = 768, 72
 """Pixels, and of JPEG: a picture of the worst faces takes about 0.1 MB."""
+PICTURE_HEIGHT = 10 * PICTURE_WIDTH
+"""Pixels of a picture at most; a narrow one is shrunk to it."""
+LARGEST_PICTURE, MOST_PIXELS = 2**26, 50_000_000
+"""Bytes and pixels of a picture that is opened; one of 24 faces has 1 MB and 0.9 million pixels."""
+LAST_STEP = 2**53
+"""Steps and epochs of a curve are fewer: JSON has them exactly."""
 GROUPS = {
     "nme_box_yaw_": ("Head pose", "absolute yaw"),
     "nme_ioc_tag_": ("Subset", "the dataset's tags"),
@@ -56,7 +71,6 @@ WORDS = {
     "64_128": "64–128 px",
     "128_up": "128 px and more",
 }
-NORMALISERS = {"box": "nme_box", "ioc": "nme_ioc"}
 
 
 class Curves(NamedTuple):
@@ -79,8 +93,7 @@ def read_curves(file: Path, names: Iterable[str]) -> Curves:
         FileNotFoundError: there is no such file.
         ValueError: a line or a number that is not of such a file, with its place.
     """
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-    rows = csv.reader(line for line in lines if line.endswith("\n"))
+    rows = read_table(file, torn=True)
     heading = next(rows, [])
     if not {"epoch", "step"} <= {*heading}:
         raise ValueError(f"{file}:1: has no columns epoch and step")
@@ -91,13 +104,19 @@ def read_curves(file: Path, names: Iterable[str]) -> Curves:
     for number, row in enumerate(rows, start=2):
         try:
             if row[epoch_at] and row[step_at]:
-                rate = max(rate, (int(row[step_at]) + 1) / (int(row[epoch_at]) + 1))
+                rate = max(rate, (_count(row[step_at]) + 1) / (_count(row[epoch_at]) + 1))
             for name, place in places.items():
                 if row[place]:
-                    found[name][int(row[step_at])] = float(row[place])
+                    found[name][_count(row[step_at])] = float(row[place])
         except (ValueError, IndexError) as error:
             raise ValueError(f"{file}:{number}: {error}") from error
     return Curves(rate or 1.0, {name: (sorted(by), [by[step] for step in sorted(by)]) for name, by in found.items()})
+
+
+def _count(text: str) -> int:
+    if not 0 <= (number := int(text)) < LAST_STEP:
+        raise ValueError(f"{text[:40]} is no step and no epoch")
+    return number
 
 
 def thin(steps: Sequence[int], values: Sequence[float], most: int) -> tuple[list[float], list[float]]:
@@ -131,10 +150,11 @@ def labels_of(table: Table) -> list[str]:
     Without the stamp; the jobs of a sweep by the settings in which the runs differ, or as they were typed.
     """
     typed = typed_apart(table)
-    labels = [_label(row, table, typed.get(row.runs[0].folder, "")) for row in table.rows]
+    labels = [one_line(_label(row, table, typed.get(row.runs[0].folder, ""))) for row in table.rows]
     often = Counter(labels)
     return [
-        label if often[label] == 1 else f"{label} · {row.name}" for label, row in zip(labels, table.rows, strict=True)
+        label if often[label] == 1 else f"{label} · {one_line(row.name)}"
+        for label, row in zip(labels, table.rows, strict=True)
     ]
 
 
@@ -231,7 +251,7 @@ def _curves_of(run: Run) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        return {"fault": str(error)}
+        return {"faults": [str(error)]}
     thinned = {name: thin(*curve, CURVE_POINTS) for name, curve in curves.values.items()}
     return {
         "rate": curves.steps_per_epoch,
@@ -246,13 +266,14 @@ def _errors_of(run: Run, first: Faces | None) -> tuple[dict[str, Any], Faces | N
     try:
         faces = read_errors(run)
     except (OSError, RunError) as error:
-        return {"fault": str(error)}, first
+        return {"faults": [str(error)]}, first
     first = first or faces
     rows_first, rows = shared(first, faces)
     embedded = {}
     for normaliser in NORMALISERS:
         values = np.full(len(first.names), np.nan, "<f4")
-        values[rows_first] = faces.errors[normaliser][rows]
+        with np.errstate(over="ignore"):  # infinite in float32
+            values[rows_first] = faces.errors[normaliser][rows]
         embedded[normaliser] = base64.b64encode(values.tobytes()).decode()
     return {"errors": embedded}, first
 
@@ -277,7 +298,7 @@ def section_data(table: Table) -> dict[str, Any]:
         if left > 0:
             errors, first = _errors_of(run, first)
             left -= len(first.names) if first and "errors" in errors else 0
-        runs.append({"name": run.name, **_curves_of(run), **errors})
+        runs.append(_named(run, _curves_of(run), errors))
     return {
         "rows": rows,
         "runs": runs,
@@ -287,16 +308,23 @@ def section_data(table: Table) -> dict[str, Any]:
     }
 
 
+def _named(run: Run, *parts: dict[str, Any]) -> dict[str, Any]:
+    """Join what is embedded of a run: its name, what could not be read of it, and the numbers."""
+    faults = [one_line(fault) for part in parts for fault in part.get("faults", [])]
+    numbers = {key: value for part in parts for key, value in part.items()}
+    return {"name": one_line(run.name), **numbers, "faults": faults}
+
+
 def _unmeasured_data(runs: Sequence[Run]) -> dict[str, Any]:
     """Collect the curves of runs without numbers."""
     found = [(run, _curves_of(run)) for run in runs]
-    drawn = [(run, curves) for run, curves in found if curves.get("curves") or curves.get("fault")]
+    drawn = [(run, curves) for run, curves in found if curves.get("curves") or curves.get("faults")]
     return {
         "rows": [
-            {"label": f"{STAMP.sub('', run.name)} ({run.state})", "runs": [place], "metrics": {}}
+            {"label": one_line(f"{STAMP.sub('', run.name)} ({run.state})"), "runs": [place], "metrics": {}}
             for place, (run, _) in enumerate(drawn)
         ],
-        "runs": [{"name": run.name, **curves} for run, curves in drawn],
+        "runs": [_named(run, curves) for run, curves in drawn],
         "groups": [],
         "costs": [],
         "small": False,
@@ -339,7 +367,9 @@ def _document(runs: Sequence[Run], tables: Sequence[Table], body: str, data: dic
     policy += f"script-src 'sha256-{digest}'"
     embedded = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     title = f"{len(runs)} run{'s' * (len(runs) != 1)} compared"
-    states = ", ".join(f"{count} {state}" for state, count in Counter(run.state for run in runs).most_common())
+    states = ", ".join(
+        f"{count} {one_line(state)}" for state, count in Counter(run.state for run in runs).most_common()
+    )
     links = [(f"table-{number}", _short_heading(table)) for number, table in enumerate(tables, start=1)]
     links += [("no-numbers", "without numbers")] * any(not run.protocol for run in runs)
     contents = "".join(f'<li><a href="#{place}">{escape(text)}</a></li>' for place, text in links)
@@ -375,12 +405,12 @@ def _document(runs: Sequence[Run], tables: Sequence[Table], body: str, data: dic
 
 
 def _short_heading(table: Table) -> str:
-    return "{} {}".format(*(table.protocol.get(key, "?") for key in ("dataset", "split")))
+    return "{} {}".format(*(one_line(str(table.protocol.get(key, "?"))) for key in ("dataset", "split")))
 
 
 def _section(number: int, heading: str, table: Table, data: dict[str, Any], pictures: int) -> str:
     what = ", ".join(part.strip() for part in heading.split(",")[2:])
-    count = f"{table.protocol.get('faces', '?')} faces"
+    count = one_line(f"{table.protocol.get('faces', '?')} faces")
     name = f"table-{number}"
     return f"""<section id="{name}" aria-labelledby="{name}-title" data-section="{number - 1}">
 <h2 id="{name}-title">{escape(_short_heading(table))} <span class="quiet">{escape(count)}</span></h2>
@@ -506,11 +536,11 @@ def _pictures(table: Table, most: int) -> str:
     figures: list[str] = []
     labels = dict(zip((row.name for row in table.rows), labels_of(table), strict=True))
     for row in table.rows:
-        there = [run for run in row.runs if run.ranked and RunFolder(run.folder).worst_picture.is_file()]
+        there = [run for run in row.runs if run.ranked and RunFolder(run.folder).worst_picture.exists()]
         if there and len(figures) < most:
             run = min(there, key=lambda run: run.metrics.get(SORT_BY, math.inf))
-            label = labels[row.name]
-            caption = run.name if run.name.endswith(label) else f"{label}: {run.name}"
+            label, name = labels[row.name], one_line(run.name)
+            caption = name if name.endswith(label) else f"{label}: {name}"
             figures.append(_picture(RunFolder(run.folder).worst_picture, caption))
     if not figures:
         return ""
@@ -521,13 +551,34 @@ def _pictures(table: Table, most: int) -> str:
 
 def _picture(file: Path, caption: str) -> str:
     try:
-        with Image.open(file) as image:
-            image.thumbnail((PICTURE_WIDTH, image.height))
-            stream = io.BytesIO()
-            image.convert("RGB").save(stream, "JPEG", quality=PICTURE_QUALITY, optimize=True)
-            width, height = image.size
-    except (OSError, ValueError) as error:
-        return f"<figure><figcaption>{escape(caption)}: {escape(str(error))}</figcaption></figure>"
+        image = read_picture(file)
+    except ValueError as error:
+        return f"<figure><figcaption>{escape(f'{caption}: {one_line(str(error))}')}</figcaption></figure>"
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=PICTURE_QUALITY, optimize=True)
+    width, height = image.size
     source = f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
     image_tag = f'<img src="{source}" width="{width}" height="{height}" alt="worst faces of {escape(caption)}">'
     return f"<figure><figcaption>{escape(caption)}</figcaption>{image_tag}</figure>"
+
+
+def read_picture(file: Path) -> Image.Image:
+    """Read a picture and shrink it to what the page shows.
+
+    Only PNG is decoded, which is what a test writes: some of the formats that Pillow knows start other programs.
+
+    Raises:
+        ValueError: the file cannot be read, or is no such picture, a broken one, or a larger one, with its name.
+    """
+    try:
+        content = io.BytesIO(read_bytes(file, LARGEST_PICTURE))
+        quiet = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
+        with quiet, Image.open(content, formats=["PNG"]) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"has {image.width} x {image.height} pixels")
+            image.thumbnail((PICTURE_WIDTH, PICTURE_HEIGHT))
+            return image.convert("RGB")
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{file.name} is no PNG image") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file.name}: {error}") from error

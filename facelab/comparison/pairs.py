@@ -29,6 +29,10 @@ SAME_SIZE = 1e-3
 """Share by which the true box of a face may differ between two runs: arithmetic, not other points."""
 
 
+NORMALISERS = {"box": "nme_box", "ioc": "nme_ioc"}
+"""Normaliser to the metric, and the column of faces.csv, of its errors."""
+
+
 class Faces(NamedTuple):
     """The tested faces of a run."""
 
@@ -58,12 +62,14 @@ def read_errors(run: Run) -> Faces:
         columns = read_faces(file)
     except ValueError as error:
         raise RunError(str(error)) from error
+    if lacking := {"photo", "box", *NORMALISERS.values()} - columns.keys():
+        raise RunError(f"{file}: has no column {', '.join(sorted(lacking))}")
     seen: dict[str, int] = {}
     names = []
     for photo in columns["photo"].tolist():
         names.append((photo, seen.get(photo, 0)))
         seen[photo] = seen.get(photo, 0) + 1
-    return Faces(names, columns["box"], {normaliser: columns[f"nme_{normaliser}"] for normaliser in ("ioc", "box")})
+    return Faces(names, columns["box"], {normaliser: columns[name] for normaliser, name in NORMALISERS.items()})
 
 
 def shared(a: Faces, b: Faces) -> tuple[Array, Array]:

@@ -1,18 +1,16 @@
 """What the folder of a run says of it."""
 
 import glob
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from facelab.errors import RunError
+from facelab.files import read_json, read_yaml
 from facelab.renames import renamed_config
-from facelab.run_folder import NUMBERLESS, STAMPED, RunFolder, read_cells, read_status
+from facelab.run_folder import STAMPED, RunFolder, counted, read_cells, read_status
 
 PLACES = ("cache", "data", "run")
 """Keys of ``paths`` that are folders."""
@@ -24,6 +22,18 @@ POSE = "pose_"
 """How the names of costs begin that are those of landmarks and head pose together."""
 STAMP = re.compile(f"{STAMPED}_")
 """Date and time with which the name of a run begins."""
+UNCOUNTED = frozenset(
+    {
+        *("test", "num_workers", "datamodule.num_workers"),
+        *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps"),
+    }
+)
+"""Settings that change no number, also those of an evaluation: how fast a run is, and what is seen of it meanwhile.
+
+What is random in training follows from seed, epoch and row, whichever worker reads the row.
+"""
+MOST_ENTRIES = 1000
+"""Entries of each part of a metrics.json; a test writes about a hundred."""
 
 
 class Run(NamedTuple):
@@ -77,14 +87,14 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
     Args:
         paths: folders of runs, folders of sweeps (whose sub-folders 0, 1, ... are runs), or patterns of such folders.
             A folder that is neither is told by its state, :data:`NO_RUN`; the cells of a sweep that have no folder
-            are ``missing``.
+            are ``missing``. A sweep whose sweep.json is broken is ``unreadable``, beside the runs in its sub-folders.
 
     Raises:
-        RunError: a path leads nowhere, there is no run at all, or a sweep.json is broken.
+        RunError: a path leads nowhere, or there is no run at all.
     """
     typed = [str(path) for path in paths]
     folders = {folder.resolve(): folder for path in typed for folder in _find(path)}
-    cells = {sweep: _cells(sweep) for sweep in {path.parent for path in folders}}
+    cells = {sweep: _typed(sweep) for sweep in {path.parent for path in folders}}
     runs = [read_run(folder, cells[path.parent].get(path.name, ())) for path, folder in folders.items()]
     if all(run.state == NO_RUN for run in runs):
         raise RunError(
@@ -104,16 +114,29 @@ def _find(path: str) -> list[Path]:
 
 
 def _jobs(folder: Path) -> list[Path]:
-    """List the runs of a sweep; the folder itself if it is no sweep."""
-    if not folder.is_dir() or _is_run(folder):
+    """List the runs of a sweep; the folder itself if it is no sweep, or one whose list cannot be read."""
+    try:
+        if not folder.is_dir() or _is_run(folder):
+            return [folder]
+        jobs = {child.name for child in folder.iterdir() if child.is_dir() and child.name.isdecimal()}
+    except OSError:
         return [folder]
-    jobs = {child.name for child in folder.iterdir() if child.is_dir() and child.name.isdecimal()} | {*_cells(folder)}
-    return [folder / job for job in sorted(jobs, key=int)] or [folder]
+    cells, fault = _sweep(folder)
+    found = [folder / job for job in sorted(jobs | {str(number) for number in cells}, key=int)]
+    return [*found, folder] if fault or not found else found
 
 
-def _cells(folder: Path) -> dict[str, tuple[str, ...]]:
-    """Map the number of a job to the overrides that not all of them have; empty for a folder that is no sweep."""
-    cells = read_cells(folder)
+def _sweep(folder: Path) -> tuple[dict[int, list[str]], str]:
+    """Read the cells of a sweep, or say why they cannot be read; neither for a folder that is none."""
+    try:
+        return read_cells(folder), ""
+    except RunError as error:
+        return {}, _one_line(str(error))
+
+
+def _typed(folder: Path) -> dict[str, tuple[str, ...]]:
+    """Map the number of a job to the overrides that not all of them have; empty where there is no list to be read."""
+    cells, _ = _sweep(folder)
     shared = set.intersection(*(set(overrides) for overrides in cells.values())) if len(cells) > 1 else set()
     return {str(job): tuple(word for word in words if word not in shared) for job, words in cells.items()}
 
@@ -142,9 +165,18 @@ def read_run(folder: Path, typed: tuple[str, ...] = ()) -> Run:
     path = folder.resolve()
     name = f"{path.parent.name}/{path.name}" if path.name.isdecimal() else path.name
     run = Run(name, folder, "unknown", "", {}, {}, {}, {}, {}, {}, {}, {}, typed)
+    try:
+        return _filled(run)
+    except OSError as error:  # a folder that may not be entered
+        return run._replace(state="unreadable", reason=_one_line(str(error)))
+
+
+def _filled(run: Run) -> Run:
+    folder, faults = run.folder, list[str]()
     if folder.exists() and not _is_run(folder):
+        if fault := _sweep(folder)[1]:
+            return run._replace(state="unreadable", reason=fault)
         return run._replace(state=NO_RUN, reason=f"holds none of {_names(_own_files(folder))}")
-    faults = []
     for file, fields in _readers(folder).items():
         try:
             run = run._replace(**fields(file))
@@ -171,23 +203,19 @@ def _readers(folder: Path) -> dict[Path, Callable[[Path], dict[str, Any]]]:
         files.status: _status,
         files.config: _config,
         files.metrics: _results,
-        files.benchmark: lambda path: {"benchmark": _mapping(path)},
-        files.benchmark_pose: lambda path: {"benchmark_pose": _mapping(path)},
+        files.benchmark: lambda path: {"benchmark": _benchmark(path)},
+        files.benchmark_pose: lambda path: {"benchmark_pose": _benchmark(path)},
     }
 
 
 def _mapping(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.load(text, _Loader)
-    except (ValueError, yaml.YAMLError) as error:
+        content = read_json(path) if path.suffix == ".json" else read_yaml(path)
+    except ValueError as error:
         raise RunError(str(error)) from error
     if not isinstance(content, dict):
         raise RunError("is no mapping")
     return content
-
-
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where PyYAML was built with it
 
 
 def _status(path: Path) -> dict[str, Any]:
@@ -204,7 +232,7 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
 
     What begins with one of the run's own paths begins with the name of that path instead, so that the same data on two
     machines is the same. A list of nodes also stands as the names of their classes, so that ``[]`` and
-    ``[GaussianBlur]`` differ in one key.
+    ``[GaussianBlur]`` differ in one key, as do the callbacks.
     """
     config = renamed_config(config)
     paths = config.get("paths")
@@ -216,14 +244,22 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
             if isinstance(value, dict):
                 yield from walk(value, f"{place}.")
             elif isinstance(value, list):
-                yield place, [class_name(item.get("_target_")) if isinstance(item, dict) else item for item in value]
+                names = (class_name(item.get("_target_")) if isinstance(item, dict) else item for item in value)
+                yield place, [_placed(item, places) for item in names]
                 for index, item in enumerate(value):
                     if isinstance(item, dict):
                         yield from walk(item, f"{place}[{index}].")
             else:
                 yield place, _placed(value, places)
 
-    return dict(walk({key: node for key, node in config.items() if key not in NUMBERLESS}, ""))
+    kept = counted(config)
+    found = {key: value for key, value in walk(kept, "") if key.removeprefix("evaluate.") not in UNCOUNTED}
+    if isinstance(callbacks := kept.get("callbacks", {}), dict):
+        nodes = callbacks.values()
+        found["callbacks"] = sorted(
+            class_name(node.get("_target_") if isinstance(node, dict) else node) for node in nodes
+        )
+    return found
 
 
 def _placed(value: Any, places: dict[str, str]) -> Any:
@@ -231,6 +267,21 @@ def _placed(value: Any, places: dict[str, str]) -> Any:
         if isinstance(value, str) and (value == path or value.startswith(f"{path}/")):
             return name + value[len(path) :]
     return value
+
+
+def _benchmark(path: Path) -> dict[str, Any]:
+    content = _mapping(path)
+    for name, value in content.items():
+        if isinstance(value, int):
+            _number(name, value)
+    return content
+
+
+def _number(name: str, value: int | float) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise RunError(f"{name} is a whole number of {len(str(value))} digits") from error
 
 
 def _results(path: Path) -> dict[str, Any]:
@@ -242,6 +293,8 @@ def _results(path: Path) -> dict[str, Any]:
     for part in ("protocol", "metrics", "counts", "intervals", "cost"):
         if not isinstance(content.get(part), dict) or (part == "protocol" and not content[part]):
             raise RunError(f"has no `{part}`")
+        if len(content[part]) > MOST_ENTRIES:
+            raise RunError(f"`{part}` has {len(content[part]):,} entries, and {MOST_ENTRIES:,} are read at most")
     counts = content["counts"]
     for name, count in counts.items():
         if not isinstance(count, int):
@@ -249,7 +302,7 @@ def _results(path: Path) -> dict[str, Any]:
 
     def number(name: str, value: Any) -> float:
         if isinstance(value, (int, float)):
-            return float(value)
+            return _number(name, value)
         if value is not None:
             raise RunError(f"{name} is {value!r}, expected a number")
         faces = [counts.get(name, counts.get("nme_ioc", 0))]

@@ -4,6 +4,7 @@ import csv
 import math
 import re
 from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ MEAN = "mean"
 
 def write_markdown(path: Path, runs: Sequence[Run], tables: Sequence[Table], *, each: bool) -> None:
     """Write the tables in percent, as Markdown; with ``each`` the single runs of a row over seeds as well."""
-    blocks = [disagreement(tables)]
+    blocks = [_escape(disagreement(tables))]
     for heading, table in zip(headings(tables), tables, strict=True):
         blocks += [f"**{_escape(heading)}**", _markdown(grid(table, each=each))]
         blocks += [_escape(line) for line in remarks(table)]
@@ -61,7 +62,8 @@ def _markdown_cell(cell: Cell) -> str:
 
 
 def _escape(text: str) -> str:
-    return re.sub(r"([\\|*<>`])", r"\\\1", text)
+    """Write text so that no reader of Markdown takes a part of it for a tag, a link, a cell or for emphasis."""
+    return re.sub(r"([\\`*\[\]~$|]|(?<!\w)_|_(?!\w))", r"\\\1", escape(text, quote=False))
 
 
 def write_csv(path: Path, runs: Sequence[Run], tables: Sequence[Table]) -> None:
@@ -70,7 +72,8 @@ def write_csv(path: Path, runs: Sequence[Run], tables: Sequence[Table]) -> None:
     What is not defined is an empty cell. ``runs`` is the number of runs behind a row, and ``state`` of a mean is
     :data:`MEAN`. ``config.*`` are all settings in which any two of the runs differ, ``<metric>_low`` and
     ``<metric>_high`` its 95 % interval, ``<metric>_sd`` the standard deviation over seeds, ``<metric>_paper`` what is
-    published for the method, ``<metric>_faces`` the faces behind it.
+    published for the method, ``<metric>_faces`` the faces behind it. Names stand as they are, but for bytes that are
+    not UTF-8.
     """
     keys = differing(runs)
     entries = list(dict.fromkeys(entry for table in tables for entry in table.protocol))
@@ -99,7 +102,10 @@ def write_csv(path: Path, runs: Sequence[Run], tables: Sequence[Table]) -> None:
         rows.append(columns | {name: _plain(cost_of(row, name)) for name in costs})
     names = list(dict.fromkeys(name for row in rows for name in row))
     filled = [name for name in names if not name.endswith(("_low", "_sd", "_high", "_paper")) or _any(rows, name)]
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.DictWriter(file, filled, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from facelab.faces import geometry
 from facelab.faces.geometry import Array
 from facelab.faces.layouts import Layout
-from facelab.files import replacing
+from facelab.files import read_table, replacing
 
 Normaliser = Literal["ioc", "ipd", "box", "diag"]
 NORMALISERS: tuple[Normaliser, ...] = get_args(Normaliser)
@@ -178,14 +178,13 @@ def read_faces(path: Path) -> dict[str, Array]:
     """Read a file of :func:`write_faces`.
 
     Returns:
-        Name of a column to its ``(F,)`` values: int64 ``face_id`` and ``points``, str ``photo``, bool ``tag_*``, the
-        rest float64 with NaN for an empty cell.
+        Name of a column to its ``(F,)`` values: int64 ``face_id`` and ``points``, object ``photo`` (of str), bool
+        ``tag_*``, the rest float64 with NaN for an empty cell.
 
     Raises:
         ValueError: a line or a number that is not of such a file, with its place.
     """
-    with path.open(newline="", encoding="utf-8") as file:
-        names, *rows = list(csv.reader(file)) or [[]]
+    names, *rows = list(read_table(path)) or [[]]
     if names[:2] != ["face_id", "photo"]:
         raise ValueError(f"{path}:1: starts with {names[:2]}, expected face_id, photo; this is not a table of faces")
     for line, row in enumerate(rows, start=2):
@@ -197,7 +196,7 @@ def read_faces(path: Path) -> dict[str, Array]:
 
 def _column(path: Path, name: str, cells: Sequence[str]) -> Array:
     if name == "photo":
-        return np.array(cells, np.str_)
+        return np.array(cells, np.object_)  # of str_ each would take the room of the longest
     whole, flag = name in ("face_id", "points"), name.startswith("tag_")
     values: list[float] = []
     for line, cell in enumerate(cells, start=2):
@@ -205,7 +204,10 @@ def _column(path: Path, name: str, cells: Sequence[str]) -> Array:
             values.append(int(cell) if whole or flag else float(cell or "nan"))
         except ValueError as error:
             raise ValueError(f"{path}:{line}: column {name} holds {cell!r}, expected a number") from error
-    return np.array(values, np.int64 if whole else np.bool_ if flag else np.float64)
+    try:
+        return np.array(values, np.int64 if whole else np.bool_ if flag else np.float64)
+    except OverflowError as error:
+        raise ValueError(f"{path}: column {name} holds {max(map(abs, values))}, expected a count") from error
 
 
 def _cells(values: Array) -> list[float | str]:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from facelab.errors import RunError
 from facelab.files import replacing
 from facelab.renames import STEPS, renamed_config
-from facelab.run_folder import NUMBERLESS, RunFolder
+from facelab.run_folder import RunFolder, counted
 from facelab.runs.checkpoint import read_checkpoint
 from facelab.runs.overrides import read_yaml
 from facelab.runs.processes import is_first
@@ -113,8 +113,8 @@ def _flat(node: Any, at: str = "") -> dict[str, Any]:
 
 def _changes(before: Any, after: Any) -> list[str]:
     """Every value that differs, as ``key: before -> after``."""
-    old, new = _flat(before), _flat(after)
-    keys = [key for key in {**old, **new} if not key.startswith(NUMBERLESS) and old.get(key) != new.get(key)]
+    old, new = _flat(counted(before)), _flat(counted(after))
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     own = [key for key in keys if not any(key.endswith(f".{other}") for other in keys)]  # others refer to these
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in own]
 

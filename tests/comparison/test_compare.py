@@ -223,8 +223,8 @@ def test_cells_of_a_sweep_that_have_no_folder_are_missing(tmp_path: Path) -> Non
     (tmp_path / "new" / "sweep.json").write_text(json.dumps({"cells": {"0": []}}))
     assert [each.state for each in read_runs([tmp_path / "new"])] == ["missing"]
     (tmp_path / "new" / "sweep.json").write_text("{")
-    with pytest.raises(RunError, match=r"sweep\.json"):
-        read_runs([tmp_path / "new"])
+    (broken,) = read_runs([tmp_path / "new"])
+    assert broken.state == "unreadable" and "sweep.json cannot be read" in broken.reason
 
 
 @pytest.mark.parametrize("path", ["nowhere", "run*", "."])
@@ -419,6 +419,62 @@ def test_runs_that_differ_in_the_seed_alone_are_one_row() -> None:
         assert [len(each.runs) for each in rows_of([first, other])] == [1, 1]
     assert sorted(len(each.runs) for each in rows_of([first, second, repeated])) == [1, 2]
     assert [len(each.runs) for each in rows_of([run("x"), run("y")])] == [1, 1]
+
+
+EMA = {"ema": {"_target_": "lightning.pytorch.callbacks.EMAWeightAveraging", "decay": 0.99}}
+
+
+def of_seeds(*changes: dict[str, Any]) -> Table:
+    """The table of runs of seeds 1, 2, ... with these changes of one configuration."""
+    configs = [
+        changed(CONFIG, seed=seed, datamodule__seed=seed, **values) for seed, values in enumerate(changes, start=1)
+    ]
+    return settings_of(*configs)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        *({"callbacks": EMA}, {"callbacks": {"mine": {"_target_": "callbacks.mine.Mine"}}}),
+        *({"compile": True}, {"memory_format": "contiguous"}, {"test_with": "best"}, {"data__seed": 3}),
+        *({f"trainer__{key}": 1} for key in ("precision", "deterministic", "limit_train_batches", "gradient_clip_val")),
+        *({f"trainer__{key}": 1} for key in ("accumulate_grad_batches", "devices", "strategy", "accelerator")),
+    ],
+    ids=str,
+)
+def test_what_changes_a_number_is_no_seed(values: dict[str, Any]) -> None:
+    """A mean over seeds of which one averaged its weights, or was trained in another way, with a wrong deviation."""
+    table = of_seeds({}, values)
+    assert [len(each.runs) for each in table.rows] == [1, 1]
+    (key,) = values
+    assert table.settings == ["seed", key.replace("__", ".")]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"callbacks": {"grid": {"_target_": "callbacks.pictures.FaceGrid", "rows": 9}, "progress": None}},
+        {"callbacks": {"resumption": {"_target_": "callbacks.resumption.Resumption", "minutes": 1}}},
+        {"datamodule__num_workers": 8},
+        {"trainer__enable_progress_bar": False},
+        {"trainer__log_every_n_steps": 1},
+        {"trainer__gradient_clip_val": None},
+        {"logger": {}},
+        {"test": False},
+    ],
+    ids=str,
+)
+def test_what_changes_no_number_splits_no_seeds(values: dict[str, Any]) -> None:
+    """Seeds that stand apart since one was trained with more workers, or with other pictures."""
+    table = of_seeds({}, values)
+    assert [len(each.runs) for each in table.rows] == [2] and table.settings == ["seed"]
+
+
+def test_seed_of_the_data_that_is_that_of_one_run_by_chance() -> None:
+    """The run of seed 2 stands apart where the data have the seed 2 in all runs; or other data count as a seed."""
+    assert [len(each.runs) for each in of_seeds(*[{"data__seed": 2}] * 3).rows] == [3]
+    assert [len(each.runs) for each in of_seeds({"data__seed": 1}, {"data__seed": 2}).rows] == [2]
+    assert [len(each.runs) for each in of_seeds({"data__seed": 2}, {"data__seed": 1}).rows] == [1, 1]
 
 
 def test_evaluations_of_seeds_are_one_row() -> None:
@@ -640,7 +696,7 @@ def test_markdown_is_a_table(sweep: Path, tmp_path: Path) -> None:
     )
     assert "| sweep/1 | 256 | **4.01** (3.90..4.10) | 3.00 |" in text
     assert "| sweep/0 | 3 | 6.00 (5.00..8.00) | 3.00 |" in text
-    assert r"ValueError: a \| b [c]" in text
+    assert r"ValueError: a \| b \[c\]" in text
     assert text.count("**Table ") == 2 and "**Runs without numbers**" in text
 
 

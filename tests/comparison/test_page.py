@@ -253,7 +253,7 @@ def test_pictures_are_limited_and_small(tmp_path: Path) -> None:
     (tmp_path / "sweep" / "0" / "samples" / "worst.png").write_bytes(b"no picture")
     pages = {most: page_of(tmp_path / "sweep", tmp_path / "page.html", most) for most in (0, 2, 6)}
     assert [text.count("data:image/jpeg") for text in pages.values()] == [0, 1, 2]
-    assert "Worst faces" not in pages[0] and "cannot identify image file" in pages[6]
+    assert "Worst faces" not in pages[0] and "worst.png is no PNG image" in pages[6]
     images = re.findall(r'base64,([^"]+)" width="(\d+)"', pages[6])
     assert all(width == "768" and len(data) < 200_000 for data, width in images)
 

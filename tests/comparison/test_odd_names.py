@@ -1,0 +1,174 @@
+"""Names that hold tags, bars, links, lines or what a terminal obeys: they are seen as they are, and do nothing."""
+
+import csv
+import html
+import json
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_compare import CONFIG, PROTOCOL, changed, opened, write, write_faces
+from test_odd_folders import measure, written
+
+from compare import open_console
+from facelab.comparison.grid import one_line
+from facelab.comparison.read import read_runs
+from facelab.errors import OBEYED, FacelabError, visible
+
+QUICK = settings(
+    max_examples=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    derandomize=True,
+    database=None,
+)
+EVIL = [
+    *("<script>alert(1)</script>", "a | b", "`a` ``", "[x](javascript:y)", "![x](y)", "two\nlines\n# three", "a\r\tb"),
+    *(
+        "\x1b[31mred\x1b]0;title\x07",
+        "\x9b31m",
+        "safe\u202egnp.exe",
+        "\u2066a\u2069",
+        "a\u2028b\u2029c",
+        "\x00",
+        "\x85",
+    ),
+    *("*a* _a_ __a__ ~~a~~ $a$", "&lt;b&gt;", "\\", "\\|", ":smile:", "=1+1", "\udcff", "</textarea><!--", "'\"><b>"),
+]
+"""Names that do something where they are not escaped."""
+TAMED = [
+    *(r"&lt;script&gt;alert(1)&lt;/script&gt;", r"a \| b", r"\`a\` \`\`", r"\[x\](javascript:y)", r"!\[x\](y)"),
+    *(r"two\\nlines\\n# three", r"a\\r\\tb", r"\\x1b\[31mred\\x1b\]0;title\\x07", r"\\x9b31m", r"safe\\u202egnp.exe"),
+    *(r"\\u2066a\\u2069", r"a\\u2028b\\u2029c", r"\\x00", r"\\x85", r"\*a\* \_a\_ \__a_\_ \~\~a\~\~ \$a\$"),
+    *(
+        "&amp;lt;b&amp;gt;",
+        r"\\",
+        r"\\\|",
+        ":smile:",
+        "=1+1",
+        r"\\udcff",
+        r"&lt;/textarea&gt;&lt;!--",
+        "'\"&gt;&lt;b&gt;",
+    ),
+]
+"""The same in Markdown."""
+
+
+class Tags(HTMLParser):
+    """Counts the tags of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: dict[str, int] = {}
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: Any) -> None:
+        """Count it."""
+        self.found[tag] = self.found.get(tag, 0) + 1
+
+
+def named(folder: Path, text: str) -> list[Any]:
+    """Runs whose names, settings, states, reasons and protocols hold this text, as far as a file can."""
+    clean = text.encode("utf-8", "replace").decode()  # neither a folder nor YAML can hold all that JSON can
+    name = clean.replace("/", "\u2215").replace("\0", "")[:60].strip(".") or "x"
+    config = changed(CONFIG, backbone={"_target_": clean, "name": clean})
+    config |= {clean or "x": 0, "monitor": {"name": clean}}
+    runs = []
+    for job in (0, 1):
+        run = write(folder / f"{name} {job}", measured=False)
+        measure(run, 2 + job, job, faces=4)
+        (run / "config.yaml").write_text(json.dumps(config | {"seed": [job, clean]}))
+        results = json.loads((run / "metrics.json").read_text())
+        results["protocol"] |= {"dataset": text, text: text, "box": job}
+        results["metrics"] |= {f"nme_ioc_tag_{text}": 0.1, f"mae_{text}": 1.0}
+        (run / "metrics.json").write_text(json.dumps(results))
+        (run / "metrics.csv").write_bytes(b"epoch,step,train/loss\n0,0," + text.encode(errors="replace"))
+        runs.append(run)
+    failed = write(folder / f"{name} f", measured=False)
+    (failed / "status.json").write_text(json.dumps({"state": text, "reason": text}))
+    return read_runs([*runs, failed])
+
+
+@pytest.mark.parametrize("text", EVIL, ids=ascii)
+def test_evil_name_is_shown_and_does_nothing(tmp_path: Path, text: str) -> None:
+    """A name is run as a script, ends a table, hides another or moves the cursor of the terminal."""
+    runs = named(tmp_path / "runs", text)
+    what = written(runs, tmp_path / "out")
+    (tmp_path / "tame").mkdir()
+    plain = written(named(tmp_path / "tame" / "runs", "tame"), tmp_path / "tame" / "out")
+    for name in ("terminal", "a.md", "a.html"):
+        assert not OBEYED.search(what[name]), name
+    for name in ("terminal", "a.md"):
+        assert what[name].count("\n") == plain[name].count("\n"), f"{name} has more lines"
+    assert Tags(what["a.html"]).found == Tags(plain["a.html"]).found
+    data = what["a.html"].split('id="data">')[1].split("</script>")[0]
+    assert "<" not in data and data.isascii()
+    assert one_line(text).strip() in what["terminal"]
+    rows = [line for line in what["a.md"].splitlines() if line.startswith("|")]
+    assert sorted(len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) for row in rows) == sorted(
+        len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) for row in plain["a.md"].splitlines() if row.startswith("|")
+    )
+
+
+@pytest.mark.parametrize(("text", "expected"), list(zip(EVIL, TAMED, strict=True)), ids=map(ascii, EVIL))
+def test_markdown_shows_a_name_as_text(tmp_path: Path, text: str, expected: str) -> None:
+    """A name is a link, emphasis, code, a formula or a tag in what reads the file."""
+    write(tmp_path / "a", protocol={"dataset": text})
+    found = written(read_runs([tmp_path / "a"]), tmp_path / "out")["a.md"]
+    assert found.startswith(f"**{expected} test, 100 faces")
+
+
+@QUICK
+@given(st.text(st.characters(exclude_categories=[]), max_size=30))
+def test_any_name_is_shown(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    """A name of other characters than these ends the comparison, or reaches the terminal or Markdown as it is."""
+    folder = tmp_path_factory.mktemp("names")
+    what = written(named(folder / "runs", text), folder / "out")
+    assert not any(OBEYED.search(what[name]) for name in ("terminal", "a.md", "a.html"))
+    assert html.escape(one_line(text)).strip() in what["a.html"]
+
+
+def test_csv_keeps_names(tmp_path: Path) -> None:
+    """A name that is another in the file that others compute with; one of odd bytes that ends the comparison."""
+    name = 'a|b <c> "d", \x1b[31m\u202e\n=1+1'
+    write(tmp_path / "runs" / name, protocol={"dataset": name})
+    os.rename(write(tmp_path / "x"), os.fsencode(tmp_path / "runs") + b"/\xff")  # noqa: PTH104  bytes
+    written(read_runs([tmp_path / "runs" / "*"]), tmp_path / "out")
+    with (tmp_path / "out" / "a.csv").open(newline="", encoding="utf-8") as file:
+        rows = {row["run"]: row for row in csv.DictReader(file)}
+    assert rows.keys() == {name, "\\udcff"}
+    assert rows[name]["protocol.dataset"] == name and rows["\\udcff"]["protocol.dataset"] == PROTOCOL["dataset"]
+
+
+def test_pair_shows_names_as_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The names of a pair, or those in its refusal, move the cursor of the terminal."""
+    for name in ("\x1b[31ma", "\x1b[31mb"):
+        write_faces(write(tmp_path / "runs" / name, protocol={"x": name}), [0.1, 0.2], ["\x1b", "b"])
+    opened(monkeypatch, tmp_path / "runs" / "*", "--pair", "ma", "mb")
+    shown = capsys.readouterr().out
+    assert r"A \x1b[31ma" in shown and not OBEYED.search(shown)
+    with pytest.raises(SystemExit) as caught:
+        opened(monkeypatch, tmp_path / "runs" / "*", "--pair", "31m", "mb")
+    assert r"\x1b[31ma" in str(caught.value.code) and not OBEYED.search(str(caught.value.code))
+
+
+def test_console_prints_names_as_they_are() -> None:
+    """A name is a picture or a colour, as rich has them for its own markup."""
+    console = open_console()
+    with console.capture() as captured:
+        console.print("a :smile: [red]b[/red] 1")
+    assert captured.get() == "a :smile: [red]b[/red] 1\n"
+
+
+def test_message_shows_what_a_terminal_obeys() -> None:
+    """A file name in a message clears the screen; the lines of a message are lost; letters of a language are."""
+    assert str(FacelabError("a\x1b[2J\n\tb\r\udcff")) == "a\\x1b[2J\n\tb\\r\\udcff"
+    for text in ("Grüße", "سلام", "👩\u200d🚀", "\u00a0"):
+        assert visible(text) == text

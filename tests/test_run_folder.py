@@ -1,0 +1,101 @@
+"""What of a configuration may change a number, and the state that the files of a run tell."""
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT
+from lightning.pytorch import callbacks as lightning_callbacks
+
+from facelab.run_folder import BEST, WATCHERS, counted, now, read_status
+from facelab.runs.resume import _changes
+from facelab.runs.targets import buildable
+
+EMA = "lightning.pytorch.callbacks.EMAWeightAveraging"
+RUN = {"paths": {"run": "/home/a/run"}, "logger": {"wandb": {"name": "a"}}, "seed": 1}
+
+
+def with_callbacks(*, test_with: str = "last", **callbacks: Any) -> dict[str, Any]:
+    return RUN | {"test_with": test_with, "callbacks": callbacks}
+
+
+def own_callbacks() -> set[str]:
+    """The classes that conf/callbacks names."""
+    files = [yaml.safe_load(file.read_text()) for file in sorted((ROOT / "conf" / "callbacks").glob("*.yaml"))]
+    return {node["_target_"] for file in files for node in file.values() if isinstance(node, dict)}
+
+
+@pytest.mark.parametrize("name", sorted(own_callbacks() - {EMA, BEST}))
+def test_own_callback_watches(name: str) -> None:
+    """Seeds that stand apart since a picture, a chart or the minutes between two checkpoints differ."""
+    assert "callbacks" not in counted(with_callbacks(it={"_target_": name, "minutes": 1}))
+
+
+def test_watchers_are_classes_that_can_be_built() -> None:
+    """A watcher that was moved or renamed, and now splits the seeds of a run."""
+    assert {f"{kind.__module__}.{kind.__qualname__}".rpartition(".")[2] for kind in map(buildable, WATCHERS)} == {
+        name.rpartition(".")[2] for name in WATCHERS
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            f"lightning.pytorch.callbacks.{name}"
+            for name in ("EarlyStopping", "GradientAccumulationScheduler", "Timer")
+        ),
+        *(f"lightning.pytorch.callbacks.{name}" for name in ("StochasticWeightAveraging", "LambdaCallback")),
+        *(EMA, "callbacks.mine.Mine", None),
+    ],
+)
+def test_other_callback_counts(name: str | None) -> None:
+    """A callback that averages, stops or accumulates, or one that nobody knows, taken for one that only watches."""
+    assert name is None or name.startswith("callbacks.") or hasattr(lightning_callbacks, name.rpartition(".")[2])
+    found = counted(with_callbacks(it={"_target_": name, "decay": 0.9, "folder": "/home/a/run/mine"}, off=None))
+    assert found["callbacks"] == {"it": {"_target_": name, "decay": 0.9}}
+    assert found.keys() == {"seed", "test_with", "callbacks"}
+
+
+def test_checkpoint_counts_where_the_best_is_tested() -> None:
+    """Two choices of the best checkpoint averaged as seeds of one, or seeds apart for a checkpoint nobody tests."""
+    checkpoint = {"_target_": BEST, "dirpath": "/home/a/run/checkpoints", "monitor": "val/loss"}
+    assert "callbacks" not in counted(with_callbacks(checkpoint=checkpoint))
+    kept = {"checkpoint": {"_target_": BEST, "monitor": "val/loss"}}
+    assert counted(with_callbacks(test_with="best", checkpoint=checkpoint))["callbacks"] == kept
+    evaluated = with_callbacks(checkpoint=checkpoint) | {"evaluate": {"ckpt": "a/checkpoints/best.ckpt"}}
+    assert counted(evaluated)["callbacks"] == kept
+
+
+@pytest.mark.parametrize("odd", [None, [], "x", {"it": "x"}, {"it": {"_target_": ["a"]}}])
+def test_odd_callbacks_count(odd: Any) -> None:
+    """A configuration typed by hand ends the comparison."""
+    assert counted(RUN | {"callbacks": odd})["callbacks"] == odd
+
+
+def test_change_of_what_counts_is_told_on_resumption() -> None:
+    """A run that goes on with another average of its weights, and nobody knows of it."""
+    before = with_callbacks(ema={"_target_": EMA, "decay": 0.99}, grid={"_target_": "callbacks.pictures.FaceGrid"})
+    after = with_callbacks(ema={"_target_": EMA, "decay": 0.9}) | {"paths": {"run": "/mnt/b"}, "logger": {}}
+    assert _changes(before, after) == ["callbacks.ema.decay: 0.99 -> 0.9"]
+    told = _changes(with_callbacks(), with_callbacks(ema={"_target_": EMA}))
+    assert told == [f"callbacks.ema._target_: None -> {EMA}"]
+
+
+@pytest.mark.parametrize(
+    ("content", "state"),
+    [
+        ({"state": "running", "pid": 10**30}, "lost"),
+        ({"state": "running", "pid": os.getpid(), "heartbeat": "0001-01-01T00:00:00"}, "lost"),
+        ({"state": "running", "pid": os.getpid(), "heartbeat": now()}, "running"),
+        ({"state": ["finished"]}, "['finished']"),
+    ],
+)
+def test_odd_status_has_a_state(tmp_path: Path, content: dict[str, Any], state: str) -> None:
+    """A number of a process, or a time, that no machine has ends whatever asks for the state of a run."""
+    (tmp_path / "status.json").write_text(json.dumps({"host": socket.gethostname()} | content))
+    assert read_status(tmp_path).state == state
