@@ -67,5 +67,9 @@ class CheckpointError(FacelabError):
     """A file that is no checkpoint of this project, or one that cannot be opened here."""
 
 
+class TrainingError(FacelabError):
+    """A training that cannot continue, as its loss is not finite."""
+
+
 class RunError(FacelabError):
     """The folder of a run or of a sweep that cannot be used so."""

@@ -32,6 +32,7 @@ STEPS: Sequence[Step] = (
         arguments={("facelab.annotations.synthetic.Synthetic", "root"): "cache"},
         added={
             ("", "test"): True,
+            ("", "on_nan"): "stop",
             ("facelab.annotations.folder.Folder", "orientation"): "stored",
             ("facelab.annotations.folder.Folder", "units"): "pixels",
             ("facelab.annotations.folder.Folder", "missing"): [],

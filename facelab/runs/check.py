@@ -22,7 +22,7 @@ from facelab.runs.targets import GET_OBJECT, Refused, buildable, hint, layout_at
 PATHS = tuple(f"paths.{key}" for key in ("data", "cache", "run", "name", "group", "id", "tags"))
 """The keys of ``paths`` that doors and dashboards read."""
 TRAIN_KEYS = (
-    *("task", "seed", "test", "test_with", "memory_format", "compile", "monitor.name", "monitor.mode"),
+    *("task", "seed", "test", "test_with", "on_nan", "memory_format", "compile", "monitor.name", "monitor.mode"),
     *("trainer", "model", "datamodule", "logger", "callbacks", *PATHS),
 )
 """The keys that train.py reads; every other key must be used by these."""
