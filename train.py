@@ -1,5 +1,6 @@
 """Train a method on a dataset, test it, and leave a run folder: ``python train.py model=pipnet data=lapa106``."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from facelab.runs.check import TRAIN_KEYS
 from facelab.runs.checkpoint import find_checkpoint, read_checkpoint
 from facelab.runs.recording import recorded
 from facelab.runs.report import report
-from facelab.runs.resume import Resumed, begin, resumption
+from facelab.runs.resume import Resumed, begin, check_weights, resumption
 from facelab.runs.start import exits, start
 
 
@@ -23,13 +24,19 @@ def main(cfg: DictConfig) -> float | None:
     """Train, test with ``test_with``, write the results, and return the monitored value for a sweeper."""
     folder = Path(cfg.paths.run)
     with exits(), recorded(folder, cfg.task) as status:
+        from lightning.pytorch.callbacks import LambdaCallback
+
         resumed = open_folder(folder, cfg)
         if resumed and resumed.finished:
             report(folder)
             return None
         module, datamodule, trainer = build_parts(cfg)
-        begin(folder, resumed)
-        write_config(folder, cfg)
+        prepare_folder = partial(begin, folder, cfg, list(HydraConfig.get().overrides.task), resumed)
+        if resumed:  # it is prepared when the trainer has accepted the checkpoint
+            check_weights(module, resumed)
+            trainer.callbacks.append(LambdaCallback(on_fit_start=prepare_folder))
+        else:
+            prepare_folder()
         status["begun"] = True
         read_data(datamodule, cfg)
         monitored = fit(module, datamodule, trainer, cfg, resumed)

@@ -42,14 +42,22 @@ class Results(Callback):
         self.folder = RunFolder(Path(folder))
 
     @rank_zero_only
+    def teardown(  # type: ignore[override]
+        self, trainer: Trainer, module: LandmarkModule, stage: str
+    ) -> None:
+        """Write the numbers after all that other callbacks write: with them, the run is finished."""
+        if stage == "test":
+            found = results(module, trainer.datamodule)  # type: ignore[attr-defined]
+            write_json(self.folder.metrics, {"name": self.folder.path.name, **found})
+
+    @rank_zero_only
     def on_test_end(  # type: ignore[override]
         self, trainer: Trainer, module: LandmarkModule
     ) -> None:
-        """Write them. After faces.csv, metrics.json says that there is a result."""
+        """Write the table of faces."""
         datamodule: LandmarkDataModule = trainer.datamodule  # type: ignore[attr-defined]
         names = [printable(path.name) for path in datamodule.faces["test"].paths]
         write_faces(module.table, self.folder.faces, names, datamodule.data.tags)
-        write_json(self.folder.metrics, {"name": self.folder.path.name, **results(module, datamodule)})
 
 
 def results(module: LandmarkModule, datamodule: LandmarkDataModule) -> dict[str, Any]:

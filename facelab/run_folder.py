@@ -26,6 +26,7 @@ WATCHERS = frozenset(
     {
         *("callbacks.charts.Charts", "callbacks.pictures.FaceGrid", "callbacks.pictures.WorstFaces"),
         *("callbacks.results.Results", "callbacks.resumption.Resumption"),
+        "callbacks.finite_loss.FiniteLoss",  # its option is of the root, and counted there
         *(f"lightning.pytorch.callbacks.{name}ProgressBar" for name in ("Rich", "TQDM")),
         *(f"lightning.pytorch.callbacks.{name}Monitor" for name in ("DeviceStats", "LearningRate")),
         *(f"lightning.pytorch.callbacks.{name}Summary" for name in ("Model", "RichModel")),
@@ -97,6 +98,10 @@ class RunFolder:
     def faces(self) -> Path:
         """Errors of the test, one row for each face."""
         return self.path / "faces.csv"
+
+    def bad_batch(self, rank: int) -> Path:
+        """Name the file of the batch whose loss was not finite, with the weights."""
+        return self.path / f"bad_batch_rank{rank}.pt"
 
     @property
     def checkpoints(self) -> Path:

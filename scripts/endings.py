@@ -14,6 +14,7 @@ import itertools
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -72,7 +73,9 @@ def act(cause: str, rank: int) -> None:
     if cause == "SIGKILL":
         os.kill(os.getpgrp(), signal.SIGKILL)
     else:
-        os.killpg(0, signal.Signals[cause])
+        # By another process, as a cluster does: workers obey a SIGTERM of their parent.
+        line = ["kill", "-s", cause.removeprefix("SIG"), "--", f"-{os.getpgrp()}"]
+        subprocess.run(line, start_new_session=True, check=True)
 
 
 def watch(moment: str, cause: str, rank: int) -> None:

@@ -1,6 +1,5 @@
 """Overrides that a folder keeps, and the command line that ``resume=FOLDER`` stands for."""
 
-import json
 import os
 import re
 import shlex
@@ -8,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from facelab import files
 from facelab.errors import RunError
 from facelab.renames import renamed_override
-from facelab.run_folder import RunFolder, read_status
+from facelab.run_folder import LARGEST_SWEEP, RunFolder, read_status
 from facelab.runs.argv import is_sweep, quoted, unquoted
 from facelab.runs.processes import STAMP
 
@@ -38,24 +36,24 @@ def resumed_argv(argv: Sequence[str]) -> list[str]:
     if not places:
         return list(argv)
     folder = Path(unquoted(places[-1])).expanduser().absolute()
-    files = RunFolder(folder)
+    run = RunFolder(folder)
     if any(word.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for word in typed):
         raise RunError(
             f"{RESUME}{folder} says already where the run lies; leave hydra.run.dir and hydra.sweep.dir away"
         )
     if is_sweep(argv):
-        if not files.sweep.is_file():
+        if not run.sweep.is_file():
             raise RunError(
-                f"{folder} holds no {files.sweep.name}; with -m, {RESUME} takes the folder of a sweep over a grid"
+                f"{folder} holds no {run.sweep.name}; with -m, {RESUME} takes the folder of a sweep over a grid"
             )
-        os.environ[STAMP] = str(_read_mapping(files.sweep).get("stamp") or folder.name)
+        os.environ[STAMP] = str(_read_mapping(run.sweep).get("stamp") or folder.name)
         return [*typed, f"hydra.sweep.dir={quoted(folder)}"]
-    if not files.overrides.is_file():
+    if not run.overrides.is_file():
         line = f"python train.py -m {shlex.quote(f'{RESUME}{folder}')}"
-        hint = f"; {line} goes on with a sweep" if files.sweep.is_file() else ""
-        raise RunError(f"{folder} is not the folder of a run: it holds no {files.overrides.name}{hint}")
+        hint = f"; {line} goes on with a sweep" if run.sweep.is_file() else ""
+        raise RunError(f"{folder} is not the folder of a run: it holds no {run.overrides.name}{hint}")
     os.environ[STAMP] = str(read_status(folder).content.get("stamp") or folder.name)
-    return [*saved_overrides(files.overrides), *typed, f"hydra.run.dir={quoted(folder)}"]
+    return [*saved_overrides(run.overrides), *typed, f"hydra.run.dir={quoted(folder)}"]
 
 
 def task_overrides(content: Any, source: Path) -> list[str]:
@@ -85,20 +83,20 @@ def saved_overrides(path: Path) -> list[str]:
 
 
 def read_yaml(path: Path) -> Any:
-    """Read a YAML file.
+    """Read a YAML file of a run.
 
     Raises:
-        RunError: it is broken.
+        RunError: it is broken, or holds more than a run writes, see :func:`facelab.files.read_yaml`.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return files.read_yaml(path)
+    except ValueError as error:
         raise RunError(f"{path} cannot be read: {error}") from error
 
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = files.read_json(path, LARGEST_SWEEP)
     except ValueError as error:
         raise RunError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):

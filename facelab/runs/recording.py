@@ -68,8 +68,9 @@ def recorded(folder: Path, task: str) -> Iterator[dict[str, Any]]:
             stack.enter_context(signals.stopping(lambda: status.update(state="queued")))
             if is_first():
                 stack.enter_context(_claimed(files))
+                status["saved"] = bool(before and before.content.get("saved"))
                 write_environment(files.environment)
-                stack.enter_context(_beating(files.status, status))
+                stack.enter_context(_beating(files, status))
             stack.enter_context(ranks(folder))
             yield status
             status["state"] = "finished"
@@ -138,12 +139,13 @@ def _claimed(files: RunFolder) -> Iterator[None]:
 
 
 @contextmanager
-def _beating(path: Path, status: dict[str, Any]) -> Iterator[None]:
-    """Write the state at once, every minute, and at the end."""
+def _beating(files: RunFolder, status: dict[str, Any]) -> Iterator[None]:
+    """Write the state at once, every minute, and at the end, and with it whether a checkpoint was saved."""
     done = threading.Event()
 
-    def write() -> None:
-        write_json(path, status | {"heartbeat": now()})
+    def write(**more: Any) -> None:
+        status["saved"] |= files.checkpoint("last").is_file()
+        write_json(files.status, status | {"heartbeat": now()} | more)
 
     def beat() -> None:
         while not done.wait(HEARTBEAT):
@@ -161,7 +163,7 @@ def _beating(path: Path, status: dict[str, Any]) -> Iterator[None]:
         done.set()
         thread.join()
         try:
-            write_json(path, status | {"heartbeat": now(), "ended": now()})
+            write(ended=now())
         except OSError as error:  # what ended the run is more important than that it could not be written down
             log.error("the state %s could not be kept: %s", status["state"], error)
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,18 +13,21 @@ from omegaconf import DictConfig, OmegaConf
 from facelab.errors import RunError
 from facelab.files import replacing
 from facelab.renames import STEPS, renamed_config
-from facelab.run_folder import RunFolder, counted
-from facelab.runs.checkpoint import read_checkpoint
+from facelab.run_folder import RunFolder, counted, read_status
+from facelab.runs.build import write_config
+from facelab.runs.checkpoint import INITIAL_WEIGHTS, read_checkpoint
 from facelab.runs.overrides import read_yaml
 from facelab.runs.processes import is_first
 
 log = logging.getLogger(__name__)
 
 RESTORED = (
+    *("backbone", "head", "coder", "crop", "pose", "data.layout"),
     *("optimizer", "scheduler", "seed"),
     *("datamodule.batch_size", "trainer.devices", "trainer.accumulate_grad_batches"),
 )
-"""What a checkpoint goes on with as it was, so that another value would not be used, or not fit the epoch at hand."""
+"""What a checkpoint goes on with as it was, so that another value would not be used, not fit the epoch at hand, or make
+one network of two."""
 LONGER = "trainer.max_epochs"
 """What alone may change in a run that is finished."""
 
@@ -44,11 +48,13 @@ def resumption(folder: Path, cfg: DictConfig) -> Resumed | None:
         cfg: its configuration now.
 
     Raises:
-        RunError: something was changed that would have no effect, or that would falsify results that stand.
+        RunError: something was changed that would have no effect, or that would falsify results that stand; or a file
+            is gone without which the run cannot continue.
     """
     files = RunFolder(folder)
     checkpoint = files.checkpoint("last")
     if not checkpoint.is_file() or not files.config.is_file():
+        _check_beginning(files)
         return None
     step = read_checkpoint(checkpoint).step
     before = read_yaml(files.config)
@@ -58,10 +64,10 @@ def resumption(folder: Path, cfg: DictConfig) -> Resumed | None:
     _pin(cfg, before, renamed)
     told = _changes(renamed, OmegaConf.to_container(cfg, resolve=True))
     keys = [line.partition(":")[0] for line in told]
-    if any(key.startswith(RESTORED) for key in keys):
+    if any(_is_of(key, RESTORED) and key.rpartition(".")[2] not in INITIAL_WEIGHTS for key in keys):
         raise RunError(
-            "A run that goes on keeps its optimizer, its schedule, its seed and its batches as they were saved, so "
-            "another value would have no effect; begin another run:\n  " + "\n  ".join(told)
+            "A run that is resumed keeps its network, its crop, its optimizer, its schedule, its seed and its batches "
+            "as they were saved, so another value would have no effect; begin another run for:\n  " + "\n  ".join(told)
         )
     finished = files.metrics.is_file()
     if finished and any(key != LONGER for key in keys):
@@ -74,22 +80,70 @@ def resumption(folder: Path, cfg: DictConfig) -> Resumed | None:
     return Resumed(checkpoint, step, finished and not told)
 
 
-def begin(folder: Path, resumed: Resumed | None) -> None:
+def _check_beginning(files: RunFolder) -> None:
+    """Refuse to begin in a folder whose run was trained, and has lost a file since.
+
+    Raises:
+        RunError: says which file is gone.
+    """
+    if not files.config.is_file():
+        left = (files.overrides, files.checkpoint("last"), files.curves, files.metrics)
+        if found := [path.name for path in left if path.is_file()]:
+            raise RunError(
+                f"{files.config} is gone, but {found[0]} is there: without it the run cannot continue, and another "
+                "would overwrite what is left; copy it back, or begin in another folder"
+            )
+    elif files.metrics.is_file() or read_status(files.path).content.get("saved"):
+        raise RunError(
+            f"{files.checkpoint('last')} is gone, from which the run would continue; copy it back, or begin another run"
+        )
+    elif files.overrides.is_file():
+        log.warning("%s: the run had ended before its first checkpoint, and begins at step 0", files.path)
+
+
+def check_weights(module: Any, resumed: Resumed) -> None:
+    """Refuse a checkpoint whose weights do not fit the module that would be trained further.
+
+    Raises:
+        RunError: names the weights.
+    """
+    saved = {name: value.shape for name, value in read_checkpoint(resumed.checkpoint).weights.items()}
+    built = {name: value.shape for name, value in module.state_dict().items()}
+    if differing := sorted(name for name in saved.keys() | built.keys() if saved.get(name) != built.get(name)):
+        raise RunError(
+            f"{resumed.checkpoint} holds other weights than the network of this configuration has: "
+            f"{', '.join(differing[:3])}{f' and {len(differing) - 3} more' if len(differing) > 3 else ''}"
+        )
+
+
+def begin(folder: Path, cfg: DictConfig, overrides: Sequence[str], resumed: Resumed | None, *_: Any) -> None:
     """Prepare the folder for training that begins or goes on, once all that was typed is accepted.
 
-    Keeps the overrides for the next resumption, and takes back what was written after the checkpoint: the metrics of
-    steps that will be trained again, and the results of a test.
+    Keeps the configuration, and the overrides for the next resumption, and takes back what was written after the
+    checkpoint: the metrics of steps that will be trained again, and the results of a test.
+
+    Args:
+        folder: of the run.
+        cfg: its configuration.
+        overrides: that stand behind it.
+        resumed: where it continues; None for a run that begins.
+        *_: what Lightning passes to a hook.
     """
     if not is_first():
         return
     files = RunFolder(folder)
+    write_config(folder, cfg)
     with replacing(files.overrides) as path:
-        OmegaConf.save(HydraConfig.get().overrides.task, path)
+        OmegaConf.save(list(overrides), path)
     for results in (files.metrics, files.faces):
         results.unlink(missing_ok=True)
     _rewind(files.curves, resumed.step if resumed else 0)
     if resumed:
         log.info("going on from %s, step %d", resumed.checkpoint, resumed.step)
+
+
+def _is_of(key: str, nodes: Sequence[str]) -> bool:
+    return any(f"{key}.".startswith(f"{node}.") for node in nodes)
 
 
 def _pin(cfg: DictConfig, before: dict[str, Any], renamed: dict[str, Any]) -> None:

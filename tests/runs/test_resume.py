@@ -253,10 +253,10 @@ def kill(number: signal.Signals, workers: bool = False) -> Callable[[], None]:
     """Send a signal to this process, and to those that it has started."""
 
     def send() -> None:
-        for child in multiprocessing.active_children() if workers else ():
-            assert child.pid
-            os.kill(child.pid, number)
-        os.kill(os.getpid(), number)
+        children = multiprocessing.active_children() if workers else []
+        # By another process, as a cluster does: workers obey a SIGTERM of their parent.
+        line = ["kill", "-s", str(int(number)), *(str(child.pid) for child in children), str(os.getpid())]
+        subprocess.run(line, check=True)
         time.sleep(0.1)  # until Python has seen it
 
     return send
@@ -859,3 +859,67 @@ def test_resumption_keeps_what_options_meant_before_they_came(monkeypatch: pytes
         _pin(cfg, before, renamed_config(before))
         assert cfg.data.orientation == expected
         assert cfg.data.root == "y" and cfg.test is True
+
+
+# What a folder has lost
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """Every file of a run but those that say that somebody looked."""
+    passing = ("status.json", "environment.json", ".lock", "train.log")
+    return {str(path): path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name not in passing}
+
+
+@pytest.mark.parametrize("lost", ["config.yaml", "checkpoints/last.ckpt"])
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_run_that_lost_a_file_is_left_alone(
+    lost: str, finished: bool, tmp_path: Path, interrupt: Interrupt, trained: Path
+) -> None:
+    """A run that was copied without its large files, begun anew in silence over what is left of it."""
+    run = tmp_path / "run"
+    if finished:
+        shutil.copytree(trained, run)
+    else:
+        interrupted(tmp_path, interrupt)
+    (run / lost).unlink()
+    before = contents(run)
+    for _ in range(2):  # nor is it forgotten at the second try
+        with pytest.raises(SystemExit, match=f"{lost} is gone"):
+            train("resume=run", folder=tmp_path)
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize("word", ["crop.size=96", "backbone.name=test_vit", "trainer.max_epochs=nonsense"])
+def test_a_mistyped_resumption_leaves_the_run_as_it_was(word: str, tmp_path: Path, interrupt: Interrupt) -> None:
+    """A configuration that is kept before it is known to fit, so that the plain resumption fails from then on."""
+    run = interrupted(tmp_path, interrupt)
+    before = contents(run)
+    with pytest.raises(SystemExit):
+        train("resume=run", word, folder=tmp_path)
+    assert contents(run) == before
+    train("resume=run", folder=tmp_path)
+    assert (run / "metrics.json").is_file()
+
+
+def test_weights_that_do_not_fit_leave_the_run_as_it_was(tmp_path: Path, interrupt: Interrupt) -> None:
+    """A checkpoint of another run, which is found when the folder is overwritten."""
+    run = interrupted(tmp_path, interrupt)
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    name, value = next(iter(content["state_dict"].items()))
+    content["state_dict"][name] = torch.zeros(*value.shape, 2)
+    torch.save(content, run / "checkpoints" / "last.ckpt")
+    before = contents(run)
+    with pytest.raises(SystemExit, match=f"holds other weights .*: {name}$"):
+        train("resume=run", folder=tmp_path)
+    assert contents(run) == before
+
+
+def test_a_run_is_finished_by_its_last_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was killed between its numbers and its last picture, which then never comes."""
+    with monkeypatch.context() as patch:
+        patch.setattr("callbacks.pictures.WorstFaces.on_test_end", lambda *_: crash())
+        with pytest.raises(Crash):
+            train(*small("pipnet"), "logger=csv", "trainer.max_epochs=1", "hydra.run.dir=run", folder=tmp_path)
+    train("resume=run", folder=tmp_path)
+    assert (tmp_path / "run" / "samples" / "worst.png").is_file()
+    assert (tmp_path / "run" / "metrics.json").is_file()
