@@ -17,6 +17,7 @@ from facelab.runs.recording import recorded
 from facelab.runs.report import report
 from facelab.runs.resume import Resumed, begin, check_weights, resumption
 from facelab.runs.start import exits, start
+from facelab.runs.targets import hint
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -31,6 +32,7 @@ def main(cfg: DictConfig) -> float | None:
             report(folder)
             return None
         module, datamodule, trainer = build_parts(cfg)
+        check_monitors(cfg, module, datamodule)
         prepare_folder = partial(begin, folder, cfg, list(HydraConfig.get().overrides.task), resumed)
         if resumed:  # it is prepared when the trainer has accepted the checkpoint
             check_weights(module, resumed)
@@ -124,6 +126,22 @@ def build_parts(cfg: DictConfig) -> tuple[Any, Any, Any]:
     module.save_hyperparameters(OmegaConf.to_container(cfg, resolve=False), logger=False)
     prepare(module, cfg.memory_format, cfg.compile)
     return module, datamodule, build_trainer(cfg)
+
+
+def check_monitors(cfg: DictConfig, module: Any, datamodule: Any) -> None:
+    """Refuse a callback that monitors a number which no validation gives; Lightning finds it after the first epoch.
+
+    Raises:
+        ConfigError: says which callback.
+    """
+    from facelab.metrics.landmarks import names
+
+    known = {f"val/{name}" for name in names(module.layout, datamodule.data.tags)}
+    for name, callback in {"monitor": {"monitor": cfg.monitor.name}, **(cfg.callbacks or {})}.items():
+        monitored = str(callback.get("monitor")) if callback else ""
+        if monitored.startswith("val/") and monitored not in known:
+            key = "monitor.name" if name == "monitor" else f"callbacks.{name}.monitor"
+            raise ConfigError(key, f"={monitored}: no validation gives this number{hint(monitored, known)}")
 
 
 def read_data(datamodule: Any, cfg: DictConfig) -> None:

@@ -240,6 +240,21 @@ def read_cells(folder: Path) -> dict[int, list[str]]:
     return {int(name): overrides for name, overrides in sorted(cells.items())}
 
 
+def is_infinite(name: str, counts: Mapping[str, int]) -> bool:
+    """Tell whether a number that is null in ``metrics.json`` is infinite; otherwise it has no face.
+
+    JSON has neither. With faces behind it, a point of one of them was not predicted.
+
+    Args:
+        name: of the number.
+        counts: name of a mean error to the faces behind it, as the file gives them.
+    """
+    faces = [counts.get(name, counts.get("nme_ioc", 0))]
+    if name == "nme_box_yaw_mean":  # undefined as soon as one bucket is empty
+        faces += [count for bucket, count in counts.items() if bucket.startswith("nme_box_yaw_")]
+    return all(faces)
+
+
 def counted(config: Mapping[str, Any]) -> dict[str, Any]:
     """Give what of a configuration may change a number.
 

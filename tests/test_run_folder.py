@@ -11,7 +11,7 @@ import yaml
 from conftest import ROOT
 from lightning.pytorch import callbacks as lightning_callbacks
 
-from facelab.run_folder import BEST, WATCHERS, counted, now, read_status
+from facelab.run_folder import BEST, WATCHERS, counted, is_infinite, now, read_status
 from facelab.runs.resume import _changes
 from facelab.runs.targets import buildable
 
@@ -99,3 +99,17 @@ def test_odd_status_has_a_state(tmp_path: Path, content: dict[str, Any], state: 
     """A number of a process, or a time, that no machine has ends whatever asks for the state of a run."""
     (tmp_path / "status.json").write_text(json.dumps({"host": socket.gethostname()} | content))
     assert read_status(tmp_path).state == state
+
+
+@pytest.mark.parametrize(
+    ("name", "counts", "infinite"),
+    [
+        ("nme_box", {"nme_ioc": 0, "nme_box": 2}, True),
+        ("nme_box", {"nme_ioc": 2, "nme_box": 0}, False),
+        ("fr08_ioc", {"nme_ioc": 2}, True),
+        ("nme_box_yaw_mean", {"nme_box_yaw_mean": 3, "nme_box_yaw_0_30": 3, "nme_box_yaw_30_60": 0}, False),
+    ],
+)
+def test_is_infinite_tells_not_predicted_from_no_face(name: str, counts: dict[str, int], infinite: bool) -> None:
+    """A network that predicts nothing and looks like a subset without faces."""
+    assert is_infinite(name, counts) is infinite

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from facelab.errors import RunError
 from facelab.files import read_json, read_yaml
 from facelab.renames import renamed_config
-from facelab.run_folder import STAMPED, RunFolder, counted, read_cells, read_status
+from facelab.run_folder import STAMPED, RunFolder, counted, is_infinite, read_cells, read_status
 
 PLACES = ("cache", "data", "run")
 """Keys of ``paths`` that are folders."""
@@ -285,10 +285,7 @@ def _number(name: str, value: int | float) -> float:
 
 
 def _results(path: Path) -> dict[str, Any]:
-    """Read the fields of a :class:`Run` that ``metrics.json`` fills.
-
-    JSON has no infinity, so it stands there as null, as does what is undefined: with faces behind it, it was infinite.
-    """
+    """Read the fields of a :class:`Run` that ``metrics.json`` fills."""
     content = {"cost": {}} | _mapping(path)
     for part in ("protocol", "metrics", "counts", "intervals", "cost"):
         if not isinstance(content.get(part), dict) or (part == "protocol" and not content[part]):
@@ -305,10 +302,7 @@ def _results(path: Path) -> dict[str, Any]:
             return _number(name, value)
         if value is not None:
             raise RunError(f"{name} is {value!r}, expected a number")
-        faces = [counts.get(name, counts.get("nme_ioc", 0))]
-        if name == "nme_box_yaw_mean":  # undefined as soon as one bucket is empty
-            faces += [count for bucket, count in counts.items() if bucket.startswith("nme_box_yaw_")]
-        return math.inf if all(faces) else math.nan
+        return math.inf if is_infinite(name, counts) else math.nan
 
     def interval(name: str, ends: Any) -> tuple[float, float]:
         if not isinstance(ends, list) or len(ends) != 2:

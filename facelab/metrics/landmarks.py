@@ -160,6 +160,24 @@ def summary(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[str
     return numbers | {"faces": float(readable.sum()), "faces_skipped": float((~readable).sum())}
 
 
+def names(layout: Layout, tags: tuple[str, ...]) -> list[str]:
+    """List the numbers that :func:`summary` can give for faces of this markup, where pose is known and predicted."""
+    one, points = np.ones(1), layout.num_points
+    table = FaceTable(
+        face_id=np.zeros(1, np.int64),
+        error=np.zeros((1, points)),
+        valid=np.ones((1, points), np.bool_),
+        ioc=one,
+        ipd=one,
+        box=one,
+        diag=one,
+        pose=np.zeros((1, 3)),
+        tags=np.zeros((1, len(tags)), np.bool_),
+        pose_error=np.zeros((1, 3)),
+    )
+    return list(summary(table, layout, tags))
+
+
 def counts(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[str, int]:
     """Number of faces that each mean error of :func:`summary` is taken over; rates and areas share ``nme_ioc``'s."""
     faces = {name: int((~np.isnan(e)).sum()) for name, e in errors(table, layout, tags).items()}

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from facelab.run_folder import RunFolder
+from facelab.run_folder import RunFolder, is_infinite
 from facelab.runs.processes import is_first
 
 
@@ -34,7 +34,8 @@ def report(folder: Path) -> None:
         known = low_high is not None and None not in low_high
         interval = "{:.2f} .. {:.2f}".format(*(unit * end for end in low_high)) if known else ""
         count = counts.get(name, counts["nme_ioc"])
-        table.add_row(name, "-" if value is None else f"{unit * value:.2f}", interval, str(count))
+        unknown = "inf" if is_infinite(name, counts) else "-"
+        table.add_row(name, unknown if value is None else f"{unit * value:.2f}", interval, str(count))
     console = Console()
     console.print(table)
     if skipped := int(metrics["faces_skipped"]):
@@ -42,5 +43,7 @@ def report(folder: Path) -> None:
     for role, count in results.get("unreadable", {}).items():
         if count and role != "test":
             console.print(f"{count} faces of {role} could not be read and were left out; the log names them")
+    if any(value is None and is_infinite(name, counts) for name, value in metrics.items()):
+        console.print("inf: a point of one of these faces was predicted as NaN or infinite; -: there is no such face")
     pictures = ", ".join(path.name for path in (files.test_picture, files.worst_picture) if path.is_file())
     console.print(f"results in {folder}" + (f", pictures in samples/: {pictures}" if pictures else ""), soft_wrap=True)

@@ -606,3 +606,16 @@ def test_errors_of_predicted_angles() -> None:
     found = [numbers[f"mae_{name}"] for name in ("yaw", "pitch", "roll", "angle")]
     assert found == pytest.approx([4, 10, 0, 14 / 3], abs=1e-4)
     assert faces["mae_yaw"] == FACES - int(blank.sum()) - 1  # of one the truth is not known
+
+
+@pytest.mark.parametrize("layout", [layouts.IBUG68, layouts.WFLW98])
+def test_names_are_those_of_a_summary(layout: Layout) -> None:
+    """A monitored number that is refused although a validation gives it."""
+    assert set(landmarks.names(layout, ("a", "b"))) >= {
+        "nme_box",
+        "nme_ioc_tag_b",
+        "mae_yaw",
+        "nme_box_yaw_mean",
+        "faces",
+    }
+    assert ("nme_ipd" in landmarks.names(layout, ())) == all(layout.pupils)

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from test_conf import compose_config
 
 from evaluate import build_data
+from facelab.coders.pipnet import PIPCoder
 from facelab.errors import CheckpointError, ConfigError, FacelabError
 from facelab.files import write_json
 from facelab.metrics.face_table import read_faces
@@ -319,3 +320,35 @@ def test_build_makes_plain_containers() -> None:
     assert [type(found["a"]), type(found["b"]), type(found["b"]["x"])] == [list, dict, list]
     assert found["a"][0].in_features == found["b"][1].in_features == 3 and found["a"][1] is None
     assert OmegaConf.is_interpolation(cfg["all"]["a"][0], "in_features"), "the configuration was changed"
+
+
+@pytest.mark.parametrize("key", ["callbacks.checkpoint.monitor", "monitor.name"])
+def test_a_monitor_that_no_validation_gives_is_refused(key: str, tmp_path: Path) -> None:
+    """A misspelt name that ends the run after its first epoch."""
+    message = rf"{key}=val/nme_bx: no validation gives this number; did you mean `val/nme_box`\?"
+    with pytest.raises(SystemExit, match=message):
+        open_door("train", *small("pipnet"), f"{key}=val/nme_bx", "hydra.run.dir=run", folder=tmp_path)
+    assert not (tmp_path / "run" / "overrides.yaml").exists()
+
+
+def test_report_tells_not_predicted_from_no_face(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A network that predicts NaN, whose numbers look like those of a subset without faces."""
+    decode = PIPCoder.decode
+
+    def nowhere(self: PIPCoder, maps: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        points, confidence = decode(self, maps)
+        return points * torch.nan, confidence
+
+    monkeypatch.setattr(PIPCoder, "decode", nowhere)
+    open_door("train", *small("pipnet"), "trainer.max_epochs=1", "hydra.run.dir=run", folder=tmp_path)
+    rows = {
+        cells[1].strip(): cells[2].strip()
+        for line in capfd.readouterr().out.splitlines()
+        if "│" in line
+        for cells in [line.split("│")]
+    }
+    assert rows["nme_box"] == rows["nme_ioc"] == "inf"
+    assert rows["nme_box_size_128_up"] == "-"
+    assert rows["fr08_ioc"] == "100.00"
