@@ -161,7 +161,7 @@ def test_a_failing_training_says_why(tmp_path: Path) -> None:
     [
         (["backbone=timm", "backbone.name=nope"], "model", "backbone.name=nope: timm"),
         (["coder.stride=7"], "model", "coder.stride=7"),
-        (["data.train=-3"], "datamodule", "data: train=-3"),
+        (["data.train=-3"], "datamodule", "data.train=-3 must be"),
         (["augment.scale_limit=2"], "datamodule", "augment.scale_limit must be"),
         (["trainer.precision=5"], "trainer", "trainer: Precision 5 is invalid"),
     ],
@@ -288,7 +288,7 @@ def test_the_layout_is_compared_by_name(trained: Path, monkeypatch: pytest.Monke
         (["crop.scale=0"], "datamodule", "crop.scale"),
         (["crop.shift=[1]"], "datamodule", "crop"),
         (["seed=-1"], "datamodule", "seed=-1: choose"),
-        (["augment.mirror_probability=3"], "datamodule", "augment: the probabilities"),
+        (["augment.mirror_probability=3"], "datamodule", "augment.mirror_probability=3 must be"),
         (["backbone.weights=nowhere.pth"], "model", "backbone.weights=nowhere.pth: there is no such file"),
     ],
 )
