@@ -300,7 +300,7 @@ def test_values_fit_their_annotations(node: dict[str, Any], good: dict[str, Any]
 def test_a_number_in_quotes_is_named_as_such() -> None:
     """`lr: "1e-4"`, or a number out of an environment variable, is text; its looks do not tell."""
     (fault,) = faults({**ADAM, "lr": "1e-4"})
-    assert fault == "at.lr: the text '1e-4' given, float | torch.Tensor expected: write the number without quotes"
+    assert fault == "at.lr: the text '1e-4' given, float > 0 expected: write the number without quotes"
     assert changed("optimizer.lr=1e-4") == []  # a number to OmegaConf, though text to other readers of YAML
 
 
