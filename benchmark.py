@@ -58,15 +58,15 @@ def main(cfg: DictConfig) -> None:
     """Measure each run, or the model; print a table, and write it down with each run."""
     folder = Path(cfg.paths.run)
     with exits(), recorded(folder):
-        check(cfg, {**TRAIN_KEYS, **OPTIONS})
         check_values(cfg)
+        check(cfg, {**TRAIN_KEYS, **OPTIONS})
         rows = measure_runs(folder, cfg) if cfg.ckpt is not None else [measure_model(folder, cfg)]
         write_csv(folder / "benchmark.csv", rows)
     report(folder, rows)
 
 
 def check_values(cfg: DictConfig) -> None:
-    """Refuse values that would fail later or change nothing.
+    """Refuse values that would change nothing.
 
     Raises:
         ConfigError: says which value, and what is expected.

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from facelab.bounds import Count, Device, Name, Positive, Text
 from facelab.errors import ConfigError, FacelabError, ImageError
-from facelab.files import write_json
+from facelab.files import closed, write_json
 from facelab.runs.build import build, check, write_config
 from facelab.runs.check import PATHS
 from facelab.runs.checkpoint import LoadedRun, load_run, needed
@@ -80,6 +80,8 @@ def check_values(cfg: DictConfig) -> None:
 
     if cfg.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device", "=cuda: torch finds no CUDA device here; device=auto takes what there is")
+    if reason := closed(Path(cfg.output)):
+        raise ConfigError("output", f"={cfg.output}: nothing can be written there ({reason})")
     images, output = Path(str(cfg.images)).expanduser().resolve(), Path(cfg.output).resolve()
     if cfg.pictures and images.is_dir() and output.is_relative_to(images):
         raise ConfigError(

@@ -187,8 +187,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except Exception as error:  # what is no file of tensors makes torch fail in many ways
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError("weights", f"={path}: not a file of tensors ({reason})") from error
+        raise ConfigError("weights", f"={path}: not a file of tensors as torch or safetensors write it") from error
     content = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ConfigError("weights", f"={path}: expected tensors by name, found {type(content).__name__}")

@@ -314,6 +314,8 @@ def _item_annotations(value: ListConfig, annotation: Any) -> list[Any]:
 
 def _expected(annotation: Any) -> str:
     """Write an annotation, its bounds by signs."""
+    if get_origin(annotation) in (Union, UnionType):
+        return " | ".join(map(_expected, get_args(annotation)))
     written = inspect.formatannotation(annotation).replace("NoneType", "None")
     return re.sub(r"(?:typing\.)?Annotated\[(.*?)((?:, \w+\([^()]*\))+)\]", _bounded, written)
 
@@ -326,10 +328,14 @@ def _bounded(found: re.Match[str]) -> str:
 def _text(value: Any, annotation: Any) -> Any:
     """Give the text, or list of texts, that may stand there and was read as something else; None where none may."""
     words = [_word(_read(value, key)) for key in _keys(value)] if isinstance(value, ListConfig) else [_word(value)]
-    if not all(isinstance(word, str) for word in words) or (value is None and annotation is not str):
+    if not all(isinstance(word, str) for word in words) or (value is None and not _is_text(annotation)):
         return None
     text = OmegaConf.create(words) if isinstance(value, ListConfig) else words[0]
     return text if _fits(text, annotation) else None
+
+
+def _is_text(annotation: Any) -> bool:
+    return annotation is str or (get_origin(annotation) is Annotated and get_args(annotation)[0] is str)
 
 
 def _word(value: Any) -> Any:

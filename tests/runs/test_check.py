@@ -280,6 +280,13 @@ def test_a_class_without_constructor_takes_nothing() -> None:
         ({"_target_": "lightning.pytorch.callbacks.ModelCheckpoint"}, {"dirpath": "a"}, {"dirpath": 3}),
         ({"_target_": "lightning.pytorch.callbacks.ModelCheckpoint"}, {"save_last": "link"}, {"save_last": "both"}),
         ({"_target_": "albumentations.GaussianBlur"}, {"sigma_limit": 3}, {"sigma_limit": [1, 2, 3]}),
+        (ADAM, {"lr": 0.1}, {"lr": float("nan")}),
+        (ADAM, {"lr": 0.1}, {"lr": float("inf")}),
+        (ADAM, {"lr": 0.1}, {"lr": 0}),
+        (DROPS, {"at": [0, 1]}, {"at": [0.5, 1.1]}),
+        (TRAINER, {"max_epochs": -1}, {"max_epochs": 0}),
+        (TRAINER, {"accumulate_grad_batches": 2}, {"accumulate_grad_batches": -1}),
+        ({"_target_": "albumentations.GaussianBlur"}, {"sigma_limit": [1, 9]}, {"sigma_limit": [1, 1e9]}),
         (MARKUP, {"mirror": [1, 0]}, {"mirror": "10"}),
         (MARKUP, {"pose": []}, {"pose": [1.5]}),
         (MARKUP, {"regions": {}}, {"regions": {"a": 1}}),
@@ -349,7 +356,8 @@ def test_a_list_of_words_is_told_how_to_be() -> None:
     (fault,) = faults({**WANDB, "_partial_": True, "tags": ["a", 3]})
     assert fault.endswith("""in quotes: ["a","3"] in YAML, in a shell 'at.tags=["a","3"]'""")
     unknown, misfit = faults({**WANDB, "_partial_": True, "tags": ["${nowhere}", 3]})
-    assert "in quotes" not in unknown + misfit
+    assert unknown.startswith("at.tags[0]: Interpolation key")
+    assert misfit == """at.tags[1]: 3 given, str expected; as text it is written in quotes: "3" in YAML"""
 
 
 # Values
