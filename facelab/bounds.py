@@ -8,6 +8,7 @@ Text: TypeAlias = Annotated[str, MinLen(1)]
 Name: TypeAlias = Text | int | float
 """Of a file or folder; it may look like a number."""
 Count: TypeAlias = Annotated[int, Ge(1)]
+Whole: TypeAlias = Annotated[int, Ge(0)]
 Amount: TypeAlias = Annotated[float, Ge(0)]
 Positive: TypeAlias = Annotated[float, Gt(0)]
 Share: TypeAlias = Annotated[float, Interval(ge=0, le=1)]

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Interval
+from annotated_types import Ge, Gt, Interval
 
-from facelab.bounds import Amount, Count, Positive, Share, Text
+from facelab.bounds import Amount, Count, Positive, Share, Text, Whole
 
 STRICTER: dict[str, dict[str, Any]] = {
     "lightning.pytorch.trainer.trainer.Trainer": {
@@ -12,6 +12,10 @@ STRICTER: dict[str, dict[str, Any]] = {
         "num_nodes": Count,
         "max_epochs": Literal[-1] | Count | None,  # after none there is nothing to test
         "max_steps": Literal[-1] | Count,
+        "min_epochs": Whole | None,
+        "min_steps": Whole | None,
+        "limit_train_batches": Positive | None,  # of none nothing is learned
+        "val_check_interval": Annotated[int | float | str | dict[str, int] | None, Gt(0)],
         "num_sanity_val_steps": Annotated[int, Ge(-1)] | None,
         "log_every_n_steps": Count | None,
         "check_val_every_n_epoch": Count | None,
@@ -24,6 +28,7 @@ STRICTER: dict[str, dict[str, Any]] = {
         "update_every_n_steps": Count,
     },
     "callbacks.resumption.Resumption": {"minutes": Amount},
+    "lightning.pytorch.callbacks.early_stopping.EarlyStopping": {"min_delta": Amount, "patience": Whole},
     "torch.optim.optimizer.Optimizer": {"lr": Positive, "weight_decay": Amount},
     "torch.optim.lr_scheduler.CosineAnnealingLR": {"T_max": Count},
     "albumentations.core.transforms_interface.BasicTransform": {"p": Share},

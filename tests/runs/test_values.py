@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import options, small
+from conftest import groups_of, options, small
 from omegaconf import DictConfig, OmegaConf
-from test_conf import compose_config
+from test_conf import CONF, SAMPLE, compose_config, owner
 
 import benchmark
 import predict
@@ -147,12 +147,50 @@ def carried(cfg: DictConfig, place: Place, model: str) -> None:
         build_trainer(cfg)
 
 
+def _options() -> Iterator[tuple[str, str]]:
+    """Every option of a part of a method, but for further networks of timm."""
+    for group in sorted({group for model in MODELS for group in groups_of(model)}):
+        for option in options(group):
+            if "[timm," not in (CONF / group / f"{option}.yaml").read_text():
+                yield group, option
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("group", "option"), list(_options()))
+@pytest.mark.usefixtures("little_memory")
+def test_wrong_values_of_every_option_are_refused_by_their_key(group: str, option: str) -> None:
+    """The same for parts that are not those of a method's own recipe, and for what a checkpoint may hold of them."""
+    model = owner(group, option)
+    assert model is not None
+    words = [word for word in small(model) if not word.startswith((f"{group}=", f"{group}."))]
+    cfg = compose_config([*words, f"{group}={option}", *SAMPLE.get((group, option), [])])
+    if "backbone" in cfg and "pretrained" in cfg.backbone:
+        cfg.backbone.pretrained = False
+    cfg.datamodule.num_workers = 0
+
+    def carry(cfg: DictConfig, place: Place) -> None:
+        check(cfg, TRAIN_KEYS)
+        if group in ("data", "datamodule", "augment", "crop"):
+            build(cfg, "datamodule")
+        if group not in ("data", "datamodule", "augment"):
+            build(cfg, "model").configure_optimizers()
+
+    assert findings(cfg, carry, lambda place: place[0] == group) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.usefixtures("little_memory")
 def test_wrong_values_of_train_are_refused_by_their_key(model: str) -> None:
-    """A value that nobody means, which ends in a traceback, fills the memory, or is refused without a word on where."""
-    assert findings(composed(model), lambda cfg, place: carried(cfg, place, model)) == []
+    """A value that nobody means, which ends in a traceback, fills the memory, or is refused without a word on where.
+
+    Those of the parts of a method are in the test of every option.
+    """
+    own = groups_of(model)
+    assert (
+        findings(composed(model), lambda cfg, place: carried(cfg, place, model), lambda place: place[0] not in own)
+        == []
+    )
 
 
 REFUSED = {
@@ -173,6 +211,8 @@ REFUSED = {
     "trainer.check_val_every_n_epoch": (0, -1),
     "trainer.max_epochs": (0, -2, math.nan),
     "trainer.max_steps": (0, -2),
+    "trainer.limit_train_batches": (0, -1, math.nan),
+    "trainer.val_check_interval": (0, -1),
     "trainer.devices": (0, 10**9, "two"),
     "trainer.gradient_clip_val": (0, -1.0, math.inf),
     "trainer.precision": (5,),
