@@ -170,7 +170,8 @@ def _movement(transform: albumentations.BasicTransform, place: str) -> str:
     try:
         pixels = displacement(transform)
     except Exception as error:  # what a transform raises is its own affair
-        raise ConfigError(place, f": {name} cannot change an image alone: {error}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(place, f": {name} cannot change an image alone: {reason}") from error
     if pixels <= FARTHEST:
         return ""
     remedy = REMEDIES.get(name, f"leave it out, or give it arguments that move less than {FARTHEST} px")

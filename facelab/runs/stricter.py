@@ -1,4 +1,4 @@
-"""Arguments that classes of libraries take and nobody means: which values are left."""
+"""Values that libraries take and nobody means: the annotations that are checked in place of theirs."""
 
 from typing import Annotated, Any, Literal
 
@@ -34,7 +34,7 @@ STRICTER: dict[str, dict[str, Any]] = {
     "albumentations.core.transforms_interface.BasicTransform": {"p": Share},
     "albumentations.core.composition.BaseCompose": {"p": Share},
 }
-"""Name of a class, whose subclasses are meant too, to its arguments and their annotations in place of its own."""
+"""Name of a class, or of a base of it, to its arguments and their annotations in place of its own."""
 LARGEST = {"albumentations": 10_000.0}
 """Package to the largest number that an argument of its classes may be or hold, to both sides: pixels of a crop, its
 grey values, or repetitions. More would take minutes and gigabytes at the first face."""
