@@ -27,7 +27,8 @@ EVALUATE_KEYS: dict[str, Any] = {
     "batch_size": Count | None,
     "num_workers": Processes | None,
     "max_unreadable": Share | None,
-    **dict.fromkeys(("split", "box", "trainer", "data", "logger", "callbacks"), Any),
+    **dict.fromkeys(("logger", "callbacks"), dict[str, Any] | None),
+    **dict.fromkeys(("split", "box", "trainer", "data"), Any),
     **PATHS,
 }
 """The keys that evaluate.py reads, and the types of those that no class checks."""

@@ -35,7 +35,8 @@ TRAIN_KEYS: dict[str, Any] = {
     "test_with": Literal["last", "best"],
     "monitor.name": Text,
     "monitor.mode": Literal["min", "max"],
-    **dict.fromkeys(("memory_format", "compile", "trainer", "model", "datamodule", "logger", "callbacks"), Any),
+    **dict.fromkeys(("logger", "callbacks"), dict[str, Any] | None),
+    **dict.fromkeys(("memory_format", "compile", "trainer", "model", "datamodule"), Any),
     **PATHS,
 }
 """The keys that train.py reads, and the types of those that no class checks; all others must be used by these."""
@@ -412,8 +413,9 @@ def _fits(value: Any, annotation: Any) -> bool:
     kind = NoneType if annotation is None else origin or annotation
     if not isinstance(kind, type) or typing.is_typeddict(kind):
         return True
-    if getattr(kind, "_is_protocol", False):  # no plain value has the methods of one of ours
-        return OmegaConf.is_config(value) or kind.__module__.partition(".")[0] not in PROJECT
+    if getattr(kind, "_is_protocol", False):  # only what is built has the methods of one of ours
+        is_built = isinstance(value, DictConfig) and "_target_" in value
+        return is_built or kind.__module__.partition(".")[0] not in PROJECT
     if isinstance(value, ListConfig):
         return _list_fits(value, kind, inner)
     if isinstance(value, DictConfig):

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -308,6 +309,26 @@ def test_what_cannot_be_meant_is_refused_when_built(model: str, key: str) -> Non
 def place_at(key: str) -> Place:
     parts = key.replace("[", ".").replace("]", "").split(".")
     return tuple(int(part) if part.isdecimal() else part for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        *((key, value, f"{key}: ") for key in ("callbacks", "logger", "callbacks.ema") for value in (3, "text", [3])),
+        ("datamodule.data", -1, "datamodule.data: -1 given"),
+        ("datamodule.data", [], "datamodule.data: [] given"),
+        ("augment.pixels", [3], "augment.pixels[0]: 3 given"),
+        ("augment.pixels", [{"_target_": "albumentations.Nothing"}], "augment.pixels[0]._target_: "),
+        ("augment.pixels", [{"_target_": "albumentations.ToGray", "q": 1}], "augment.pixels[0].q: "),
+        ("augment.pixels", [{"_target_": "albumentations.ToGray", "method": "x"}], "augment.pixels[0].method: "),
+        ("trainer.plugins", [3], "trainer.plugins[0]: 3 given"),
+    ],
+)
+def test_a_wrong_value_for_a_node_is_refused(key: str, value: Any, told: str) -> None:
+    """A traceback where a mapping or a part is expected; an item of a list that is told by the whole list."""
+    raw = OmegaConf.to_container(composed("pipnet"), resolve=False)
+    with pytest.raises(FacelabError, match=rf"\n  {re.escape(told)}"):
+        check(changed(raw, place_at(key), value), TRAIN_KEYS)
 
 
 def test_what_can_be_meant_is_taken() -> None:
