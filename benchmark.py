@@ -2,13 +2,16 @@
 
 import csv
 import logging
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import hydra
+from annotated_types import Interval
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from facelab.bounds import Device, Name, Text
 from facelab.errors import ConfigError, FacelabError, RunError
 from facelab.files import replacing, write_json
 from facelab.run_folder import RunFolder, owner_of
@@ -24,8 +27,19 @@ if TYPE_CHECKING:  # importing torch takes seconds
 
 log = logging.getLogger(__name__)
 
-OPTIONS = ("task", "ckpt", "with_pose", "device", "threads", "batch", "seconds", "repeats", "memory_format", "compile")
-"""The keys that say what is measured and how; with a model, those of train.py say which."""
+OPTIONS: dict[str, Any] = {
+    "task": Text,
+    "ckpt": Name | Sequence[Name] | None,
+    "with_pose": bool,
+    "device": Device,
+    "threads": Annotated[int, Interval(ge=1, le=2**10)],
+    "batch": Annotated[int, Interval(ge=1, le=2**14)],
+    "seconds": Annotated[float, Interval(ge=0, le=3600)],
+    "repeats": Annotated[int, Interval(ge=1, le=10**6)],
+    "memory_format": Any,
+    "compile": Any,
+}
+"""The keys that say what is measured and how, and their types; with a model, those of train.py say which."""
 Row = dict[str, str | int | float | bool]
 
 
@@ -45,27 +59,18 @@ def main(cfg: DictConfig) -> None:
     folder = Path(cfg.paths.run)
     with exits(), recorded(folder, cfg.task):
         check_values(cfg)
-        check(cfg, (*TRAIN_KEYS, *OPTIONS))
+        check(cfg, {**TRAIN_KEYS, **OPTIONS})
         rows = measure_runs(folder, cfg) if cfg.ckpt is not None else [measure_model(folder, cfg)]
         write_csv(folder / "benchmark.csv", rows)
     report(folder, rows)
 
 
 def check_values(cfg: DictConfig) -> None:
-    """Refuse values that would fail later or change nothing.
+    """Refuse values that would change nothing.
 
     Raises:
         ConfigError: says which value, and what is expected.
     """
-    for key in ("threads", "batch", "repeats"):
-        if type(cfg[key]) is not int or cfg[key] < 1:
-            raise ConfigError(key, f"={cfg[key]}: a whole number over 0 expected")
-    if type(cfg.seconds) not in (int, float) or not 0 <= cfg.seconds < float("inf"):
-        raise ConfigError("seconds", f"={cfg.seconds}: a number, 0 or more, expected")
-    if cfg.device not in ("auto", "cpu", "cuda"):
-        raise ConfigError("device", f"={cfg.device}: auto, cpu or cuda expected")
-    if type(cfg.with_pose) is not bool:
-        raise ConfigError("with_pose", f"={cfg.with_pose}: true or false expected")
     if cfg.ckpt is not None:
         if not checkpoints(cfg):
             raise ConfigError("ckpt", "=[]: a run folder, a checkpoint file or the folder of a sweep expected")

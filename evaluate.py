@@ -8,6 +8,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from facelab.bounds import Count, Name, Processes, Share, Text
 from facelab.errors import ConfigError
 from facelab.run_folder import RunFolder
 from facelab.runs.build import build, build_trainer, check, write_config
@@ -19,11 +20,18 @@ from facelab.runs.start import exits, start
 
 log = logging.getLogger(__name__)
 
-EVALUATE_KEYS = (
-    *("task", "ckpt", "split", "box", "flip_test", "batch_size", "num_workers", "max_unreadable"),
-    *("trainer", "data", "logger", "callbacks", *PATHS),
-)
-"""The keys that evaluate.py reads."""
+EVALUATE_KEYS: dict[str, Any] = {
+    "task": Text,
+    "ckpt": Name,
+    "flip_test": bool | None,
+    "batch_size": Count | None,
+    "num_workers": Processes | None,
+    "max_unreadable": Share | None,
+    **dict.fromkeys(("logger", "callbacks"), dict[str, Any] | None),
+    **dict.fromkeys(("split", "box", "trainer", "data"), Any),
+    **PATHS,
+}
+"""The keys that evaluate.py reads, and the types of those that no class checks."""
 EVALUATE_OPTIONS = ("ckpt", "split", "box", "flip_test", "batch_size", "num_workers", "max_unreadable", "trainer")
 """What config.yaml keeps of an evaluation beside the configuration of the run; its dataset stands in that."""
 

@@ -2,15 +2,17 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from facelab.bounds import Count, Device, Name, Positive, Text
 from facelab.errors import ConfigError, FacelabError, ImageError
-from facelab.files import write_json
+from facelab.files import closed, write_json
 from facelab.runs.build import build, check, write_config
 from facelab.runs.check import PATHS
 from facelab.runs.checkpoint import LoadedRun, load_run, needed
@@ -25,11 +27,22 @@ if TYPE_CHECKING:  # importing torch takes seconds
 
 log = logging.getLogger(__name__)
 
-PREDICT_KEYS = (
-    *("task", "images", "landmarks", "boxes", "units", "crop.scale", "crop.square", "crop.shift"),
-    *("batch_size", "device", "pictures", "output", *PATHS),
-)
-"""The keys that predict.py reads."""
+PREDICT_KEYS: dict[str, Any] = {
+    "task": Text,
+    "images": Name,
+    "landmarks": Name,
+    "output": Text,
+    "boxes": Name | None,
+    "units": Literal["pixels", "fraction"],
+    "crop.scale": Positive | Sequence[Positive] | None,
+    "crop.square": bool | None,
+    "crop.shift": Sequence[float] | None,
+    "batch_size": Count,
+    "device": Device,
+    "pictures": bool,
+    **PATHS,
+}
+"""The keys that predict.py reads, and their types."""
 SHOWN = 10
 """How many skipped photos and faces are named on the screen; landmarks.json names all."""
 
@@ -65,16 +78,10 @@ def check_values(cfg: DictConfig) -> None:
     """
     import torch
 
-    if type(cfg.batch_size) is not int or cfg.batch_size < 1:
-        raise ConfigError("batch_size", f"={cfg.batch_size}: a whole number over 0 expected")
-    if type(cfg.pictures) is not bool:
-        raise ConfigError("pictures", f"={cfg.pictures}: true or false expected")
-    if cfg.units not in ("pixels", "fraction"):
-        raise ConfigError("units", f"={cfg.units}: pixels or fraction expected")
-    if cfg.device not in ("auto", "cpu", "cuda"):
-        raise ConfigError("device", f"={cfg.device}: auto, cpu or cuda expected")
     if cfg.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device", "=cuda: torch finds no CUDA device here; device=auto takes what there is")
+    if reason := closed(Path(cfg.output)):
+        raise ConfigError("output", f"={cfg.output}: nothing can be written there ({reason})")
     images, output = Path(str(cfg.images)).expanduser().resolve(), Path(cfg.output).resolve()
     if cfg.pictures and images.is_dir() and output.is_relative_to(images):
         raise ConfigError(

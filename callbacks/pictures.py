@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import cv2
 import numpy as np
 import torch
+from annotated_types import Interval
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -14,6 +15,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from callbacks.dashboard import ERROR, number, percent, show
 from datamodules.landmark import FaceDataset, LandmarkDataModule
+from facelab.bounds import Pixels
 from facelab.errors import printable
 from facelab.faces.batch import LandmarkBatch
 from facelab.faces.drawing import cell, grid
@@ -46,6 +48,10 @@ def picture_of(batch: LandmarkBatch, row: int) -> tuple[Array, Array]:
     return batch.image[row].permute(1, 2, 0).cpu().numpy(), batch.points[row].cpu().numpy()
 
 
+Cells: TypeAlias = Annotated[int, Interval(ge=1, le=100)]
+"""Faces side by side; all of a picture are kept until it is drawn."""
+
+
 class FaceGrid(Callback):
     """The first faces of the validation set with true (green) and predicted (red) points, after every epoch.
 
@@ -56,7 +62,7 @@ class FaceGrid(Callback):
         cell: side of a face in pixels.
     """
 
-    def __init__(self, folder: str, columns: int, rows: int, cell: int) -> None:
+    def __init__(self, folder: str, columns: Cells, rows: Cells, cell: Pixels) -> None:
         self.folder, self.columns, self.size, self.cell = Path(folder), columns, columns * rows, cell
         self.cells: list[Array] = []
 
@@ -102,7 +108,7 @@ class WorstFaces(Callback):
         cell: side of a face in pixels.
     """
 
-    def __init__(self, folder: str, columns: int, rows: int, cell: int) -> None:
+    def __init__(self, folder: str, columns: Cells, rows: Cells, cell: Pixels) -> None:
         self.folder, self.columns, self.size, self.cell = Path(folder), columns, columns * rows, cell
         self.points: dict[int, Array] = {}
 

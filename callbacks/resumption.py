@@ -15,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import distributed
 
 from facelab import signals
+from facelab.bounds import Amount
 from facelab.files import replacing
 from facelab.internals.lightning import is_last_batch, validates_after
 from facelab.renames import renamed_checkpoint
@@ -67,7 +68,7 @@ class Resumption(Checkpoint):
         minutes: between two checkpoints within an epoch.
     """
 
-    def __init__(self, folder: str, minutes: float) -> None:
+    def __init__(self, folder: str, minutes: Amount) -> None:
         self.path, self.seconds = Path(folder) / LAST_CHECKPOINT, 60 * minutes
         self.saved = 0.0  # when, by the monotonic clock
         self.told = 0  # the signal; 0 for none

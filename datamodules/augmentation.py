@@ -9,6 +9,7 @@ import numpy as np
 from albumentations.augmentations.dropout.transforms import BaseDropout
 
 from datamodules.displacement import DRAWS, displacement
+from facelab.bounds import Angle, Share
 from facelab.errors import ConfigError
 from facelab.faces.geometry import Array, around_centre, mirror_image
 
@@ -63,18 +64,23 @@ class Augmentation:
         self,
         mirror_probability: float,
         shift_probability: float,
-        shift_limit: float,
+        shift_limit: Share,
         scale_probability: float,
         scale_limit: float,
         rotation_probability: float,
-        rotation_limit: float,
+        rotation_limit: Angle,
         pixels: Sequence[Transform],
     ) -> None:
         if not 0 <= scale_limit < 1:
             raise ConfigError("scale_limit", f" must be in [0, 1), got {scale_limit}")
-        probabilities = (mirror_probability, shift_probability, scale_probability, rotation_probability)
-        if not all(0 <= probability <= 1 for probability in probabilities):
-            raise ConfigError("", f": the probabilities of mirror, shift, scale and rotation are {probabilities}")
+        for key, probability in (
+            ("mirror_probability", mirror_probability),
+            ("shift_probability", shift_probability),
+            ("scale_probability", scale_probability),
+            ("rotation_probability", rotation_probability),
+        ):
+            if not 0 <= probability <= 1:
+                raise ConfigError(key, f"={probability} must be in [0, 1]")
         _check_stays(pixels)
         self.mirror_probability = mirror_probability
         self.shift_probability, self.shift_limit = shift_probability, shift_limit
@@ -131,17 +137,18 @@ def _check_stays(pixels: Sequence[Transform]) -> None:
     """Refuse transforms that would move a face and leave its points behind.
 
     Raises:
-        ConfigError: names them, how far, and what to do.
+        ConfigError: names the first, how far, and what to do.
     """
-    if movers := [type(one).__name__ for one in pixels if not all(isinstance(leaf, IN_PLACE) for leaf in _leaves(one))]:
-        raise ConfigError(
-            "pixels",
-            f": {', '.join(movers)} would move the face and leave its points behind; use mirror, shift, scale and "
-            "rotation of augment",
-        )
-    measured = [leaf for one in pixels for leaf in _leaves(one) if isinstance(leaf, albumentations.ImageOnlyTransform)]
-    if faults := [fault for leaf in measured if (fault := _movement(leaf))]:
-        raise ConfigError("pixels", f": {'; '.join(faults)}")
+    for index, one in enumerate(pixels):
+        if not all(isinstance(leaf, IN_PLACE) for leaf in _leaves(one)):
+            raise ConfigError(
+                f"pixels[{index}]",
+                f": {type(one).__name__} would move the face and leave its points behind; use mirror, shift, scale and "
+                "rotation of augment",
+            )
+        measured = (leaf for leaf in _leaves(one) if isinstance(leaf, albumentations.ImageOnlyTransform))
+        if faults := [fault for leaf in measured if (fault := _movement(leaf, f"pixels[{index}]"))]:
+            raise ConfigError(f"pixels[{index}]", f": {'; '.join(faults)}")
 
 
 def _leaves(transform: Transform) -> Iterator[albumentations.BasicTransform]:
@@ -153,13 +160,18 @@ def _leaves(transform: Transform) -> Iterator[albumentations.BasicTransform]:
         yield transform
 
 
-def _movement(transform: albumentations.BasicTransform) -> str:
-    """Say how far a transform moves the image, and what helps; empty where it stays."""
+def _movement(transform: albumentations.BasicTransform, place: str) -> str:
+    """Say how far a transform moves the image, and what helps; empty where it stays.
+
+    Raises:
+        ConfigError: it cannot change an image alone.
+    """
     name = type(transform).__name__
     try:
         pixels = displacement(transform)
     except Exception as error:  # what a transform raises is its own affair
-        raise ConfigError("pixels", f": {name} cannot change an image alone: {error}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(place, f": {name} cannot change an image alone: {reason}") from error
     if pixels <= FARTHEST:
         return ""
     remedy = REMEDIES.get(name, f"leave it out, or give it arguments that move less than {FARTHEST} px")

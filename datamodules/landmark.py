@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_co
 
 from datamodules.augmentation import UNCHANGED, Augmentation
 from facelab import signals
+from facelab.bounds import Count, Processes
 from facelab.errors import ConfigError, DatasetError, ImageError
 from facelab.faces.batch import LandmarkBatch
 from facelab.faces.crop import Crop
@@ -291,8 +292,8 @@ class LandmarkDataModule(LightningDataModule):
         data: Annotations,
         crop: Crop,
         augment: Augmentation | None,
-        batch_size: int,
-        num_workers: int,
+        batch_size: Count,
+        num_workers: Processes,
         seed: int,
         test_split: Split,
         max_unreadable: float,

@@ -1,15 +1,17 @@
 """How PFLD is fed."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import albumentations
 import numpy as np
 import torch
+from annotated_types import Le
 from torch import Tensor
 
 from datamodules.augmentation import UNCHANGED, Augmentation, Warp
 from datamodules.landmark import FaceDataset, LandmarkDataModule, NoBoxError
+from facelab.bounds import Angle, Count, Processes, Share
 from facelab.errors import ConfigError, ImageError
 from facelab.faces.crop import Crop
 from facelab.faces.face import Annotations, Split
@@ -52,10 +54,10 @@ class SquaresAroundFace(Augmentation):
         self,
         clean_probability: float,
         mirror_probability: float,
-        shift_limit: float,
+        shift_limit: Share,
         smallest: float,
-        largest: float,
-        rotation_limit: float,
+        largest: Annotated[float, Le(10)],
+        rotation_limit: Angle,
         pixels: Sequence[albumentations.BasicTransform | albumentations.BaseCompose],
     ) -> None:
         super().__init__(mirror_probability, 0.0, shift_limit, 0.0, 0.0, 0.0, rotation_limit, pixels)
@@ -126,8 +128,8 @@ class PFLDDataModule(LandmarkDataModule):
         data: Annotations,
         crop: Crop,
         augment: Augmentation | None,
-        batch_size: int,
-        num_workers: int,
+        batch_size: Count,
+        num_workers: Processes,
         seed: int,
         test_split: Split,
         max_unreadable: float,

@@ -8,6 +8,7 @@ import os
 import re
 import stat
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -91,6 +92,18 @@ def walk(root: Path) -> list[Path]:
             elif child.is_file():
                 found.append(child)
     return sorted(found)
+
+
+def closed(folder: Path) -> str:
+    """Say why no file can be written in a folder, which need not be there yet; empty where one can."""
+    there = folder.absolute()
+    try:
+        while not there.exists():
+            there = there.parent
+        with tempfile.TemporaryFile(dir=there):
+            return ""
+    except OSError as error:
+        return f"{there}: {error.strerror}"
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import MultiStepLR
 
+from facelab.bounds import Count, Positive, Share
+
 
 class Drops(MultiStepLR):
     """Multiply the learning rate by ``factor`` after these fractions of the run.
@@ -16,5 +18,5 @@ class Drops(MultiStepLR):
         max_epochs: length of the run.
     """
 
-    def __init__(self, optimizer: Optimizer, at: Sequence[float], factor: float, max_epochs: int) -> None:
+    def __init__(self, optimizer: Optimizer, at: Sequence[Share], factor: Positive, max_epochs: Count) -> None:
         super().__init__(optimizer, [max(1, round(fraction * max_epochs)) for fraction in at], gamma=factor)

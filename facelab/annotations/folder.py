@@ -45,6 +45,7 @@ from facelab.annotations.points_file import (
     report_unpaired,
     resolve_codes,
 )
+from facelab.bounds import Text
 from facelab.errors import ConfigError, DatasetError, ImageError
 from facelab.faces.face import Face, Photo, Split
 from facelab.faces.geometry import Array, from_cells
@@ -98,13 +99,13 @@ class Folder:
 
     def __init__(
         self,
-        name: str,
-        root: str,
+        name: Text,
+        root: Text,
         layout: Layout,
         orientation: Orientation,
         units: Literal["pixels", "fraction"],
         missing: Sequence[MissingCode],
-        pts_origin: int,
+        pts_origin: Literal[0, 1],
         splits: Mapping[str, str] | None,
         val_share: float,
         test_share: float,

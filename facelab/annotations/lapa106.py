@@ -27,6 +27,7 @@ from facelab.annotations.points_file import (
     read_txt,
     report_unpaired,
 )
+from facelab.bounds import Text
 from facelab.errors import DatasetError
 from facelab.faces.face import Face, Photo, Split
 from facelab.faces.layouts import Layout
@@ -47,7 +48,7 @@ class LaPa:
 
     tags: tuple[str, ...] = ()
 
-    def __init__(self, name: str, root: str, layout: Layout, skip_unpaired: bool) -> None:
+    def __init__(self, name: Text, root: Text, layout: Layout, skip_unpaired: bool) -> None:
         self.name = name
         self.root = Path(root)
         self.layout = layout

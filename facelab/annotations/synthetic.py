@@ -22,6 +22,7 @@ import numpy as np
 
 from facelab import signals
 from facelab.annotations.rendered_head import PIECES, Head, View, ahead, random_head, random_look, render, to_camera
+from facelab.bounds import Text
 from facelab.errors import ConfigError, DatasetError
 from facelab.faces.face import Face, Photo, Split
 from facelab.faces.geometry import Array, from_cells, tight_box
@@ -36,6 +37,8 @@ TAGS = ("profile", "frontal", "head_up", "head_down", "expression", "occlusion")
 :func:`tags_of`."""
 PROFILE_YAW, FRONTAL_PITCH, OPEN_MOUTH, SHUT_EYE, BROAD_SMILE, OCCLUDED_SHARE = 30.0, 15.0, 0.4, 0.3, 0.6, 0.05
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+MOST = 10**7
+"""Photos of a split: a week of rendering on a large machine."""
 REPORTED = 1000  # photos from one line of the log to the next
 
 
@@ -78,15 +81,15 @@ class Synthetic:
         occlusion: probability of an occluder.
 
     Raises:
-        ValueError: for a layout whose curves are not known, and for numbers out of range.
+        ConfigError: for a layout whose curves are not known, and for numbers out of range.
     """
 
     tags = TAGS
 
     def __init__(
         self,
-        name: str,
-        cache: str,
+        name: Text,
+        cache: Text,
         layout: Layout,
         seed: int,
         train: int,
@@ -102,14 +105,19 @@ class Synthetic:
     ):
         if layout.name not in PIECES:
             raise ConfigError("", f": rendered faces have the layouts {', '.join(PIECES)}, not {layout.name!r}")
-        if min(train, val, test) < 0 or max(train, val, test) < 1 or size < 32:
-            raise ConfigError(
-                "", f": train={train}, val={val}, test={test}, size={size}: no photos, or photos under 32 pixels"
-            )
-        if seed < 0:
-            raise ConfigError("", f": seed={seed}: choose a whole number from 0")
-        if not (0 <= yaw <= 90 and 0 <= wide_yaw <= 90 and 0 <= wide_share <= 1 and 0 <= occlusion <= 1):
-            raise ConfigError("", ": yaw and wide_yaw lie within 0 .. 90, wide_share and occlusion within 0 .. 1")
+        ranges: dict[str, tuple[float, float, float]] = {
+            **{key: (count, 0, MOST) for key, count in (("train", train), ("val", val), ("test", test))},
+            "size": (size, 32, 4096),
+            "seed": (seed, 0, 2**32 - 1),
+            **{key: (angle, 0, 90) for key, angle in (("yaw", yaw), ("wide_yaw", wide_yaw), ("pitch", pitch))},
+            "roll": (roll, 0, 180),
+            **{key: (share, 0, 1) for key, share in (("wide_share", wide_share), ("occlusion", occlusion))},
+        }
+        for key, (value, least, most) in ranges.items():
+            if not least <= value <= most:
+                raise ConfigError(key, f"={value} must be from {least} to {most}")
+        if not max(train, val, test):
+            raise ConfigError("train", "=0, and neither val nor test has photos")
         self.name, self.layout = name, layout
         self.counts = dict(zip(SPLITS, (train, val, test), strict=True))
         self.seed, self.size, self.yaw, self.pitch, self.roll = seed, size, yaw, pitch, roll

@@ -20,8 +20,10 @@ SHA-256 of ``EVENT/NAME.jpg``, so that the faces of one photo stay together.
 """
 
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Interval
 
 from facelab.annotations.points_file import (
     REMEDIES,
@@ -33,6 +35,7 @@ from facelab.annotations.points_file import (
     read_table,
     with_images,
 )
+from facelab.bounds import Text
 from facelab.errors import DatasetError
 from facelab.faces.face import Face, Photo, Split
 from facelab.faces.geometry import Array
@@ -56,7 +59,14 @@ class WFLW:
 
     tags: tuple[str, ...] = ("pose", "expression", "illumination", "makeup", "occlusion", "blur")
 
-    def __init__(self, name: str, root: str, layout: Layout, val_share: float, skip_unpaired: bool) -> None:
+    def __init__(
+        self,
+        name: Text,
+        root: Text,
+        layout: Layout,
+        val_share: Annotated[float, Interval(ge=0, lt=1)],
+        skip_unpaired: bool,
+    ) -> None:
         self.name = name
         self.root = Path(root)
         self.layout = layout

@@ -30,6 +30,7 @@ from facelab.annotations.points_file import (
     read_table,
     with_images,
 )
+from facelab.bounds import Text
 from facelab.errors import DatasetError
 from facelab.faces.face import Photo, Split
 from facelab.faces.layouts import Layout
@@ -51,7 +52,7 @@ class YTFaces:
 
     tags: tuple[str, ...] = ()
 
-    def __init__(self, name: str, root: str, layout: Layout, skip_unpaired: bool) -> None:
+    def __init__(self, name: Text, root: Text, layout: Layout, skip_unpaired: bool) -> None:
         self.name = name
         self.root = Path(root)
         self.layout = layout

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from facelab.bounds import Pixels
 from facelab.errors import ConfigError
 from facelab.faces.geometry import from_cells, to_cells
 
@@ -16,7 +17,7 @@ class RegressionCoder(nn.Module):
         size: side of the crop in pixels.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: Pixels) -> None:
         super().__init__()
         self.size = size
 

@@ -6,10 +6,13 @@ from typing import Literal
 
 import numpy as np
 
+from facelab.bounds import Pixels
 from facelab.errors import ConfigError
 from facelab.faces.face import Face
 from facelab.faces.geometry import Array, box_to_image, tight_box
 
+LARGEST = 100
+"""Sides of its box by which a face is at most cut out wider or moved; in pixels of any crop nothing would be left."""
 BoxSource = Literal["points", "given", "image"]
 
 
@@ -31,10 +34,10 @@ class Crop:
             ``image`` the whole photo.
 
     Raises:
-        ConfigError: size or scale is not over 0, or a list has not one number for x and one for y.
+        ConfigError: size, scale or shift is out of range, or a list has not one number for x and one for y.
     """
 
-    size: int
+    size: Pixels
     scale: float | Sequence[float]
     square: bool
     shift: Sequence[float]
@@ -43,12 +46,14 @@ class Crop:
     def __post_init__(self) -> None:
         if self.size <= 0:
             raise ConfigError("size", f"={self.size} must be over 0")
-        if not np.all(np.asarray(self.scale) > 0):
-            raise ConfigError("scale", f"={self.scale} must be over 0")
+        if not all(0 < scale <= LARGEST for scale in np.ravel(self.scale)):
+            raise ConfigError("scale", f"={self.scale} must be over 0 and up to {LARGEST}")
         if np.shape(self.shift) != (2,):
             raise ConfigError("shift", f"={self.shift} must be two numbers, x and y")
         if np.shape(self.scale) not in ((), (2,)):
             raise ConfigError("scale", f"={self.scale} must be one number or two, x and y")
+        if not all(abs(shift) <= LARGEST for shift in self.shift):
+            raise ConfigError("shift", f"={self.shift} must be up to {LARGEST}, to both sides")
 
     def source(self, face: Face, image: Array) -> Array:
         """Return the box of a face that the crop is built around, in pixels of its photo with the box ``image``.

@@ -7,6 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, distributed, nn
 
+from facelab.bounds import Amount, Angle
 from facelab.errors import ConfigError, DatasetError
 from facelab.losses.regression import PointLoss
 
@@ -27,7 +28,7 @@ class FaceClasses(nn.Module):
         level_pitch: degrees.
     """
 
-    def __init__(self, profile_yaw: float, level_pitch: float) -> None:
+    def __init__(self, profile_yaw: Angle, level_pitch: Angle) -> None:
         super().__init__()
         self.profile_yaw, self.level_pitch = profile_yaw, level_pitch
         self.columns: dict[str, int] = {}  # class to the column of its tag, where the dataset has that tag
@@ -288,7 +289,7 @@ class OfficialPFLDLoss(nn.Module):
     uses_angles = True
     teaches_angles = False
 
-    def __init__(self, flags: Sequence[str], absent: float) -> None:
+    def __init__(self, flags: Sequence[str], absent: Amount) -> None:
         super().__init__()
         self.flags, self.absent = tuple(flags), absent
         self.columns: list[int] = []  # of the flags that the dataset has

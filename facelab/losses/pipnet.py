@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from facelab.bounds import Amount
 from facelab.coders.pipnet import PIPMaps, at_cell
 
 
@@ -19,7 +20,7 @@ class PIPLoss(nn.Module):
         neighbour_weight: of the same for the neighbours' offsets.
     """
 
-    def __init__(self, score_weight: float, offset_weight: float, neighbour_weight: float) -> None:
+    def __init__(self, score_weight: Amount, offset_weight: Amount, neighbour_weight: Amount) -> None:
         super().__init__()
         self.score_weight, self.offset_weight, self.neighbour_weight = score_weight, offset_weight, neighbour_weight
 

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from facelab.bounds import Positive
 from facelab.errors import ConfigError
 
 
@@ -24,7 +25,7 @@ class PointLoss(nn.Module):
         ConfigError: ``penalty`` gives one number for all coordinates.
     """
 
-    def __init__(self, penalty: nn.Module, scale: float) -> None:
+    def __init__(self, penalty: nn.Module, scale: Positive) -> None:
         super().__init__()
         self.penalty, self.scale = penalty, scale
         two = torch.zeros(2)
@@ -74,8 +75,9 @@ class Wing(nn.Module):
 
     def __init__(self, width: float, curvature: float) -> None:
         super().__init__()
-        if width <= 0 or curvature <= 0:
-            raise ConfigError("", f": width={width} and curvature={curvature} of the wing must be over 0")
+        for key, value in (("width", width), ("curvature", curvature)):
+            if not value > 0:
+                raise ConfigError(key, f"={value} must be over 0")
         self.width, self.curvature = width, curvature
         self.offset = width - width * math.log1p(width / curvature)
 

@@ -1,8 +1,8 @@
 """Image backbones from timm, as pyramids of features."""
 
 import difflib
-import pickle
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import get_session
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -48,9 +47,7 @@ class Timm(nn.Module):
     def __init__(self, name: str, pretrained: bool, weights: str | None) -> None:
         super().__init__()
         network = _network(name, pretrained, weights)
-        pyramid: Any = timm.create_model(name, features_only=True, pretrained=False)
-        if str(getattr(pyramid, "output_fmt", "NCHW")).endswith("NHWC"):
-            raise ConfigError("name", f"={name}: its features are (B, h, w, C); choose a convolutional network")
+        pyramid = _pyramid(name)
         pyramid.load_state_dict(_of_pyramid(name, network.state_dict(), pyramid.state_dict()))
         self.pyramid: nn.Module = pyramid
         self.channels: tuple[int, ...] = tuple(pyramid.feature_info.channels())
@@ -95,6 +92,28 @@ def _network(name: str, pretrained: bool, weights: str | None) -> Any:
         network.load_state_dict(_matched(_tensors(Path(weights)), network, weights), strict=False)
         return network
     return _published(name) if pretrained else timm.create_model(name, pretrained=False)
+
+
+def _pyramid(name: str) -> Any:
+    """The network without its classifier, which gives its feature maps.
+
+    Raises:
+        ConfigError: timm has none of it, or they are no pyramid.
+    """
+    try:
+        pyramid: Any = timm.create_model(name, features_only=True, pretrained=False)
+    except Exception as error:  # timm says so in many ways
+        raise ConfigError("name", f"={name}: timm {timm.__version__} has no feature maps of it ({error})") from error
+    if str(getattr(pyramid, "output_fmt", "NCHW")).endswith("NHWC"):
+        raise ConfigError("name", f"={name}: its features are (B, h, w, C); choose a convolutional network")
+    strides = pyramid.feature_info.reduction()
+    if any(coarser <= finer for finer, coarser in pairwise(strides)):
+        raise ConfigError(
+            "name",
+            f"={name}: its feature maps have the strides {', '.join(map(str, strides))} and are no pyramid; choose a "
+            "convolutional network",
+        )
+    return pyramid
 
 
 def _of_pyramid(name: str, network: dict[str, Tensor], pyramid: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -167,8 +186,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
-    except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
-        raise ConfigError("weights", f"={path}: not a file of tensors ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # what is no file of tensors makes torch fail in many ways
+        raise ConfigError("weights", f"={path}: not a file of tensors as torch or safetensors write it") from error
     content = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ConfigError("weights", f"={path}: expected tensors by name, found {type(content).__name__}")

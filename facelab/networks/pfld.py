@@ -11,15 +11,22 @@ is the paper's S1 in all but the lite trunk. Layers start as torch initialises t
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Annotated, TypeAlias
 
 import torch
+from annotated_types import Interval
 from timm.layers import SqueezeExcite, make_divisible
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops.misc import Conv2dNormActivation
 
+from facelab.bounds import Channels, Pixels
 from facelab.errors import ConfigError
 
+Width: TypeAlias = Annotated[float, Interval(gt=0, le=8)]
+"""Factor on the channels of a trunk; by more a layer would fill the memory."""
+Scales: TypeAlias = tuple[Channels, Channels, Channels]
+"""Channels of S1, S2 and S3."""
 S1_STRIDE = 8
 """Of S1 in pixels of the crop."""
 LARGEST_KERNEL = 7
@@ -94,7 +101,7 @@ class PFLDTrunk(nn.Module):
     strides = (4, S1_STRIDE)
     classifier = None
 
-    def __init__(self, width: float, outputs: int, depthwise: bool, skip: bool) -> None:
+    def __init__(self, width: Width, outputs: Channels, depthwise: bool, skip: bool) -> None:
         super().__init__()
         narrow, wide = _scaled(64, width), _scaled(128, width)
         block = partial(InvertedResidual, kernel=3, activation=nn.ReLU, squeeze=False)
@@ -161,7 +168,7 @@ class PFLDV3Trunk(nn.Module):
     strides = (4, S1_STRIDE)
     classifier = None
 
-    def __init__(self, width: float, outputs: int) -> None:
+    def __init__(self, width: Width, outputs: Channels) -> None:
         super().__init__()
         stem, middle, last = _scaled(16, width), _scaled(_V3_FINE[-1][2], width), _scaled(_V3_COARSE[-1][2], width)
         self.fine = nn.Sequential(
@@ -210,7 +217,7 @@ class PFLDLiteTrunk(nn.Module):
     strides = (4, S1_STRIDE)
     classifier = None
 
-    def __init__(self, width: float) -> None:
+    def __init__(self, width: Width) -> None:
         super().__init__()
         c16, c32, c64, c128, c256 = (_scaled(channels, width) for channels in (16, 32, 64, 128, 256))
         self.fine = nn.Sequential(
@@ -285,8 +292,8 @@ class MultiScaleHead(nn.Module):
         channels: Sequence[int],
         strides: Sequence[int],
         num_points: int,
-        size: int,
-        sizes: tuple[int, int, int],
+        size: Pixels,
+        sizes: Scales,
         linear: bool,
     ) -> None:
         super().__init__()
@@ -340,7 +347,12 @@ class LiteHead(nn.Module):
     """
 
     def __init__(
-        self, channels: Sequence[int], strides: Sequence[int], num_points: int, sizes: tuple[int, int, int], hidden: int
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        num_points: int,
+        sizes: Scales,
+        hidden: Channels,
     ) -> None:
         super().__init__()
         self.vector_size = sum(sizes)
@@ -422,7 +434,7 @@ class AuxiliaryNet(nn.Module):
         ConfigError: a crop that is not a whole number of cells.
     """
 
-    def __init__(self, channels: Sequence[int], strides: Sequence[int], vector_size: int, size: int) -> None:
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], vector_size: int, size: Pixels) -> None:
         super().__init__()
         self.index = _nearest(strides, S1_STRIDE // 2)
         kernel = min(LARGEST_KERNEL, _halved(_halved(_cells(size, strides[self.index]))))
@@ -475,7 +487,7 @@ class SeparatePose(nn.Module):
         hidden: channels of its two convolutions.
     """
 
-    def __init__(self, channels: Sequence[int], strides: Sequence[int], vector_size: int, hidden: int) -> None:
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], vector_size: int, hidden: Channels) -> None:
         super().__init__()
         self.index = _nearest(strides, S1_STRIDE)
         self.layers = nn.Sequential(

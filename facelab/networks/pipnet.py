@@ -1,10 +1,12 @@
 """The network of PIPNet behind its backbone (Jin, Liao, Shao, IJCV 2021)."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from facelab.bounds import Channels
 from facelab.coders.pipnet import PIPMaps
 from facelab.errors import ConfigError
 
@@ -45,7 +47,7 @@ class PIPHead(nn.Module):
         num_points: int,
         num_neighbours: int,
         stride: int,
-        trunk: str | int | None,
+        trunk: Literal["classifier"] | Channels | None,
     ) -> None:
         super().__init__()
         self.num_points, self.num_neighbours = num_points, num_neighbours

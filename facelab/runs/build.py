@@ -1,7 +1,9 @@
 """Build what a configuration names, after it was checked."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import re
+import traceback
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,15 @@ from facelab.files import replacing
 from facelab.run_folder import RunFolder
 from facelab.runs.check import SPECIAL, check_config, reference
 from facelab.runs.processes import is_first
-from facelab.runs.targets import GET_OBJECT, buildable, layout_at
+from facelab.runs.targets import GET_OBJECT, PROJECT, buildable, layout_at
 
 
-def check(cfg: DictConfig, names: Sequence[str], *, absent: Sequence[str] = ()) -> None:
+def check(cfg: DictConfig, names: Collection[str], *, absent: Sequence[str] = ()) -> None:
     """Report every fault of a configuration at once, before anything is built.
 
     Args:
         cfg: as Hydra composed it.
-        names: the keys that the door itself reads.
+        names: the keys that the door itself reads, in a mapping to their types.
         absent: keys that may be null, whatever the signature of their class says.
 
     Raises:
@@ -43,8 +45,8 @@ def build(cfg: DictConfig, place: str, **parts: Any) -> Any:
         **parts: arguments that are built already.
 
     Raises:
-        ConfigError: a part refuses its values, by an exception of its own or a ValueError, RuntimeError, OSError or
-            Lightning's own of its constructor; says which part and why, and is raised from that error.
+        ConfigError: a part refuses its values, by an exception of its own, or a library does; says which part and why,
+            and is raised from that error, see :func:`_is_refusal`.
         FacelabError: what else a part raises by itself.
     """
     return _build(cfg, OmegaConf.select(cfg, place), own_place(cfg, place), parts)
@@ -81,24 +83,45 @@ def _call(target: Callable[..., Any], place: str, places: Mapping[str, str], /, 
         *given: further arguments of who finishes a partial part.
         **arguments: all others.
     """
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
     try:
         return target(*given, **arguments)
     except ConfigError as error:
-        head, dot, rest = error.key.partition(".")
+        argument = re.split(r"[.\[]", error.key)[0]
         if not error.key:
             error.mount(place)
-        elif head in places:  # else it is for who finishes this part to say
-            error.mount(places[head] + dot + rest)
+        elif argument in places:  # else it is for who finishes this part to say
+            error.mount(places[argument] + error.key.removeprefix(argument))
         raise
     except FacelabError:
         raise
-    except (ValueError, RuntimeError, OSError, MisconfigurationException) as error:
-        raise ConfigError(place, f": {error}", mounted=True) from error
-    except Exception as error:  # a fault of the code, or a value of a type that the check does not know
-        error.add_note(f"while {place} was built: {target.__module__}.{target.__qualname__}")
-        raise
+    except Exception as error:
+        if not _is_refusal(error):
+            error.add_note(f"while {place} was built: {target.__module__}.{target.__qualname__}")
+            raise
+        argument, reason = _reason(error)
+        raise ConfigError(places.get(argument, place), f": {reason}", mounted=True) from error
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Tell a value that was refused from a fault of the code.
+
+    The first is an error by which values are refused as a rule, or one of whatever kind that a library raised.
+    """
+    if isinstance(error, ValueError | RuntimeError | OSError):
+        return True
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals["__name__"].partition(".")[0] not in PROJECT
+
+
+def _reason(error: Exception) -> tuple[str, str]:
+    """Give the name of the argument that is refused, empty where the error has none, and why."""
+    from pydantic import ValidationError
+
+    refused = error.__cause__ if isinstance(error.__cause__, ValidationError) else error  # by albumentations
+    if isinstance(refused, ValidationError):
+        first = refused.errors()[0]
+        return str(first["loc"][0]), first["msg"].removeprefix("Value error, ")
+    return "", str(error) or type(error).__name__
 
 
 def own_place(cfg: DictConfig, place: str) -> str:

@@ -1,37 +1,53 @@
 """What is wrong with a configuration, found before anything is built from it."""
 
 import inspect
+import math
 import os
 import re
 import shlex
 import sys
 import typing
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from annotated_types import Ge, GroupedMetadata, Gt, Interval, Le, Lt, MinLen
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
+from facelab.bounds import Seed, Text
 from facelab.runs.argv import quoted
-from facelab.runs.targets import GET_OBJECT, Refused, buildable, hint, layout_at
+from facelab.runs.stricter import LARGEST, STRICTER
+from facelab.runs.targets import GET_OBJECT, PROJECT, Refused, buildable, hint, layout_at
 
-PATHS = tuple(f"paths.{key}" for key in ("data", "cache", "run", "name", "group", "id", "tags"))
-"""The keys of ``paths`` that doors and dashboards read."""
-TRAIN_KEYS = (
-    *("task", "seed", "test", "test_with", "on_nan", "memory_format", "compile", "monitor.name", "monitor.mode"),
-    *("trainer", "model", "datamodule", "logger", "callbacks", *PATHS),
-)
-"""The keys that train.py reads; every other key must be used by these."""
+PATHS: dict[str, Any] = {
+    **{f"paths.{key}": Text for key in ("data", "cache", "run", "name", "group", "id")},
+    "paths.tags": Sequence[str],
+}
+"""The keys of ``paths`` that doors and dashboards read, and their types."""
+TRAIN_KEYS: dict[str, Any] = {
+    "task": Text,
+    "seed": Seed,
+    "test": bool,
+    "test_with": Literal["last", "best"],
+    "on_nan": Literal["stop", "skip", "continue"],
+    "monitor.name": Text,
+    "monitor.mode": Literal["min", "max"],
+    **dict.fromkeys(("logger", "callbacks"), dict[str, Any] | None),
+    **dict.fromkeys(("memory_format", "compile", "trainer", "model", "datamodule"), Any),
+    **PATHS,
+}
+"""The keys that train.py reads, and the types of those that no class checks; all others must be used by these."""
 SPECIAL = ("_target_", "_partial_", "_recursive_", "_convert_")
 """Keys of a node that are no arguments."""
 _CONVERT = ("none", "partial", "object", "all")
 # `${name`, `${..name`, or `${resolver:first argument`; what follows a nested `${` is left out, so a prefix remains.
 _REFERENCE = re.compile(r"\$\{\s*([^\s${}:]+)\s*(?::\s*['\"]?([^\s${},'\"]*))?")
 _READS_KEYS = ("oc.select", "oc.deprecated", "oc.dict.keys", "oc.dict.values")
+_SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "min_length": "of length >="}
 _UNKNOWN = object()  # a value that cannot be had; why is a fault of its own
 
 _Place = tuple[str | int, ...]  # keys and list indices from the root
@@ -62,17 +78,17 @@ def check_config(cfg: DictConfig, names: Collection[str]) -> list[Fault]:
       layout. Nothing but these packages is imported to find out. This keeps a configuration of unknown origin from
       calling what it likes; it is no sandbox, as the allowed classes may read files that their arguments name.
     * An argument is unknown to the signature or lacking (lacking is right where ``_partial_`` is true), or its value
-      does not fit a plain annotation: numbers, text, lists and mappings of these, literals, classes, and what a
-      partial returns.
+      does not fit a plain annotation: finite numbers and their bounds, text, lists and mappings of these, literals,
+      classes, and what a partial returns. :data:`facelab.runs.stricter.STRICTER` bounds what libraries do not.
     * A key is read by nobody: it is not an argument, no interpolation refers to it, and it is not in ``names``.
     * The datamodule's ``batch_type`` is not what the model's ``training_step`` takes, it lacks a method of the protocol
       that the model's ``fit_statistics`` names, or the loss does not compare what the model's ``forward`` returns.
 
     Args:
         cfg: the composed configuration, interpolations unresolved.
-        names: dotted paths of the keys that the caller itself reads, such as ``seed`` or ``monitor.name``. A mapping
-            of things to build (``callbacks``) is named once, and may then hold nodes with ``_target_`` and null.
-            Names the configuration lacks are no fault.
+        names: dotted paths of the keys that the caller itself reads, such as ``seed`` or ``monitor.name``; in a mapping
+            to their types, which are checked like those of arguments. A mapping of things to build (``callbacks``) is
+            named once, and may then hold nodes with ``_target_`` and null. Names the configuration lacks are no fault.
 
     Returns:
         The faults, each on one line beginning with its place in the configuration; empty if there are none.
@@ -80,6 +96,7 @@ def check_config(cfg: DictConfig, names: Collection[str]) -> list[Fault]:
     tree = list(_containers(cfg, ()))
     return [
         *_value_faults(tree),
+        *(_door_faults(cfg, names) if isinstance(names, Mapping) else ()),
         *(fault for place, node in tree if isinstance(node, DictConfig) for fault in _node_faults(place, node)),
         *_unread_faults(cfg, (), names, _references(tree)),
         *_pair_faults(cfg),
@@ -156,6 +173,16 @@ def _is_plain_list(value: Any) -> bool:
     return isinstance(value, ListConfig) and not any(OmegaConf.is_config(_read(value, key)) for key in _keys(value))
 
 
+def _door_faults(cfg: DictConfig, types: Mapping[str, Any]) -> Iterator[Fault]:
+    for name, annotation in types.items():
+        *above, key = name.split(".")
+        node: Any = cfg
+        for step in above:
+            node = _read(node, step) if isinstance(node, DictConfig) and step in node else None
+        if isinstance(node, DictConfig) and key in node:
+            yield from _type_faults((*above, key), node, key, annotation)
+
+
 # Nodes
 
 
@@ -217,15 +244,12 @@ def _argument_faults(place: _Place, node: DictConfig, target: Callable[..., Any]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters) and not _has_no_constructor(target)
     for key, value in arguments.items():
         if key in named:
-            message = _misfit(value, named[key], target)
-            if message and (text := _text(value, _annotation(named[key], target))) is not None:
-                told_at = reference(node, key) or _show((*place, key))
-                message += _typed_as_text(told_at, _typed(told_at, value) or text)
+            if not _is_default(value, named[key]):
+                yield from _type_faults((*place, key), node, key, _annotation(named[key], target))
         elif takes_any:
-            continue
+            yield from _type_faults((*place, key), node, key, Any)
         else:
             message = f"`{name}` has no argument `{key}`{hint(key, [*named, *SPECIAL]) or _takes(named)}"
-        if message:
             yield _fault(place, key, message)
     if not _is_partial(node):
         for key, parameter in named.items():
@@ -246,24 +270,74 @@ def _has_no_constructor(target: Callable[..., Any]) -> bool:
 # Types
 
 
-def _misfit(value: Any, parameter: inspect.Parameter, target: Callable[..., Any]) -> str | None:
-    annotation = _annotation(parameter, target)
-    is_default = parameter.default is not parameter.empty and type(value) is type(parameter.default)
-    if _fits(value, annotation) or (is_default and value == parameter.default):
-        return None
-    expected = inspect.formatannotation(annotation).replace("NoneType", "None")
+def _is_default(value: Any, parameter: inspect.Parameter) -> bool:
+    default = parameter.default
+    return default is not parameter.empty and type(value) is type(default) and value == default
+
+
+def _type_faults(place: _Place, node: DictConfig | ListConfig, key: Any, annotation: Any) -> Iterator[Fault]:
+    """Say what does not fit an annotation: the items of a list, or the value under this key of the node at a place."""
+    value = _read(node, key)
+    if _fits(value, annotation):
+        return
+    text = None if annotation is Any else _text(value, annotation)
+    items = _item_annotations(value, annotation) if isinstance(value, ListConfig) and text is None else []
+    if items:
+        for index, item in enumerate(items):
+            yield from _type_faults((*place, index), value, index, item)
+        return
+    expected, refers_to = _expected(annotation), reference(node, key)
+    if _is_endless(value) and (annotation is Any or "float" in expected):
+        expected = "a finite number" if annotation is Any else f"finite {expected}"
+    by = f" by {refers_to}" if refers_to else ""
     if isinstance(value, str) and _fits(_number(value), annotation):
-        return f"the text {value!r} given, {expected} expected: write the number without quotes"
-    return f"{_given(value)} given, {expected} expected"
+        yield Fault(_show(place), f"the text {value!r} given{by}, {expected} expected: write the number without quotes")
+        return
+    message = f"{_given(value)} given{by}, {expected} expected"
+    if text is not None:
+        told_at = refers_to or _show(place)
+        message += _typed_as_text(told_at, _typed(told_at, value) or text)
+    yield Fault(_show(place), message)
+
+
+def _item_annotations(value: ListConfig, annotation: Any) -> list[Any]:
+    """Give the annotation of each item of a list; empty where it may be no list, or none of this length."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return [Annotated[item, *inner[1:]] for item in _item_annotations(value, inner[0])]
+    if origin in (Union, UnionType):
+        return next(filter(None, (_item_annotations(value, member) for member in inner)), [])
+    if not inner or not isinstance(origin, type) or not (issubclass(list, origin) or origin is tuple):
+        return []
+    if origin is tuple and inner[-1] is not Ellipsis:
+        return list(inner) if len(inner) == len(value) else []
+    return [inner[0]] * len(value)
+
+
+def _expected(annotation: Any) -> str:
+    """Write an annotation, its bounds by signs."""
+    if get_origin(annotation) in (Union, UnionType):
+        return " | ".join(map(_expected, get_args(annotation)))
+    written = inspect.formatannotation(annotation).replace("NoneType", "None")
+    return re.sub(r"(?:typing\.)?Annotated\[(.*?)((?:, \w+\([^()]*\))+)\]", _bounded, written)
+
+
+def _bounded(found: re.Match[str]) -> str:
+    bounds = re.findall(r"(gt|ge|lt|le|min_length)=([-\d.]+)", found[2])
+    return f"{found[1]} {' and '.join(f'{_SIGNS[name]} {number}' for name, number in bounds)}"
 
 
 def _text(value: Any, annotation: Any) -> Any:
     """Give the text, or list of texts, that may stand there and was read as something else; None where none may."""
     words = [_word(_read(value, key)) for key in _keys(value)] if isinstance(value, ListConfig) else [_word(value)]
-    if not all(isinstance(word, str) for word in words) or (value is None and annotation is not str):
+    if not all(isinstance(word, str) for word in words) or (value is None and not _is_text(annotation)):
         return None
     text = OmegaConf.create(words) if isinstance(value, ListConfig) else words[0]
     return text if _fits(text, annotation) else None
+
+
+def _is_text(annotation: Any) -> bool:
+    return annotation is str or (get_origin(annotation) is Annotated and get_args(annotation)[0] is str)
 
 
 def _word(value: Any) -> Any:
@@ -305,36 +379,74 @@ def _given(value: Any) -> str:
 
 
 def _annotation(parameter: inspect.Parameter, target: Callable[..., Any]) -> Any:
-    """The annotation as an object; Any where there is none, or where it names what is imported for type checkers."""
+    """The annotation as an object, or the stricter one for it.
+
+    Any where there is none, or where it names what is imported for type checkers.
+    """
+    classes = getattr(target, "__mro__", ())
+    for base in classes:
+        stricter = STRICTER.get(f"{base.__module__}.{base.__qualname__}", {})
+        if parameter.name in stricter:
+            return stricter[parameter.name]
     if parameter.annotation is parameter.empty:
         return Any
-    owner = next((base for base in getattr(target, "__mro__", ()) if "__init__" in vars(base)), target)
+    owner = next((base for base in classes if "__init__" in vars(base)), target)
     hint = SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
     try:
-        return typing.get_type_hints(hint, globalns=vars(sys.modules[owner.__module__]))[parameter.name]
+        hints = typing.get_type_hints(hint, globalns=vars(sys.modules[owner.__module__]), include_extras=True)
     except (AttributeError, NameError):
         return Any
+    largest = LARGEST.get(owner.__module__.partition(".")[0])
+    return Annotated[hints[parameter.name], Interval(ge=-largest, le=largest)] if largest else hints[parameter.name]
 
 
 def _fits(value: Any, annotation: Any) -> bool:
     """Whether a value may stand where the annotation is; True where this cannot be told."""
     origin, inner = get_origin(annotation), get_args(annotation)
-    if value is _UNKNOWN or annotation is Any:
-        return True
+    if value is _UNKNOWN or _is_endless(value) or annotation is Any:
+        return not _is_endless(value)
     if origin is Annotated:
-        return _fits(value, inner[0])
+        return _fits(value, inner[0]) and all(_is_within(value, bound) for bound in inner[1:])
     if origin in (Union, UnionType):
         return any(_fits(value, member) for member in inner)
     if origin is Literal:
         return any(type(value) is type(literal) and value == literal for literal in inner)
     kind = NoneType if annotation is None else origin or annotation
-    if not isinstance(kind, type) or getattr(kind, "_is_protocol", False) or typing.is_typeddict(kind):
+    if not isinstance(kind, type) or typing.is_typeddict(kind):
         return True
+    if getattr(kind, "_is_protocol", False):  # only what is built has the methods of one of ours
+        is_built = isinstance(value, DictConfig) and "_target_" in value
+        return is_built or kind.__module__.partition(".")[0] not in PROJECT
     if isinstance(value, ListConfig):
         return _list_fits(value, kind, inner)
     if isinstance(value, DictConfig):
         return _node_fits(value, kind, inner) if "_target_" in value else _mapping_fits(value, kind, inner)
     return _scalar_fits(value, kind)
+
+
+def _is_endless(value: Any) -> bool:
+    """Whether it is nan or an infinity, which no argument means."""
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _is_within(value: Any, bound: Any) -> bool:
+    """Whether every number in a value, or a text's length, keeps a bound."""
+    if isinstance(value, ListConfig):
+        return all(_is_within(_read(value, key), bound) for key in _keys(value))
+    if isinstance(bound, GroupedMetadata):
+        return all(_is_within(value, part) for part in bound)
+    if isinstance(bound, MinLen):
+        return not isinstance(value, str) or len(value) >= bound.min_length
+    test = next((test for kind, test in _COMPARED.items() if isinstance(bound, kind)), None)
+    return test is None or not isinstance(value, int | float) or test(value, bound)
+
+
+_COMPARED: dict[type, Callable[[Any, Any], bool]] = {
+    Gt: lambda value, bound: value > bound.gt,
+    Ge: lambda value, bound: value >= bound.ge,
+    Lt: lambda value, bound: value < bound.lt,
+    Le: lambda value, bound: value <= bound.le,
+}
 
 
 def _scalar_fits(value: Any, kind: type) -> bool:
@@ -545,9 +657,9 @@ def _names_in(value: Any, place: _Place, key: Any) -> Iterator[str]:
         yield from (_absolute(match[1], match[2], place) for match in _REFERENCE.finditer(value))
 
 
-def reference(node: DictConfig, key: str) -> str | None:
+def reference(node: DictConfig | ListConfig, key: Any) -> str | None:
     """Return the dotted key that a value consists of a reference to; None where it is something else."""
-    if key not in node or not OmegaConf.is_interpolation(node, key):
+    if (isinstance(node, DictConfig) and key not in node) or not OmegaConf.is_interpolation(node, key):
         return None
     raw: Any = OmegaConf.to_container(node, resolve=False)
     found = re.fullmatch(r"\$\{(\w+(?:\.\w+)*)\}", raw[key])

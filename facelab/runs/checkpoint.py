@@ -82,10 +82,10 @@ def read_checkpoint(file: Path) -> Checkpoint:
 
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file that is no checkpoint makes torch fail in many ways
-        raise CheckpointError(
-            f"{file} is no checkpoint of train.py: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
-        ) from error
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    except Exception as error:  # a file that is no checkpoint makes torch fail in many ways, with advice that is unsafe
+        raise CheckpointError(f"{file} is no checkpoint of train.py; torch cannot read it") from error
     try:
         content = renamed_checkpoint(content) if isinstance(content, dict) else {}
     except CheckpointError as error:

@@ -14,17 +14,20 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import HydraException
 
 from facelab.errors import FacelabError
+from facelab.files import closed
 from facelab.runs.argv import as_typed, is_sweep, options_of, overrides_of
 from facelab.runs.environment import ROOT
 
 HELP = ("-h", "--help", "--hydra-help", "--version", "-sc", "--shell-completion")
 """Options of Hydra with which nothing is composed."""
+FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "paths.run")
+"""Keys of the folder that a run or a sweep is written to; by default it lies in ``logs``."""
 PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-/\\+.$%*@?|: \t")
 """What Hydra takes in a value without quotes."""
 
 
 def check_typed(argv: Sequence[str], unread: str | None = None) -> None:
-    """Refuse a command line that Hydra cannot read, or would read otherwise than it is meant.
+    """Refuse a command line that Hydra cannot read or would read otherwise than it is meant, or that can write nothing.
 
     Args:
         argv: the normalised words behind the program's name.
@@ -39,6 +42,21 @@ def check_typed(argv: Sequence[str], unread: str | None = None) -> None:
     read = [number for number, word in enumerate(words) if unread is None or not word.startswith(unread)]
     if faults := [fault for number in read if (fault := _word_fault(words, number, sweep, folders))]:
         raise FacelabError("\n".join(faults))
+    if not {"--cfg", "-c", "--info=all"} & set(argv) and (unread is None or len(read) == len(words)):
+        _check_folders([words[number] for number in read])
+
+
+def _check_folders(words: Sequence[str]) -> None:
+    """Refuse a run whose folder cannot be written to: Hydra makes it, and would end in a traceback.
+
+    Raises:
+        FacelabError: names the folder.
+    """
+    typed = {key: value for key, _, value in (word.lstrip("+").partition("=") for word in words) if key in FOLDERS}
+    for key, value in (typed or {FOLDERS[0]: "logs"}).items():
+        path: Any = OverridesParser.create().parse_override(f"{key}={value}").value()
+        if isinstance(path, str) and (reason := closed(Path(path.partition("${")[0]))):
+            raise FacelabError(f"{key}={value}: nothing can be written there ({reason})")
 
 
 def check_groups(overrides: Sequence[Override], argv: Sequence[str]) -> None:

@@ -100,10 +100,26 @@ def test_backbone_refuses_a_file_of_another_network(tmp_path: Path) -> None:
     torch.save(backbone.timm.create_model("mobilenetv2_140").state_dict(), wider)
     with pytest.raises(ConfigError, match=r"the tensor for conv_stem.weight has shape \(48, 3, 3, 3\)"):
         Timm("mobilenetv2_100", pretrained=False, weights=str(wider))
-    (tmp_path / "text.pth").write_text("not weights")
-    for file, message in (("text.pth", "not a file of tensors"), ("absent.pth", "there is no such file")):
-        with pytest.raises(ConfigError, match=message):
-            Timm(TINY, pretrained=False, weights=str(tmp_path / file))
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+@pytest.mark.parametrize("content", [b"not weights", b"hello", b"", b"\x89PNG\r\n\x1a\n0000", b"\x80\x02}q\x00."])
+def test_what_is_no_file_of_weights_is_refused(content: bytes, ending: str, tmp_path: Path) -> None:
+    """Catches a KeyError or IndexError out of torch for a text, an empty file or a picture."""
+    file = tmp_path / f"weights.{ending}"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"^weights=.*: not a file of tensors"):
+        Timm(TINY, pretrained=False, weights=str(file))
+    for path in (tmp_path, tmp_path / "absent.pth"):
+        with pytest.raises(ConfigError, match=r"^weights=.*: there is no such file"):
+            Timm(TINY, pretrained=False, weights=str(path))
+
+
+@pytest.mark.parametrize("name", ["test_vit", "mixer_s32_224"])
+def test_a_network_without_a_pyramid_is_refused(name: str) -> None:
+    """Catches feature maps of one size, which fail in the first step, or are taken for those of fine strides."""
+    with pytest.raises(ConfigError, match=f"^name={name}: its feature maps have the strides .* and are no pyramid"):
+        Timm(name, pretrained=False, weights=None)
 
 
 def test_backbone_with_another_number_of_classes(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_a_failing_training_says_why(tmp_path: Path) -> None:
     [
         (["backbone=timm", "backbone.name=nope"], "model", "backbone.name=nope: timm"),
         (["coder.stride=7"], "model", "coder.stride=7"),
-        (["data.train=-3"], "datamodule", "data: train=-3"),
+        (["data.train=-3"], "datamodule", "data.train=-3 must be"),
         (["augment.scale_limit=2"], "datamodule", "augment.scale_limit must be"),
         (["trainer.precision=5"], "trainer", "trainer: Precision 5 is invalid"),
     ],
@@ -175,11 +175,34 @@ def test_values_that_a_part_refuses(words: list[str], node: str, message: str, m
     assert str(stop.value).startswith(message)
 
 
-def test_errors_in_the_code_keep_their_traceback() -> None:
+def test_errors_in_the_code_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mistake of ours that is told as a mistake of the user's."""
-    broken = OmegaConf.create({"a": {"_target_": "torch.nn.Linear", "in_features": "three", "out_features": 2}})
-    with pytest.raises(TypeError):
-        build(broken, "a")
+    part = OmegaConf.create({"a": {"_target_": "facelab.losses.pipnet.PIPLoss", "score_weight": 1}})
+    with pytest.raises(TypeError, match="missing"):
+        build(part, "a")
+    monkeypatch.delattr("facelab.losses.regression.math.log1p")
+    with pytest.raises(AttributeError, match="log1p"):
+        build(OmegaConf.create({"a": {"_target_": "facelab.losses.regression.Wing", "width": 1, "curvature": 1}}), "a")
+
+
+@pytest.mark.parametrize(
+    ("node", "told"),
+    [
+        ({"_target_": "torch.nn.Linear", "in_features": "three", "out_features": 2}, "a: "),  # a TypeError
+        ({"_target_": "lightning.Trainer", "accelerator": "cpu", "devices": "x"}, "a: `devices` selected with"),
+        (
+            {"_target_": "albumentations.CoarseDropout", "num_holes_range": [0, 1]},
+            "a.num_holes_range: All values in (0, 1) must be >= 1",
+        ),
+    ],
+    ids=["torch", "lightning", "albumentations"],
+)
+def test_what_a_library_refuses_is_told_with_its_place(node: dict[str, Any], told: str) -> None:
+    """A traceback for the errors by which libraries refuse values, or lines of a validator's own."""
+    with pytest.raises(ConfigError) as stop:
+        build(OmegaConf.create({"a": node}), "a")
+    assert str(stop.value).startswith(told)
+    assert "\n" not in str(stop.value)
 
 
 # Opening a run again
@@ -289,7 +312,7 @@ def test_the_layout_is_compared_by_name(trained: Path, monkeypatch: pytest.Monke
         (["crop.scale=0"], "datamodule", "crop.scale"),
         (["crop.shift=[1]"], "datamodule", "crop"),
         (["seed=-1"], "datamodule", "seed=-1: choose"),
-        (["augment.mirror_probability=3"], "datamodule", "augment: the probabilities"),
+        (["augment.mirror_probability=3"], "datamodule", "augment.mirror_probability=3 must be"),
         (["backbone.weights=nowhere.pth"], "model", "backbone.weights=nowhere.pth: there is no such file"),
     ],
 )

@@ -212,3 +212,21 @@ def test_typed_options_side_by_side_are_both_taken(tmp_path: Path, capfd: pytest
     open_door("train", "logger=[csv,tensorboard]", "--cfg", "job", "-p", "logger", folder=tmp_path)
     printed = capfd.readouterr().out
     assert "\ncsv:" in printed and "\ntensorboard:" in printed
+
+
+@pytest.mark.parametrize("key", ["hydra.run.dir", "hydra.sweep.dir", "paths.run"])
+@pytest.mark.parametrize("place", ["{file}/run", "{file}/${{seed}}/run", "/proc/nothing/run"])
+def test_a_folder_that_cannot_be_written_to_is_told(key: str, place: str, tmp_path: Path) -> None:
+    """A traceback of Hydra, which makes the folder before it calls the door."""
+    (tmp_path / "file").touch()
+    folder = place.format(file=tmp_path / "file")
+    assert said(f"{key}={folder}").startswith(f"{key}={folder}: nothing can be written there (/")
+    assert said(f"{key}={folder}", "--cfg", "job") == said(f"{key}={tmp_path}/new/${{seed}}") == ""
+
+
+def test_a_place_without_logs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same where no folder is typed; a run that is resumed lies elsewhere."""
+    (tmp_path / "logs").touch()
+    monkeypatch.chdir(tmp_path)
+    assert said("seed=2").startswith("hydra.run.dir=logs: nothing can be written there (")
+    assert said("resume=run", unread="resume=") == ""
