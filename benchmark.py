@@ -163,7 +163,7 @@ def measure_model(folder: Path, cfg: DictConfig) -> Row:
     Raises:
         FacelabError: the pose is asked for, and it predicts none.
     """
-    clear_initial_weights(cfg)
+    cfg = OmegaConf.create(clear_initial_weights(OmegaConf.to_container(cfg, resolve=False)))
     write_config(folder, cfg)
     module = build(cfg, "model")
     if reason := no_pose(module, cfg.crop.size, cfg):

@@ -16,6 +16,7 @@ from torch import distributed
 
 from facelab import signals
 from facelab.bounds import Amount
+from facelab.errors import CheckpointError
 from facelab.files import replacing
 from facelab.internals.lightning import is_last_batch, validates_after
 from facelab.renames import renamed_checkpoint
@@ -95,11 +96,19 @@ class Resumption(Checkpoint):
 
         Lightning forgets its score when the folder has another name. The next validation would then replace the best
         checkpoint, however bad it is.
+
+        Raises:
+            CheckpointError: the checkpoint names a file elsewhere, which Lightning would remove for a better one.
         """
         for callback in trainer.checkpoint_callbacks:
             state = checkpoint["callbacks"].get(callback.state_key)
-            if isinstance(callback, ModelCheckpoint) and state and callback.dirpath != state["dirpath"]:
-                files = filter(None, (*state["best_k_models"], *(state[key] for key in CHECKPOINTS)))
+            if not isinstance(callback, ModelCheckpoint) or not state:
+                continue
+            files = [*filter(None, (*state["best_k_models"], *(state[key] for key in CHECKPOINTS)))]
+            for file in files:
+                if not Path(os.path.normpath(file)).is_relative_to(os.path.normpath(str(state["dirpath"]))):
+                    raise CheckpointError(f"the checkpoint names {file}, which does not lie in {state['dirpath']}")
+            if callback.dirpath != state["dirpath"]:
                 moved = {file: Path(str(callback.dirpath), os.path.relpath(file, state["dirpath"])) for file in files}
                 if all(map(Path.exists, moved.values())):  # else the score of a file that is not here would count
                     state |= {key: str(moved.get(state[key], "")) for key in CHECKPOINTS}

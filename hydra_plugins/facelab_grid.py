@@ -82,6 +82,7 @@ class GridSweeper(BasicSweeper):
         """
         from facelab.errors import RunError
         from facelab.run_folder import RunFolder
+        from facelab.runs.overrides import check_links, check_reach
         from facelab.runs.processes import restart_with_next_stamp
         from facelab.runs.sweep import ledger, waiting
         from facelab.runs.typed import check_groups
@@ -104,4 +105,7 @@ class GridSweeper(BasicSweeper):
             if len(left) < len(cells):
                 log.warning("jobs of this sweep wait in Slurm's queue; the cells that have not begun are left to them")
             cells = left
+        check_links(folder)
+        for cell in cells:
+            check_reach(cell.overrides, arguments, folder / str(cell.number))
         return {cell.number: [*cell.overrides, *arguments] for cell in cells}, False  # the last of a key is taken

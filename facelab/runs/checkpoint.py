@@ -7,7 +7,10 @@ So a logger, a callback or an option that is gone does not close a checkpoint. N
 
 import copy
 import logging
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +18,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from facelab.errors import CheckpointError, ConfigError, RunError
+from facelab.files import DEEPEST, MOST_NODES, read_yaml
 from facelab.renames import renamed_checkpoint
 from facelab.run_folder import RunFolder
 from facelab.runs.build import build, check, own_place
 from facelab.runs.check import check_config, part_of
+from facelab.runs.resolvers import foreign_interpolation
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +91,8 @@ def read_checkpoint(file: Path) -> Checkpoint:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     except Exception as error:  # a file that is no checkpoint makes torch fail in many ways, with advice that is unsafe
         raise CheckpointError(f"{file} is no checkpoint of train.py; torch cannot read it") from error
+    if isinstance(content, dict):
+        _check_size(content.get("hyper_parameters"), file)
     try:
         content = renamed_checkpoint(content) if isinstance(content, dict) else {}
     except CheckpointError as error:
@@ -94,13 +101,19 @@ def read_checkpoint(file: Path) -> Checkpoint:
     config, weights, step = (content.get(key) for key in keys)
     if not isinstance(config, dict) or not isinstance(weights, dict) or "model" not in config:
         raise CheckpointError(f"{file} carries no configuration with its weights; it was not written by train.py")
+    if not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise CheckpointError(f"{file} holds weights that are no tensors")
+    # A tensor may repeat one number of the file as often as its shape says.
+    if sum(value.numel() * value.element_size() for value in weights.values()) > file.stat().st_size:
+        raise CheckpointError(f"{file} is smaller than the weights that it lists")
     return Checkpoint(config, weights, step or 0)
 
 
 def load_run(path: Path, paths: DictConfig) -> LoadedRun:
     """Open a checkpoint: its configuration, with this machine's paths, and the trained module.
 
-    Nothing is downloaded: keys that name initial weights are cleared, since the checkpoint holds the trained ones.
+    Nothing is asked of a server, and keys that name initial weights are cleared, since the checkpoint holds the trained
+    ones. A node that reads the environment, such as a logger's, is left out with a warning.
     Optimizer and scheduler are not built. A loss that cannot be built today is left out with its weights, and with
     those that only it had trained.
 
@@ -116,14 +129,22 @@ def load_run(path: Path, paths: DictConfig) -> LoadedRun:
     from facelab.profiling.compile import prepare
 
     saved = RunFolder(path).config
-    tested = OmegaConf.select(OmegaConf.load(saved), "test_with") if saved.is_file() else None
-    file = find_checkpoint(path, "best" if tested == "best" else "last")
+    try:
+        tested = read_yaml(saved) if saved.is_file() else None
+    except ValueError as error:
+        raise RunError(f"{saved} cannot be read: {error}") from error
+    best = isinstance(tested, dict) and tested.get("test_with") == "best"
+    file = find_checkpoint(path, "best" if best else "last")
     config, weights, _ = read_checkpoint(file)
+    machine: Any = OmegaConf.to_container(paths, resolve=True)
+    config = {key: clear_initial_weights(node) for key, node in config.items()} | {"paths": machine}
+    for key in [key for key, node in config.items() if foreign_interpolation(node)]:
+        log.warning("%s: %s is left out: %s reads this machine", file, key, foreign_interpolation(config[key]))
+        del config[key]
     try:
         cfg = OmegaConf.create(config)
-        cfg.paths = OmegaConf.to_container(paths, resolve=True)
-        clear_initial_weights(cfg)
-        module = _open(cfg, weights, file)
+        with offline():
+            module = _open(cfg, weights, file)
         memory_format = cfg.get("memory_format", "channels_last")
     except OmegaConfBaseException as error:
         raise CheckpointError(f"the configuration in {file} cannot be read: {error}") from error
@@ -133,24 +154,38 @@ def load_run(path: Path, paths: DictConfig) -> LoadedRun:
 
 def _open(cfg: DictConfig, weights: Mapping[str, Any], file: Path) -> Any:
     """Build the module and load its weights; a loss that cannot be built becomes null in the configuration."""
+    import torch
+
     opened = needed(cfg, *OPENED)
     lost = _loss_fault(opened)
     if lost:
         cfg.model.loss = None
         opened = needed(cfg, *OPENED)
     check(opened, OPENED, absent=ABSENT)
+    with torch.device("meta"):  # so that a configuration of a larger network than its weights costs no memory
+        left = _load(build(opened, "model"), {key: value.to("meta") for key, value in weights.items()}, file, lost)
     module = build(opened, "model")
+    _load(module, weights, file, lost)
+    if lost:
+        gone = sorted({"loss", *(key.partition(".")[0] for key in left)})
+        log.warning("%s: its loss cannot be built today and is left out (%s)", file, lost)
+        log.warning("left out with their weights: %s", ", ".join(gone))
+    return module
+
+
+def _load(module: Any, weights: Mapping[str, Any], file: Path, lost: str) -> list[str]:
+    """Load the weights of a checkpoint, and list those that are left out with a loss that is lost.
+
+    Raises:
+        CheckpointError: they do not fit.
+    """
     # What only the loss had needed, such as a branch that it alone trained, is not built without it.
     left = [key for key in weights if lost and getattr(module, key.partition(".")[0], None) is None]
     try:
         module.load_state_dict({key: value for key, value in weights.items() if key not in left})
     except RuntimeError as error:
         raise CheckpointError(f"the weights in {file} do not fit its configuration: {error}") from error
-    if lost:
-        gone = sorted({"loss", *(key.partition(".")[0] for key in left)})
-        log.warning("%s: its loss cannot be built today and is left out (%s)", file, lost)
-        log.warning("left out with their weights: %s", ", ".join(gone))
-    return module
+    return left
 
 
 def _loss_fault(opened: DictConfig) -> str:
@@ -163,7 +198,7 @@ def _loss_fault(opened: DictConfig) -> str:
         return ""  # what else is wrong is told by who opens it
     try:
         build(opened, "model.loss")
-    except ConfigError as error:
+    except (ConfigError, CheckpointError) as error:
         return str(error)
     return ""
 
@@ -192,12 +227,59 @@ def _is_in(place: str, node: str) -> bool:
     return place == node or place.startswith((f"{node}.", f"{node}["))
 
 
-def clear_initial_weights(node: DictConfig) -> None:
-    """Make every key that names initial weights say that there are none, in place."""
-    for key in map(str, node):
-        if OmegaConf.is_interpolation(node, key) or OmegaConf.is_missing(node, key):
-            continue
-        if key in INITIAL_WEIGHTS:
-            node[key] = INITIAL_WEIGHTS[key]
-        elif isinstance(node[key], DictConfig):
-            clear_initial_weights(node[key])
+def clear_initial_weights(node: Any) -> Any:
+    """Give a copy of plain containers in which every key that names initial weights says that there are none."""
+    if isinstance(node, dict):
+        return {
+            key: INITIAL_WEIGHTS[key] if key in INITIAL_WEIGHTS else clear_initial_weights(value)
+            for key, value in node.items()
+        }
+    return [clear_initial_weights(value) for value in node] if isinstance(node, (list, tuple)) else node
+
+
+def _check_size(config: Any, file: Path) -> None:
+    """Refuse a configuration of far more values than any run has: parts that are shared there would be copied.
+
+    Raises:
+        CheckpointError: it is too large or too deep.
+    """
+    level, count = [config], 0
+    for _ in range(DEEPEST):
+        level = [
+            child
+            for node in level
+            if isinstance(node, (dict, list, tuple))
+            for child in (node.values() if isinstance(node, dict) else node)
+        ]
+        count += len(level)
+        if not level:
+            return
+        if count > MOST_NODES:
+            break
+    raise CheckpointError(f"{file}: its configuration has over {MOST_NODES:,} values or {DEEPEST} levels")
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Refuse every connection to a server that a part opens while it is built.
+
+    Raises:
+        CheckpointError: a part opens one.
+    """
+    if not _hooks:
+        _hooks.append(_refuse_connection)
+        sys.addaudithook(_refuse_connection)  # it can never be removed, and is added once
+    token = _offline.set(True)
+    try:
+        yield
+    finally:
+        _offline.reset(token)
+
+
+_hooks: list[Any] = []
+_offline = ContextVar("offline", default=False)
+
+
+def _refuse_connection(event: str, arguments: Any) -> None:
+    if event in ("socket.connect", "socket.getaddrinfo", "urllib.Request") and _offline.get():
+        raise CheckpointError(f"a part of the checkpoint asks a server while it is opened ({event}), and is refused")

@@ -3,11 +3,18 @@
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from facelab.run_folder import STAMPED, owner_of
+
+INNERMOST = re.compile(r"\$\{([^${}]*)\}")
+"""An interpolation without another in it."""
+RESOLVERS = ("chosen", "folder_id", "oc.select", "run_name", "tags")
+"""Resolvers that a configuration from elsewhere may use: they read the configuration, and of Hydra which options were
+chosen."""
 
 
 def _chosen(*groups: str, _root_: DictConfig) -> str:
@@ -52,6 +59,26 @@ def _tags(*, _root_: DictConfig) -> list[str]:
     """List what a run is found by in dashboards: the method, dataset and backbone that it has."""
     names = (_chosen("model", _root_=_root_), OmegaConf.select(_root_, "data.name"), _chosen("backbone", _root_=_root_))
     return [name for name in names if name]
+
+
+def foreign_interpolation(node: Any) -> str:
+    """Find text in plain containers that more than refers to another key; empty where there is none.
+
+    Resolvers other than those of this project read the environment of the process that opens a configuration.
+    """
+    if isinstance(node, dict):
+        return next(filter(None, (foreign_interpolation(value) for pair in node.items() for value in pair)), "")
+    if isinstance(node, (list, tuple)):
+        return next(filter(None, map(foreign_interpolation, node)), "")
+    if not isinstance(node, str):
+        return ""
+    rest = node
+    while found := INNERMOST.search(rest):
+        resolver, colon, _ = found[1].partition(":")
+        if colon and resolver.strip() not in RESOLVERS:
+            return node
+        rest = rest[: found.start()] + "_" + rest[found.end() :]
+    return node if "${" in rest else ""
 
 
 # While the module is imported: a job that a cluster starts imports a door and calls no ``start``.

@@ -1,7 +1,10 @@
 """A checkpoint opens by what its model needs, whatever became of the rest."""
 
 import copy
+import resource
 import shutil
+import socket
+import urllib.request
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from facelab import renames
 from facelab.errors import CheckpointError, FacelabError
 from facelab.renames import Step, renamed_config, renamed_override, renamed_path, renamed_weights
 from facelab.runs.check import part_of
-from facelab.runs.checkpoint import load_run, read_checkpoint
+from facelab.runs.checkpoint import load_run, offline, read_checkpoint
 from lightning_modules import pfld
 
 RECORDED = ROOT / "tests" / "recorded"
@@ -344,3 +347,105 @@ def test_a_part_brings_what_it_refers_to() -> None:
         "trainer": {"epochs": 5},
     }
     assert OmegaConf.to_container(part_of(cfg, ("data",)), resolve=True)["data"]["root"] == "somewhere"  # type: ignore[index,call-overload]
+
+
+# From elsewhere
+
+
+@pytest.fixture
+def servers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The servers that were asked for, none of which answers."""
+    asked: list[Any] = []
+
+    def getaddrinfo(*given: Any, **named: Any) -> Any:
+        asked.append(given)
+        raise OSError("no network in a test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return asked
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "${oc.env:SECRET}",
+        "x-${oc.env:SECRET}",
+        "${ oc.env : SECRET}",
+        "${${a}:SECRET}",
+        "${oc.decode:${oc.env:SECRET}}",
+    ],
+)
+def test_opening_reads_no_environment(
+    text: str, written: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint from elsewhere that writes a password of this machine into config.yaml and metrics.json."""
+    monkeypatch.setenv("SECRET", "swordfish")
+    monkeypatch.setenv("FACELAB_CACHE", str(tmp_path / "cache"))
+    file = written({"a": "oc.env", "logger.tensorboard.name": text, "note": text})
+    open_door("evaluate", f"ckpt={file}", "logger=csv", "hydra.run.dir=measured", folder=tmp_path)
+    for path in (tmp_path / "measured").rglob("*"):
+        assert path.is_dir() or b"swordfish" not in path.read_bytes()
+    with pytest.raises(CheckpointError, match="has no model"):
+        load_run(written({"a": "oc.env", "model.flip_test": text}), PATHS)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {
+            "backbone": {
+                "_target_": "facelab.networks.backbone.Timm",
+                "name": "test_efficientnet",
+                "pretrained": "${test}",
+                "weights": None,
+            },
+            "test": True,
+        },
+        {"loss": {"_target_": "torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity"}},
+    ],
+    ids=["pretrained", "loss"],
+)
+def test_opening_asks_no_server(changes: dict[str, Any], tmp_path: Path, servers: list[Any]) -> None:
+    """A download for weights that the checkpoint holds itself, or by a loss that brings its own."""
+    content = torch.load(PIPNET, weights_only=True)
+    content["hyper_parameters"] |= changes
+    torch.save(content, tmp_path / "changed.ckpt")
+    load_run(tmp_path / "changed.ckpt", PATHS)
+    assert servers == []
+
+
+def test_opening_refuses_a_connection(servers: list[Any]) -> None:
+    """A part that asks a server in its constructor, by whichever library."""
+    with pytest.raises(CheckpointError, match="asks a server"), offline():
+        urllib.request.urlopen("http://example.invalid/weights.pth")
+    with pytest.raises(CheckpointError, match="asks a server"), offline(), socket.socket() as each:
+        each.connect(("127.0.0.1", 9))
+    with socket.socket() as each, pytest.raises(OSError, match="refused"):
+        each.connect(("127.0.0.1", 9))
+
+
+def test_weights_that_the_file_does_not_hold_are_refused(content: dict[str, Any], written: Callable[..., Path]) -> None:
+    """A small file whose network takes all memory."""
+    name = next(name for name, value in content["state_dict"].items() if value.ndim == 4)
+    weights = content["state_dict"] | {name: torch.zeros(1).expand(2**14, 2**14, 3, 3)}
+    with pytest.raises(CheckpointError, match="smaller than the weights that it lists"):
+        load_run(written({}, state_dict=weights), PATHS)
+
+
+def test_a_larger_network_than_its_weights_costs_no_memory(written: Callable[..., Path]) -> None:
+    """The same by the configuration: gigabytes before the weights are found not to fit."""
+    file = written({"backbone.width": 300.0})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(FacelabError, match=r"do not fit|backbone\.width"):
+        load_run(file, PATHS)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
+
+
+@pytest.mark.parametrize("kind", ["wide", "deep"])
+def test_a_configuration_that_grows_when_it_is_copied_is_refused(kind: str, written: Callable[..., Path]) -> None:
+    """Lists that share their items in the file, and fill the memory as a configuration."""
+    node: Any = ["x"] * 10
+    for _ in range(9 if kind == "wide" else 200):
+        node = [node] * (10 if kind == "wide" else 1)
+    with pytest.raises(CheckpointError, match="values or"):
+        load_run(written({"note": node}), PATHS)

@@ -31,8 +31,9 @@ from facelab.errors import RunError
 from facelab.renames import renamed_config
 from facelab.run_folder import read_status
 from facelab.runs.argv import quoted
-from facelab.runs.overrides import resumed_argv, task_overrides
+from facelab.runs.overrides import check_reach, resumed_argv, task_overrides
 from facelab.runs.resume import _pin
+from facelab.runs.sweep import write_cells
 from lightning_modules.pipnet import PIPNet
 
 EPOCHS, STEPS = 3, 6
@@ -923,3 +924,120 @@ def test_a_run_is_finished_by_its_last_file(tmp_path: Path, monkeypatch: pytest.
     train("resume=run", folder=tmp_path)
     assert (tmp_path / "run" / "samples" / "worst.png").is_file()
     assert (tmp_path / "run" / "metrics.json").is_file()
+
+
+# A folder from somebody else
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "callbacks.csv.path=/home/user/.bashrc",
+        "callbacks.checkpoint.dirpath='~/.ssh'",
+        "callbacks.checkpoint.filename=../../../thesis",
+        "callbacks.csv.path=authorized_keys",
+        "logger.tensorboard.save_dir=elsewhere",
+        "+logger.mine={_target_: lightning.pytorch.loggers.CSVLogger, save_dir: .ssh}",
+        "+logger.mine={_target_: lightning.pytorch.loggers.MLFlowLogger, tracking_uri: 'http://elsewhere'}",
+        "+trainer.default_root_dir=/srv",
+        "+trainer.profiler={_target_: x, dirpath: /srv}",
+        "paths.cache=/srv",
+        "data.cache=/srv",
+        "paths.name=${oc.env:SECRET}",
+    ],
+)
+def test_an_override_that_leads_out_of_the_folder_is_for_the_user_to_say(word: str, tmp_path: Path) -> None:
+    """A run folder that was received, and has a resumption overwrite files of the user's or ask a server."""
+    with pytest.raises(RunError, match="is for you to say"):
+        check_reach(["seed=1", word], ["trainer.max_epochs=3"], tmp_path / "run")
+    check_reach(["seed=1", word], [word], tmp_path / "run")
+
+
+def test_overrides_of_a_run_that_stay_within_it_are_kept(tmp_path: Path) -> None:
+    """A resumption that asks the user to type everything again."""
+    run = tmp_path / "run"
+    words = [
+        *("model=pipnet", "callbacks=ema", "logger=[csv,wandb]", "logger.wandb.project=faces/2026", "seed=3"),
+        *("callbacks.checkpoint.monitor=val/nme_ioc", "trainer.precision=bf16-mixed", "paths.data=/data", "~scheduler"),
+        *("data.layout.path=facelab.faces.layouts.IBUG68", "data.root=../faces", "optimizer.lr=1e-3"),
+        f"callbacks.csv.path={run}/curves.csv",
+    ]
+    check_reach(words, [], run)
+
+
+@pytest.mark.parametrize("name", [".lock", "metrics.csv", "checkpoints/last.ckpt", "samples"])
+def test_a_link_that_leads_out_of_the_folder_is_refused(name: str, tmp_path: Path, interrupt: Interrupt) -> None:
+    """A run folder that was received, with a link through which a resumption writes into a file of the user's."""
+    run = interrupted(tmp_path, interrupt)
+    (tmp_path / "thesis").write_text("mine")
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(tmp_path / "thesis")
+    with pytest.raises(SystemExit, match=f"{name} is a link that leads out"):
+        train("resume=run", folder=tmp_path)
+    assert (tmp_path / "thesis").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["../../thesis", "/thesis", "s3://bucket/thesis"])
+def test_a_best_checkpoint_elsewhere_is_refused(name: str, tmp_path: Path, interrupt: Interrupt) -> None:
+    """A checkpoint that was received, for which Lightning removes a file of the user's when a better one comes."""
+    run = interrupted(tmp_path, interrupt)
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    state = next(state for key, state in content["callbacks"].items() if key.startswith("ModelCheckpoint"))
+    place = f"{state['dirpath']}/{name}" if name.startswith("..") else name
+    state |= {"kth_best_model_path": place, "best_k_models": {place: state["best_model_score"]}}
+    torch.save(content, run / "checkpoints" / "last.ckpt")
+    with pytest.raises(SystemExit, match="which does not lie in"):
+        train("resume=run", folder=tmp_path)
+
+
+# Two at once
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sweep", [False, True])
+def test_two_that_start_in_one_second_take_two_folders(sweep: bool, tmp_path: Path) -> None:
+    """Two runs, or sweeps, of one name that share a folder: cells overwritten, others never trained."""
+    words = [*WORDS, "trainer.max_epochs=1", *(["-m", "seed=1,2"] if sweep else [])]
+    at = int(time.time()) + 12
+    clock = "import time; real = time.strftime; "
+    clock += f"time.strftime = lambda form, *t: real(form, *(t or (time.localtime({at}),)))"
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(clock)  # both of them choose this second
+    place = str(tmp_path / "site")
+    both = [
+        start_door("train", *words, folder=tmp_path, log=tmp_path / f"log{number}", PYTHONPATH=place) for number in "01"
+    ]
+    assert [process.wait(240) for process in both] == [0, 0], (tmp_path / "log0").read_text()
+    folders = sorted((tmp_path / "logs" / "train" / ("multiruns" if sweep else "runs")).iterdir())
+    assert len(folders) == 2
+    for folder in folders:
+        for run in (folder / "0", folder / "1") if sweep else (folder,):
+            assert read_status(run).state == "finished"
+            assert (run / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize("door", ["predict", "evaluate", "benchmark"])
+def test_a_door_leaves_the_folder_of_another_alone(door: str, tmp_path: Path, trained: Path) -> None:
+    """A training whose configuration and state are overwritten by a prediction."""
+    shutil.copytree(trained, tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    words = {
+        "predict": ["images=.", "landmarks=run"],
+        "evaluate": ["ckpt=run"],
+        "benchmark": ["model=pipnet", "data=synthetic68"],
+    }[door]
+    with pytest.raises(SystemExit, match=r"is the folder of train\.py"):
+        open_door(door, *words, "hydra.run.dir=run", folder=tmp_path)
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_a_sweep_is_no_folder_of_a_run(tmp_path: Path, trained: Path) -> None:
+    """A run among the files of a sweep, or a sweep in the folder of a run."""
+    (tmp_path / "sweep").mkdir()
+    write_cells(tmp_path / "sweep", {0: ["seed=1"]})
+    with pytest.raises(SystemExit, match="is the folder of a sweep"):
+        train(*WORDS, "hydra.run.dir=sweep", folder=tmp_path)
+    with pytest.raises(RunError, match="another sweep has just begun"):
+        write_cells(tmp_path / "sweep", {0: ["seed=2"]})
+    with pytest.raises(RunError, match="is the folder of a run"):
+        write_cells(trained, {0: ["seed=1"]})
