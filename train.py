@@ -10,9 +10,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from facelab.errors import ConfigError, RunError
-from facelab.runs.build import build, build_trainer, check, write_config
+from facelab.runs.build import build, build_trainer, check
 from facelab.runs.check import TRAIN_KEYS
-from facelab.runs.checkpoint import find_checkpoint, read_checkpoint
+from facelab.runs.checkpoint import clear_initial_weights, find_checkpoint, offline, read_checkpoint
+from facelab.runs.overrides import check_reach, plain_overrides
 from facelab.runs.recording import recorded
 from facelab.runs.report import report
 from facelab.runs.resume import Resumed, begin, check_weights, resumption
@@ -31,9 +32,9 @@ def main(cfg: DictConfig) -> float | None:
         if resumed and resumed.finished:
             report(folder)
             return None
-        module, datamodule, trainer = build_parts(cfg)
+        module, datamodule, trainer = build_parts(cfg, resumed=resumed is not None)
         check_monitors(cfg, module, datamodule)
-        prepare_folder = partial(begin, folder, cfg, list(HydraConfig.get().overrides.task), resumed)
+        prepare_folder = partial(begin, folder, cfg, plain_overrides(), resumed)
         if resumed:  # it is prepared when the trainer has accepted the checkpoint
             check_weights(module, resumed)
             trainer.callbacks.append(LambdaCallback(on_fit_start=prepare_folder))
@@ -54,7 +55,7 @@ def open_folder(folder: Path, cfg: DictConfig) -> Resumed | None:
     """Check the configuration against itself and against the folder.
 
     Returns:
-        Where the run continues; None for a run that begins, whose configuration is written.
+        Where the run continues; None for a run that begins.
 
     Raises:
         FacelabError: it has faults, or does not fit the run that lies there.
@@ -65,7 +66,7 @@ def open_folder(folder: Path, cfg: DictConfig) -> Resumed | None:
         return resumed
     if not resumed:
         check_cell()
-        write_config(folder, cfg)
+    check_reach(cfg, folder)
     check_values(cfg)
     return resumed
 
@@ -111,7 +112,7 @@ def check_values(cfg: DictConfig) -> None:
         )
 
 
-def build_parts(cfg: DictConfig) -> tuple[Any, Any, Any]:
+def build_parts(cfg: DictConfig, *, resumed: bool) -> tuple[Any, Any, Any]:
     """Build module, datamodule and trainer.
 
     Raises:
@@ -122,11 +123,19 @@ def build_parts(cfg: DictConfig) -> tuple[Any, Any, Any]:
     from facelab.profiling.compile import prepare
 
     seed_everything(cfg.seed, workers=True, verbose=False)
-    datamodule, module = build(cfg, "datamodule"), build(cfg, "model")
+    datamodule, module = build(cfg, "datamodule"), build_module(cfg, resumed=resumed)
     module.save_hyperparameters(OmegaConf.to_container(cfg, resolve=False), logger=False)
     prepare(module, cfg.memory_format, cfg.compile)
     module.configure_optimizers()  # they are built anew when the training begins; what they refuse, they refuse now
     return module, datamodule, build_trainer(cfg)
+
+
+def build_module(cfg: DictConfig, *, resumed: bool) -> Any:
+    """Build the module; of a run that is resumed without initial weights, which its checkpoint replaces."""
+    if not resumed:
+        return build(cfg, "model")
+    with offline():
+        return build(OmegaConf.create(clear_initial_weights(OmegaConf.to_container(cfg))), "model")
 
 
 def check_monitors(cfg: DictConfig, module: Any, datamodule: Any) -> None:
@@ -140,7 +149,8 @@ def check_monitors(cfg: DictConfig, module: Any, datamodule: Any) -> None:
     known = {f"val/{name}" for name in names(module.layout, datamodule.data.tags)}
     for name, callback in {"monitor": {"monitor": cfg.monitor.name}, **(cfg.callbacks or {})}.items():
         monitored = str(callback.get("monitor")) if callback else ""
-        if monitored.startswith("val/") and monitored not in known:
+        ours = monitored.startswith("val/") or "/" not in monitored  # a method of one's own may log under other names
+        if callback and callback.get("monitor") and ours and monitored not in known:
             key = "monitor.name" if name == "monitor" else f"callbacks.{name}.monitor"
             raise ConfigError(key, f"={monitored}: no validation gives this number{hint(monitored, known)}")
 

@@ -9,7 +9,8 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, distributed
 from torch.optim import Optimizer
 
-from facelab.errors import TrainingError, printable
+from callbacks.resumption import write_tensors
+from facelab.errors import TrainingError, visible
 from facelab.faces.batch import LandmarkBatch
 from facelab.run_folder import RunFolder
 
@@ -45,7 +46,7 @@ class FiniteLoss(Callback):
     def __init__(self, folder: str, on_nan: Literal["stop", "skip", "continue"]) -> None:
         self.folder, self.on_nan = RunFolder(Path(folder)), on_nan
         self.batch: tuple[LandmarkBatch, int] | None = None
-        self.answer: Tensor  # () float32, on the host: 1 where the loss of some rank is not finite
+        self.answer: Tensor | None = None  # () float32, on the host: 1 where the loss of some rank is not finite
         self.copied: torch.cuda.Event | None = None
         self.loss: Tensor
         self.skipping, self.in_a_row, self.warned = False, 0, False
@@ -66,12 +67,13 @@ class FiniteLoss(Callback):
         bad = (~torch.isfinite(self.loss)).float()
         if trainer.world_size > 1:
             distributed.all_reduce(bad, distributed.ReduceOp.MAX)
-        if bad.is_cuda:
-            self.answer = torch.empty((), pin_memory=True).copy_(bad, non_blocking=True)
-            self.copied = torch.cuda.Event()
-            self.copied.record()
-        else:
+        if not bad.is_cuda:
             self.answer = bad
+            return
+        if self.answer is None or self.copied is None:
+            self.answer, self.copied = torch.empty((), pin_memory=True), torch.cuda.Event()
+        self.answer.copy_(bad, non_blocking=True)
+        self.copied.record()
 
     def on_after_backward(self, trainer: Trainer, module: LightningModule) -> None:
         """Act on the answer.
@@ -119,10 +121,15 @@ class FiniteLoss(Callback):
         happened, file = self._happened(trainer), self.folder.bad_batch(trainer.global_rank)
         assert self.batch is not None
         batch = {name: value.cpu() for name, value in self.batch[0]._asdict().items()}
-        torch.save({"batch": batch, "weights": module.state_dict(), "step": trainer.global_step}, file)
+        weights = {name: value.cpu() for name, value in module.state_dict().items()}
+        kept = f"The batch and the weights are kept in {file}"
+        try:
+            write_tensors(file, {"batch": batch, "weights": weights, "step": trainer.global_step})
+        except OSError as error:  # what happened is more important
+            kept = f"The batch could not be kept: {error}"
         raise TrainingError(
-            f"{happened}. The batch and the weights are kept in {file}. A smaller optimizer.lr, "
-            f"+trainer.gradient_clip_val=1 or trainer.precision=32-true may help; {remedy}"
+            f"{happened}. {kept}. A smaller optimizer.lr, +trainer.gradient_clip_val=1 or trainer.precision=32-true "
+            f"may help; {remedy}"
         )
 
     def _happened(self, trainer: Trainer) -> str:
@@ -130,7 +137,7 @@ class FiniteLoss(Callback):
         assert self.batch is not None
         batch, index = self.batch
         paths = trainer.datamodule.faces["train"].paths  # type: ignore[attr-defined]
-        photos = [printable(paths[row].name) for row in batch.face_id.tolist()]
+        photos = [visible(paths[row].name) for row in batch.face_id.tolist()]
         more = f" and {len(photos) - SHOWN} more" if len(photos) > SHOWN else ""
         rates = {f"{group['lr']:.3g}" for optimizer in trainer.optimizers for group in optimizer.param_groups}
         rank = f" of rank {trainer.global_rank}" if trainer.world_size > 1 else ""

@@ -1,7 +1,6 @@
 """What makes a run continue where it was: checkpoints at any time, whole or not there, with the state of chance."""
 
 import io
-import os
 import time
 from pathlib import Path
 from types import FrameType
@@ -16,7 +15,6 @@ from torch import distributed
 
 from facelab import signals
 from facelab.bounds import Amount
-from facelab.errors import CheckpointError
 from facelab.files import replacing
 from facelab.internals.lightning import is_last_batch, validates_after
 from facelab.renames import renamed_checkpoint
@@ -24,6 +22,18 @@ from facelab.run_folder import LAST_CHECKPOINT
 
 CHECKPOINTS = ("best_model_path", "kth_best_model_path", "last_model_path")
 """Entries of the state of a ``ModelCheckpoint`` that are files."""
+
+
+def write_tensors(path: Path, content: dict[str, Any]) -> None:
+    """Write a file of torch that is whole or not there.
+
+    Raises:
+        OSError: of writing.
+    """
+    memory = io.BytesIO()  # torch tells of a full disk by a RuntimeError without a reason
+    torch.save(content, memory)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(memory.getbuffer())
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -39,10 +49,7 @@ class WholeFiles(TorchCheckpointIO):
         Raises:
             OSError: the disk is full, or the folder cannot be written to; the old file is as it was.
         """
-        content = io.BytesIO()  # torch tells of a full disk by a RuntimeError without a reason
-        torch.save(checkpoint, content)
-        with replacing(Path(path)) as temporary, temporary.open("wb") as file:
-            file.write(content.getbuffer())
+        write_tensors(Path(path), checkpoint)
 
     def load_checkpoint(self, *given: Any, **named: Any) -> dict[str, Any]:
         """Read a checkpoint, as Lightning's own with the same arguments.
@@ -92,28 +99,25 @@ class Resumption(Checkpoint):
         self.chance = state_dict
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Let a run that was moved know its best checkpoint.
+        """Let a run know its best checkpoint by its own folder, whatever folder the checkpoint names.
 
-        Lightning forgets its score when the folder has another name. The next validation would then replace the best
-        checkpoint, however bad it is.
-
-        Raises:
-            CheckpointError: the checkpoint names a file elsewhere, which Lightning would remove for a better one.
+        Lightning forgets the score of a run that was moved; the next validation would then replace the best checkpoint,
+        however bad it is. And it removes the file that the checkpoint names as soon as there is a better one, wherever
+        that lies.
         """
         for callback in trainer.checkpoint_callbacks:
             state = checkpoint["callbacks"].get(callback.state_key)
             if not isinstance(callback, ModelCheckpoint) or not state:
                 continue
-            files = [*filter(None, (*state["best_k_models"], *(state[key] for key in CHECKPOINTS)))]
-            for file in files:
-                if not Path(os.path.normpath(file)).is_relative_to(os.path.normpath(str(state["dirpath"]))):
-                    raise CheckpointError(f"the checkpoint names {file}, which does not lie in {state['dirpath']}")
-            if callback.dirpath != state["dirpath"]:
-                moved = {file: Path(str(callback.dirpath), os.path.relpath(file, state["dirpath"])) for file in files}
-                if all(map(Path.exists, moved.values())):  # else the score of a file that is not here would count
-                    state |= {key: str(moved.get(state[key], "")) for key in CHECKPOINTS}
-                    state["best_k_models"] = {str(moved[file]): score for file, score in state["best_k_models"].items()}
-                    state["dirpath"] = callback.dirpath
+            own = {file: str(Path(str(callback.dirpath), Path(file).name)) for file in _files_of(state)}
+            kept = {file: place for file, place in own.items() if Path(place).is_file()}
+            for key in CHECKPOINTS:
+                state[key] = kept.get(state[key], "")
+            scores = state["best_k_models"].items()
+            state["best_k_models"] = {kept[file]: score for file, score in scores if file in kept}
+            if not state["kth_best_model_path"]:  # the score of a file that is not here would count
+                state |= {"best_k_models": {}, "kth_value": None, "best_model_score": None, "current_score": None}
+            state["dirpath"] = callback.dirpath
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """See who listens before Lightning does, whose handler would talk to other processes in mid-step."""
@@ -206,3 +210,8 @@ class Resumption(Checkpoint):
     def _restore_handlers(self) -> None:
         signals.install(self.replaced)
         self.replaced = {}
+
+
+def _files_of(state: dict[str, Any]) -> set[str]:
+    """List the files that the state of a ``ModelCheckpoint`` names."""
+    return {str(file) for file in (*state["best_k_models"], *(state[key] for key in CHECKPOINTS)) if file}

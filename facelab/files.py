@@ -146,7 +146,13 @@ def create_json(path: Path, content: Any) -> None:
     temporary = path.with_name(f".{path.stem}-{uuid4().hex}{path.suffix}")
     try:
         write_json(temporary, content)
-        os.link(temporary, path)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
+            path.touch(exist_ok=False)
+            write_json(path, content)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,8 +1,11 @@
-"""Signals that ask a run to stop, and who handles them. No other file of the project imports :mod:`signal`."""
+"""Signals that ask a run to stop, and who handles them. No other file below the scripts imports :mod:`signal`."""
 
+import multiprocessing
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
@@ -50,6 +53,14 @@ def told_by(number: int) -> str:
     return f"told to end by {name_of(number)}"
 
 
+def asked_to_end(error: BaseException) -> "Stopped | Requeued | KeyboardInterrupt | None":
+    """Find the request to end in an error, or in those during whose handling it was raised."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, (Stopped, Requeued, KeyboardInterrupt)):
+        found = found.__context__
+    return found
+
+
 def blamed(error: BaseException) -> int | None:
     """Return the signal that :func:`blame` noted at an exception."""
     return getattr(error, BLAMED, None)
@@ -64,7 +75,8 @@ def install(handlers: Mapping[int, Any]) -> Handlers:
     """Install handlers and return those that they replace; outside the main thread, which alone may, do nothing."""
     if threading.current_thread() is not threading.main_thread():
         return {}
-    return {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    # None stands for a handler that was not set by Python, and cannot be.
+    return {number: signal.signal(number, handler) for number, handler in handlers.items() if handler is not None}
 
 
 def ignore(*, interrupt: bool = False) -> None:
@@ -102,7 +114,9 @@ def obey_parent(tidy: Callable[[], None] = lambda: None) -> None:
     Args:
         tidy: is called when the parent has ended without ending this process.
     """
-    parent = os.getppid()
+    started_by = multiprocessing.parent_process()
+    assert started_by is not None and started_by.pid, "of a process that multiprocessing started"
+    parent = started_by.pid  # not os.getppid(): the parent may have ended since
     install(dict.fromkeys((signal.SIGUSR2, signal.SIGINT), signal.SIG_IGN))
     if not hasattr(signal, "sigtimedwait"):  # macOS does not tell who sent a signal
         install({signal.SIGTERM: signal.SIG_DFL})
@@ -115,6 +129,22 @@ def obey_parent(tidy: Callable[[], None] = lambda: None) -> None:
             if sent and sent.si_pid == parent:
                 os._exit(0)  # the DataLoader takes another code for a crash
         tidy()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
+
+
+def end_with(parent: int) -> None:
+    """End this process, a rank of a run, when its parent has ended; until :func:`stopping`, ignore the stop signals.
+
+    A rank that waits for another to join does so for half an hour. One that a signal ends before it is ready to record
+    that takes the whole run along as if it had crashed.
+    """
+    ignore()
+
+    def wait() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECK)
         os._exit(1)
 
     threading.Thread(target=wait, name="parent", daemon=True).start()
@@ -148,8 +178,16 @@ def stopping(requeueing: Callable[[], None]) -> Iterator[None]:
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
+        last.append(number)
         raise Stopped(f"stopped by {name_of(number)}")
 
+    def unraisable(told: "sys.UnraisableHookArgs") -> None:
+        if isinstance(told.exc_value, Stopped) and last:  # it came in a destructor, which drops it
+            threading.Timer(0.1, os.kill, (os.getpid(), last[-1])).start()
+        else:
+            hook(told)
+
+    last, hook = list[int](), sys.unraisablehook
     before: Handlers = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGINT)}
     submitit = before[signal.SIGUSR2]
 
@@ -162,7 +200,9 @@ def stopping(requeueing: Callable[[], None]) -> Iterator[None]:
         raise Requeued(0)
 
     install({signal.SIGTERM: stop, signal.SIGUSR2: requeue if callable(submitit) else stop})
+    sys.unraisablehook = unraisable
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         install(before)

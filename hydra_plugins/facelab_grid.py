@@ -82,7 +82,7 @@ class GridSweeper(BasicSweeper):
         """
         from facelab.errors import RunError
         from facelab.run_folder import RunFolder
-        from facelab.runs.overrides import check_links, check_reach
+        from facelab.runs.overrides import check_links, check_words
         from facelab.runs.processes import restart_with_next_stamp
         from facelab.runs.sweep import ledger, waiting
         from facelab.runs.typed import check_groups
@@ -107,5 +107,5 @@ class GridSweeper(BasicSweeper):
             cells = left
         check_links(folder)
         for cell in cells:
-            check_reach(cell.overrides, arguments, folder / str(cell.number))
+            check_words(cell.overrides, arguments, folder / str(cell.number))
         return {cell.number: [*cell.overrides, *arguments] for cell in cells}, False  # the last of a key is taken

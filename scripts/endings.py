@@ -28,13 +28,15 @@ MOMENTS = {
     "build": ("lightning_modules.landmark", "LandmarkModule.__init__", 1),
     "render": ("facelab.annotations.synthetic", "_reported", 1),
     "statistics": ("lightning_modules.pipnet", "PIPNet.fit_statistics", 1),
-    "fork": ("datamodules.landmark", "FaceLoader.__iter__", 2),
+    "join": ("torch.distributed", "init_process_group", 1),
+    "fork": ("datamodules.landmark", "FaceLoader.__iter__", 1),
     "step": ("lightning_modules.landmark", "LandmarkModule.total", 2),
     "checkpoint": ("callbacks.resumption", "Resumption._save", 1),
     "epoch": ("callbacks.resumption", "Resumption.on_train_epoch_end", 1),
     "validation": ("facelab.metrics.face_errors", "FaceErrors.update", 2),
     "table": ("facelab.metrics.face_errors", "FaceErrors.compute", 2),
     "picture": ("callbacks.pictures", "grid", 2),
+    "shutdown": ("lightning.pytorch.utilities.combined_loader", "_shutdown_workers_and_reset_iterator", 1),
     "test": ("lightning_modules.landmark", "LandmarkModule.test_step", 1),
     "results": ("callbacks.results", "results", 1),
     "worker": ("datamodules.landmark", "FaceDataset._sample", 8),
@@ -134,6 +136,7 @@ def fork(folder: Path, moment: str, cause: str, rank: int, words: tuple[str, ...
         "WANDB_SILENT": "true",
     }
     os.environ["FACELAB_CACHE"] = str(folder / "cache" if moment == "render" else folder.parent / "cache")
+    words += ("data.train=3000",) if moment == "render" else ()  # to render all of them takes a minute
     sys.argv = [str(Path(__file__).resolve()), *WORDS, *words]
     be_door()
     sys.exit()

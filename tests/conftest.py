@@ -74,6 +74,8 @@ def open_door(name: str, *words: object, folder: Path) -> None:
         patch.setenv("FACELAB_STAMP", NOW)
         patch.setenv("FACELAB_CACHE", os.environ["FACELAB_TEST_CACHE"])
         patch.delenv("WANDB_MODE", raising=False)  # Lightning's offline logger sets it for the whole process
+        patch.setenv("FACELAB_RESUMED", "")  # so that it is as before afterwards
+        patch.delenv("FACELAB_RESUMED")
         patch.chdir(folder)
         runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
 

@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 import uuid
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -174,9 +175,13 @@ class Synthetic:
             return _reported(map(self.write_photo, jobs), len(jobs))
         # fork: a fresh interpreter would run the caller's script again, which may lack a __main__ guard.
         with ProcessPoolExecutor(processes, get_context("fork"), _start_renderer, (own,)) as pool:
-            with signals.held():
-                rows = pool.map(self.write_photo, jobs, chunksize=20)
-            return _reported(rows, len(jobs))
+            try:
+                with signals.held():
+                    rows = pool.map(self.write_photo, jobs, chunksize=20)
+                return _reported(rows, len(jobs))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
 
     def write_photo(self, job: tuple[Path, Split, int]) -> dict[str, Array]:
         """Render one photo into a file and return its labels."""
@@ -207,8 +212,11 @@ def _start_renderer(own: Path) -> None:
     """Prepare a process of the pool; when the parent was killed, it removes the folder that is not finished."""
 
     def tidy() -> None:
-        while own.exists():  # the others still write there
+        for _ in range(20):  # the others may still write there
             shutil.rmtree(own, ignore_errors=True)
+            if not own.exists():
+                return
+            time.sleep(0.1)
 
     signals.obey_parent(tidy)
     # 0: to go down to 1 thread OpenCV waits for the end of the parent's, which are not in the child, and hangs

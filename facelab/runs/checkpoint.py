@@ -9,10 +9,10 @@ import copy
 import logging
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -85,6 +85,7 @@ def read_checkpoint(file: Path) -> Checkpoint:
     """
     import torch
 
+    _check_members(file)
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
@@ -237,6 +238,19 @@ def clear_initial_weights(node: Any) -> Any:
     return [clear_initial_weights(value) for value in node] if isinstance(node, (list, tuple)) else node
 
 
+def _check_members(file: Path) -> None:
+    """Refuse a file that torch would unpack to more than it is; other files are for torch to refuse.
+
+    Raises:
+        CheckpointError: it holds compressed members, as torch never writes them.
+    """
+    with suppress(OSError, BadZipFile), ZipFile(file) as archive:
+        members = archive.infolist()
+        packed = any(member.compress_type != ZIP_STORED for member in members)
+        if packed or sum(member.file_size for member in members) > file.stat().st_size:
+            raise CheckpointError(f"{file} holds compressed parts, and was not written by train.py")
+
+
 def _check_size(config: Any, file: Path) -> None:
     """Refuse a configuration of far more values than any run has: parts that are shared there would be copied.
 
@@ -269,17 +283,17 @@ def offline() -> Iterator[None]:
     if not _hooks:
         _hooks.append(_refuse_connection)
         sys.addaudithook(_refuse_connection)  # it can never be removed, and is added once
-    token = _offline.set(True)
+    _offline.append(True)  # for all threads: a part may start one
     try:
         yield
     finally:
-        _offline.reset(token)
+        _offline.pop()
 
 
 _hooks: list[Any] = []
-_offline = ContextVar("offline", default=False)
+_offline: list[bool] = []
 
 
 def _refuse_connection(event: str, arguments: Any) -> None:
-    if event in ("socket.connect", "socket.getaddrinfo", "urllib.Request") and _offline.get():
+    if event in ("socket.connect", "socket.getaddrinfo", "urllib.Request") and _offline:
         raise CheckpointError(f"a part of the checkpoint asks a server while it is opened ({event}), and is refused")

@@ -1,5 +1,6 @@
 """Overrides that a folder keeps, and the command line that ``resume=FOLDER`` stands for."""
 
+import json
 import os
 import re
 import shlex
@@ -7,14 +8,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
 from facelab import files
 from facelab.errors import RunError
 from facelab.renames import renamed_override
 from facelab.run_folder import LARGEST_SWEEP, RunFolder, read_status
-from facelab.runs.argv import is_sweep, quoted, unquoted
+from facelab.runs.argv import as_typed, is_sweep, quoted, unquoted
+from facelab.runs.environment import ROOT
 from facelab.runs.processes import STAMP
 from facelab.runs.resolvers import foreign_interpolation
 
+RESUMED = "FACELAB_RESUMED"
+"""Environment variable: the words beside ``resume=``, as a list in JSON."""
 RESUME = "resume="
 """How the word begins that names the folder to resume."""
 
@@ -23,11 +30,14 @@ WRITTEN = frozenset({"cache", "run"})
 WRITERS = ("callbacks", "logger", "trainer")
 """Nodes whose parts write files or speak to servers."""
 WRITTEN_BY_WRITERS = WRITTEN | {
-    *("default_root_dir", "dir", "dirpath", "file", "filename", "folder", "log_dir", "path", "root_dir", "save_dir"),
+    *("default_root_dir", "dir", "dirpath", "file", "folder", "log_dir", "path", "root_dir", "save_dir"),
+    *("tracking_uri", "url", "base_url", "host"),
 }
 """Keys that name a place to write to in these."""
-LEADS_OUT = re.compile(r"[/~]|(.*/)?\.\.(/|$)")
-"""Text that names another folder than one below the working folder."""
+LEADS_OUT = re.compile(r"[/~]|(.*/)?\.\.(/|$)|[A-Za-z][\w+.-]*:/?/")
+"""Text that names another folder than one below the working folder, or a server."""
+SCHEME = re.compile(r"[A-Za-z][\w+.-]*:")
+"""Text that names another place than one of the file system."""
 
 
 def resumed_argv(argv: Sequence[str]) -> list[str]:
@@ -48,6 +58,7 @@ def resumed_argv(argv: Sequence[str]) -> list[str]:
     if not places:
         return list(argv)
     folder = Path(unquoted(places[-1])).expanduser().absolute()
+    os.environ[RESUMED] = json.dumps(typed)
     run = RunFolder(folder)
     if any(word.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for word in typed):
         raise RunError(
@@ -66,7 +77,7 @@ def resumed_argv(argv: Sequence[str]) -> list[str]:
         raise RunError(f"{folder} is not the folder of a run: it holds no {run.overrides.name}{hint}")
     check_links(folder)
     saved = saved_overrides(run.overrides)
-    check_reach(saved, typed, folder)
+    check_words(saved, typed, run.overrides)
     os.environ[STAMP] = str(read_status(folder).content.get("stamp") or folder.name)
     return [*saved, *typed, f"hydra.run.dir={quoted(folder)}"]
 
@@ -97,25 +108,68 @@ def saved_overrides(path: Path) -> list[str]:
     return task_overrides(read_yaml(path), path)
 
 
-def check_reach(words: Sequence[str], typed: Sequence[str], folder: Path) -> None:
-    """Refuse overrides that a folder keeps and that lead out of it, unless their keys are typed now.
-
-    Args:
-        words: that the folder keeps.
-        typed: overrides of now, which may lead anywhere.
-        folder: of the run.
+def check_words(words: Sequence[str], typed: Sequence[str], source: Path) -> None:
+    """Refuse overrides that a folder keeps and that read the environment, unless their keys are typed now.
 
     Raises:
-        RunError: one of them has the run write outside of its folder, ask a server or read the environment. A folder
-            that was received must not decide that.
+        RunError: a folder that was received would have a secret of this machine written down.
     """
     now = {_key(word) for word in typed}
     for word in words:
-        if _key(word) not in now and (why := _reach(word, folder)):
+        if _key(word) not in now and foreign_interpolation(word):
+            raise RunError(f"{source}: {word!r} reads the environment; type it too if it is meant")
+
+
+def check_reach(cfg: DictConfig, folder: Path) -> None:
+    """Refuse a resumed configuration whose parts write outside of its folder, unless their keys are typed now.
+
+    A folder may come from somebody else. What a run writes lies in its folder, in the cache of this machine, or where
+    the user says now.
+
+    Args:
+        cfg: of the run, composed with the overrides of its folder.
+        folder: of the run.
+
+    Raises:
+        RunError: names the key, and what to type.
+    """
+    if RESUMED not in os.environ:
+        return
+    now = {_key(word) for word in json.loads(os.environ[RESUMED])}
+    machine: Any = OmegaConf.load(ROOT / "conf" / "paths" / "default.yaml")
+    allowed = [folder.resolve(), Path(machine.cache).resolve()]
+    allowed += [Path(str(cfg.paths.cache)).resolve()] if now & {"paths.cache", "paths"} else []
+    for place, text in _texts(cfg, ()):
+        name = next((key for key in reversed(place) if not key.isdecimal()), "")
+        writer = place[0] in WRITERS
+        if any(".".join(place[:depth]) in now for depth in range(1, len(place) + 1)):
+            continue
+        if not (name in (WRITTEN_BY_WRITERS if writer else WRITTEN) or (writer and LEADS_OUT.match(text))):
+            continue
+        where = Path(text).expanduser().resolve()
+        if SCHEME.match(text) or not any(where.is_relative_to(root) for root in allowed):
+            key = ".".join(place)
             raise RunError(
-                f"{folder}: its override {word!r} {why}. A folder may come from somebody else, so this is for you to "
-                f"say: type {shlex.quote(word)} too, or what you want instead"
+                f"{folder}: its {key}={text} would have the run write outside of its folder. A folder may come from "
+                f"somebody else, so this is for you to say: type {as_typed(key, text)} too, or what you want instead"
             )
+
+
+def _texts(node: DictConfig | ListConfig, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Give the place of each text in a configuration, and the text, resolved; nodes that are referred to come once."""
+    keys: Any = node if isinstance(node, DictConfig) else range(len(node))
+    for key in keys:
+        child = node[key]
+        if isinstance(child, str) and key != "_target_":
+            yield (*place, str(key)), child
+        elif isinstance(child, (DictConfig, ListConfig)) and not OmegaConf.is_interpolation(node, key):
+            yield from _texts(child, (*place, str(key)))
+
+
+def plain_overrides() -> list[str]:
+    """List the overrides of this run as they were typed, references in them unresolved."""
+    words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return [str(word) for word in words]
 
 
 def check_links(folder: Path) -> None:
@@ -139,40 +193,6 @@ def check_links(folder: Path) -> None:
 
 def _key(word: str) -> str:
     return word.lstrip("+~").partition("=")[0]
-
-
-def _reach(word: str, folder: Path) -> str:
-    """Say where an override leads out of the folder of its run; empty where it does not."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        override = OverridesParser.create().parse_override(word)
-        value = None if override.is_delete() else override.value()
-    except HydraException:
-        return ""  # Hydra says what is wrong with it
-    writer = override.key_or_group.partition(".")[0] in WRITERS
-    for name, leaf in _leaves(value, override.key_or_group.rpartition(".")[2]):
-        if foreign_interpolation(leaf):
-            return "reads the environment"
-        if writer and "://" in leaf:
-            return "asks a server"
-        place = name in (WRITTEN_BY_WRITERS if writer else WRITTEN) or (writer and LEADS_OUT.match(leaf))
-        if place and not Path(leaf).expanduser().resolve().is_relative_to(folder.resolve()):
-            return "has the run write outside of its folder"
-    return ""
-
-
-def _leaves(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Give each text in a value with the key that it stands under."""
-    if isinstance(value, dict):
-        for name, child in value.items():
-            yield from _leaves(child, str(name))
-    elif isinstance(value, list):
-        for child in value:
-            yield from _leaves(child, key)
-    elif isinstance(value, str):
-        yield key, str(value)
 
 
 def read_yaml(path: Path) -> Any:

@@ -24,6 +24,8 @@ STAMP_FORMAT = "%Y-%m-%d_%H-%M-%S"
 """Format of a stamp that is chosen."""
 RANKS = "FACELAB_RANKS"
 """Environment variable: the words that the other processes of this run are started with, as a list in JSON."""
+RANKS_PARENT = "FACELAB_RANKS_PARENT"
+"""Environment variable: the number of the process that starts them."""
 CHILDREN_END, CHILDREN_END_EARLY = 20, 2
 """Seconds that the other processes of a run have to end after it; the second after an error or a signal, when they may
 wait for this process."""
@@ -86,7 +88,7 @@ def ranks(folder: Path) -> Iterator[None]:
     # As they were typed: a reference in one of them is resolved there, and one that leads nowhere is told by the check.
     typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     words = [*options_of(sys.argv[1:]), *typed, f"hydra.run.dir={quoted(folder)}"]
-    os.environ[RANKS] = json.dumps(words)
+    os.environ |= {RANKS: json.dumps(words), RANKS_PARENT: str(os.getpid())}
     patience = CHILDREN_END_EARLY
     try:
         yield

@@ -74,15 +74,18 @@ def recorded(folder: Path, task: str) -> Iterator[dict[str, Any]]:
             stack.enter_context(ranks(folder))
             yield status
             status["state"] = "finished"
-        except BaseException as error:
+        except BaseException as raised:
+            error = _end_of(raised)
             signals.ignore(interrupt=True)  # the end of the run is written in peace, whoever asks again to end it
             _log_traceback(error)
             message = explain(error)
             status |= _ending(error, message, status["state"])
             if before and before.state == "finished" and not status["begun"]:
                 status |= before.content | {"reason": ""}  # its results stand; this start was a mistake
-            if message is None:
+            if message is None and error is raised:
                 raise
+            if message is None:
+                raise error from None
             if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
                 log.error("%s; the sweep goes on", message)  # Hydra tells it only when the sweep ends
             if isinstance(error, FacelabError):
@@ -120,6 +123,8 @@ def _claimed(files: RunFolder) -> Iterator[None]:
     except FileExistsError:
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN:
             restart_with_next_stamp(folder)
+    if not files.lock.is_file():
+        raise RunError(f"{files.lock} is no file")  # to open a pipe would wait for its reader
     with files.lock.open("w") as file:
         at_work = f"{folder} is the folder of a run that is at work"
         try:
@@ -166,6 +171,18 @@ def _beating(files: RunFolder, status: dict[str, Any]) -> Iterator[None]:
             write(ended=now())
         except OSError as error:  # what ended the run is more important than that it could not be written down
             log.error("the state %s could not be kept: %s", status["state"], error)
+
+
+def _end_of(raised: BaseException) -> BaseException:
+    """Give the request to end in the place of an error of what Lightning tidies up after it."""
+    asked = signals.asked_to_end(raised)
+    if asked is None or isinstance(raised, (SystemExit, KeyboardInterrupt)):
+        return raised
+    if not isinstance(asked, KeyboardInterrupt):
+        return asked
+    end = SystemExit(1)  # as Lightning ends an interrupted training
+    end.__context__ = asked
+    return end
 
 
 def _ending(error: BaseException, message: str | None, state: str) -> dict[str, str]:

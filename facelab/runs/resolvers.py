@@ -12,9 +12,9 @@ from facelab.run_folder import STAMPED, owner_of
 
 INNERMOST = re.compile(r"\$\{([^${}]*)\}")
 """An interpolation without another in it."""
-RESOLVERS = ("chosen", "folder_id", "oc.select", "run_name", "tags")
-"""Resolvers that a configuration from elsewhere may use: they read the configuration, and of Hydra which options were
-chosen."""
+RESOLVERS = ("chosen", "oc.select", "tags")
+"""Resolvers that a configuration from elsewhere may use outside of ``paths``, which is the machine's: they read the
+configuration, and of Hydra which options were chosen."""
 
 
 def _chosen(*groups: str, _root_: DictConfig) -> str:

@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from facelab.errors import RunError
-from facelab.files import replacing
+from facelab.files import read_table, replacing
 from facelab.renames import STEPS, renamed_config
 from facelab.run_folder import RunFolder, counted, read_status
 from facelab.runs.build import write_config
@@ -93,12 +93,24 @@ def _check_beginning(files: RunFolder) -> None:
                 f"{files.config} is gone, but {found[0]} is there: without it the run cannot continue, and another "
                 "would overwrite what is left; copy it back, or begin in another folder"
             )
-    elif files.metrics.is_file() or read_status(files.path).content.get("saved"):
+    elif read_status(files.path).content.get("saved") or any(files.checkpoints.glob("*.ckpt")) or _ended_epoch(files):
         raise RunError(
             f"{files.checkpoint('last')} is gone, from which the run would continue; copy it back, or begin another run"
         )
     elif files.overrides.is_file():
         log.warning("%s: the run had ended before its first checkpoint, and begins at step 0", files.path)
+
+
+def _ended_epoch(files: RunFolder) -> bool:
+    """Tell whether the metrics of a run are of more than its first epoch, after which there is a checkpoint."""
+    if not files.curves.is_file():
+        return False
+    try:
+        names, *rows = read_table(files.curves, torn=True)
+    except ValueError:
+        return True
+    epochs = {row[names.index("epoch")] for row in rows if len(row) == len(names)} if "epoch" in names else set()
+    return not epochs <= {"", "0"}
 
 
 def check_weights(module: Any, resumed: Resumed) -> None:
@@ -135,7 +147,7 @@ def begin(folder: Path, cfg: DictConfig, overrides: Sequence[str], resumed: Resu
     write_config(folder, cfg)
     with replacing(files.overrides) as path:
         OmegaConf.save(list(overrides), path)
-    for results in (files.metrics, files.faces):
+    for results in (files.metrics, files.faces, *files.path.glob(files.bad_batch(0).name.replace("0", "*"))):
         results.unlink(missing_ok=True)
     _rewind(files.curves, resumed.step if resumed else 0)
     if resumed:

@@ -16,11 +16,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 
+from facelab import signals
 from facelab.errors import FacelabError, RunError
 from facelab.runs import resolvers  # noqa: F401  makes them known
 from facelab.runs.argv import is_sweep, normalise_argv
 from facelab.runs.overrides import RESUME, resumed_argv
-from facelab.runs.processes import RANKS, STAMP, STAMP_FORMAT, choose_stamp
+from facelab.runs.processes import RANKS, RANKS_PARENT, STAMP, STAMP_FORMAT, choose_stamp
 from facelab.runs.snapshot import run_from_copy
 from facelab.runs.typed import check_typed
 
@@ -62,6 +63,7 @@ def start(resumable: bool = False) -> None:
 def _start(resumable: bool) -> None:
     argv = normalise_argv(sys.argv[1:])
     if RANKS in os.environ:  # Lightning started this process to help with one run, and knows no more of it
+        signals.end_with(int(os.environ[RANKS_PARENT]))
         rank = os.environ.get("LOCAL_RANK", "1")
         argv = [*json.loads(os.environ[RANKS]), f"hydra.job.name={Path(sys.argv[0]).stem}_rank_{rank}"]
     else:

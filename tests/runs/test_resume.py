@@ -23,6 +23,7 @@ from conftest import PLAIN, open_door, small, start_door
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from test_conf import compose_config
 from torch.nn import functional
 
 from callbacks.results import Results
@@ -31,7 +32,7 @@ from facelab.errors import RunError
 from facelab.renames import renamed_config
 from facelab.run_folder import read_status
 from facelab.runs.argv import quoted
-from facelab.runs.overrides import check_reach, resumed_argv, task_overrides
+from facelab.runs.overrides import check_reach, check_words, resumed_argv, task_overrides
 from facelab.runs.resume import _pin
 from facelab.runs.sweep import write_cells
 from lightning_modules.pipnet import PIPNet
@@ -932,37 +933,54 @@ def test_a_run_is_finished_by_its_last_file(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     "word",
     [
-        "callbacks.csv.path=/home/user/.bashrc",
+        "logger.csv.path=/home/user/.bashrc",
+        "logger.csv.path=authorized_keys",
         "callbacks.checkpoint.dirpath='~/.ssh'",
         "callbacks.checkpoint.filename=../../../thesis",
-        "callbacks.csv.path=authorized_keys",
         "logger.tensorboard.save_dir=elsewhere",
+        "logger.tensorboard.name=${cache}",
         "+logger.mine={_target_: lightning.pytorch.loggers.CSVLogger, save_dir: .ssh}",
         "+logger.mine={_target_: lightning.pytorch.loggers.MLFlowLogger, tracking_uri: 'http://elsewhere'}",
         "+trainer.default_root_dir=/srv",
-        "+trainer.profiler={_target_: x, dirpath: /srv}",
         "paths.cache=/srv",
+        "paths.cache=${cache}",
         "data.cache=/srv",
-        "paths.name=${oc.env:SECRET}",
     ],
 )
-def test_an_override_that_leads_out_of_the_folder_is_for_the_user_to_say(word: str, tmp_path: Path) -> None:
+def test_a_place_outside_of_a_resumed_folder_is_for_the_user_to_say(
+    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run folder that was received, and has a resumption overwrite files of the user's or ask a server."""
+    place = "/elsewhere" if "${cache}" in word else "data"
+    cfg = compose_config([*small("pipnet"), f"+cache={place}", f"paths.run={tmp_path / 'run'}", "paths.group=g", word])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FACELAB_RESUMED", raising=False)
+    check_reach(cfg, tmp_path / "run")  # not resumed: all of it is typed
+    monkeypatch.setenv("FACELAB_RESUMED", json.dumps(["trainer.max_epochs=3", "cache=data"]))
     with pytest.raises(RunError, match="is for you to say"):
-        check_reach(["seed=1", word], ["trainer.max_epochs=3"], tmp_path / "run")
-    check_reach(["seed=1", word], [word], tmp_path / "run")
+        check_reach(cfg, tmp_path / "run")
+    monkeypatch.setenv("FACELAB_RESUMED", json.dumps([word, "cache=data"]))
+    check_reach(cfg, tmp_path / "run")
 
 
-def test_overrides_of_a_run_that_stay_within_it_are_kept(tmp_path: Path) -> None:
+def test_places_of_a_run_that_lie_within_it_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A resumption that asks the user to type everything again."""
-    run = tmp_path / "run"
     words = [
-        *("model=pipnet", "callbacks=ema", "logger=[csv,wandb]", "logger.wandb.project=faces/2026", "seed=3"),
-        *("callbacks.checkpoint.monitor=val/nme_ioc", "trainer.precision=bf16-mixed", "paths.data=/data", "~scheduler"),
-        *("data.layout.path=facelab.faces.layouts.IBUG68", "data.root=../faces", "optimizer.lr=1e-3"),
-        f"callbacks.csv.path={run}/curves.csv",
+        *(*small("pipnet"), "callbacks=ema", "logger.wandb.project=faces/2026", f"paths.run={tmp_path / 'run'}"),
+        *("callbacks.checkpoint.monitor=val/nme_ioc", "trainer.precision=bf16-mixed", "paths.data=/data"),
+        *("callbacks.checkpoint.filename=best", "callbacks.checkpoint.dirpath=${paths.run}/checkpoints/more"),
+        *("paths.group=g", f"logger.csv.path={tmp_path / 'run'}/curves.csv"),
     ]
-    check_reach(words, [], run)
+    monkeypatch.setenv("FACELAB_RESUMED", "[]")
+    check_reach(compose_config(words), tmp_path / "run")
+
+
+def test_an_override_that_reads_the_environment_is_for_the_user_to_say(tmp_path: Path) -> None:
+    """A run folder that was received, and has a password of this machine written into config.yaml."""
+    word = "paths.name=${oc.env:SECRET}"
+    with pytest.raises(RunError, match="reads the environment"):
+        check_words(["seed=1", word], [], tmp_path / "overrides.yaml")
+    check_words(["seed=1", word], [word], tmp_path / "overrides.yaml")
 
 
 @pytest.mark.parametrize("name", [".lock", "metrics.csv", "checkpoints/last.ckpt", "samples"])
@@ -977,17 +995,21 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(name: str, tmp_path: Pat
     assert (tmp_path / "thesis").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["../../thesis", "/thesis", "s3://bucket/thesis"])
-def test_a_best_checkpoint_elsewhere_is_refused(name: str, tmp_path: Path, interrupt: Interrupt) -> None:
+@pytest.mark.parametrize("name", ["{}/../../thesis", "{}/../thesis", "local://{}/../../thesis", "s3://bucket/thesis"])
+def test_a_best_checkpoint_elsewhere_is_not_removed(name: str, tmp_path: Path, interrupt: Interrupt) -> None:
     """A checkpoint that was received, for which Lightning removes a file of the user's when a better one comes."""
     run = interrupted(tmp_path, interrupt)
+    files = [tmp_path / "thesis", run / "thesis"]
+    for file in files:
+        file.write_text("mine")
     content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     state = next(state for key, state in content["callbacks"].items() if key.startswith("ModelCheckpoint"))
-    place = f"{state['dirpath']}/{name}" if name.startswith("..") else name
-    state |= {"kth_best_model_path": place, "best_k_models": {place: state["best_model_score"]}}
+    place = name.format(state["dirpath"])
+    state |= {"kth_best_model_path": place, "best_model_path": place, "best_k_models": {place: torch.tensor(9.0)}}
+    state["dirpath"] = "local:" if name.startswith("local") else state["dirpath"]
     torch.save(content, run / "checkpoints" / "last.ckpt")
-    with pytest.raises(SystemExit, match="which does not lie in"):
-        train("resume=run", folder=tmp_path)
+    train("resume=run", folder=tmp_path)
+    assert [file.read_text() for file in files] == ["mine", "mine"]
 
 
 # Two at once
