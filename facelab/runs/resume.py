@@ -93,7 +93,7 @@ def _check_beginning(files: RunFolder) -> None:
                 f"{files.config} is gone, but {found[0]} is there: without it the run cannot continue, and another "
                 "would overwrite what is left; copy it back, or begin in another folder"
             )
-    elif read_status(files.path).content.get("saved") or any(files.checkpoints.glob("*.ckpt")) or _ended_epoch(files):
+    elif _was_saved(files):
         raise RunError(
             f"{files.checkpoint('last')} is gone, from which the run would continue; copy it back, or begin another run"
         )
@@ -101,16 +101,26 @@ def _check_beginning(files: RunFolder) -> None:
         log.warning("%s: the run had ended before its first checkpoint, and begins at step 0", files.path)
 
 
-def _ended_epoch(files: RunFolder) -> bool:
-    """Tell whether the metrics of a run are of more than its first epoch, after which there is a checkpoint."""
-    if not files.curves.is_file():
-        return False
+def _was_saved(files: RunFolder) -> bool:
+    """Tell whether a run without ``last.ckpt`` had one, by its state and by the epochs in its metrics."""
+    state = read_status(files.path).content
+    epochs, validated = _epochs(files.curves)
+    if "saved" in state:
+        return bool(state["saved"]) or not epochs <= {"", "0"}  # the state is up to a minute old
+    return any(files.checkpoints.glob("*.ckpt")) or validated
+
+
+def _epochs(curves: Path) -> tuple[set[str], bool]:
+    """Give the epochs that metrics are of, and whether there was a validation."""
+    if not curves.is_file():
+        return set(), False
     try:
-        names, *rows = read_table(files.curves, torn=True)
-    except ValueError:
-        return True
-    epochs = {row[names.index("epoch")] for row in rows if len(row) == len(names)} if "epoch" in names else set()
-    return not epochs <= {"", "0"}
+        names, *rows = read_table(curves, torn=True)
+    except ValueError:  # an empty or a broken file
+        return set(), False
+    table = [dict(zip(names, row, strict=False)) for row in rows]
+    validated = any(value for row in table for name, value in row.items() if name.startswith("val/"))
+    return {row.get("epoch", "") for row in table}, validated
 
 
 def check_weights(module: Any, resumed: Resumed) -> None:

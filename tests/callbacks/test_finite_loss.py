@@ -1,5 +1,6 @@
 """A loss that is NaN or infinite."""
 
+import errno
 import json
 import math
 import os
@@ -142,3 +143,15 @@ def test_finite_loss_is_decided_by_all_ranks(on_nan: str, tmp_path: Path) -> Non
         assert (done.returncode, status(tmp_path)["state"]) == (0, "finished"), printed
         weights = read_checkpoint(run.checkpoint("last")).weights
         assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+def test_finite_loss_is_told_on_a_full_disk(tmp_path: Path, spoil: Spoil, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk as the reason of a run whose loss was NaN."""
+    spoil(5)
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("callbacks.finite_loss.write_tensors", full)
+    with pytest.raises(SystemExit, match=r"the loss is nan .* could not be kept: .*No space left"):
+        open_door("train", *small("pipnet"), *WORDS, folder=tmp_path)

@@ -6,8 +6,10 @@ import shutil
 import socket
 import urllib.request
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import pytest
 import torch
@@ -449,3 +451,24 @@ def test_a_configuration_that_grows_when_it_is_copied_is_refused(kind: str, writ
         node = [node] * (10 if kind == "wide" else 1)
     with pytest.raises(CheckpointError, match="values or"):
         load_run(written({"note": node}), PATHS)
+
+
+def test_opening_refuses_a_connection_of_any_thread(servers: list[Any]) -> None:
+    """A part that asks a server in a thread of its own."""
+    with offline(), ThreadPoolExecutor() as pool, pytest.raises(CheckpointError, match="asks a server"):
+        pool.submit(urllib.request.urlopen, "http://example.invalid/").result()
+
+
+def test_a_compressed_checkpoint_is_refused(written: Callable[..., Path], tmp_path: Path) -> None:
+    """A file of some megabytes that is unpacked to gigabytes before it is looked at."""
+    with ZipFile(written({})) as plain, ZipFile(tmp_path / "packed.ckpt", "w", ZIP_DEFLATED) as packed:
+        for member in plain.infolist():
+            packed.writestr(member.filename, plain.read(member))
+    with pytest.raises(CheckpointError, match="compressed"):
+        read_checkpoint(tmp_path / "packed.ckpt")
+
+
+@pytest.mark.parametrize("text", ["${run_name:'~'}", "${folder_id:.}", "${hydra:runtime.cwd}"])
+def test_opening_reads_no_names_of_the_machine(text: str, written: Callable[..., Path]) -> None:
+    """A checkpoint from elsewhere that writes a login name down."""
+    assert "note" not in load_run(written({"note": text}), PATHS).cfg

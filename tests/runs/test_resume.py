@@ -1063,3 +1063,31 @@ def test_a_sweep_is_no_folder_of_a_run(tmp_path: Path, trained: Path) -> None:
         write_cells(tmp_path / "sweep", {0: ["seed=2"]})
     with pytest.raises(RunError, match="is the folder of a run"):
         write_cells(trained, {0: ["seed=1"]})
+
+
+def test_a_run_that_saves_nothing_is_begun_again(tmp_path: Path) -> None:
+    """A check of the configuration that may be done once in a folder, and never again."""
+    for _ in range(2):
+        train(*small("pipnet"), "trainer=check", "logger=csv", "hydra.run.dir=run", folder=tmp_path)
+
+
+def test_a_refused_start_leaves_the_configuration(tmp_path: Path) -> None:
+    """A run without a checkpoint whose configuration is that of a start which was refused."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(PIPNet, "training_step", lambda *_: crash())
+        train(*WORDS, "hydra.run.dir=run", folder=tmp_path)
+    before = contents(tmp_path / "run")
+    with pytest.raises(SystemExit):
+        train("resume=run", "seed=9", "trainer.check_val_every_n_epoch=5", folder=tmp_path)
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_run_without_its_checkpoint_is_known_by_its_metrics(tmp_path: Path, interrupt: Interrupt) -> None:
+    """A run of an earlier version, or one that was copied without its state, begun anew over its metrics."""
+    run = interrupted(tmp_path, interrupt)
+    for name in ("status.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt"):
+        (run / name).unlink()
+    before = contents(run)
+    with pytest.raises(SystemExit, match=r"last\.ckpt is gone"):
+        train("resume=run", folder=tmp_path)
+    assert contents(run) == before
