@@ -68,7 +68,8 @@ def recorded(folder: Path, task: str) -> Iterator[dict[str, Any]]:
             stack.enter_context(signals.stopping(lambda: status.update(state="queued")))
             if is_first():
                 stack.enter_context(_claimed(files))
-                status["saved"] = bool(before and before.content.get("saved"))
+                unknown = None if files.overrides.is_file() else False  # a run of an earlier version
+                status["saved"] = before.content.get("saved", unknown) if before else unknown
                 write_environment(files.environment)
                 stack.enter_context(_beating(files, status))
             stack.enter_context(ranks(folder))
@@ -149,7 +150,7 @@ def _beating(files: RunFolder, status: dict[str, Any]) -> Iterator[None]:
     done = threading.Event()
 
     def write(**more: Any) -> None:
-        status["saved"] |= files.checkpoint("last").is_file()
+        status["saved"] = files.checkpoint("last").is_file() or status["saved"]
         write_json(files.status, status | {"heartbeat": now()} | more)
 
     def beat() -> None:

@@ -105,7 +105,7 @@ def _was_saved(files: RunFolder) -> bool:
     """Tell whether a run without ``last.ckpt`` had one, by its state and by the epochs in its metrics."""
     state = read_status(files.path).content
     epochs, validated = _epochs(files.curves)
-    if "saved" in state:
+    if state.get("saved") is not None:
         return bool(state["saved"]) or not epochs <= {"", "0"}  # the state is up to a minute old
     return any(files.checkpoints.glob("*.ckpt")) or validated
 
