@@ -112,7 +112,7 @@ def check_values(cfg: DictConfig) -> None:
         )
 
 
-def build_parts(cfg: DictConfig, *, resumed: bool) -> tuple[Any, Any, Any]:
+def build_parts(cfg: DictConfig, *, resumed: bool = False) -> tuple[Any, Any, Any]:
     """Build module, datamodule and trainer.
 
     Raises:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -295,8 +296,9 @@ def test_a_cell_of_an_experiment(tmp_path: Path) -> None:
     folders = [tmp_path / "typed", tmp_path / "sweep" / "0", tmp_path / "sweep" / "1"]
     for folder in folders:
         assert read_status(folder).state == "finished"
-        (folder / "checkpoints" / "last.ckpt").unlink()  # as of a run that ended before its first
-        (folder / "status.json").unlink()
+        shutil.rmtree(folder / "checkpoints")  # as of a run that ended before its first
+        for name in ("status.json", "metrics.json", "metrics.csv"):
+            (folder / name).unlink()
     for folder in folders[:2]:
         open_door("train", f"resume={folder}", folder=tmp_path)
     open_door("train", "-m", "resume=sweep", folder=tmp_path)

@@ -115,8 +115,8 @@ def test_only_the_frame_of_the_doors_exits() -> None:
         if isinstance(node, ast.Raise) and node.exc is not None and "SystemExit" in ast.dump(node.exc)
     ]
     assert set(exits) == {"facelab/runs/start.py"}
-    calls = [str(path) for path in CODE if any(name in path.read_text() for name in ("sys.exit(", "os._exit("))]
-    assert calls == []
+    for name, allowed in (("sys.exit(", []), ("os._exit(", ["signals.py"])):  # of a worker whose parent has ended
+        assert [path.name for path in CODE if name in path.read_text()] == allowed
 
 
 PRIVATE = {"facelab/internals/lightning.py", "facelab/internals/torch.py", "hydra_plugins/facelab_grid.py"}
@@ -128,7 +128,7 @@ def test_private_parts_of_libraries_have_one_room(path: Path) -> None:
     """A private name of a library that a release may take away, in a file where nobody looks for it."""
     if str(path.relative_to(ROOT)) in PRIVATE:
         return
-    own = {"_asdict", "_replace", "_make", "_fields"}  # public names of NamedTuple
+    own = {"_asdict", "_replace", "_make", "_fields", "_exit"}  # public names of NamedTuple and os
     tree = ast.parse(path.read_text())
     own |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     foreign = {

@@ -91,13 +91,14 @@ def test_change_of_what_counts_is_told_on_resumption() -> None:
     [
         ({"state": "running", "pid": 10**30}, "lost"),
         ({"state": "running", "pid": os.getpid(), "heartbeat": "0001-01-01T00:00:00"}, "lost"),
-        ({"state": "running", "pid": os.getpid(), "heartbeat": now()}, "running"),
+        ({"state": "running", "pid": os.getpid(), "heartbeat": "now"}, "running"),
         ({"state": ["finished"]}, "['finished']"),
     ],
 )
 def test_odd_status_has_a_state(tmp_path: Path, content: dict[str, Any], state: str) -> None:
     """A number of a process, or a time, that no machine has ends whatever asks for the state of a run."""
-    (tmp_path / "status.json").write_text(json.dumps({"host": socket.gethostname()} | content))
+    told = {key: now() if value == "now" else value for key, value in content.items()}
+    (tmp_path / "status.json").write_text(json.dumps({"host": socket.gethostname()} | told))
     assert read_status(tmp_path).state == state
 
 

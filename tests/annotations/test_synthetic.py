@@ -168,8 +168,8 @@ def test_splits_are_disjoint_and_complete(tmp_path: Path) -> None:
 
 def _render(root: Path, barrier: Any, results: Any) -> None:
     class Waiting(Synthetic):
-        def _rows(self, jobs: Any) -> Any:
-            rows = super()._rows(jobs)
+        def _rows(self, jobs: Any, own: Any) -> Any:
+            rows = super()._rows(jobs, own)
             barrier.wait(60)  # both have rendered, neither has renamed
             return rows
 
