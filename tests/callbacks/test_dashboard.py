@@ -164,6 +164,7 @@ def test_the_other_loggers(trained: Path) -> None:
     assert scalars >= wanted
 
 
+@pytest.mark.slow
 def test_a_second_start_is_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that goes on as another run; tables that need a home to write to, which some clusters do not have."""
     (tmp_path / "no_folder").touch()

@@ -329,6 +329,7 @@ def _evaluate(rank: int, folder: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_identical_table(table: FaceTable, tmp_path: Path) -> None:
     """Would catch a repeated face, a lost one, and a process without faces that stalls or breaks the gathering."""
     mp.spawn(_evaluate, args=(tmp_path,), nprocs=2)

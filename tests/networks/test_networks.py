@@ -302,6 +302,7 @@ class Detector(nn.Module):
         return self.coder.decode(maps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("official", [False, True])
 def test_pip_exports_to_onnx(official: bool, tmp_path: Path) -> None:
     """Catches operations that ONNX computes otherwise (integer division), and a batch size baked into the graph."""

@@ -398,6 +398,7 @@ class Points(nn.Module):
         return self.module.predict_points(image)[:2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", [("pfld",), ("timm", f"backbone.name={TINY}", "backbone.pretrained=false")])
 def test_exports_to_onnx_without_the_pose(backbone: tuple[str, ...], tmp_path: Path) -> None:
     """Catches a graph that computes otherwise, holds weights of the pose branch, or has one batch size only."""

@@ -289,6 +289,7 @@ def test_benchmark_of_a_sweep(trained: Path, tmp_path: Path, capfd: pytest.Captu
         open_door("benchmark", "ckpt=sweep", *QUICK, "hydra.run.dir=again", folder=tmp_path)
 
 
+@pytest.mark.slow
 def test_benchmark_with_pose(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Landmarks and pose together in the place of the landmarks; a model without a pose counted as one with it."""
     words = [word for word in small("pfld") if not word.startswith("pose=")]

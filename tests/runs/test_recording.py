@@ -307,6 +307,7 @@ with recorded(Path(sys.argv[1]), "train"):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_in_one_folder(tmp_path: Path) -> None:
     """Two runs of one second that mix their results; a lock that a killed process leaves behind."""
     line = [sys.executable, "-c", CLAIM, str(tmp_path)]

@@ -269,6 +269,7 @@ def kill(number: signal.Signals, workers: bool = False) -> Callable[[], None]:
     but_for(
         [
             (signal.SIGUSR2, "training_step", 2, [], 2),
+            (signal.SIGUSR2, "training_step", 3, ["trainer.log_every_n_steps=1"], 3),
             (signal.SIGTERM, "training_step", LOGGED, [], LOGGED),
             (signal.SIGTERM, "training_step", 2 * STEPS, [], STEPS),  # a validation would be next
             (signal.SIGUSR2, "training_step", STEPS + 2, ["datamodule.num_workers=2"], STEPS + 2),
@@ -276,7 +277,6 @@ def kill(number: signal.Signals, workers: bool = False) -> Callable[[], None]:
             (signal.SIGUSR2, "test_step", 1, [], EPOCHS * STEPS),
         ],
         (signal.SIGTERM, "training_step", 2, [], 2),
-        (signal.SIGUSR2, "training_step", 3, ["trainer.log_every_n_steps=1"], 3),
         (signal.SIGTERM, "training_step", STEPS + 2, ["datamodule.num_workers=2"], STEPS + 2),
         (signal.SIGTERM, "validation_step", 3, [], STEPS),
         (signal.SIGTERM, "test_step", 1, [], EPOCHS * STEPS),
@@ -373,6 +373,7 @@ def interrupted(folder: Path, interrupt: Interrupt, *words: str, at: int = STEPS
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_longer_than_it_was(tmp_path: Path, interrupt: Interrupt) -> None:
     """A finished run that is trained on, killed, and still shows the results of the shorter training as its own."""
     train(*WORDS, "scheduler=none", "trainer.max_epochs=1", "hydra.run.dir=run", folder=tmp_path)
@@ -752,6 +753,7 @@ def fill(disk: Path) -> None:
             file.write(b"0" * 4096)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "file", "step"), [([AT_ONCE], "checkpoints/last.ckpt", STEPS + 1), ([], "checkpoints/best.ckpt", STEPS)]
 )

@@ -44,6 +44,7 @@ def train(*words: object, folder: Path) -> None:
     open_door("train", *words, folder=folder)
 
 
+@pytest.mark.slow
 def test_a_grid_of_seeds(tmp_path: Path) -> None:
     """Cells that are mixed up: numbers, folders, overrides or the W&B group; another product of the axes."""
     train(*WORDS, "-m", "seed=1,2", "test_with=last,best", folder=tmp_path)
@@ -72,6 +73,7 @@ def test_the_cells_are_known_before_the_first_begins(tmp_path: Path, monkeypatch
     assert seen == [{0: "running", 1: "missing"}, {0: "finished", 1: "running"}]
 
 
+@pytest.mark.slow
 def test_a_sweep_in_which_some_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One mistake that ends the night's work, or is found only by looking into each folder; a whole sweep again."""
     with pytest.raises(SystemExit) as stop:
@@ -210,6 +212,7 @@ def test_a_sweep_that_cannot_be_read(content: str, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / SWEEP).iterdir() if path.is_dir()] == []
 
 
+@pytest.mark.slow
 def test_batches_of_cells(tmp_path: Path) -> None:
     """Cells of a second batch in the folders of the first."""
     train(*WORDS, "-m", "seed=1,2,3", "hydra.sweeper.max_batch_size=2", folder=tmp_path)
