@@ -1,6 +1,7 @@
 """What makes a run continue where it was: checkpoints at any time, whole or not there, with the state of chance."""
 
 import io
+import os
 import time
 from pathlib import Path
 from types import FrameType
@@ -109,15 +110,15 @@ class Resumption(Checkpoint):
             state = checkpoint["callbacks"].get(callback.state_key)
             if not isinstance(callback, ModelCheckpoint) or not state:
                 continue
-            own = {file: str(Path(str(callback.dirpath), Path(file).name)) for file in _files_of(state)}
-            kept = {file: place for file, place in own.items() if Path(place).is_file()}
-            for key in CHECKPOINTS:
-                state[key] = kept.get(state[key], "")
-            scores = state["best_k_models"].items()
-            state["best_k_models"] = {kept[file]: score for file, score in scores if file in kept}
-            if not state["kth_best_model_path"]:  # the score of a file that is not here would count
-                state |= {"best_k_models": {}, "kth_value": None, "best_model_score": None, "current_score": None}
-            state["dirpath"] = callback.dirpath
+            own = {file: _own_place(file, str(state["dirpath"]), str(callback.dirpath)) for file in _files_of(state)}
+            own = {file: place for file, place in own.items() if Path(place).is_file()}
+            if own.keys() == _files_of(state):
+                state["best_k_models"] = {own[file]: score for file, score in state["best_k_models"].items()}
+            else:  # the score of a file that is not here would count
+                own = {}
+                state |= {"best_k_models": {}, "best_model_score": None}
+                state.pop("kth_value", None)
+            state |= {key: own.get(state[key], "") for key in CHECKPOINTS} | {"dirpath": callback.dirpath}
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """See who listens before Lightning does, whose handler would talk to other processes in mid-step."""
@@ -215,3 +216,9 @@ class Resumption(Checkpoint):
 def _files_of(state: dict[str, Any]) -> set[str]:
     """List the files that the state of a ``ModelCheckpoint`` names."""
     return {str(file) for file in (*state["best_k_models"], *(state[key] for key in CHECKPOINTS)) if file}
+
+
+def _own_place(file: str, old: str, folder: str) -> str:
+    """Name a file of one folder in another one; one that lay elsewhere gets its place in the folder itself."""
+    inside = os.path.relpath(os.path.normpath(file), os.path.normpath(old))
+    return str(Path(folder, Path(file).name if inside.startswith("..") else inside))
