@@ -149,7 +149,8 @@ def check_monitors(cfg: DictConfig, module: Any, datamodule: Any) -> None:
     known = {f"val/{name}" for name in names(module.layout, datamodule.data.tags)}
     for name, callback in {"monitor": {"monitor": cfg.monitor.name}, **(cfg.callbacks or {})}.items():
         monitored = str(callback.get("monitor")) if callback else ""
-        ours = monitored.startswith("val/") or "/" not in monitored  # a method of one's own may log under other names
+        # A method of one's own may log under other names, and Lightning gives `step` and `epoch`.
+        ours = monitored.startswith("val/") or f"val/{monitored}" in known
         if callback and callback.get("monitor") and ours and monitored not in known:
             key = "monitor.name" if name == "monitor" else f"callbacks.{name}.monitor"
             raise ConfigError(key, f"={monitored}: no validation gives this number{hint(monitored, known)}")

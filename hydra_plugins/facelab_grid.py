@@ -1,6 +1,8 @@
 """The sweeper of the project. Hydra takes sweepers only from packages of this name."""
 
+import json
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -82,7 +84,7 @@ class GridSweeper(BasicSweeper):
         """
         from facelab.errors import RunError
         from facelab.run_folder import RunFolder
-        from facelab.runs.overrides import check_links, check_words
+        from facelab.runs.overrides import RESUMED, check_links, check_words
         from facelab.runs.processes import restart_with_next_stamp
         from facelab.runs.sweep import ledger, waiting
         from facelab.runs.typed import check_groups
@@ -92,6 +94,7 @@ class GridSweeper(BasicSweeper):
         overrides = parser.parse_overrides(arguments)
         if RunFolder(folder).sweep.exists():
             restart_with_next_stamp(folder)
+            os.environ.setdefault(RESUMED, json.dumps(arguments))
         else:
             planned = parser.parse_overrides([*self._parse_config(), *arguments])
             check_groups(planned, sys.argv[1:])

@@ -9,10 +9,10 @@ import copy
 import logging
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import ZIP_STORED, BadZipFile, ZipFile
+from zipfile import ZIP_STORED, ZipFile
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -232,7 +232,9 @@ def clear_initial_weights(node: Any) -> Any:
     """Give a copy of plain containers in which every key that names initial weights says that there are none."""
     if isinstance(node, dict):
         return {
-            key: INITIAL_WEIGHTS[key] if key in INITIAL_WEIGHTS else clear_initial_weights(value)
+            key: INITIAL_WEIGHTS[key]
+            if key in INITIAL_WEIGHTS and not isinstance(value, (dict, list))
+            else clear_initial_weights(value)
             for key, value in node.items()
         }
     return [clear_initial_weights(value) for value in node] if isinstance(node, (list, tuple)) else node
@@ -244,11 +246,14 @@ def _check_members(file: Path) -> None:
     Raises:
         CheckpointError: it holds compressed members, as torch never writes them.
     """
-    with suppress(OSError, BadZipFile), ZipFile(file) as archive:
-        members = archive.infolist()
-        packed = any(member.compress_type != ZIP_STORED for member in members)
-        if packed or sum(member.file_size for member in members) > file.stat().st_size:
-            raise CheckpointError(f"{file} holds compressed parts, and was not written by train.py")
+    try:
+        with ZipFile(file) as archive:
+            members = archive.infolist()
+    except Exception:  # a broken archive fails in many ways, and torch reads older formats than this
+        return
+    packed = any(member.compress_type != ZIP_STORED for member in members)
+    if packed or sum(member.file_size for member in members) > file.stat().st_size:
+        raise CheckpointError(f"{file} holds compressed parts, and was not written by train.py")
 
 
 def _check_size(config: Any, file: Path) -> None:

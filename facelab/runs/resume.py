@@ -28,6 +28,8 @@ RESTORED = (
 )
 """What a checkpoint goes on with as it was, so that another value would not be used, not fit the epoch at hand, or make
 one network of two."""
+RESUMPTION = "callbacks.resumption.Resumption"
+"""The callback that writes ``last.ckpt``."""
 LONGER = "trainer.max_epochs"
 """What alone may change in a run that is finished."""
 
@@ -95,19 +97,25 @@ def _check_beginning(files: RunFolder) -> None:
             )
     elif _was_saved(files):
         raise RunError(
-            f"{files.checkpoint('last')} is gone, from which the run would continue; copy it back, or begin another run"
+            f"{files.checkpoint('last')} is gone, or was never written, and the run was trained; copy it back, or "
+            "begin another run"
         )
     elif files.overrides.is_file():
         log.warning("%s: the run had ended before its first checkpoint, and begins at step 0", files.path)
 
 
 def _was_saved(files: RunFolder) -> bool:
-    """Tell whether a run without ``last.ckpt`` had one, by its state and by the epochs in its metrics."""
+    """Tell whether a run without ``last.ckpt`` had one, by its results, its state and the epochs in its metrics."""
+    config: Any = OmegaConf.create(read_yaml(files.config) or {})
+    nodes = (OmegaConf.select(config, "callbacks") or {}).values()
+    saves = any(node and node.get("_target_") == RESUMPTION for node in nodes)
+    if files.metrics.is_file() and not OmegaConf.select(config, "trainer.fast_dev_run"):
+        return True
     state = read_status(files.path).content
     epochs, validated = _epochs(files.curves)
-    if state.get("saved") is not None:
-        return bool(state["saved"]) or not epochs <= {"", "0"}  # the state is up to a minute old
-    return any(files.checkpoints.glob("*.ckpt")) or validated
+    if state.get("saved") is not None:  # it is up to a minute old
+        return bool(state["saved"]) or (saves and not epochs <= {"", "0"})
+    return any(files.checkpoints.glob("*.ckpt")) or (saves and validated)
 
 
 def _epochs(curves: Path) -> tuple[set[str], bool]:
@@ -142,7 +150,8 @@ def begin(folder: Path, cfg: DictConfig, overrides: Sequence[str], resumed: Resu
     """Prepare the folder for training that begins or goes on, once all that was typed is accepted.
 
     Keeps the configuration, and the overrides for the next resumption, and takes back what was written after the
-    checkpoint: the metrics of steps that will be trained again, and the results of a test.
+    checkpoint: the metrics of steps that will be trained again, the results of a test, and a batch whose loss was not
+    finite.
 
     Args:
         folder: of the run.

@@ -1093,3 +1093,24 @@ def test_a_run_without_its_checkpoint_is_known_by_its_metrics(tmp_path: Path, in
     with pytest.raises(SystemExit, match=r"last\.ckpt is gone"):
         train("resume=run", folder=tmp_path)
     assert contents(run) == before
+
+
+def test_a_run_that_never_saves_is_begun_again_until_it_is_finished(tmp_path: Path) -> None:
+    """A requeued job without checkpoints that is refused, or whose results are removed to train again."""
+    words = [*small("pipnet"), "logger=csv", "callbacks=none", "trainer.max_epochs=3", "hydra.run.dir=run"]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
+        patch.setattr("callbacks.results.results", lambda *_: crash())
+        train(*words, folder=tmp_path)
+    train("resume=run", folder=tmp_path)
+    before = contents(tmp_path / "run")
+    with pytest.raises(SystemExit, match="was never written, and the run was trained"):
+        train("resume=run", folder=tmp_path)
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_group_that_is_typed_excuses_nothing_below_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resumption with `callbacks=ema` that takes a place outside from the folder."""
+    words = [*small("pipnet"), "callbacks=ema", "callbacks.checkpoint.dirpath=/srv", f"paths.run={tmp_path / 'run'}"]
+    monkeypatch.setenv("FACELAB_RESUMED", json.dumps(["callbacks=ema"]))
+    with pytest.raises(RunError, match=r"callbacks\.checkpoint\.dirpath=/srv"):
+        check_reach(compose_config([*words, "paths.group=g"]), tmp_path / "run")
