@@ -123,8 +123,8 @@ def check_words(words: Sequence[str], typed: Sequence[str], source: Path) -> Non
 def check_reach(cfg: DictConfig, folder: Path) -> None:
     """Refuse a resumed configuration whose parts write outside of its folder, unless their keys are typed now.
 
-    A folder may come from somebody else. What a run writes lies in its folder, in the cache of this machine, or where
-    the user says now.
+    A folder may come from somebody else. What a run writes lies in its folder, in the cache of this machine or one
+    below the working folder, or where the user says now.
 
     Args:
         cfg: of the run, composed with the overrides of its folder.
@@ -148,7 +148,9 @@ def check_reach(cfg: DictConfig, folder: Path) -> None:
         if not (name in (WRITTEN_BY_WRITERS if writer else WRITTEN) or (writer and LEADS_OUT.match(text))):
             continue
         where = Path(os.path.expanduser(text)).resolve()  # noqa: PTH111  Path's own raises for ~nobody
-        if SCHEME.match(text) or not any(where.is_relative_to(root) for root in allowed):
+        # A cache gets folders that are named by a hash, and never overwrites: the working folder is as good as another.
+        roots = [*allowed, Path.cwd()] if name == "cache" else allowed
+        if SCHEME.match(text) or not any(where.is_relative_to(root) for root in roots):
             key = ".".join(place)
             raise RunError(
                 f"{folder}: its {key}={text} would have the run write outside of its folder. A folder may come from "
