@@ -26,20 +26,13 @@ def main(cfg: DictConfig) -> float | None:
     """Train, test with ``test_with``, write the results, and return the monitored value for a sweeper."""
     folder = Path(cfg.paths.run)
     with exits(), recorded(folder, cfg.task) as status:
-        from lightning.pytorch.callbacks import LambdaCallback
-
         resumed = open_folder(folder, cfg)
         if resumed and resumed.finished:
             report(folder)
             return None
         module, datamodule, trainer = build_parts(cfg, resumed=resumed is not None)
         check_monitors(cfg, module, datamodule)
-        prepare_folder = partial(begin, folder, cfg, plain_overrides(), resumed)
-        if resumed:  # it is prepared when the trainer has accepted the checkpoint
-            check_weights(module, resumed)
-            trainer.callbacks.append(LambdaCallback(on_fit_start=prepare_folder))
-        else:
-            prepare_folder()
+        prepare_folder(folder, cfg, module, trainer, resumed)
         status["begun"] = True
         read_data(datamodule, cfg)
         monitored = fit(module, datamodule, trainer, cfg, resumed)
@@ -154,6 +147,22 @@ def check_monitors(cfg: DictConfig, module: Any, datamodule: Any) -> None:
         if callback and callback.get("monitor") and ours and monitored not in known:
             key = "monitor.name" if name == "monitor" else f"callbacks.{name}.monitor"
             raise ConfigError(key, f"={monitored}: no validation gives this number{hint(monitored, known)}")
+
+
+def prepare_folder(folder: Path, cfg: DictConfig, module: Any, trainer: Any, resumed: Resumed | None) -> None:
+    """Prepare the folder of a run that begins now, and of one that is resumed when the trainer has its checkpoint.
+
+    Raises:
+        RunError: the checkpoint has other weights than the module.
+    """
+    from lightning.pytorch.callbacks import LambdaCallback
+
+    prepare = partial(begin, folder, cfg, plain_overrides(), resumed)
+    if resumed is None:
+        prepare()
+        return
+    check_weights(module, resumed)
+    trainer.callbacks.append(LambdaCallback(on_fit_start=prepare))
 
 
 def read_data(datamodule: Any, cfg: DictConfig) -> None:

@@ -183,9 +183,8 @@ def check_links(folder: Path) -> None:
     """
     home = folder.resolve()
     for place, folders, names in os.walk(folder):
-        if place == str(
-            folder / "wandb"
-        ):  # W&B's own links lead to its log; each start writes into a folder of its own
+        # W&B's own links lead to its log, and each start writes into a folder of its own.
+        if place == str(folder / "wandb"):
             folders.clear()
             continue
         for name in (*folders, *names):

@@ -56,7 +56,8 @@ def resumption(folder: Path, cfg: DictConfig) -> Resumed | None:
     files = RunFolder(folder)
     checkpoint = files.checkpoint("last")
     if not checkpoint.is_file() or not files.config.is_file():
-        _check_beginning(files)
+        if is_first():  # the folder that another rank looks at is begun already
+            _check_beginning(files)
         return None
     step = read_checkpoint(checkpoint).step
     before = read_yaml(files.config)

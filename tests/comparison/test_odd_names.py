@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+import test_odd_folders
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_compare import CONFIG, PROTOCOL, changed, opened, write, write_faces
 from test_odd_folders import measure, written
@@ -20,13 +21,7 @@ from facelab.comparison.grid import one_line
 from facelab.comparison.read import read_runs
 from facelab.errors import OBEYED, FacelabError, visible
 
-QUICK = settings(
-    max_examples=30,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    derandomize=True,
-    database=None,
-)
+QUICK = settings(test_odd_folders.QUICK, max_examples=30)
 EVIL = [
     *("<script>alert(1)</script>", "a | b", "`a` ``", "[x](javascript:y)", "![x](y)", "two\nlines\n# three", "a\r\tb"),
     *(

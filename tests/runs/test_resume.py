@@ -36,6 +36,7 @@ from facelab.runs.overrides import check_reach, check_words, resumed_argv, task_
 from facelab.runs.resume import _pin
 from facelab.runs.sweep import write_cells
 from lightning_modules.pipnet import PIPNet
+from scripts.endings import members
 
 EPOCHS, STEPS = 3, 6
 LOGGED = 3
@@ -703,20 +704,6 @@ def test_processes_that_train_together_end_together(tmp_path: Path) -> None:
         finally:
             for pid in members(process.pid):
                 os.kill(pid, signal.SIGKILL)
-
-
-def members(group: int) -> list[int]:
-    """The processes of a group that live."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            _, _, rest = stat.read_text().rpartition(") ")
-        except OSError:
-            continue
-        state, _, its_group = rest.split()[:3]
-        if int(its_group) == group and state != "Z":
-            found.append(int(stat.parent.name))
-    return found
 
 
 def wait_for(path: Path, process: "subprocess.Popen[bytes]") -> None:
