@@ -99,6 +99,7 @@ def watch(moment: str, cause: str, rank: int) -> None:
 
 def be_door() -> None:
     """Run train.py with the cause of the case in it."""
+    sys.path.insert(0, str(ROOT))  # of another rank, which would else import what is installed
     moment, cause, rank = os.environ[CASE].split(",")
     watch(moment, cause, int(rank))
     door = ROOT / "train.py"
