@@ -84,22 +84,25 @@ class GridSweeper(BasicSweeper):
         """
         from facelab.errors import RunError
         from facelab.run_folder import RunFolder
-        from facelab.runs.overrides import RESUMED, check_links, check_words
+        from facelab.runs.overrides import RESUMED, check_links, check_words, first_cell
         from facelab.runs.processes import restart_with_next_stamp
         from facelab.runs.sweep import ledger, waiting
         from facelab.runs.typed import check_groups
 
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides(arguments)
         if RunFolder(folder).sweep.exists():
             restart_with_next_stamp(folder)
-            os.environ.setdefault(RESUMED, json.dumps(arguments))
+            if RESUMED in os.environ:  # what was typed stands behind the first cell's own words
+                arguments = arguments[len(first_cell(folder)) :]
+            else:
+                os.environ[RESUMED] = json.dumps(arguments)
         else:
             planned = parser.parse_overrides([*self._parse_config(), *arguments])
             check_groups(planned, sys.argv[1:])
             (every,) = self.split_arguments(planned, None)
             return dict(enumerate(every)), True
+        overrides = parser.parse_overrides(arguments)
         if several := [str(word.input_line) for word in overrides if word.is_sweep_override()]:
             raise RunError(f"{folder} is a sweep with cells of its own; {', '.join(several)} would be others")
         cells = [cell for cell in ledger(folder) if cell.status.state not in ("finished", "running", "queued")]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import PLAIN, ROOT, open_door, small, start_door
 from omegaconf import OmegaConf
 
@@ -402,3 +403,17 @@ def test_sweep_from_an_installed_wheel(tmp_path: Path) -> None:
     line = ("compare", sweep, "--html", "page.html")
     assert start_door(*line, folder=folder, log=log, root=root).wait(120) == 0, log.read_text()
     assert "(2 seeds)" in log.read_text() and (folder / "page.html").stat().st_size > 10_000
+
+
+def test_a_resumed_sweep_takes_options_of_its_dataset(tmp_path: Path) -> None:
+    """A remedy that cannot be typed: the default dataset, which has no root, stands in the place of the sweep's."""
+    backbone = ("backbone=timm", "backbone.name=test_resnet", "backbone.pretrained=false")
+    words = ("model=pipnet", "data=lapa106", "data.root=gone", *backbone, "trainer=check", "-m", "seed=1,2")
+    with pytest.raises(SystemExit):
+        open_door("train", *words, "hydra.sweep.dir=sweep", folder=tmp_path)
+    with pytest.raises(SystemExit):
+        open_door("train", "-m", "resume=sweep", "data.root=elsewhere", folder=tmp_path)
+    for number in "01":
+        assert "elsewhere" in read_status(tmp_path / "sweep" / number).reason
+        words = yaml.safe_load((tmp_path / "sweep" / number / "overrides.yaml").read_text())
+        assert words.count("model=pipnet") == 1
