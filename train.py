@@ -1,6 +1,7 @@
 """Train a method on a dataset, test it, and leave a run folder: ``python train.py model=pipnet data=lapa106``."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from facelab.errors import ConfigError, RunError
+from facelab.errors import CheckpointError, ConfigError, RunError
 from facelab.runs.build import build, build_trainer, check
 from facelab.runs.check import TRAIN_KEYS
 from facelab.runs.checkpoint import clear_initial_weights, find_checkpoint, offline, read_checkpoint
@@ -32,10 +33,14 @@ def main(cfg: DictConfig) -> float | None:
             return None
         module, datamodule, trainer = build_parts(cfg, resumed=resumed is not None)
         check_monitors(cfg, module, datamodule)
-        prepare_folder(folder, cfg, module, trainer, resumed)
+        prepare = cache(partial(begin, folder, cfg, plain_overrides(), resumed))
+        if resumed:
+            check_weights(module, resumed)
+        else:
+            prepare()
         status["begun"] = True
         read_data(datamodule, cfg)
-        monitored = fit(module, datamodule, trainer, cfg, resumed)
+        monitored = fit(module, datamodule, trainer, cfg, resumed, prepare)
         if cfg.test:
             checkpoint = take_weights(module, trainer, cfg, folder)
             status["tested"] = checkpoint and str(checkpoint)
@@ -149,22 +154,6 @@ def check_monitors(cfg: DictConfig, module: Any, datamodule: Any) -> None:
             raise ConfigError(key, f"={monitored}: no validation gives this number{hint(monitored, known)}")
 
 
-def prepare_folder(folder: Path, cfg: DictConfig, module: Any, trainer: Any, resumed: Resumed | None) -> None:
-    """Prepare the folder of a run that begins now, and of one that is resumed when the trainer has its checkpoint.
-
-    Raises:
-        RunError: the checkpoint has other weights than the module.
-    """
-    from lightning.pytorch.callbacks import LambdaCallback
-
-    prepare = partial(begin, folder, cfg, plain_overrides(), resumed)
-    if resumed is None:
-        prepare()
-        return
-    check_weights(module, resumed)
-    trainer.callbacks.append(LambdaCallback(on_fit_start=prepare))
-
-
 def read_data(datamodule: Any, cfg: DictConfig) -> None:
     """Read all annotations that the run needs, so that a set without a test or a validation says so now.
 
@@ -178,11 +167,34 @@ def read_data(datamodule: Any, cfg: DictConfig) -> None:
         raise ConfigError("test_with", "=best: without a validation there is no best checkpoint; test_with=last")
 
 
-def fit(module: Any, datamodule: Any, trainer: Any, cfg: DictConfig, resumed: Resumed | None) -> float | None:
-    """Train to the end, and return the monitored value."""
+def fit(
+    module: Any, datamodule: Any, trainer: Any, cfg: DictConfig, resumed: Resumed | None, prepare: Callable[[], None]
+) -> float | None:
+    """Train to the end, and return the monitored value.
+
+    The folder of a resumed run is prepared when the trainer has the whole state of the checkpoint; a run whose last
+    epoch was done has no start of a training, and is prepared after it.
+
+    Raises:
+        CheckpointError: the state cannot be restored.
+    """
+    from lightning.pytorch.callbacks import LambdaCallback
+
+    from facelab.internals.lightning import failed_in_restoring
+
+    trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: prepare()))
     for logger in trainer.loggers:  # with fast_dev_run Lightning puts others in their place, which open nothing
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
-    trainer.fit(module, datamodule, ckpt_path=resumed and resumed.checkpoint, weights_only=True)
+    try:
+        trainer.fit(module, datamodule, ckpt_path=resumed and resumed.checkpoint, weights_only=True)
+    except Exception as error:
+        if resumed and failed_in_restoring(error):
+            raise CheckpointError(
+                f"the state in {resumed.checkpoint} cannot be restored ({type(error).__name__}: {error}); the file was "
+                "changed or is broken, and the run cannot continue: begin another run"
+            ) from error
+        raise
+    prepare()
     monitored = trainer.callback_metrics.get(cfg.monitor.name)
     return None if monitored is None else float(monitored)
 

@@ -16,6 +16,7 @@ from torch import distributed
 
 from facelab import signals
 from facelab.bounds import Amount
+from facelab.errors import CheckpointError
 from facelab.files import replacing
 from facelab.internals.lightning import is_last_batch, validates_after
 from facelab.renames import renamed_checkpoint
@@ -23,6 +24,9 @@ from facelab.run_folder import LAST_CHECKPOINT
 
 CHECKPOINTS = ("best_model_path", "kth_best_model_path", "last_model_path")
 """Entries of the state of a ``ModelCheckpoint`` that are files."""
+
+STATES = ("loops", "callbacks", "optimizer_states")
+"""Entries of a checkpoint without which a run cannot continue."""
 
 
 def write_tensors(path: Path, content: dict[str, Any]) -> None:
@@ -56,9 +60,12 @@ class WholeFiles(TorchCheckpointIO):
         """Read a checkpoint, as Lightning's own with the same arguments.
 
         Raises:
-            CheckpointError: a later version wrote it.
+            CheckpointError: a later version wrote it, or it lacks a state, which Lightning would begin anew in silence.
         """
-        return renamed_checkpoint(super().load_checkpoint(*given, **named))
+        checkpoint = renamed_checkpoint(super().load_checkpoint(*given, **named))
+        if lacking := [key for key in STATES if not checkpoint.get(key)]:
+            raise CheckpointError(f"it has no {', '.join(lacking)}")
+        return checkpoint
 
 
 class Resumption(Checkpoint):
@@ -96,7 +103,17 @@ class Resumption(Checkpoint):
         return {"processes": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the random states until training begins."""
+        """Keep the random states until training begins.
+
+        Raises:
+            CheckpointError: they are no states of torch.
+        """
+        try:
+            for state in state_dict["processes"]:
+                torch.Generator().set_state(state["cpu"])
+                len(state["cuda"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise CheckpointError(f"no random state of torch: {error}") from error
         self.chance = state_dict
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -105,7 +122,12 @@ class Resumption(Checkpoint):
         Lightning forgets the score of a run that was moved; the next validation would then replace the best checkpoint,
         however bad it is. And it removes the file that the checkpoint names as soon as there is a better one, wherever
         that lies.
+
+        Raises:
+            CheckpointError: there is no random state, and training would continue with another.
         """
+        if not checkpoint["callbacks"].get(self.state_key):
+            raise CheckpointError("there is no random state of torch")
         for callback in trainer.checkpoint_callbacks:
             state = checkpoint["callbacks"].get(callback.state_key)
             if not isinstance(callback, ModelCheckpoint) or not state:

@@ -1,11 +1,13 @@
 """What the project reads of Lightning 2.6 that its documentation does not promise. Tested by ``test_internals.py``."""
 
 import threading
+import traceback
 from subprocess import Popen
 from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.trainer.connectors import checkpoint_connector
 
 
 def processed_epochs(trainer: Trainer) -> int:
@@ -23,6 +25,12 @@ def validates_after(trainer: Trainer, batches: int) -> bool:
     """Tell whether a validation follows so many batches of the epoch."""
     every = trainer.val_check_batch  # infinite where the validation waits for the end of the epoch
     return every is not None and every > 0 and batches % every == 0
+
+
+def failed_in_restoring(error: BaseException) -> bool:
+    """Tell whether an error was raised while a trainer restored the state of a checkpoint."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_code.co_filename == checkpoint_connector.__file__ for frame, _ in frames)
 
 
 def release_children() -> list["Popen[Any]"]:

@@ -104,10 +104,12 @@ def read_checkpoint(file: Path) -> Checkpoint:
         raise CheckpointError(f"{file} carries no configuration with its weights; it was not written by train.py")
     if not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise CheckpointError(f"{file} holds weights that are no tensors")
+    if not isinstance(step, int):
+        raise CheckpointError(f"{file} holds no number of optimizer steps; it was not written by train.py")
     # A tensor may repeat one number of the file as often as its shape says.
     if sum(value.numel() * value.element_size() for value in weights.values()) > file.stat().st_size:
         raise CheckpointError(f"{file} is smaller than the weights that it lists")
-    return Checkpoint(config, weights, step or 0)
+    return Checkpoint(config, weights, step)
 
 
 def load_run(path: Path, paths: DictConfig) -> LoadedRun:

@@ -147,7 +147,7 @@ def check_weights(module: Any, resumed: Resumed) -> None:
         )
 
 
-def begin(folder: Path, cfg: DictConfig, overrides: Sequence[str], resumed: Resumed | None, *_: Any) -> None:
+def begin(folder: Path, cfg: DictConfig, overrides: Sequence[str], resumed: Resumed | None) -> None:
     """Prepare the folder for training that begins or goes on, once all that was typed is accepted.
 
     Keeps the configuration, and the overrides for the next resumption, and takes back what was written after the
@@ -159,7 +159,6 @@ def begin(folder: Path, cfg: DictConfig, overrides: Sequence[str], resumed: Resu
         cfg: its configuration.
         overrides: that stand behind it.
         resumed: where it continues; None for a run that begins.
-        *_: what Lightning passes to a hook.
     """
     if not is_first():
         return

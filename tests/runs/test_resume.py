@@ -906,6 +906,52 @@ def test_weights_that_do_not_fit_leave_the_run_as_it_was(tmp_path: Path, interru
     assert contents(run) == before
 
 
+def malformed(content: Any, *keys: Any, value: Any = ...) -> None:
+    """Set an entry of nested containers, or delete it."""
+    for key in keys[:-1]:
+        content = content[key]
+    if value is ...:
+        del content[keys[-1]]
+    else:
+        content[keys[-1]] = value
+
+
+BEST = (
+    "callbacks",
+    "ModelCheckpoint{'monitor': 'val/nme_box', 'mode': 'min', 'every_n_train_steps': 0, 'every_n_epochs': 1, "
+    "'train_time_interval': None}",
+)
+"""Keys of the state of the callback that keeps the best checkpoint."""
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    but_for(
+        [
+            *[((key,), value) for key in ("global_step", "loops", "callbacks") for value in (..., "a", None)],
+            *[((key,), value) for key in ("optimizer_states", "lr_schedulers") for value in (..., 5, [5])],
+            (("loops", "fit_loop"), ...),
+            *[((*BEST, "best_k_models"), value) for value in (..., 5)],
+            *[(("callbacks", "Resumption", "processes"), value) for value in (..., 5, [{"cpu": 5}])],
+        ],
+        (("loops", "fit_loop"), 5),
+        (("optimizer_states", 0, "param_groups"), []),
+    ),
+)
+def test_a_malformed_state_leaves_the_run_as_it_was(
+    entry: tuple[Any, ...], value: Any, tmp_path: Path, interrupt: Interrupt
+) -> None:
+    """A traceback of Lightning after the folder was prepared, or a run that continues from another state."""
+    run = interrupted(tmp_path, interrupt)
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    malformed(content, *entry, value=value)
+    torch.save(content, run / "checkpoints" / "last.ckpt")
+    before = contents(run)
+    with pytest.raises(SystemExit, match=r"last\.ckpt"):
+        train("resume=run", folder=tmp_path)
+    assert contents(run) == before
+
+
 def test_a_run_is_finished_by_its_last_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that was killed between its numbers and its last picture, which then never comes."""
     with monkeypatch.context() as patch:
