@@ -18,7 +18,7 @@ from facelab.run_folder import RunFolder, owner_of
 from facelab.runs.build import build, check, write_config
 from facelab.runs.check import TRAIN_KEYS
 from facelab.runs.checkpoint import clear_initial_weights, load_run
-from facelab.runs.recording import recorded
+from facelab.runs.recording import track_run
 from facelab.runs.resolvers import run_name
 from facelab.runs.start import exits, start
 
@@ -57,7 +57,7 @@ OmegaConf.register_new_resolver("benchmarked", benchmarked, replace=True)
 def main(cfg: DictConfig) -> None:
     """Measure each run, or the model; print a table, and write it down with each run."""
     folder = Path(cfg.paths.run)
-    with exits(), recorded(folder, cfg.task):
+    with exits(), track_run(folder, cfg.task):
         check_values(cfg)
         check(cfg, {**TRAIN_KEYS, **OPTIONS})
         rows = measure_runs(folder, cfg) if cfg.ckpt is not None else [measure_model(folder, cfg)]
@@ -105,18 +105,18 @@ def measure_runs(folder: Path, cfg: DictConfig) -> list[Row]:
 
 
 def measurable_cells(sweep: Path, cfg: DictConfig) -> list[Path]:
-    """The folders of the finished cells of a sweep; those that are left out are named on the screen.
+    """The folders of the finished jobs of a sweep; those that are left out are named on the screen.
 
     Raises:
         RunError: none is left, or the sweep or one of its checkpoints cannot be read.
     """
     from facelab.runs.sweep import ledger
 
-    paths, cells = [], ledger(sweep)
-    for cell in cells:
-        folder = RunFolder(sweep).cell(cell.number)
-        path, reason = folder.path, ": ".join(filter(None, (cell.status.state, cell.status.reason)))
-        if cell.status.state == "finished":
+    paths, jobs = [], ledger(sweep)
+    for job in jobs:
+        folder = RunFolder(sweep).job(job.number)
+        path, reason = folder.path, ": ".join(filter(None, (job.status.state, job.status.reason)))
+        if job.status.state == "finished":
             saved = any(folder.checkpoints.glob("*.ckpt"))
             reason = refusal(path, cfg) if saved else "finished, without a checkpoint"
         if reason:
@@ -124,7 +124,7 @@ def measurable_cells(sweep: Path, cfg: DictConfig) -> list[Path]:
         else:
             paths.append(path)
     if not paths:
-        raise RunError(f"{sweep}: none of its {len(cells)} cells can be measured; why is told above")
+        raise RunError(f"{sweep}: none of its {len(jobs)} jobs can be measured; why is told above")
     return paths
 
 

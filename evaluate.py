@@ -14,7 +14,7 @@ from facelab.run_folder import RunFolder
 from facelab.runs.build import build, build_trainer, check, write_config
 from facelab.runs.check import PATHS
 from facelab.runs.checkpoint import ABSENT, LoadedRun, load_run, needed
-from facelab.runs.recording import recorded
+from facelab.runs.recording import track_run
 from facelab.runs.report import report
 from facelab.runs.start import exits, start
 
@@ -40,7 +40,7 @@ EVALUATE_OPTIONS = ("ckpt", "split", "box", "flip_test", "batch_size", "num_work
 def main(cfg: DictConfig) -> None:
     """Open the run, replace what was asked for, test, and write the results as a run of their own."""
     folder = Path(cfg.paths.run)
-    with exits(), recorded(folder, cfg.task) as status:
+    with exits(), track_run(folder, cfg.task) as status:
         check(cfg, EVALUATE_KEYS)
         run = load_run(Path(str(cfg.ckpt)).expanduser(), cfg.paths)
         datamodule = build_data(run, cfg)

@@ -1,4 +1,4 @@
-"""Find landmarks on photos: ``python predict.py images=FOLDER landmarks=RUN boxes=FILE``."""
+"""Find landmarks on photos: ``python predict.py images=FOLDER landmarker=RUN boxes=FILE``."""
 
 import logging
 import time
@@ -16,7 +16,7 @@ from facelab.files import closed, write_json
 from facelab.runs.build import build, check, write_config
 from facelab.runs.check import PATHS
 from facelab.runs.checkpoint import LoadedRun, load_run, needed
-from facelab.runs.recording import recorded
+from facelab.runs.recording import track_run
 from facelab.runs.start import exits, start
 
 if TYPE_CHECKING:  # importing torch takes seconds
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 PREDICT_KEYS: dict[str, Any] = {
     "task": Text,
     "images": Name,
-    "landmarks": Name,
+    "landmarker": Name,
     "output": Text,
     "boxes": Name | None,
     "units": Literal["pixels", "fraction"],
@@ -51,7 +51,7 @@ SHOWN = 10
 def main(cfg: DictConfig) -> None:
     """Open the run, predict every photo and write the results; fail if not one face was predicted."""
     folder = Path(cfg.paths.run)
-    with exits(), recorded(folder, cfg.task):
+    with exits(), track_run(folder, cfg.task):
         check(cfg, PREDICT_KEYS)
         write_config(folder, cfg)
         check_values(cfg)
@@ -60,7 +60,7 @@ def main(cfg: DictConfig) -> None:
 
         photos = find_photos(str(cfg.images))
         boxes = None if cfg.boxes is None else read_boxes(Path(str(cfg.boxes)).expanduser())
-        run = load_run(Path(str(cfg.landmarks)).expanduser(), cfg.paths)
+        run = load_run(Path(str(cfg.landmarker)).expanduser(), cfg.paths)
         crop = build_crop(run, cfg)
         found, speed = predict(run, cfg, crop, photos, boxes)
         skipped = [skip for photo in found for skip in photo.skipped] + unknown(boxes or {}, photos)

@@ -15,7 +15,7 @@ from facelab.runs.build import build, build_trainer, check
 from facelab.runs.check import TRAIN_KEYS
 from facelab.runs.checkpoint import clear_initial_weights, find_checkpoint, offline, read_checkpoint
 from facelab.runs.overrides import check_reach, plain_overrides
-from facelab.runs.recording import recorded
+from facelab.runs.recording import track_run
 from facelab.runs.report import report
 from facelab.runs.resume import Resumed, begin, check_weights, resumption
 from facelab.runs.start import exits, start
@@ -24,9 +24,9 @@ from facelab.runs.targets import hint
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
-    """Train, test with ``test_with``, write the results, and return the monitored value for a sweeper."""
+    """Train, test with ``test_ckpt``, write the results, and return the monitored value for a sweeper."""
     folder = Path(cfg.paths.run)
-    with exits(), recorded(folder, cfg.task) as status:
+    with exits(), track_run(folder, cfg.task) as status:
         resumed = open_folder(folder, cfg)
         if resumed and resumed.finished:
             report(folder)
@@ -63,14 +63,14 @@ def open_folder(folder: Path, cfg: DictConfig) -> Resumed | None:
     if resumed and resumed.finished:
         return resumed
     if not resumed:
-        check_cell()
+        check_not_grid_base()
     check_reach(cfg, folder)
     check_values(cfg)
     return resumed
 
 
-def check_cell() -> None:
-    """Refuse to train what an experiment's grid is built upon, which is none of its cells.
+def check_not_grid_base() -> None:
+    """Refuse to train what an experiment's grid is built upon, which is none of its jobs.
 
     Raises:
         RunError: says over what the grid is.
@@ -83,7 +83,7 @@ def check_cell() -> None:
         experiment = hydra_cfg.runtime.choices.get("experiment")
         raise RunError(
             f"{f'experiment={experiment}' if experiment else 'hydra.sweeper.params'} is a grid over {', '.join(grid)}: "
-            f"start it with -m, or say which cell: {' '.join(f'{key}=...' for key in grid)}"
+            f"start it with -m, or say which job: {' '.join(f'{key}=...' for key in grid)}"
         )
 
 
@@ -163,8 +163,8 @@ def read_data(datamodule: Any, cfg: DictConfig) -> None:
     datamodule.setup("fit")
     if cfg.test:
         datamodule.setup("test")
-    if cfg.test and cfg.test_with == "best" and "val" not in datamodule.faces:
-        raise ConfigError("test_with", "=best: without a validation there is no best checkpoint; test_with=last")
+    if cfg.test and cfg.test_ckpt == "best" and "val" not in datamodule.faces:
+        raise ConfigError("test_ckpt", "=best: without a validation there is no best checkpoint; test_ckpt=last")
 
 
 def fit(
@@ -200,10 +200,10 @@ def fit(
 
 
 def take_weights(module: Any, trainer: Any, cfg: DictConfig, folder: Path) -> Path | None:
-    """Put the weights of ``test_with`` into the module, and return their file; None where none was saved."""
+    """Put the weights of ``test_ckpt`` into the module, and return their file; None where none was saved."""
     if not trainer.checkpoint_callback or trainer.fast_dev_run:
         return None
-    checkpoint = find_checkpoint(folder, cfg.test_with)
+    checkpoint = find_checkpoint(folder, cfg.test_ckpt)
     module.load_state_dict(read_checkpoint(checkpoint).weights)
     return checkpoint
 

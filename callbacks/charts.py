@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from lightning import Callback, Trainer
 
-from callbacks.dashboard import ERROR, percent, show
+from callbacks.wandb_logger import ERROR, percent, show
 from facelab.faces.geometry import Array
 from facelab.faces.layouts import Layout
 from facelab.metrics.face_table import FaceTable, Normaliser, nme_per_face
@@ -42,7 +42,7 @@ def charts(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[str,
 
     Args:
         table: the faces of the test.
-        layout: their markup.
+        layout: their layout.
         tags: Annotations.tags, the columns of ``table.tags``.
     """
     by_kind = {f"test/{kind}": parts for kind, parts in breakdowns(table, layout, tags).items()}

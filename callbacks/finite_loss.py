@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor, distributed
 from torch.optim import Optimizer
 
-from callbacks.resumption import write_tensors
+from callbacks.resume import write_tensors
 from facelab.errors import TrainingError, visible
 from facelab.faces.batch import LandmarkBatch
 from facelab.run_folder import RunFolder

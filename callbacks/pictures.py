@@ -13,12 +13,12 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from callbacks.dashboard import ERROR, number, percent, show
+from callbacks.wandb_logger import ERROR, number, percent, show
 from datamodules.landmark import FaceDataset, LandmarkDataModule
 from facelab.bounds import Pixels
 from facelab.errors import printable
 from facelab.faces.batch import LandmarkBatch
-from facelab.faces.drawing import cell, grid
+from facelab.faces.drawing import grid, tile
 from facelab.faces.geometry import Array
 from facelab.faces.layouts import Layout
 from facelab.files import replacing
@@ -48,7 +48,7 @@ def picture_of(batch: LandmarkBatch, row: int) -> tuple[Array, Array]:
     return batch.image[row].permute(1, 2, 0).cpu().numpy(), batch.points[row].cpu().numpy()
 
 
-Cells: TypeAlias = Annotated[int, Interval(ge=1, le=100)]
+Tiles: TypeAlias = Annotated[int, Interval(ge=1, le=100)]
 """Faces side by side; all of a picture are kept until it is drawn."""
 
 
@@ -59,23 +59,23 @@ class FaceGrid(Callback):
         folder: of ``epoch_000.png``, ...; and ``test.png`` for the first faces of the test.
         columns: faces in a row.
         rows: rows of faces.
-        cell: side of a face in pixels.
+        tile: side of a face in pixels.
     """
 
-    def __init__(self, folder: str, columns: Cells, rows: Cells, cell: Pixels) -> None:
-        self.folder, self.columns, self.size, self.cell = Path(folder), columns, columns * rows, cell
-        self.cells: list[Array] = []
+    def __init__(self, folder: str, columns: Tiles, rows: Tiles, tile: Pixels) -> None:
+        self.folder, self.columns, self.size, self.tile = Path(folder), columns, columns * rows, tile
+        self.tiles: list[Array] = []
 
     def _take(self, layout: Layout, outputs: Any, batch: LandmarkBatch) -> None:
-        for row in range(min(len(batch.image), self.size - len(self.cells))):
+        for row in range(min(len(batch.image), self.size - len(self.tiles))):
             image, truth = picture_of(batch, row)
             prediction = outputs.points[row].float().cpu().numpy()
-            self.cells.append(cell(image, layout, side=self.cell, truth=truth, prediction=prediction, caption=""))
+            self.tiles.append(tile(image, layout, side=self.tile, truth=truth, prediction=prediction, caption=""))
 
     def _save(self, trainer: Trainer, file: str, name: str) -> None:
-        if self.cells:
-            save_picture(trainer, grid(self.cells, self.columns), self.folder / file, name)
-        self.cells = []
+        if self.tiles:
+            save_picture(trainer, grid(self.tiles, self.columns), self.folder / file, name)
+        self.tiles = []
 
     def on_validation_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: LandmarkBatch, *_: int
@@ -105,11 +105,11 @@ class WorstFaces(Callback):
         folder: of ``worst.png``.
         columns: faces in a row.
         rows: rows of faces.
-        cell: side of a face in pixels.
+        tile: side of a face in pixels.
     """
 
-    def __init__(self, folder: str, columns: Cells, rows: Cells, cell: Pixels) -> None:
-        self.folder, self.columns, self.size, self.cell = Path(folder), columns, columns * rows, cell
+    def __init__(self, folder: str, columns: Tiles, rows: Tiles, tile: Pixels) -> None:
+        self.folder, self.columns, self.size, self.tile = Path(folder), columns, columns * rows, tile
         self.points: dict[int, Array] = {}
 
     def on_test_batch_end(
@@ -131,10 +131,10 @@ class WorstFaces(Callback):
         if not len(order) or not trainer.is_global_zero:
             return
         data: LandmarkDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        cells = self._cells(data.faces["test"], worst, points)
-        save_picture(trainer, grid(cells, self.columns), self.folder / WORST_PICTURE, "test/worst_faces")
+        tiles = self._tiles(data.faces["test"], worst, points)
+        save_picture(trainer, grid(tiles, self.columns), self.folder / WORST_PICTURE, "test/worst_faces")
         photos = [printable(data.faces["test"].paths[row].name) for row in worst.face_id]
-        show(trainer, lambda: {"test/worst_faces_table": _table(cells, photos, worst, data.data.tags)})
+        show(trainer, lambda: {"test/worst_faces_table": _table(tiles, photos, worst, data.data.tags)})
 
     def _predicted(self, trainer: Trainer, module: LandmarkModule, worst: FaceTable) -> Array:
         """What was predicted for these faces, by whichever process, ``(F, N, 2)`` pixels of their crops."""
@@ -147,24 +147,24 @@ class WorstFaces(Callback):
         parts = gather_all_tensors(torch.from_numpy(own).to(module.device))
         return np.fmax.reduce([part.cpu().numpy() for part in parts])
 
-    def _cells(self, faces: FaceDataset, worst: FaceTable, points: Array) -> list[Array]:
+    def _tiles(self, faces: FaceDataset, worst: FaceTable, points: Array) -> list[Array]:
         """The faces with true and predicted points, the error in percent and the photo's name."""
-        cells = []
+        tiles = []
         for row, error, prediction in zip(worst.face_id.tolist(), nme_per_face(worst, "box"), points, strict=True):
             sample = faces[(0, row)]
             image, truth = sample.image.permute(1, 2, 0).numpy(), sample.points.numpy()
             caption = f"{100 * error:.1f} % {printable(faces.paths[row].stem)}"
-            cells.append(cell(image, faces.layout, side=self.cell, truth=truth, prediction=prediction, caption=caption))
-        return cells
+            tiles.append(tile(image, faces.layout, side=self.tile, truth=truth, prediction=prediction, caption=caption))
+        return tiles
 
 
-def _table(cells: Sequence[Array], photos: Sequence[str], faces: FaceTable, tags: tuple[str, ...]) -> "wandb.Table":
+def _table(tiles: Sequence[Array], photos: Sequence[str], faces: FaceTable, tags: tuple[str, ...]) -> "wandb.Table":
     """Faces as W&B shows them. Angles are in degrees."""
     import wandb
 
     errors, of_face = nme_per_face(faces, "box"), [np.compress(row, tags).tolist() for row in faces.tags]
     rows = [
-        [wandb.Image(cells[i]), photos[i], percent(errors[i]), *map(number, faces.pose[i]), ", ".join(of_face[i])]
-        for i in range(len(cells))
+        [wandb.Image(tiles[i]), photos[i], percent(errors[i]), *map(number, faces.pose[i]), ", ".join(of_face[i])]
+        for i in range(len(tiles))
     ]
     return wandb.Table(["face", "photo", ERROR, "yaw", "pitch", "roll", "tags"], rows)

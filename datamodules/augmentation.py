@@ -11,7 +11,7 @@ from albumentations.augmentations.dropout.transforms import BaseDropout
 from datamodules.displacement import DRAWS, displacement
 from facelab.bounds import Angle, Share
 from facelab.errors import ConfigError
-from facelab.faces.geometry import Array, around_centre, mirror_image
+from facelab.faces.geometry import Array, affine_about_centre, flip_image
 
 Transform: TypeAlias = albumentations.BasicTransform | albumentations.BaseCompose
 IN_PLACE = (albumentations.ImageOnlyTransform, BaseDropout, albumentations.PixelDropout, albumentations.NoOp)
@@ -30,22 +30,22 @@ class Warp(NamedTuple):
     """A drawn affine change of a crop."""
 
     matrix: Array  # (3, 3) float64, crop to changed crop, both in pixels
-    mirrored: bool
-    degrees: float  # clockwise, after the mirror
+    flipped: bool
+    degrees: float  # clockwise, after the flip
 
 
-UNCHANGED = Warp(np.eye(3), mirrored=False, degrees=0.0)
+UNCHANGED = Warp(np.eye(3), flipped=False, degrees=0.0)
 
 
 class Augmentation:
     """What may happen to a training crop. Each change is drawn by its own coin.
 
-    Mirror, rotation, scale and shift are one matrix, so that the photo is interpolated once and the points follow
+    Flip, rotation, scale and shift are one matrix, so that the photo is interpolated once and the points follow
     exactly; points that leave the crop keep their true place. Albumentations then changes pixels only: it neither
     swaps left and right points nor keeps their number, nor tells its matrix.
 
     Args:
-        mirror_probability: left-right.
+        flip_probability: left-right.
         shift_probability: of a shift, uniform in +-``shift_limit``, x and y apart.
         shift_limit: fraction of the crop's side.
         scale_probability: of a change of size about the crop's centre by a factor uniform in 1 +- ``scale_limit``.
@@ -62,7 +62,7 @@ class Augmentation:
 
     def __init__(
         self,
-        mirror_probability: float,
+        flip_probability: float,
         shift_probability: float,
         shift_limit: Share,
         scale_probability: float,
@@ -74,7 +74,7 @@ class Augmentation:
         if not 0 <= scale_limit < 1:
             raise ConfigError("scale_limit", f" must be in [0, 1), got {scale_limit}")
         for key, probability in (
-            ("mirror_probability", mirror_probability),
+            ("flip_probability", flip_probability),
             ("shift_probability", shift_probability),
             ("scale_probability", scale_probability),
             ("rotation_probability", rotation_probability),
@@ -82,14 +82,14 @@ class Augmentation:
             if not 0 <= probability <= 1:
                 raise ConfigError(key, f"={probability} must be in [0, 1]")
         _check_stays(pixels)
-        self.mirror_probability = mirror_probability
+        self.flip_probability = flip_probability
         self.shift_probability, self.shift_limit = shift_probability, shift_limit
         self.scale_probability, self.scale_limit = scale_probability, scale_limit
         self.rotation_probability, self.rotation_limit = rotation_probability, rotation_limit
         self.pixels = albumentations.Compose(list(pixels)) if pixels else None
 
     def draw(self, rng: np.random.Generator, size: int, points: Array) -> Warp:
-        """Draw the affine change of a crop of ``size`` x ``size`` pixels: shift, mirror, scale and rotation in turn.
+        """Draw the affine change of a crop of ``size`` x ``size`` pixels: shift, flip, scale and rotation in turn.
 
         Args:
             rng: where the draws come from.
@@ -98,19 +98,19 @@ class Augmentation:
         """
         coins = rng.random(4)
         x, y, scale, angle = rng.uniform(-1, 1, 4)
-        moved, mirrored, scaled, turned = coins < (
+        moved, flipped, scaled, turned = coins < (
             self.shift_probability,
-            self.mirror_probability,
+            self.flip_probability,
             self.scale_probability,
             self.rotation_probability,
         )
         reach = self.shift_limit * size if moved else 0.0
-        matrix = around_centre(size, shift=(x * reach, y * reach))
-        if mirrored:
-            matrix = mirror_image(size) @ matrix
+        matrix = affine_about_centre(size, shift=(x * reach, y * reach))
+        if flipped:
+            matrix = flip_image(size) @ matrix
         degrees = float(angle * self.rotation_limit) if turned else 0.0
         factor = 1 + float(scale * self.scale_limit) if scaled else 1.0
-        return Warp(around_centre(size, degrees, factor) @ matrix, bool(mirrored), degrees)
+        return Warp(affine_about_centre(size, degrees, factor) @ matrix, bool(flipped), degrees)
 
     def change_pixels(self, rng: np.random.Generator, image: Array) -> Array:
         """Change the pixels of an RGB image ``(H, W, 3)`` uint8; the points stay where they are.
@@ -143,7 +143,7 @@ def _check_stays(pixels: Sequence[Transform]) -> None:
         if not all(isinstance(leaf, IN_PLACE) for leaf in _leaves(one)):
             raise ConfigError(
                 f"pixels[{index}]",
-                f": {type(one).__name__} would move the face and leave its points behind; use mirror, shift, scale and "
+                f": {type(one).__name__} would move the face and leave its points behind; use flip, shift, scale and "
                 "rotation of augment",
             )
         measured = (leaf for leaf in _leaves(one) if isinstance(leaf, albumentations.ImageOnlyTransform))

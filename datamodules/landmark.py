@@ -20,10 +20,10 @@ from facelab.errors import ConfigError, DatasetError, ImageError
 from facelab.faces.batch import LandmarkBatch
 from facelab.faces.crop import Crop
 from facelab.faces.face import Annotations, Face, Split
-from facelab.faces.geometry import Array, apply
+from facelab.faces.geometry import Array, transform_points
 from facelab.faces.image import CropError, Orientation, PhotoFile
 from facelab.faces.layouts import Layout
-from facelab.faces.pose import estimate_pose, mirrored, turned
+from facelab.faces.pose import estimate_pose, flipped, turned
 from facelab.internals.lightning import processed_epochs
 
 log = logging.getLogger(__name__)
@@ -35,11 +35,11 @@ RETRY_AFTER = (0.2, 1.0, 5.0)
 """Seconds before each further try to read a photo that was there before."""
 
 
-class NoBoxError(DatasetError):
+class MissingBoxError(DatasetError):
     """A face without the box that the crop is built around."""
 
 
-class NoFaceError(DatasetError):
+class MissingFaceError(DatasetError):
     """A split without a face."""
 
 
@@ -100,7 +100,7 @@ class FaceDataset(Dataset[LandmarkBatch]):
         max_unreadable: share of the faces that cannot be read or cut out; more, and more than one, end the run.
 
     Raises:
-        NoFaceError: the split has no face.
+        MissingFaceError: the split has no face.
         DatasetError: by the reader; when no face has the box that the crop is built around.
     """
 
@@ -121,7 +121,9 @@ class FaceDataset(Dataset[LandmarkBatch]):
         self.orientations: list[Orientation] = [photo.orientation for photo, _ in rows]
         self.faces: list[Face] = [face for _, face in rows]
         if not rows:
-            raise NoFaceError(f"{data.name}: the split {split!r} has no face; look into data.root, or choose another")
+            raise MissingFaceError(
+                f"{data.name}: the split {split!r} has no face; look into data.root, or choose another"
+            )
         if crop.box == "given" and all(np.isnan(face.box).any() for face in self.faces):
             raise DatasetError(f"{data.name}: no face of the split {split!r} comes with a box; use crop.box=points")
         tags = [[tag in face.tags for tag in data.tags] for face in self.faces]
@@ -155,7 +157,7 @@ class FaceDataset(Dataset[LandmarkBatch]):
         for wait in (*RETRY_AFTER, None):
             try:
                 sample = self._sample(row, np.random.default_rng((self.seed, epoch, row)))
-            except (NoBoxError, CropError) as error:
+            except (MissingBoxError, CropError) as error:
                 return self._left_out(row, error)
             except ImageError as error:
                 # Pillow's UnidentifiedImageError is an OSError without a number: the file is there, and no photo.
@@ -206,30 +208,30 @@ class FaceDataset(Dataset[LandmarkBatch]):
         """The map from the photo of a face to its unchanged crop, ``(3, 3)`` float64.
 
         Raises:
-            NoBoxError: the face has no box as the crop wants it.
+            MissingBoxError: the face has no box as the crop wants it.
             ImageError: the crop is built around the whole photo, and its header cannot be read.
         """
         image = np.zeros(4)
         if self.crop.box == "image":
             image = PhotoFile(self.paths[row], self.orientations[row]).box()
         try:
-            return self.crop.matrix(self.crop.source(self.faces[row], image))
+            return self.crop.matrix(self.crop.reference_box(self.faces[row], image))
         except ValueError as error:
-            raise NoBoxError(f"{self.paths[row]}: {error} (crop.box={self.crop.box})") from error
+            raise MissingBoxError(f"{self.paths[row]}: {error} (crop.box={self.crop.box})") from error
 
     def _sample(self, row: int, rng: np.random.Generator) -> LandmarkBatch:
         face, size = self.faces[row], self.crop.size
         to_crop, truth = self.to_crop(row), face.points.astype(np.float64)
-        warp = self.augment.draw(rng, size, apply(to_crop, truth)) if self.augment else UNCHANGED
+        warp = self.augment.draw(rng, size, transform_points(to_crop, truth)) if self.augment else UNCHANGED
         matrix = warp.matrix @ to_crop
         image = PhotoFile(self.paths[row], self.orientations[row]).cut_out(matrix, size)
         if self.augment:
             image = self.augment.change_pixels(rng, image)
-        points, visible = apply(matrix, truth).astype(np.float32), face.visible
+        points, visible = transform_points(matrix, truth).astype(np.float32), face.visible
         pose = self.pose[row]
-        if warp.mirrored:
-            points, visible = self.layout.mirrored(points), visible[np.asarray(self.layout.mirror)]
-            pose = mirrored(pose)
+        if warp.flipped:
+            points, visible = self.layout.flipped(points), visible[np.asarray(self.layout.flip)]
+            pose = flipped(pose)
         if warp.degrees:
             pose = turned(pose, warp.degrees)
         return self._row(row, image, points, visible, pose, np.linalg.inv(matrix))
@@ -325,7 +327,7 @@ class LandmarkDataModule(LightningDataModule):
             if role not in self.faces:
                 try:
                     self.faces[role] = FaceDataset(self.data, split, self.crop, augment, self.seed, self.max_unreadable)
-                except NoFaceError:
+                except MissingFaceError:
                     if role != "val":
                         raise
                     log.warning(

@@ -10,12 +10,12 @@ from annotated_types import Le
 from torch import Tensor
 
 from datamodules.augmentation import UNCHANGED, Augmentation, Warp
-from datamodules.landmark import FaceDataset, LandmarkDataModule, NoBoxError
+from datamodules.landmark import FaceDataset, LandmarkDataModule, MissingBoxError
 from facelab.bounds import Angle, Count, Processes, Share
 from facelab.errors import ConfigError, ImageError
 from facelab.faces.crop import Crop
 from facelab.faces.face import Annotations, Split
-from facelab.faces.geometry import Array, apply, around_centre, from_cells, mirror_image, tight_box
+from facelab.faces.geometry import Array, affine_about_centre, bounding_box, flip_image, from_cells, transform_points
 from facelab.faces.pose import estimate_pose, official_pnp
 
 PoseTarget = Literal["labelled", "estimated", "official_pnp"]
@@ -31,14 +31,14 @@ class SquaresAroundFace(Augmentation):
     A face stays as it is, or is turned and cut out by another square: about a point near the middle of its points it
     is turned, and that point becomes the middle of a square whose side lies between ``smallest`` times the shorter and
     ``largest`` times the longer side of the box of the turned points. What does not hold all points is drawn again.
-    Then it is mirrored with a probability of its own.
+    Then it is flipped with a probability of its own.
 
     Departures from polarisZhao/PFLD-pytorch: angles and pixels are not whole numbers; there is one interpolation and
     not two; nothing is lost where the turned photo would leave a canvas of 1.1 times its size.
 
     Args:
         clean_probability: of no change at all.
-        mirror_probability: left-right, of the others.
+        flip_probability: left-right, of the others.
         shift_limit: of that point from the middle of the box of the points, x and y apart, as a fraction of the longer
             side of that box.
         smallest: see above.
@@ -53,14 +53,14 @@ class SquaresAroundFace(Augmentation):
     def __init__(
         self,
         clean_probability: float,
-        mirror_probability: float,
+        flip_probability: float,
         shift_limit: Share,
         smallest: float,
         largest: Annotated[float, Le(10)],
         rotation_limit: Angle,
         pixels: Sequence[albumentations.BasicTransform | albumentations.BaseCompose],
     ) -> None:
-        super().__init__(mirror_probability, 0.0, shift_limit, 0.0, 0.0, 0.0, rotation_limit, pixels)
+        super().__init__(flip_probability, 0.0, shift_limit, 0.0, 0.0, 0.0, rotation_limit, pixels)
         if not 0 <= clean_probability <= 1:
             raise ConfigError("clean_probability", f"={clean_probability} must be in [0, 1]")
         if not 0 < smallest <= largest:
@@ -71,11 +71,11 @@ class SquaresAroundFace(Augmentation):
 
     def draw(self, rng: np.random.Generator, size: int, points: Array) -> Warp:
         """Draw the change of a crop of ``size`` x ``size`` pixels with ``points`` ``(N, 2)``."""
-        clean, mirror = rng.random(2)
+        clean, flip = rng.random(2)
         known = points[np.isfinite(points).all(axis=1)].astype(np.float64)
         if clean < self.clean_probability or len(known) < 2:
             return UNCHANGED
-        corner, far = tight_box(known).reshape(2, 2).astype(np.float64)
+        corner, far = bounding_box(known).reshape(2, 2).astype(np.float64)
         reach = self.shift_limit * (far - corner).max()
         middle = from_cells(np.full(2, 0.5), size)
         for _ in range(ATTEMPTS // TOGETHER):
@@ -88,11 +88,11 @@ class SquaresAroundFace(Augmentation):
             holding = np.flatnonzero(2 * np.abs(turned).max(axis=(1, 2)) <= side)
             if len(holding) and side[holding[0]] > 0:
                 one = holding[0]
-                to_middle = around_centre(size, shift=tuple(middle - centres[one]))
-                matrix = around_centre(size, float(degrees[one]), float(size / side[one])) @ to_middle
-                if mirror < self.mirror_probability:
-                    # turned one way and then mirrored is mirrored and then turned the other way
-                    return Warp(mirror_image(size) @ matrix, True, -float(degrees[one]))
+                to_middle = affine_about_centre(size, shift=tuple(middle - centres[one]))
+                matrix = affine_about_centre(size, float(degrees[one]), float(size / side[one])) @ to_middle
+                if flip < self.flip_probability:
+                    # turned one way and then flipped is flipped and then turned the other way
+                    return Warp(flip_image(size) @ matrix, True, -float(degrees[one]))
                 return Warp(matrix, False, float(degrees[one]))
         return UNCHANGED
 
@@ -166,6 +166,6 @@ class PFLDDataModule(LandmarkDataModule):
 def _in_crop(train: FaceDataset, row: int) -> Array:
     """The points of a face in pixels of its unchanged crop, ``(N, 2)``; NaN if it cannot be cut out."""
     try:
-        return apply(train.to_crop(row), train.faces[row].points.astype(np.float64))
-    except (NoBoxError, ImageError):
+        return transform_points(train.to_crop(row), train.faces[row].points.astype(np.float64))
+    except (MissingBoxError, ImageError):
         return np.full((train.layout.num_points, 2), np.nan)  # it is reported and left out when it is asked for

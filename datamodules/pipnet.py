@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from datamodules.landmark import LandmarkDataModule, NoBoxError
+from datamodules.landmark import LandmarkDataModule, MissingBoxError
 from facelab.errors import DatasetError, ImageError
-from facelab.faces.geometry import Array, apply
+from facelab.faces.geometry import Array, transform_points
 
 
 class PIPNetDataModule(LandmarkDataModule):
@@ -23,8 +23,8 @@ class PIPNetDataModule(LandmarkDataModule):
         shapes = []
         for row, face in enumerate(train.faces):
             try:
-                shapes.append(apply(train.to_crop(row), face.points))
-            except (NoBoxError, ImageError):
+                shapes.append(transform_points(train.to_crop(row), face.points))
+            except (MissingBoxError, ImageError):
                 continue  # the face is reported and left out when it is asked for
         if not shapes:
             raise DatasetError(f"{self.data.name}: no training face can be cut out with crop.box={self.crop.box}")

@@ -24,6 +24,10 @@ class Step(NamedTuple):
     everything is as it was before."""
     weights: Mapping[str, str] = {}
     """First parts of names in the state dict to their new ones, as ``backbone.`` to ``trunk.``."""
+    keys: Mapping[str, str] = {}
+    """Dotted key of the whole configuration to its new one, in the same node."""
+    states: Mapping[str, str] = {}
+    """Name of a callback in the checkpoint's ``callbacks`` to its new one."""
 
 
 STEPS: Sequence[Step] = (
@@ -40,6 +44,36 @@ STEPS: Sequence[Step] = (
             ("datamodules.pipnet.PIPNetDataModule", "max_unreadable"): 0.01,
             ("datamodules.pfld.PFLDDataModule", "max_unreadable"): 0.01,
         },
+    ),
+    Step(
+        modules={
+            "callbacks.dashboard.Wandb": "callbacks.wandb_logger.TolerantWandbLogger",
+            "callbacks.metrics_file.MetricsFile": "callbacks.csv_logger.AppendingCSVLogger",
+            "callbacks.resumption.Resumption": "callbacks.resume.ResumableCheckpoint",
+            "callbacks.resumption.WholeFiles": "callbacks.resume.AtomicCheckpointIO",
+            "facelab.losses.pfld.EffectiveNumber": "facelab.losses.pfld.EffectiveNumberWeight",
+            "facelab.losses.pfld.HardFaces": "facelab.losses.pfld.HardExampleWeight",
+            "facelab.losses.pfld.InverseFrequency": "facelab.losses.pfld.InverseFrequencyWeight",
+            "facelab.losses.regression.PointLoss": "facelab.losses.regression.LandmarkLoss",
+            "facelab.losses.regression.Wing": "facelab.losses.regression.WingLoss",
+            "facelab.networks.backbone.Timm": "facelab.networks.backbone.TimmBackbone",
+            "lightning_modules.schedule.Drops": "lightning_modules.schedule.FractionalMultiStepLR",
+        },
+        arguments={
+            ("callbacks.pictures.FaceGrid", "cell"): "tile",
+            ("callbacks.pictures.WorstFaces", "cell"): "tile",
+            ("datamodules.augmentation.Augmentation", "mirror_probability"): "flip_probability",
+            ("datamodules.pfld.SquaresAroundFace", "mirror_probability"): "flip_probability",
+        },
+        keys={
+            "test_with": "test_ckpt",
+            "landmarks": "landmarker",
+            "callbacks.resumption": "callbacks.resume",
+            "callbacks.face_grid.cell": "callbacks.face_grid.tile",
+            "callbacks.worst_faces.cell": "callbacks.worst_faces.tile",
+            "augment.mirror_probability": "augment.flip_probability",
+        },
+        states={"Resumption": "ResumableCheckpoint"},
     ),
 )
 """From format 1 to 2, and so on."""
@@ -66,8 +100,28 @@ def renamed_config(config: Mapping[str, Any], steps: Sequence[Step] = STEPS) -> 
     renamed: Any = config
     for step in steps:
         at_root = {key: value for (owner, key), value in step.added.items() if not owner}
-        renamed = at_root | _renamed(renamed, step)
+        renamed = at_root | _moved(_renamed(renamed, step), step.keys)
     return dict(renamed)
+
+
+def _moved(config: dict[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
+    for old, new in keys.items():
+        *path, last = old.split(".")
+        node: Any = config
+        for key in path:
+            node = node.get(key) if isinstance(node, dict) else None
+        if isinstance(node, dict) and last in node:
+            node[new.rpartition(".")[2]] = node.pop(last)
+    return config
+
+
+def renamed_key(key: str, steps: Sequence[Step] = STEPS) -> str:
+    """Give today's name of a dotted key of the configuration; others are returned as they are."""
+    for step in steps:
+        for old, new in step.keys.items():
+            if f"{key}.".startswith(f"{old}."):
+                key = new + key.removeprefix(old)
+    return key
 
 
 def _renamed(node: Any, step: Step) -> Any:
@@ -107,14 +161,21 @@ def renamed_checkpoint(content: dict[str, Any]) -> dict[str, Any]:
     for key in WEIGHT_KEYS:
         if isinstance(weights := content.get(key), Mapping):
             content = content | {key: renamed_weights(weights, steps)}
+    if isinstance(states := content.get("callbacks"), Mapping):
+        for step in steps:
+            states = {step.states.get(name, name): state for name, state in states.items()}
+        content = content | {"callbacks": states}
     return content
 
 
 def renamed_override(word: str, steps: Sequence[Step] = STEPS) -> str:
-    """Give an override, as ``data.layout.path=facelab.landmarks.layouts.IBUG68``, with today's paths in its value.
+    """Give an override, as ``data.layout.path=facelab.landmarks.layouts.IBUG68``, with today's key and paths.
 
-    Arguments that were renamed are not followed: their key says nothing of its class.
+    Of renamed arguments only those in :attr:`Step.keys` are followed: a key does not name its class.
     """
+    key, equals, value = word.partition("=")
+    bare = key.lstrip("+~")
+    word = key.removesuffix(bare) + renamed_key(bare, steps) + equals + value
     return re.sub(
         rf"((?:^|[.{{,\s])[+~]*(?:{'|'.join(PATH_KEYS)})\s*[=:]\s*['\"]?)([\w.]+)",
         lambda found: found[1] + renamed_path(found[2], steps),

@@ -25,7 +25,7 @@ NUMBERLESS = ("paths", "logger")
 WATCHERS = frozenset(
     {
         *("callbacks.charts.Charts", "callbacks.pictures.FaceGrid", "callbacks.pictures.WorstFaces"),
-        *("callbacks.results.Results", "callbacks.resumption.Resumption"),
+        *("callbacks.results.Results", "callbacks.resume.ResumableCheckpoint"),
         "callbacks.finite_loss.FiniteLoss",  # its option is of the root, and counted there
         *(f"lightning.pytorch.callbacks.{name}ProgressBar" for name in ("Rich", "TQDM")),
         *(f"lightning.pytorch.callbacks.{name}Monitor" for name in ("DeviceStats", "LearningRate")),
@@ -41,10 +41,10 @@ HEARTBEAT = 60
 """Seconds between two signs of life of a run."""
 LOST_AFTER = 300
 """Seconds without a sign of life after which a run is taken for dead."""
-MOST_CELLS = 10_000
+MOST_JOBS = 10_000
 """Cells of a sweep that are read."""
 LARGEST_SWEEP = 2**24
-"""Bytes of a sweep.json that is read: for each of that many cells 1.6 kB of overrides."""
+"""Bytes of a sweep.json that is read: for each of that many jobs 1.6 kB of overrides."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,8 @@ class RunFolder:
         """Cells of a sweep, in the folder of the sweep."""
         return self.path / "sweep.json"
 
-    def cell(self, number: int | str) -> "RunFolder":
-        """Give the folder of a cell of this sweep."""
+    def job(self, number: int | str) -> "RunFolder":
+        """Give the folder of a job of this sweep."""
         return RunFolder(self.path / str(number))
 
 
@@ -214,7 +214,7 @@ def _death(content: dict[str, Any]) -> str:
     return f"no sign of life since {seen}" if silent > LOST_AFTER else ""
 
 
-def read_cells(folder: Path) -> dict[int, list[str]]:
+def read_jobs(folder: Path) -> dict[int, list[str]]:
     """Read number and overrides of the runs that a sweep is made of; empty for a folder that is none.
 
     Raises:
@@ -227,17 +227,17 @@ def read_cells(folder: Path) -> dict[int, list[str]]:
         return {}
     except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read: {error}") from error
-    cells = content.get("cells") if isinstance(content, dict) else None
-    if not isinstance(cells, dict):
+    jobs = content.get("cells") if isinstance(content, dict) else None
+    if not isinstance(jobs, dict):
         raise RunError(f"{path} cannot be read: it has no `cells`")
-    if len(cells) > MOST_CELLS:
-        raise RunError(f"{path} lists {len(cells):,} cells; {MOST_CELLS:,} are read at most")
-    for name, overrides in cells.items():
+    if len(jobs) > MOST_JOBS:
+        raise RunError(f"{path} lists {len(jobs):,} jobs; {MOST_JOBS:,} are read at most")
+    for name, overrides in jobs.items():
         if not re.fullmatch("0|[1-9][0-9]{0,8}", name):
-            raise RunError(f"{path}: the cell {name[:40]!r} has no whole number for a name")
+            raise RunError(f"{path}: the job {name[:40]!r} has no whole number for a name")
         if not isinstance(overrides, list) or not all(isinstance(word, str) for word in overrides):
-            raise RunError(f"{path}: the overrides of cell {name} are no list of words")
-    return {int(name): overrides for name, overrides in sorted(cells.items())}
+            raise RunError(f"{path}: the overrides of job {name} are no list of words")
+    return {int(name): overrides for name, overrides in sorted(jobs.items())}
 
 
 def is_infinite(name: str, counts: Mapping[str, int]) -> bool:
@@ -279,7 +279,7 @@ def _watches(callback: Any, config: Mapping[str, Any]) -> bool:
         return False
     evaluated = config.get("evaluate")
     file = str(evaluated.get("ckpt")) if isinstance(evaluated, Mapping) else ""
-    tests_best = config.get("test_with") == "best" or Path(file).name == RunFolder(Path()).checkpoint("best").name
+    tests_best = config.get("test_ckpt") == "best" or Path(file).name == RunFolder(Path()).checkpoint("best").name
     return (name := str(callback.get("_target_"))) in WATCHERS or (name == BEST and not tests_best)
 
 

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from facelab.faces.batch import LandmarkBatch
-from facelab.faces.geometry import apply, mirror_image
+from facelab.faces.geometry import flip_image, transform_points
 from facelab.faces.layouts import Layout
 from facelab.metrics.face_errors import FaceErrors
 from facelab.metrics.face_table import FaceTable
@@ -19,7 +19,7 @@ from facelab.metrics.landmarks import summary
 from facelab.renames import FORMAT
 
 IN_PROGRESS_BAR = "nme_box"
-"""The number of a table that is seen while a run goes on; what methods monitor, as every markup has it."""
+"""The number of a table that is seen while a run goes on; what methods monitor, as every layout has it."""
 
 
 class Prediction(NamedTuple):
@@ -37,13 +37,13 @@ class LandmarkModule(LightningModule):
     validation or test epoch ``table`` holds the errors of every face, and everything logged is computed from it.
 
     Args:
-        layout: the markup that is predicted.
+        layout: the layout that is predicted.
         coder: points to what the network predicts and back.
         loss: prediction, target, valid to named, weighted terms. None, as for the optimizer, in a module that is opened
             and not trained.
         optimizer: finished with the parameters.
         scheduler: finished with the optimizer, stepped at the end of each epoch; None for a constant rate.
-        flip_test: predict the mirrored crop too and average the points.
+        flip_test: predict the flipped crop too and average the points.
 
     Attributes:
         memory_format: how images are laid out; ``facelab.profiling.compile`` sets it together with the weights'.
@@ -52,7 +52,7 @@ class LandmarkModule(LightningModule):
 
     memory_format = torch.channels_last
     table: FaceTable
-    mirror: Tensor  # (N,) int64
+    flip: Tensor  # (N,) int64
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class LandmarkModule(LightningModule):
         self.loss: Any = loss
         self.coder: Any = coder  # nn.Module says nothing of encode and decode
         self.optimizer, self.scheduler, self.flip_test = optimizer, scheduler, flip_test
-        self.register_buffer("mirror", torch.tensor(layout.mirror), persistent=False)
+        self.register_buffer("flip", torch.tensor(layout.flip), persistent=False)
 
     def fit_statistics(self, datamodule: Any) -> None:
         """Take what the method must know of the training set before it trains, and keep it as buffers."""
@@ -123,13 +123,13 @@ class LandmarkModule(LightningModule):
         return self.with_flip_test(Prediction(*self.coder.decode(self(image))), image)
 
     def with_flip_test(self, prediction: Prediction, image: Tensor) -> Prediction:
-        """If the flip test is on, the mean of a prediction and that of the mirrored crops; not of their pose."""
+        """If the flip test is on, the mean of a prediction and that of the flipped crops; not of their pose."""
         if not self.flip_test:
             return prediction
         swapped = Prediction(*self.coder.decode(self(image.flip(-1))))
-        back = torch.as_tensor(mirror_image(image.shape[-1]), dtype=torch.float32, device=image.device)
-        points = apply(back, swapped.points)[:, self.mirror]
-        confidence = swapped.confidence[:, self.mirror]
+        back = torch.as_tensor(flip_image(image.shape[-1]), dtype=torch.float32, device=image.device)
+        points = transform_points(back, swapped.points)[:, self.flip]
+        confidence = swapped.confidence[:, self.flip]
         return prediction._replace(
             points=(prediction.points + points) / 2, confidence=(prediction.confidence + confidence) / 2
         )
@@ -168,7 +168,7 @@ class LandmarkModule(LightningModule):
     def predict_step(self, batch: LandmarkBatch, batch_index: int) -> Prediction:
         """The prediction in pixels of the photos."""
         prediction = self.predict(batch.image)
-        return prediction._replace(points=apply(batch.to_photo, prediction.points))
+        return prediction._replace(points=transform_points(batch.to_photo, prediction.points))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over all parameters and, stepped once an epoch, the schedule."""

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 @runtime_checkable
-class WeighsFaces(Protocol):
+class PoseAwareLoss(Protocol):
     """A loss that wants to know more of a face than its points."""
 
     uses_angles: bool
@@ -32,7 +32,7 @@ class WeighsFaces(Protocol):
         ...
 
 
-class Annotated(Protocol):
+class HasAnnotations(Protocol):
     """The datamodule that PFLD trains with."""
 
     def annotations(self) -> tuple[Sequence[str], Tensor, Tensor]:
@@ -48,13 +48,13 @@ class PFLD(LandmarkModule):
     ``angle_weight`` 0 nothing would train the branch, and it is not built.
 
     Args:
-        layout: the markup that is predicted.
+        layout: the layout that is predicted.
         backbone: a pyramid of features.
         head: finished with the backbone's channels and strides and the number of points.
         pose: the branch, finished with the backbone's channels and strides and the length of the head's vector; None
             for none.
         coder: landmarks to fractions of the crop and back.
-        loss: of the points alone, or one that :class:`WeighsFaces`.
+        loss: of the points alone, or one that :class:`PoseAwareLoss`.
         angle_weight: of the mean absolute error of the angles, in radians, as a term of its own where there is a
             branch; the paper has 0.
         optimizer: see :class:`LandmarkModule`.
@@ -84,7 +84,7 @@ class PFLD(LandmarkModule):
         parts: dict[str, Any] = {"channels": backbone.channels, "strides": backbone.strides}
         self.backbone, self.angle_weight = backbone, angle_weight
         self.head: Any = head(**parts, num_points=layout.num_points)
-        needed = isinstance(loss, WeighsFaces) and loss.uses_angles
+        needed = isinstance(loss, PoseAwareLoss) and loss.uses_angles
         if needed and pose is None:
             raise ConfigError(
                 "pose",
@@ -97,9 +97,9 @@ class PFLD(LandmarkModule):
         if pose is None and angle_weight:
             log.info("model.angle_weight=%s weighs nothing: there is no pose branch", angle_weight)
         self.pose = None if pose is None else pose(**parts, vector_size=self.head.vector_size)
-        self.tells_pose = bool(angle_weight) or (isinstance(loss, WeighsFaces) and loss.teaches_angles)
+        self.tells_pose = bool(angle_weight) or (isinstance(loss, PoseAwareLoss) and loss.teaches_angles)
 
-    def fit_statistics(self, datamodule: Annotated) -> None:
+    def fit_statistics(self, datamodule: HasAnnotations) -> None:
         """Show the loss what is annotated of the training faces.
 
         Raises:
@@ -111,7 +111,7 @@ class PFLD(LandmarkModule):
                 "no training face has a pose, neither labelled nor from its points; use pose=none "
                 "and a loss that needs no angles, such as loss=l2"
             )
-        if isinstance(self.loss, WeighsFaces):
+        if isinstance(self.loss, PoseAwareLoss):
             self.loss.count(names, tags, pose)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class PFLD(LandmarkModule):
         features = self.backbone(batch.image.contiguous(memory_format=self.memory_format))
         points, vector = self.head(features)
         angles = None if self.pose is None else self.pose(features, vector)
-        more = (angles, batch.pose, batch.tags) if isinstance(self.loss, WeighsFaces) else ()
+        more = (angles, batch.pose, batch.tags) if isinstance(self.loss, PoseAwareLoss) else ()
         terms = dict(self.loss(points, target, batch.valid, *more))
         if self.angle_weight and angles is not None:
             known = batch.valid.any(1, keepdim=True) & batch.pose.isfinite()  # (B, 3)

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from facelab.coders.pipnet import PIPCoder, PIPMaps
 from facelab.faces.geometry import Array
 from facelab.faces.layouts import Layout
-from facelab.networks.backbone import Timm
+from facelab.networks.backbone import TimmBackbone
 from facelab.networks.pipnet import PIPHead
 from lightning_modules.landmark import LandmarkModule
 
@@ -30,7 +30,7 @@ class PIPNet(LandmarkModule):
     The neighbours come from the mean shape of the training faces, which is kept in the checkpoint.
 
     Args:
-        layout: the markup that is predicted.
+        layout: the layout that is predicted.
         backbone: a pyramid of features; the coarsest is used.
         head: finished with the backbone's channels and the coder's stride and number of neighbours.
         coder: landmarks to maps and back.
@@ -43,7 +43,7 @@ class PIPNet(LandmarkModule):
     def __init__(
         self,
         layout: Layout,
-        backbone: Timm,
+        backbone: TimmBackbone,
         head: Callable[..., PIPHead],
         coder: PIPCoder,
         loss: nn.Module | None,

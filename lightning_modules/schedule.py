@@ -8,7 +8,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 from facelab.bounds import Count, Positive, Share
 
 
-class Drops(MultiStepLR):
+class FractionalMultiStepLR(MultiStepLR):
     """Multiply the learning rate by ``factor`` after these fractions of the run.
 
     Args:

@@ -31,8 +31,8 @@ MOMENTS = {
     "join": ("torch.distributed", "init_process_group", 1),
     "fork": ("datamodules.landmark", "FaceLoader.__iter__", 1),
     "step": ("lightning_modules.landmark", "LandmarkModule.total", 2),
-    "checkpoint": ("callbacks.resumption", "Resumption._save", 1),
-    "epoch": ("callbacks.resumption", "Resumption.on_train_epoch_end", 1),
+    "checkpoint": ("callbacks.resume", "ResumableCheckpoint._save", 1),
+    "epoch": ("callbacks.resume", "ResumableCheckpoint.on_train_epoch_end", 1),
     "validation": ("facelab.metrics.face_errors", "FaceErrors.update", 2),
     "table": ("facelab.metrics.face_errors", "FaceErrors.compute", 2),
     "picture": ("callbacks.pictures", "grid", 2),
@@ -177,7 +177,7 @@ def warm() -> None:
     sys.path.insert(0, str(ROOT))
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-    for name in {module for module, _, _ in MOMENTS.values()} | {"callbacks.metrics_file", "timm", "train"}:
+    for name in {module for module, _, _ in MOMENTS.values()} | {"callbacks.csv_logger", "timm", "train"}:
         importlib.import_module(name)
 
 

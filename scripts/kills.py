@@ -9,7 +9,7 @@ signal is sent at a moment drawn at random after the folder of the run has appea
 killed again, until it ends. The kills are dealt over the cases, and in each case over the signals.
 
 One line for each kill: the case, the signal, the seconds from the start to the signal, the state that the folder keeps
-(of a sweep, of each cell), and the seconds from the signal until no process of the group was left. One line for each
+(of a sweep, of each job), and the seconds from the signal until no process of the group was left. One line for each
 run that ended: whether its files are those of the reference, to the last bit. The exit status is 1 if one was not.
 """
 
@@ -41,7 +41,7 @@ from facelab.run_folder import RunFolder, read_status  # noqa: E402
 WORDS = (
     *("data=synthetic68", "data.train=24", "data.val=6", "data.test=8", "data.size=96", "crop.size=64"),
     *("datamodule.batch_size=4", "datamodule.num_workers=2", "trainer.log_every_n_steps=3", "logger=csv"),
-    *("callbacks.resumption.minutes=0.005", "callbacks.progress=null", "callbacks.charts=null"),
+    *("callbacks.resume.minutes=0.005", "callbacks.progress=null", "callbacks.charts=null"),
     "+trainer.enable_progress_bar=false",
 )
 METHODS = {
@@ -87,9 +87,9 @@ class Case(NamedTuple):
         return ("-m", "resume=run") if self.kind == "sweep" else ("resume=run",)
 
     def runs(self, folder: Path) -> list[RunFolder]:
-        """Return the folders of the runs: of a sweep its cells."""
+        """Return the folders of the runs: of a sweep its jobs."""
         run = RunFolder(folder / "run")
-        return [run.cell(0), run.cell(1)] if self.kind == "sweep" else [run]
+        return [run.job(0), run.job(1)] if self.kind == "sweep" else [run]
 
 
 class Reference(NamedTuple):

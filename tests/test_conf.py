@@ -223,7 +223,7 @@ def test_the_environment_is_read_in_one_place() -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_code_knows_no_number_of_points_and_no_device(path: Path) -> None:
-    """A second place that knows a markup; a part that puts itself on a device behind Lightning's back."""
+    """A second place that knows a layout; a part that puts itself on a device behind Lightning's back."""
     tree = ast.parse(path.read_text())
     if path.name != "layouts.py":
         numbers = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value in COUNTS]

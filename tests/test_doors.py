@@ -224,7 +224,7 @@ def test_help_answers_at_once(door: str, words: str, tmp_path: Path) -> None:
         ),
         (["optimizer.lr=${nowhere}"], "optimizer.lr: Interpolation key 'nowhere' not found"),
         (["crop.size=100"], "crop.size=100 must be a multiple"),
-        (["test_with=first"], "test_with: 'first' given, Literal['last', 'best'] expected"),
+        (["test_ckpt=first"], "test_ckpt: 'first' given, Literal['last', 'best'] expected"),
         (["seed=-1"], "seed: -1 given, int >= 0 and < 4294967296 expected"),
         (["trainer.log_every_n_steps=0"], "trainer.log_every_n_steps: 0 given, int >= 1 | None expected"),
         (["+trainer.accumulate_grad_batches=-1"], "trainer.accumulate_grad_batches: -1 given, int >= 1 expected"),
@@ -234,7 +234,7 @@ def test_help_answers_at_once(door: str, words: str, tmp_path: Path) -> None:
         (["backbone.name=vit_tiny_patch16_224"], "backbone.name=vit_tiny_patch16_224: its feature maps have the"),
         (["backbone.weights=/dev/null"], "backbone.weights=/dev/null: there is no such file"),
         (["trainer.check_val_every_n_epoch=2"], "trainer.check_val_every_n_epoch=1 validates after every epoch"),
-        (["experiment=pfld_input_size", "crop.size=64"], "start it with -m, or say which cell: backbone.width=..."),
+        (["experiment=pfld_input_size", "crop.size=64"], "start it with -m, or say which job: backbone.width=..."),
         pytest.param(
             ["trainer=gpu"],
             "trainer: ",
@@ -281,7 +281,7 @@ def test_mistakes_in_training(
 )
 def test_a_validation_that_never_comes(trainer: dict[str, Any], refused: bool) -> None:
     """A shortened recipe that keeps no best checkpoint and fails after hours; a sound trainer that is refused."""
-    cfg = OmegaConf.create({"test": True, "test_with": "last", "trainer": trainer, "model": {}})
+    cfg = OmegaConf.create({"test": True, "test_ckpt": "last", "trainer": trainer, "model": {}})
     with pytest.raises(ConfigError, match="nothing would be validated") if refused else nullcontext():
         check_values(cfg)
 
@@ -290,8 +290,8 @@ def test_a_cell_of_an_experiment(tmp_path: Path) -> None:
     """A cell that is taken for the experiment without `-m`: typed in full, in a sweep, or taken up again."""
     words = ["experiment=pfld_input_size", *SMALL_FACES, *PLAIN, "trainer.max_epochs=1", "datamodule.batch_size=8"]
     words += ["trainer.check_val_every_n_epoch=1", "datamodule.num_workers=0"]
-    cell = ["crop.size=64", "backbone.width=0.25"]
-    open_door("train", *words, *cell, "hydra.run.dir=typed", folder=tmp_path)
+    job = ["crop.size=64", "backbone.width=0.25"]
+    open_door("train", *words, *job, "hydra.run.dir=typed", folder=tmp_path)
     open_door("train", *words, "-m", cell[0], "backbone.width=0.25,0.3", "hydra.sweep.dir=sweep", folder=tmp_path)
     folders = [tmp_path / "typed", tmp_path / "sweep" / "0", tmp_path / "sweep" / "1"]
     for folder in folders:

@@ -19,7 +19,7 @@ def load(run: Path) -> Any:
 
 
 def trained_on(layout: str, folder: Path) -> Path:
-    """A network of this markup that has seen a few rendered faces."""
+    """A network of this layout that has seen a few rendered faces."""
     open_door("train", *small("pipnet"), f"data=synthetic{layout}", *SHORT, folder=folder)
     return folder / "run"
 

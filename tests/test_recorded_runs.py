@@ -1,8 +1,8 @@
-"""Runs and checkpoints of version 0.1.0, recorded before the packages moved: they open, resume and compare for ever.
+"""Runs and checkpoints of earlier formats open, resume and compare.
 
-``recorded/`` was written by that version (commit 46f5ac7) and must never be written again by a later one: a file that
-today's code made protects nothing. ``outputs.npz`` holds what its networks predicted for :func:`crops`;
-``uninterrupted/`` is the same training as ``unfinished/``, to its end.
+``recorded/`` was written by the code of its time (commit 46f5ac7; ``format3/`` by 9a13909) and must never be written
+again by a later version: a file that today's code made protects nothing. ``outputs.npz`` holds what its networks
+predicted for :func:`crops`; ``uninterrupted/`` is the same training as ``unfinished/``, to its end.
 """
 
 import json
@@ -44,7 +44,7 @@ def crops() -> torch.Tensor:
 @pytest.fixture
 def folder(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Copies of the recorded folders, in a working folder as the one they were recorded in."""
-    for name in ("finished", "unfinished", "sweep"):
+    for name in ("finished", "unfinished", "sweep", "format3"):
         shutil.copytree(RECORDED / name, tmp_path / name)
     (tmp_path / "data").symlink_to(cache)
     monkeypatch.setenv("FACELAB_TEST_CACHE", "data")  # the default, relative to the working folder
@@ -75,19 +75,23 @@ def test_recorded_finished_run_shows_its_results(folder: Path, capsys: pytest.Ca
     assert {name: (folder / "finished" / name).read_bytes() for name in kept} == kept
 
 
-def test_recorded_unfinished_run_resumes_to_the_same_end(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("place", "step"), [(".", 9), ("format3", 10)])
+def test_recorded_unfinished_run_resumes_to_the_same_end(
+    place: str, step: int, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Optimizer, schedule, statistics, random state or progress of an old checkpoint lost; its overrides refused."""
-    open_door("train", "resume=unfinished", folder=folder)
+    open_door("train", f"resume={place}/unfinished", folder=folder)
     said = capfd.readouterr().out
     assert "changed: " not in said
-    assert re.search(r"going on from .*last\.ckpt, step 9\b", said), "begun anew"
-    run, reference = folder / "unfinished", RECORDED / "uninterrupted"
+    assert re.search(rf"going on from .*last\.ckpt, step {step}\b", said), "begun anew"
+    run, reference = folder / place / "unfinished", RECORDED / place / "uninterrupted"
     saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert (saved["format"], saved["global_step"]) == (FORMAT, 18)
     assert read_status(run).state == "finished"
     assert load(run / "metrics.json")["protocol"] == load(reference / "metrics.json")["protocol"]
     found, expected = (read_faces(each / "faces.csv") for each in (run, reference))
-    np.testing.assert_allclose(found["nme_box"], expected["nme_box"], rtol=1e-3)
+    # Another number of threads gave 0.1 %, a lost optimizer 2.5 %.
+    np.testing.assert_allclose(found["nme_box"], expected["nme_box"], rtol=5e-3)
     heads = [(each / "metrics.csv").read_text().splitlines() for each in (run, reference)]
     assert heads[0][0] == heads[1][0] and len(heads[0]) == len(heads[1])
 

@@ -19,8 +19,8 @@ EMA = "lightning.pytorch.callbacks.EMAWeightAveraging"
 RUN = {"paths": {"run": "/home/a/run"}, "logger": {"wandb": {"name": "a"}}, "seed": 1}
 
 
-def with_callbacks(*, test_with: str = "last", **callbacks: Any) -> dict[str, Any]:
-    return RUN | {"test_with": test_with, "callbacks": callbacks}
+def with_callbacks(*, test_ckpt: str = "last", **callbacks: Any) -> dict[str, Any]:
+    return RUN | {"test_ckpt": test_ckpt, "callbacks": callbacks}
 
 
 def own_callbacks() -> set[str]:
@@ -58,7 +58,7 @@ def test_other_callback_counts(name: str | None) -> None:
     assert name is None or name.startswith("callbacks.") or hasattr(lightning_callbacks, name.rpartition(".")[2])
     found = counted(with_callbacks(it={"_target_": name, "decay": 0.9, "folder": "/home/a/run/mine"}, off=None))
     assert found["callbacks"] == {"it": {"_target_": name, "decay": 0.9}}
-    assert found.keys() == {"seed", "test_with", "callbacks"}
+    assert found.keys() == {"seed", "test_ckpt", "callbacks"}
 
 
 def test_checkpoint_counts_where_the_best_is_tested() -> None:
@@ -66,7 +66,7 @@ def test_checkpoint_counts_where_the_best_is_tested() -> None:
     checkpoint = {"_target_": BEST, "dirpath": "/home/a/run/checkpoints", "monitor": "val/loss"}
     assert "callbacks" not in counted(with_callbacks(checkpoint=checkpoint))
     kept = {"checkpoint": {"_target_": BEST, "monitor": "val/loss"}}
-    assert counted(with_callbacks(test_with="best", checkpoint=checkpoint))["callbacks"] == kept
+    assert counted(with_callbacks(test_ckpt="best", checkpoint=checkpoint))["callbacks"] == kept
     evaluated = with_callbacks(checkpoint=checkpoint) | {"evaluate": {"ckpt": "a/checkpoints/best.ckpt"}}
     assert counted(evaluated)["callbacks"] == kept
 

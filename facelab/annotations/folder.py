@@ -2,7 +2,7 @@
 
 *On disk.* Any folders of images (.jpg, .jpeg, .png, .bmp, .webp, .tif, .tiff) with one face each. The points of an
 image are in a file of the same name that ends in .txt or .pts, beside the image, or in a folder ``landmarks`` that
-mirrors it: folders called ``images`` and ``landmarks`` do not count when names are compared, so that ``a.jpg`` goes
+flips it: folders called ``images`` and ``landmarks`` do not count when names are compared, so that ``a.jpg`` goes
 with ``a.txt`` or ``landmarks/a.txt``, and ``train/images/a.jpg`` with ``train/landmarks/a.txt``. Names that begin with
 a dot are not looked at, nor are files with other endings.
 
@@ -37,7 +37,7 @@ import numpy as np
 from facelab.annotations.points_file import (
     MissingCode,
     check_face,
-    draw,
+    hash_fraction,
     not_found,
     plain_face,
     read_pts,
@@ -270,7 +270,7 @@ class Folder:
             )
 
     def _drawn(self, name: str, test_share: float) -> str:
-        number = draw(name)
+        number = hash_fraction(name)
         if number < test_share:
             return "test"
         return "val" if number < test_share + self.val_share else "train"

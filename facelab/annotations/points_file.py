@@ -298,7 +298,7 @@ def by_stem(folder: Path, endings: Collection[str]) -> dict[str, Path]:
     return found
 
 
-def draw(name: str) -> float:
+def hash_fraction(name: str) -> float:
     """A number in [0, 1) that is the same for a name on every machine: the first byte of its SHA-256 over 256."""
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[0] / 256
 

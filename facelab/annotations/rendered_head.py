@@ -1,7 +1,7 @@
 """A parametric human head before a camera: landmarks, pose and visibility are exact.
 
 A head is one closed surface with a relief for nose, lips, brows and eye sockets; eyes, brows and lips are patches
-between curves on that surface. The landmarks of every markup are samples of the same curves.
+between curves on that surface. The landmarks of every layout are samples of the same curves.
 
 Head frame: x to the right of the image, y down, z away from the viewer (the nose points to -z). The unit is half the
 width of an average face, y = 0 the line of the eyes. The projection is orthographic.
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from facelab.faces.geometry import Array, from_cells, to_cells
 from facelab.faces.pose import rotation
 
-CURVE = 96  # steps of a curve: 2, 3, 4, 6, 16 and 32 equal parts of it, as the markups want them, end on its samples
+CURVE = 96  # steps of a curve: 2, 3, 4, 6, 16 and 32 equal parts of it, as the layouts want them, end on its samples
 T = np.linspace(0, 1, CURVE + 1)
 ARC = np.sin(np.pi * T)
 PATCH = 8  # steps of a curve per quad of a patch
@@ -61,7 +61,7 @@ PIECES: dict[str, tuple[Piece, ...]] = {
         *(*MOUTH, *PUPILS),
     ),
 }
-"""Name of a markup to the curves it samples, in its order."""
+"""Name of a layout to the curves it samples, in its order."""
 
 
 class Head(NamedTuple):
@@ -121,10 +121,10 @@ class Look(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A photo of a head, and where the points of all markups, one after the other, are in it."""
+    """A photo of a head, and where the points of all layouts, one after the other, are in it."""
 
     photo: NDArray[np.uint8]  # (size, size, 3) blue green red
-    points: dict[str, Array]  # markup to (N, 3) of to_camera
+    points: dict[str, Array]  # layout to (N, 3) of to_camera
     seen: NDArray[np.bool_]  # (all N) in the photo and not behind the head
     hidden: NDArray[np.bool_]  # (all N) behind the occluder or outside the photo
 
@@ -305,10 +305,10 @@ def hairline(head: Head, angle: Array) -> Array:
     return head.hairline + np.interp(turned, np.deg2rad([0, 50, 80, 95, 110, 180]), [0, 0.1, 0.5, 0.95, 1.5, 1.8])
 
 
-def landmarks(lines: dict[str, Array], markup: str) -> Array:
-    """The points of a markup on the curves of a head, ``(N, 3)`` in the head frame."""
+def landmarks(lines: dict[str, Array], layout: str) -> Array:
+    """The points of a layout on the curves of a head, ``(N, 3)`` in the head frame."""
     return np.concatenate(
-        [lines[name][np.linspace(0, CURVE, samples).astype(int)][part] for name, samples, part in PIECES[markup]]
+        [lines[name][np.linspace(0, CURVE, samples).astype(int)][part] for name, samples, part in PIECES[layout]]
     )
 
 

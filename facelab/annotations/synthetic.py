@@ -26,7 +26,7 @@ from facelab.annotations.rendered_head import PIECES, Head, View, ahead, random_
 from facelab.bounds import Text
 from facelab.errors import ConfigError, DatasetError
 from facelab.faces.face import Face, Photo, Split
-from facelab.faces.geometry import Array, from_cells, tight_box
+from facelab.faces.geometry import Array, bounding_box, from_cells
 from facelab.faces.layouts import Layout
 
 log = logging.getLogger(__name__)
@@ -61,14 +61,14 @@ class Synthetic:
     """Rendered faces, one per photo, written once and then read like any set on disk.
 
     The photos lie in ``cache/<hash>/<split>/``, their labels in ``cache/<hash>/faces.npz`` with the points of every
-    markup, so that one set serves all of them. The hash stands for everything that changes a picture or a label. A
+    layout, so that one set serves all of them. The hash stands for everything that changes a picture or a label. A
     photo depends on the seed, its split and its number alone. The box of a face is that of its points and the hairline.
     Nothing is rendered before the first call of :meth:`photos`.
 
     Args:
         name: of the dataset, in run names and tables.
         cache: folder of the rendered sets. Not called ``root``: nothing may be written where a real set is read.
-        layout: one of the markups in PIECES.
+        layout: one of the layouts in PIECES.
         seed: another seed, other faces.
         train: number of photos.
         val: number of photos.
@@ -198,7 +198,7 @@ class Synthetic:
         places, brow = picture.points.values(), ahead(head, np.array([[0, head.hairline]]))
         labels = {
             "path": np.array(f"{split}/{path.name}"),
-            "box": tight_box(np.concatenate([*places, to_camera(brow, view)])[:, :2]).astype(np.float32),
+            "box": bounding_box(np.concatenate([*places, to_camera(brow, view)])[:, :2]).astype(np.float32),
             "pose": pose.astype(np.float32),
             "tags": np.array([tag in tags_of(pose, head, (picture.seen & picture.hidden).mean()) for tag in TAGS]),
         }

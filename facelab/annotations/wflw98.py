@@ -29,7 +29,7 @@ from facelab.annotations.points_file import (
     REMEDIES,
     check_box,
     check_face,
-    draw,
+    hash_fraction,
     not_found,
     read_lines,
     read_table,
@@ -102,7 +102,7 @@ class WFLW:
         return self.root / LISTS / f"list_98pt_rect_attr_{part}.txt"
 
     def _split(self, part: str, name: str) -> str:
-        return "val" if part == "train" and draw(name) < self.val_share else part
+        return "val" if part == "train" and hash_fraction(name) < self.val_share else part
 
     def _read(self, path: Path) -> dict[str, Photo]:
         """Name of a photo -> the photo."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from facelab.annotations.points_file import (
     REMEDIES,
     check_face,
-    draw,
+    hash_fraction,
     not_found,
     plain_face,
     read_lines,
@@ -102,7 +102,7 @@ class YTFaces:
 
 
 def _split(person: str) -> str:
-    number = draw(person)
+    number = hash_fraction(person)
     if number < TEST_BELOW:
         return "test"
     return "val" if number < VAL_BELOW else "train"

@@ -34,7 +34,7 @@ class PIPCoder(nn.Module):
     landmark's own prediction and its first voters weigh more or less by the accident of list lengths.
 
     Args:
-        layout: the markup.
+        layout: the layout.
         stride: side of a cell in pixels of the image.
         num_neighbours: C; 0 switches the neighbour regression off.
         official_merge: weigh the votes exactly as the reference code does.

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from facelab.errors import RunError
 from facelab.files import read_json, read_yaml
 from facelab.renames import renamed_config
-from facelab.run_folder import STAMPED, RunFolder, counted, is_infinite, read_cells, read_status
+from facelab.run_folder import STAMPED, RunFolder, counted, is_infinite, read_jobs, read_status
 
 PLACES = ("cache", "data", "run")
 """Keys of ``paths`` that are folders."""
@@ -51,7 +51,7 @@ class Run(NamedTuple):
     cost: dict[str, float]  # of one face: params, macs, flops; empty where not counted
     benchmark: dict[str, Any]  # content of benchmark.json; empty where not measured
     benchmark_pose: dict[str, Any]  # the same of benchmark_pose.json
-    typed: tuple[str, ...]  # of a cell of a sweep: its overrides that not all cells have, as sweep.json tells them
+    typed: tuple[str, ...]  # of a job of a sweep: its overrides that not all jobs have, as sweep.json tells them
 
     @property
     def ranked(self) -> bool:
@@ -86,7 +86,7 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
 
     Args:
         paths: folders of runs, folders of sweeps (whose sub-folders 0, 1, ... are runs), or patterns of such folders.
-            A folder that is neither is told by its state, :data:`NO_RUN`; the cells of a sweep that have no folder
+            A folder that is neither is told by its state, :data:`NO_RUN`; the jobs of a sweep that have no folder
             are ``missing``. A sweep whose sweep.json is broken is ``unreadable``, beside the runs in its sub-folders.
 
     Raises:
@@ -94,8 +94,8 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
     """
     typed = [str(path) for path in paths]
     folders = {folder.resolve(): folder for path in typed for folder in _find(path)}
-    cells = {sweep: _typed(sweep) for sweep in {path.parent for path in folders}}
-    runs = [read_run(folder, cells[path.parent].get(path.name, ())) for path, folder in folders.items()]
+    jobs = {sweep: _typed(sweep) for sweep in {path.parent for path in folders}}
+    runs = [read_run(folder, jobs[path.parent].get(path.name, ())) for path, folder in folders.items()]
     if all(run.state == NO_RUN for run in runs):
         raise RunError(
             f"no run in {', '.join(typed)}: the folder of a run holds {_names(_own_files(Path()))}. For all folders in "
@@ -121,24 +121,24 @@ def _jobs(folder: Path) -> list[Path]:
         jobs = {child.name for child in folder.iterdir() if child.is_dir() and child.name.isdecimal()}
     except OSError:
         return [folder]
-    cells, fault = _sweep(folder)
-    found = [folder / job for job in sorted(jobs | {str(number) for number in cells}, key=int)]
+    listed, fault = _sweep(folder)
+    found = [folder / job for job in sorted(jobs | {str(number) for number in listed}, key=int)]
     return [*found, folder] if fault or not found else found
 
 
 def _sweep(folder: Path) -> tuple[dict[int, list[str]], str]:
-    """Read the cells of a sweep, or say why they cannot be read; neither for a folder that is none."""
+    """Read the jobs of a sweep, or say why they cannot be read; neither for a folder that is none."""
     try:
-        return read_cells(folder), ""
+        return read_jobs(folder), ""
     except RunError as error:
         return {}, _one_line(str(error))
 
 
 def _typed(folder: Path) -> dict[str, tuple[str, ...]]:
     """Map the number of a job to the overrides that not all of them have; empty where there is no list to be read."""
-    cells, _ = _sweep(folder)
-    shared = set.intersection(*(set(overrides) for overrides in cells.values())) if len(cells) > 1 else set()
-    return {str(job): tuple(word for word in words if word not in shared) for job, words in cells.items()}
+    jobs, _ = _sweep(folder)
+    shared = set.intersection(*(set(overrides) for overrides in jobs.values())) if len(jobs) > 1 else set()
+    return {str(job): tuple(word for word in words if word not in shared) for job, words in jobs.items()}
 
 
 def _is_run(folder: Path) -> bool:
@@ -159,8 +159,8 @@ def read_run(folder: Path, typed: tuple[str, ...] = ()) -> Run:
     """Read the folder of a run; what is missing or broken in it is told by ``state`` and ``reason``.
 
     Args:
-        folder: of the run; if it is a cell of a sweep that has not begun, it does not exist.
-        typed: the overrides of the cell.
+        folder: of the run; if it is a job of a sweep that has not begun, it does not exist.
+        typed: the overrides of the job.
     """
     path = folder.resolve()
     name = f"{path.parent.name}/{path.name}" if path.name.isdecimal() else path.name

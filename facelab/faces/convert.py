@@ -1,4 +1,4 @@
-"""From one markup to another."""
+"""From one layout to another."""
 
 import numpy as np
 
@@ -7,12 +7,12 @@ from facelab.faces.layouts import CONVERSIONS, Layout
 
 
 def convert(points: Array, source: Layout, target: Layout) -> Array:
-    """The points of one markup in the order of another; see :data:`facelab.faces.layouts.CONVERSIONS`.
+    """The points of one layout in the order of another; see :data:`facelab.faces.layouts.CONVERSIONS`.
 
     Args:
         points: ``(..., N, 2)`` in the order of ``source``, NaN where not annotated.
-        source: the markup of ``points``.
-        target: the markup wanted. If it is ``source``, the points come back as they are.
+        source: the layout of ``points``.
+        target: the layout wanted. If it is ``source``, the points come back as they are.
 
     Returns:
         ``(..., M, 2)`` in the same pixels and type, NaN where ``source`` has no such point or one that it needs is not

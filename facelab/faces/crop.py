@@ -9,7 +9,7 @@ import numpy as np
 from facelab.bounds import Pixels
 from facelab.errors import ConfigError
 from facelab.faces.face import Face
-from facelab.faces.geometry import Array, box_to_image, tight_box
+from facelab.faces.geometry import Array, bounding_box, box_to_image
 
 LARGEST = 100
 """Sides of its box by which a face is at most cut out wider or moved; in pixels of any crop nothing would be left."""
@@ -55,14 +55,14 @@ class Crop:
         if not all(abs(shift) <= LARGEST for shift in self.shift):
             raise ConfigError("shift", f"={self.shift} must be up to {LARGEST}, to both sides")
 
-    def source(self, face: Face, image: Array) -> Array:
+    def reference_box(self, face: Face, image: Array) -> Array:
         """Return the box of a face that the crop is built around, in pixels of its photo with the box ``image``.
 
         Returns:
             ``(4,)``; NaN when the face has no such box.
         """
         if self.box == "points":
-            return tight_box(face.points)
+            return bounding_box(face.points)
         return face.box if self.box == "given" else image
 
     def matrix(self, box: Array) -> Array:

@@ -6,7 +6,7 @@ from itertools import chain, pairwise
 import cv2
 import numpy as np
 
-from facelab.faces.geometry import Array, apply, box_to_image, image_box
+from facelab.faces.geometry import Array, box_to_image, image_box, transform_points
 from facelab.faces.layouts import Layout
 
 Colour = tuple[int, int, int]
@@ -44,7 +44,7 @@ def draw_landmarks(image: Array, points: Array, layout: Layout, colour: Colour, 
     return image
 
 
-def cell(
+def tile(
     image: Array, layout: Layout, *, side: int, truth: Array | None, prediction: Array | None, caption: str
 ) -> Array:
     """One face of a grid: enlarged, true points green, predicted ones red, a caption below.
@@ -68,7 +68,9 @@ def cell(
     canvas[: resized.shape[0], : resized.shape[1]] = resized
     for points, colour in ((truth, TRUTH), (prediction, PREDICTION)):
         if points is not None:
-            canvas = draw_landmarks(canvas, apply(to_cell, points.astype(np.float64)), layout, colour, lines=False)
+            canvas = draw_landmarks(
+                canvas, transform_points(to_cell, points.astype(np.float64)), layout, colour, lines=False
+            )
     if caption:
         (width, height), below = cv2.getTextSize(caption, cv2.FONT_HERSHEY_SIMPLEX, side / 480, 1)
         cv2.rectangle(canvas, (0, side - height - below - 4), (width + 8, side), (0, 0, 0), -1)
@@ -77,8 +79,8 @@ def cell(
     return canvas
 
 
-def grid(cells: Sequence[Array], columns: int) -> Array:
-    """Lay equal cells ``(S, S, 3)`` out row by row; the last row is filled with black."""
-    blank = np.zeros_like(cells[0])
-    filled = [*cells, *[blank] * (-len(cells) % columns)]
+def grid(tiles: Sequence[Array], columns: int) -> Array:
+    """Lay equal tiles ``(S, S, 3)`` out row by row; the last row is filled with black."""
+    blank = np.zeros_like(tiles[0])
+    filled = [*tiles, *[blank] * (-len(tiles) % columns)]
     return np.vstack([np.hstack(filled[i : i + columns]) for i in range(0, len(filled), columns)])

@@ -2,7 +2,7 @@
 
 x points right and y down, in **pixels, and the centre of the top-left pixel is (0, 0)**: an image of width W covers
 -0.5 .. W - 0.5. Points are ``(..., N, 2)``, boxes ``x0 y0 x1 y1`` in the same coordinates, a missing value is NaN.
-No other file adds or subtracts a half, mirrors, or divides a coordinate by a stride.
+No other file adds or subtracts a half, flips, or divides a coordinate by a stride.
 
 The functions take numpy arrays and torch tensors alike where nothing else is said.
 """
@@ -20,7 +20,7 @@ Array = NDArray[Any]
 ArrayOrTensor = TypeVar("ArrayOrTensor", Array, "Tensor")
 
 
-def apply(matrix: ArrayOrTensor, points: ArrayOrTensor) -> ArrayOrTensor:
+def transform_points(matrix: ArrayOrTensor, points: ArrayOrTensor) -> ArrayOrTensor:
     """Move points by an affine map.
 
     Args:
@@ -49,7 +49,7 @@ def from_cells(cells: ArrayOrTensor, stride: Any) -> ArrayOrTensor:
     return cells * stride - 0.5
 
 
-def tight_box(points: Array) -> Array:
+def bounding_box(points: Array) -> Array:
     """The smallest box around the annotated points.
 
     Args:
@@ -82,12 +82,12 @@ def box_to_image(box: Array, width: int, height: int) -> Array:
     return np.array([[sx, 0, -sx * x0 - 0.5], [0, sy, -sy * y0 - 0.5], [0, 0, 1]])
 
 
-def mirror_image(width: int) -> Array:
-    """The map that mirrors an image of this width left to right, ``(3, 3)`` float64."""
+def flip_image(width: int) -> Array:
+    """The map that flips an image of this width left to right, ``(3, 3)`` float64."""
     return np.array([[-1.0, 0, width - 1], [0, 1, 0], [0, 0, 1]])
 
 
-def around_centre(
+def affine_about_centre(
     size: int, degrees: float = 0.0, scale: float = 1.0, shift: tuple[float, float] = (0.0, 0.0)
 ) -> Array:
     """The map that turns and scales a square image about its centre, then shifts it.

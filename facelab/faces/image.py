@@ -12,7 +12,7 @@ from PIL import ExifTags, Image
 
 from facelab import MAX_PIXELS
 from facelab.errors import ImageError
-from facelab.faces.geometry import Array, apply, image_box, mirror_image, reduce_image, tight_box
+from facelab.faces.geometry import Array, bounding_box, flip_image, image_box, reduce_image, transform_points
 
 JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
@@ -154,7 +154,7 @@ def upright(path: Path) -> tuple[Array, Array]:
     """
     (width, height), exif = _header(path)
     swap = np.eye(3)[[1, 0, 2]]  # x for y
-    across, down = mirror_image(width), swap @ mirror_image(height) @ swap
+    across, down = flip_image(width), swap @ flip_image(height) @ swap
     matrix = {
         2: across,
         3: across @ down,
@@ -165,7 +165,7 @@ def upright(path: Path) -> tuple[Array, Array]:
         8: swap @ across,
     }.get(_orientation(exif), np.eye(3))
     corners = image_box(width, height).astype(np.float64).reshape(2, 2)
-    return matrix, tight_box(apply(matrix, corners))
+    return matrix, bounding_box(transform_points(matrix, corners))
 
 
 def _orientation(exif: bytes) -> int:
@@ -271,7 +271,7 @@ class PhotoFile:
         height, width = (reduce * side for side in image.shape[:2])
         if _shrink(from_stored) > min(width, height):  # else it would be padded to a multiple of that
             raise CropError(f"{self.path}: a face that is {_shrink(from_stored) * size:.3g} pixels large")
-        corners = apply(np.linalg.inv(from_stored), image_box(size, size).astype(np.float64).reshape(2, 2))
+        corners = transform_points(np.linalg.inv(from_stored), image_box(size, size).astype(np.float64).reshape(2, 2))
         low, high = corners.min(axis=0), corners.max(axis=0)
         if (high <= -0.5).any() or (low >= (width - 0.5, height - 0.5)).any():
             raise CropError(f"{self.path}: a face that lies outside of the photo of {width} x {height} pixels")

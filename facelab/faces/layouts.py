@@ -1,7 +1,7 @@
 """What each landmark index means. The only file that knows an index.
 
-The constants are the markups of the field, each named after its dataset and its number of points. A layout is known by
-its ``name``: two objects of one name are the same markup (a copy arrives in every worker process), so compare names.
+The constants are the layouts of the field, each named after its dataset and its number of points. A layout is known by
+its ``name``: two objects of one name are the same layout (a copy arrives in every worker process), so compare names.
 
 "Left" is left **in the image** (the subject's right side), as in the numbering of all these schemes. Indices count
 from 0.
@@ -15,36 +15,36 @@ import numpy as np
 from facelab.faces.geometry import Array, ArrayOrTensor
 
 POSE_MIRROR = (3, 2, 1, 0, 7, 6, 5, 4, 9, 8, 11, 10, 12, 13)
-"""Mirror of the points of :data:`facelab.faces.pose.MODEL`: outer and inner end of the left brow, inner and outer
+"""Flip of the points of :data:`facelab.faces.pose.MODEL`: outer and inner end of the left brow, inner and outer
 end of the right brow, corners of the left eye (outer, inner) and of the right eye (inner, outer), left and right nose
 wing, left and right mouth corner, lower lip, chin."""
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """A markup of the face: how many points there are and what each of them is.
+    """A layout of the face: how many points there are and what each of them is.
 
     Raises:
-        ValueError: when the mirror is not a permutation or not its own inverse, an index does not exist, or a table is
-            not carried onto itself by the mirror. It names the layout, the table and the indices at fault.
+        ValueError: when the flip is not a permutation or not its own inverse, an index does not exist, or a table is
+            not carried onto itself by the flip. It names the layout, the table and the indices at fault.
     """
 
     name: str
     num_points: int
-    mirror: tuple[int, ...]
-    """``mirrored[i] = points[mirror[i]]`` after x has been mirrored: a permutation and its own inverse."""
+    flip: tuple[int, ...]
+    """``flipped[i] = points[flip[i]]`` after x has been flipped: a permutation and its own inverse."""
     eye_corners: tuple[int, int]
-    """Outer corners of the left and the right eye; their distance is the inter-ocular distance. A markup without
+    """Outer corners of the left and the right eye; their distance is the inter-ocular distance. A layout without
     corners gives its eye centres, and its inter-ocular distance is the inter-pupil distance."""
     pupils: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
-    """Points whose centroids are the left and the right pupil; empty where the markup has none."""
+    """Points whose centroids are the left and the right pupil; empty where the layout has none."""
     five: tuple[tuple[int, ...], ...] = ()
     """Left eye, right eye, nose tip, left and right mouth corner, each the centroid of these points."""
     regions: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     """Name of a part of the face to the lines it is drawn with. A line that ends where it began is closed, a line of
     one index is a dot. Together they hold every point; the points of a region are the set of all its indices."""
     pose: tuple[int, ...] = ()
-    """The points of :data:`facelab.faces.pose.MODEL`, in its order; empty where the markup lacks one of them."""
+    """The points of :data:`facelab.faces.pose.MODEL`, in its order; empty where the layout lacks one of them."""
 
     def __post_init__(self) -> None:
         self._check_mirror()
@@ -61,31 +61,31 @@ class Layout:
         self._check_partners("regions", [sum(self.regions[name], ()) for name in names], partners)
 
     def _check_mirror(self) -> None:
-        if sorted(self.mirror) != list(range(self.num_points)):
+        if sorted(self.flip) != list(range(self.num_points)):
             raise ValueError(
-                f"layout {self.name!r}: mirror is no permutation of 0 .. {self.num_points - 1} "
-                f"({len(self.mirror)} entries, {len(set(self.mirror))} different)"
+                f"layout {self.name!r}: flip is no permutation of 0 .. {self.num_points - 1} "
+                f"({len(self.flip)} entries, {len(set(self.flip))} different)"
             )
-        if loose := [i for i, j in enumerate(self.mirror) if self.mirror[j] != i]:
-            raise ValueError(f"layout {self.name!r}: mirror is not its own inverse at {loose}")
+        if loose := [i for i, j in enumerate(self.flip) if self.flip[j] != i]:
+            raise ValueError(f"layout {self.name!r}: flip is not its own inverse at {loose}")
 
     def _check_partners(self, table: str, rows: Collection[tuple[int, ...]], partners: tuple[int, ...]) -> None:
-        """The mirror must carry row k of a table to row ``partners[k]``, as a set of points."""
+        """The flip must carry row k of a table to row ``partners[k]``, as a set of points."""
         sets = [set(row) for row in rows]
         if len(sets) != len(partners):
             raise ValueError(f"layout {self.name!r}: {table} has {len(sets)} entries, expected {len(partners)}")
         if alien := sorted(i for row in sets for i in row if not 0 <= i < self.num_points):
             raise ValueError(f"layout {self.name!r}: {table} names {alien}; there are {self.num_points} points")
         for row, partner in zip(sets, partners, strict=True):
-            if (image := {self.mirror[i] for i in row}) != sets[partner]:
+            if (image := {self.flip[i] for i in row}) != sets[partner]:
                 raise ValueError(
-                    f"layout {self.name!r}: the mirror carries {sorted(row)} of {table} to {sorted(image)}, "
+                    f"layout {self.name!r}: the flip carries {sorted(row)} of {table} to {sorted(image)}, "
                     f"but its partner there is {sorted(sets[partner])}"
                 )
 
-    def mirrored(self, points: ArrayOrTensor) -> ArrayOrTensor:
-        """Swap left and right points ``(..., N, 2)`` after their x was mirrored."""
-        return points[..., list(self.mirror), :]
+    def flipped(self, points: ArrayOrTensor) -> ArrayOrTensor:
+        """Swap left and right points ``(..., N, 2)`` after their x was flipped."""
+        return points[..., list(self.flip), :]
 
 
 def _other_side(region: str) -> str:
@@ -95,13 +95,13 @@ def _other_side(region: str) -> str:
     return region
 
 
-def _mirror(num_points: int, *swaps: tuple[Iterable[int], Iterable[int]]) -> tuple[int, ...]:
+def _flip(num_points: int, *swaps: tuple[Iterable[int], Iterable[int]]) -> tuple[int, ...]:
     """The permutation that swaps points of the left with their partners on the right and keeps all others."""
-    mirror = list(range(num_points))
+    flip = list(range(num_points))
     for left, right in swaps:
         for i, j in zip(left, right, strict=True):
-            mirror[i], mirror[j] = j, i
-    return tuple(mirror)
+            flip[i], flip[j] = j, i
+    return tuple(flip)
 
 
 def _line(first: int, last: int) -> tuple[int, ...]:
@@ -112,12 +112,12 @@ def _ring(first: int, last: int) -> tuple[int, ...]:
     return (*range(first, last + 1), first)
 
 
-# The markups
+# The layouts
 
 IBUG68 = Layout(
     name="ibug68",
     num_points=68,
-    mirror=_mirror(
+    flip=_flip(
         68,
         (range(8), range(16, 8, -1)),  # contour; 8 is the chin
         (range(17, 22), range(26, 21, -1)),  # brows from the outer to the inner end
@@ -152,7 +152,7 @@ _CONTOUR_AND_BROWS = (
 WFLW98 = Layout(
     name="wflw98",
     num_points=98,
-    mirror=_mirror(
+    flip=_flip(
         98,
         *_CONTOUR_AND_BROWS,
         ((55, 56), (59, 58)),
@@ -182,7 +182,7 @@ WFLW98 = Layout(
 LAPA106 = Layout(
     name="lapa106",
     num_points=106,
-    mirror=_mirror(
+    flip=_flip(
         106,
         *_CONTOUR_AND_BROWS,
         (range(55, 60), range(65, 60, -1)),
@@ -213,7 +213,7 @@ LAPA106 = Layout(
 COFW29 = Layout(
     name="cofw29",
     num_points=29,
-    mirror=_mirror(
+    flip=_flip(
         29,
         ((0, 2, 4, 5), (1, 3, 6, 7)),  # brows: outer end, inner end, upper middle, lower middle
         ((8, 10, 12, 13, 16), (9, 11, 14, 15, 17)),  # eyes: outer and inner corner, upper and lower lid, pupil
@@ -241,7 +241,7 @@ farther out and back than those of the pose model: pitch comes out about 5 degre
 AFLW19 = Layout(
     name="aflw19",
     num_points=19,
-    mirror=_mirror(
+    flip=_flip(
         19,
         (range(3), range(5, 2, -1)),
         (range(6, 9), range(11, 8, -1)),
@@ -266,7 +266,7 @@ It has no lower lip, hence no pose. Its own protocol normalises by the side of t
 FIVE5 = Layout(
     name="five5",
     num_points=5,
-    mirror=_mirror(5, ((0, 3), (1, 4))),
+    flip=_flip(5, ((0, 3), (1, 4))),
     eye_corners=(0, 1),
     pupils=((0,), (1,)),
     five=((0,), (1,), (2,), (3,), (4,)),
@@ -275,8 +275,8 @@ FIVE5 = Layout(
 """What face detectors give: eye centres, nose tip, mouth corners. It has no eye corners, the eye centres stand in
 their place: an error "by inter-ocular distance" on five points is one by inter-pupil distance."""
 
-# One markup's points in another's
-# The LaPa index of every point of a markup that is a selection or a re-ordering of LaPa's points.
+# One layout's points in another's
+# The LaPa index of every point of a layout that is a selection or a re-ordering of LaPa's points.
 
 # fmt: off
 _LAPA106_IN_ALPHA = [
@@ -303,7 +303,7 @@ _COFW29_IN_LAPA = [
 
 
 def _renumbered(name: str, layout: Layout, order: list[int]) -> Layout:
-    """The same markup whose point i is point ``order[i]`` of ``layout``."""
+    """The same layout whose point i is point ``order[i]`` of ``layout``."""
     new = {old: i for i, old in enumerate(order)}
 
     def rows(table: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
@@ -314,7 +314,7 @@ def _renumbered(name: str, layout: Layout, order: list[int]) -> Layout:
     return Layout(
         name=name,
         num_points=layout.num_points,
-        mirror=tuple(new[layout.mirror[old]] for old in order),
+        flip=tuple(new[layout.flip[old]] for old in order),
         eye_corners=(new[left], new[right]),
         pupils=(left_pupil, right_pupil),
         five=rows(layout.five),
@@ -404,7 +404,7 @@ CONVERSIONS: dict[tuple[str, str], Array] = _conversions()
 point j. A row sums to 1, or is zero where the source has nothing to offer.
 
 Stated are WFLW98, COFW29 and the alphabetical order as points of LaPa, IBUG68 to LaPa, and WFLW98 to IBUG68; the rest
-goes through LaPa. Eye centres of LaPa (74, 83) are not filled by the pupils of another markup. The brows of IBUG68 are
+goes through LaPa. Eye centres of LaPa (74, 83) are not filled by the pupils of another layout. The brows of IBUG68 are
 centre lines, yet LaPa's upper edge takes them: an approximation.
 
 WFLW98 to IBUG68 departs from the code of PIPNet (Jin, Liao, Shao, IJCV 2021): lid points are mixed by exact thirds, not

@@ -108,8 +108,8 @@ def turned(pose: Array, degrees: float) -> Array:
     return pose
 
 
-def mirrored(pose: Array) -> Array:
-    """The pose ``(..., 3)`` after the image was mirrored left to right: yaw and roll change sign."""
+def flipped(pose: Array) -> Array:
+    """The pose ``(..., 3)`` after the image was flipped left to right: yaw and roll change sign."""
     return np.asarray(pose) * np.array([-1, 1, -1], np.float32)
 
 
@@ -151,11 +151,11 @@ def estimate_pose(points: Array, layout: Layout) -> Array:
 
     On the 2,000 faces of AFLW2000-3D yaw is off by 3.4 degrees on average from the label, and 6.4 % of the faces are
     in another bucket of 30 degrees; 2.1 degrees and 4.0 % when both follow the label's order of turns. Yaw hardly
-    depends on the markup, pitch does by up to 5 degrees, with the ends of the brows and the nose wings it marks.
+    depends on the layout, pitch does by up to 5 degrees, with the ends of the brows and the nose wings it marks.
 
     Args:
         points: ``(F, N, 2)`` in pixels, NaN where not annotated.
-        layout: their markup.
+        layout: their layout.
 
     Returns:
         ``(F, 3)`` float32 yaw, pitch, roll in degrees. NaN where fewer than :data:`MIN_POINTS` of the 14 points are
@@ -193,7 +193,7 @@ def official_pnp(points: Array, layout: Layout, size: float) -> Array:
 
     Args:
         points: ``(F, N, 2)`` in pixels of a square image, NaN where not annotated.
-        layout: their markup.
+        layout: their layout.
         size: side of that image in pixels.
 
     Returns:

@@ -16,7 +16,7 @@ import torch
 
 from facelab.errors import ConfigError, DatasetError, ImageError, printable
 from facelab.faces.crop import Crop
-from facelab.faces.geometry import Array, apply, from_cells
+from facelab.faces.geometry import Array, from_cells, transform_points
 from facelab.faces.image import SUFFIXES, CropError, PhotoFile
 from facelab.files import walk
 from facelab.inference.boxes_file import Boxes
@@ -227,7 +227,7 @@ def _collect(name: str, path: Path, cuts: Cuts, found: Iterator[_Found]) -> Pred
     for face, box, to_photo in zip(cuts.faces, cuts.boxes, cuts.to_photo, strict=True):
         points, confidence, pose = next(found)
         if np.isfinite(points).all():
-            photo.faces.append(PredictedFace(face, box, apply(to_photo, points), confidence, pose))
+            photo.faces.append(PredictedFace(face, box, transform_points(to_photo, points), confidence, pose))
         else:
             photo.skipped.append(Skipped(name, face, "the network's points are no numbers; did its training diverge?"))
     return photo

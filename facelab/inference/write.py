@@ -10,7 +10,7 @@ import numpy as np
 
 from facelab.errors import ImageError
 from facelab.faces.drawing import PREDICTION, draw_landmarks
-from facelab.faces.geometry import Array, tight_box
+from facelab.faces.geometry import Array, bounding_box
 from facelab.faces.image import read_image
 from facelab.faces.layouts import Layout
 from facelab.files import replacing
@@ -87,7 +87,7 @@ def write_picture(photo: PredictedPhoto, layout: Layout, folder: Path) -> None:
 
 def _draw(image: Array, points: Array, layout: Layout) -> None:
     """Draw a face into an image, on the part around the face, whose size sets that of the dots."""
-    low, high = tight_box(points).reshape(2, 2)
+    low, high = bounding_box(points).reshape(2, 2)
     margin = max(8.0, 0.1 * (high - low).max())
     height, width = image.shape[:2]
     x0, y0 = np.floor(low - margin).clip(0, (width, height)).astype(int)

@@ -9,7 +9,7 @@ from torch import Tensor, distributed, nn
 
 from facelab.bounds import Amount, Angle
 from facelab.errors import ConfigError, DatasetError
-from facelab.losses.regression import PointLoss
+from facelab.losses.regression import LandmarkLoss
 
 CLASSES = ("profile", "frontal", "head_up", "head_down", "expression", "occlusion")
 """The paper's. A face may be in several."""
@@ -71,7 +71,7 @@ class ClassWeight(Protocol):
         ...
 
 
-class InverseFrequency(nn.Module):
+class InverseFrequencyWeight(nn.Module):
     """The sum over a face's classes of the reciprocal of their share of the training faces, as in the paper.
 
     The shares are those of the training set and stay with the checkpoint. A class without a face has no weight.
@@ -104,14 +104,14 @@ class InverseFrequency(nn.Module):
         return (classes * self.weight).sum(1)
 
 
-class EffectiveNumber(InverseFrequency):
+class EffectiveNumberWeight(InverseFrequencyWeight):
     """The same by the reciprocal of a class's effective number (Cui et al., CVPR 2019): rarity counts for less.
 
     ``(1 - beta) / (1 - beta ** n)`` for n faces, scaled so that the weights of the classes that occur sum to their
     number.
 
     Args:
-        beta: from 0, all alike, towards 1, as :class:`InverseFrequency` but for the scale.
+        beta: from 0, all alike, towards 1, as :class:`InverseFrequencyWeight` but for the scale.
 
     Raises:
         ConfigError: ``beta`` is out of range.
@@ -124,13 +124,13 @@ class EffectiveNumber(InverseFrequency):
         self.beta = beta
 
     def rarity(self, counts: Tensor, faces: int) -> Tensor:
-        """As in :class:`InverseFrequency`."""
+        """As in :class:`InverseFrequencyWeight`."""
         present = counts > 0
         weight = (1 - self.beta) / (1 - self.beta ** counts.clamp(min=1))
         return weight * present.sum() / torch.where(present, weight, 0).sum().clamp(min=1e-12)
 
 
-class HardFaces(nn.Module):
+class HardExampleWeight(nn.Module):
     """A weight by difficulty instead of class, in the manner of the focal loss (Lin et al., ICCV 2017).
 
     A face's mean error over the running mean of all, to the power of ``exponent``; no gradient flows through it.
@@ -208,7 +208,7 @@ class PFLDLoss(nn.Module):
 
     def __init__(
         self,
-        points: PointLoss,
+        points: LandmarkLoss,
         by_pose: bool,
         classes: FaceClasses,
         class_weight: ClassWeight | None,
@@ -234,7 +234,7 @@ class PFLDLoss(nn.Module):
         """
         self.classes.resolve(names)
         classes = self.classes(tags, pose)
-        if isinstance(self.class_weight, InverseFrequency) and not self.floor and not classes.any():
+        if isinstance(self.class_weight, InverseFrequencyWeight) and not self.floor and not classes.any():
             raise DatasetError(
                 f"loss: it weighs faces by their classes ({', '.join(CLASSES)}), and no training face is in one: "
                 "nothing would be learned; choose loss=pfld_fixed or loss=l2"
@@ -293,7 +293,7 @@ class OfficialPFLDLoss(nn.Module):
         super().__init__()
         self.flags, self.absent = tuple(flags), absent
         self.columns: list[int] = []  # of the flags that the dataset has
-        self.points = PointLoss(nn.MSELoss(reduction="none"), 1.0)
+        self.points = LandmarkLoss(nn.MSELoss(reduction="none"), 1.0)
 
     def count(self, names: Sequence[str], tags: Tensor, pose: Tensor) -> None:
         """See that some face has a flag.

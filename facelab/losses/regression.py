@@ -9,7 +9,7 @@ from facelab.bounds import Positive
 from facelab.errors import ConfigError
 
 
-class PointLoss(nn.Module):
+class LandmarkLoss(nn.Module):
     """The mean over the faces of a batch of the summed penalties of their points' x and y.
 
     As in the loss of PFLD (Guo et al., arXiv 1902.10859), where the penalty is the square, the points of a face are
@@ -60,7 +60,7 @@ class PointLoss(nn.Module):
         return {"points": (error if weight is None else weight * error).sum() / faces}
 
 
-class Wing(nn.Module):
+class WingLoss(nn.Module):
     """The wing penalty (Feng et al., CVPR 2018): ``width * log(1 + |x| / curvature)`` up to ``width``.
 
     Beyond it is ``|x|`` less a constant that makes both meet. Small errors then count for more than under L1.

@@ -19,7 +19,7 @@ class FaceErrors(Metric):
     network, which costs pixels in a large photo.
 
     Args:
-        layout: the markup of the points.
+        layout: the layout of the points.
         num_tags: T, the number of tags of the dataset.
     """
 
@@ -65,7 +65,7 @@ class FaceErrors(Metric):
 
         Args:
             predicted: ``(B, N, 2)`` in pixels of ``batch.image``, of any float type.
-            batch: the truth. Its crops are neither mirrored nor rotated, so the pose in the crop is that in the photo.
+            batch: the truth. Its crops are neither flipped nor rotated, so the pose in the crop is that in the photo.
             pose: ``(B, 3)`` predicted yaw, pitch, roll in degrees; None where the method predicts none.
 
         Raises:

@@ -27,7 +27,7 @@ class FaceTable(NamedTuple):
     error: Array  # (F, N) distance of prediction and truth; NaN where not annotated, inf where not predicted
     valid: NDArray[np.bool_]  # (F, N) annotated. All False: the face could not be read
     ioc: Array  # (F,) between the outer eye corners; NaN if one is not annotated
-    ipd: Array  # (F,) between the centroids of the pupils' points; NaN if one is not annotated or the markup has none
+    ipd: Array  # (F,) between the centroids of the pupils' points; NaN if one is not annotated or the layout has none
     box: Array  # (F,) sqrt(w h) of the tight box of the annotated points; NaN if there is none
     diag: Array  # (F,) diagonal of that box
     pose: Array  # (F, 3) yaw, pitch, roll in degrees; NaN where unknown
@@ -53,7 +53,7 @@ def face_table(
     annotated true points; w and h are max - min, without a pixel added.
 
     Args:
-        layout: the markup of the points.
+        layout: the layout of the points.
         face_id: ``(F,)``, ascending and unique.
         predicted: ``(F, N, 2)`` in pixels of the crop. A point that is annotated and predicted as NaN or infinite has
             an infinite error: it fails at every threshold and makes the mean error infinite, so it cannot be missed.
@@ -75,9 +75,9 @@ def face_table(
         )
     to_photo = to_photo.astype(np.float64)
     with np.errstate(invalid="ignore"):  # an infinite prediction becomes NaN here and infinite again below
-        truth = geometry.apply(to_photo, points)
-        error = np.linalg.norm(geometry.apply(to_photo, predicted.astype(np.float64)) - truth, axis=-1)
-    x0, y0, x1, y1 = geometry.tight_box(truth).astype(np.float64).T
+        truth = geometry.transform_points(to_photo, points)
+        error = np.linalg.norm(geometry.transform_points(to_photo, predicted.astype(np.float64)) - truth, axis=-1)
+    x0, y0, x1, y1 = geometry.bounding_box(truth).astype(np.float64).T
     return FaceTable(
         face_id=face_id,
         error=np.where(valid, np.where(np.isfinite(error), error, np.inf), np.nan),

@@ -142,7 +142,7 @@ def summary(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[str
 
     Args:
         table: the faces.
-        layout: their markup.
+        layout: their layout.
         tags: Annotations.tags, the columns of ``table.tags``.
 
     Raises:
@@ -161,7 +161,7 @@ def summary(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[str
 
 
 def names(layout: Layout, tags: tuple[str, ...]) -> list[str]:
-    """List the numbers that :func:`summary` can give for faces of this markup, where pose is known and predicted."""
+    """List the numbers that :func:`summary` can give for faces of this layout, where pose is known and predicted."""
     one, points = np.ones(1), layout.num_points
     table = FaceTable(
         face_id=np.zeros(1, np.int64),

@@ -20,7 +20,7 @@ HUB_SECONDS = 5.0
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-class Timm(nn.Module):
+class TimmBackbone(nn.Module):
     """A network of timm without its classifier: one feature map per stride, from fine to coarse.
 
     It takes raw pixels and normalises them itself, by the mean and standard deviation its published weights were

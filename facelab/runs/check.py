@@ -32,7 +32,7 @@ TRAIN_KEYS: dict[str, Any] = {
     "task": Text,
     "seed": Seed,
     "test": bool,
-    "test_with": Literal["last", "best"],
+    "test_ckpt": Literal["last", "best"],
     "on_nan": Literal["stop", "skip", "continue"],
     "monitor.name": Text,
     "monitor.mode": Literal["min", "max"],

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from facelab.errors import CheckpointError, ConfigError, RunError
 from facelab.files import DEEPEST, MOST_NODES, read_yaml
-from facelab.renames import renamed_checkpoint
+from facelab.renames import renamed_checkpoint, renamed_config
 from facelab.run_folder import RunFolder
 from facelab.runs.build import build, check, own_place
 from facelab.runs.check import check_config, part_of
@@ -136,7 +136,7 @@ def load_run(path: Path, paths: DictConfig) -> LoadedRun:
         tested = read_yaml(saved) if saved.is_file() else None
     except ValueError as error:
         raise RunError(f"{saved} cannot be read: {error}") from error
-    best = isinstance(tested, dict) and tested.get("test_with") == "best"
+    best = isinstance(tested, dict) and renamed_config(tested).get("test_ckpt") == "best"
     file = find_checkpoint(path, "best" if best else "last")
     config, weights, _ = read_checkpoint(file)
     machine: Any = OmegaConf.to_container(paths, resolve=True)

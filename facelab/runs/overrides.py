@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from facelab import files
 from facelab.errors import RunError
 from facelab.renames import renamed_override
-from facelab.run_folder import LARGEST_SWEEP, RunFolder, read_cells, read_status
+from facelab.run_folder import LARGEST_SWEEP, RunFolder, read_jobs, read_status
 from facelab.runs.argv import as_typed, is_sweep, normalise_argv, quoted, unquoted
 from facelab.runs.environment import ROOT
 from facelab.runs.processes import STAMP
@@ -44,7 +44,7 @@ def resumed_argv(argv: Sequence[str]) -> list[str]:
     """Give the command line that ``resume=FOLDER`` stands for; others are returned as they are.
 
     For a run these are the overrides it was started with, those typed now, and its folder; for a sweep (with ``-m``)
-    those of its first cell, those typed now, and its folder, in which the sweeper finds the rest. Of the folder only
+    those of its first job, those typed now, and its folder, in which the sweeper finds the rest. Of the folder only
     overrides of the task are taken: those of Hydra itself can name programs.
 
     Args:
@@ -70,8 +70,8 @@ def resumed_argv(argv: Sequence[str]) -> list[str]:
                 f"{folder} holds no {run.sweep.name}; with -m, {RESUME} takes the folder of a sweep over a grid"
             )
         os.environ[STAMP] = str(_read_mapping(run.sweep).get("stamp") or folder.name)
-        # Hydra composes what is typed before there are cells: with `data.root=...` it must know which data is meant.
-        return normalise_argv([*first_cell(folder), *typed, f"hydra.sweep.dir={quoted(folder)}"])
+        # Hydra composes what is typed before there are jobs: with `data.root=...` it must know which data is meant.
+        return normalise_argv([*first_job(folder), *typed, f"hydra.sweep.dir={quoted(folder)}"])
     if not run.overrides.is_file():
         line = f"python train.py -m {shlex.quote(f'{RESUME}{folder}')}"
         hint = f"; {line} goes on with a sweep" if run.sweep.is_file() else ""
@@ -109,14 +109,14 @@ def saved_overrides(path: Path) -> list[str]:
     return task_overrides(read_yaml(path), path)
 
 
-def first_cell(folder: Path) -> list[str]:
-    """Read the overrides that the first cell of a sweep was planned with; empty where there is no cell.
+def first_job(folder: Path) -> list[str]:
+    """Read the overrides that the first job of a sweep was planned with; empty where there is no job.
 
     Raises:
         RunError: sweep.json holds something else.
     """
-    cells = read_cells(folder)
-    return task_overrides(cells[min(cells)], RunFolder(folder).sweep) if cells else []
+    jobs = read_jobs(folder)
+    return task_overrides(jobs[min(jobs)], RunFolder(folder).sweep) if jobs else []
 
 
 def check_words(words: Sequence[str], typed: Sequence[str], source: Path) -> None:

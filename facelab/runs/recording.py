@@ -30,7 +30,7 @@ REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, e
 
 
 @contextmanager
-def recorded(folder: Path, task: str) -> Iterator[dict[str, Any]]:
+def track_run(folder: Path, task: str) -> Iterator[dict[str, Any]]:
     """Keep a run's environment and state in its folder, and end its W&B run whatever happens.
 
     The state has a heartbeat, so that a run which was killed can be told from one that goes on. The traceback of what

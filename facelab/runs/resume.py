@@ -28,7 +28,7 @@ RESTORED = (
 )
 """What a checkpoint goes on with as it was, so that another value would not be used, not fit the epoch at hand, or make
 one network of two."""
-RESUMPTION = "callbacks.resumption.Resumption"
+RESUMPTION = "callbacks.resume.ResumableCheckpoint"
 """The callback that writes ``last.ckpt``."""
 LONGER = "trainer.max_epochs"
 """What alone may change in a run that is finished."""
@@ -107,7 +107,7 @@ def _check_beginning(files: RunFolder) -> None:
 
 def _was_saved(files: RunFolder) -> bool:
     """Tell whether a run without ``last.ckpt`` had one, by its results, its state and the epochs in its metrics."""
-    config: Any = OmegaConf.create(read_yaml(files.config) or {})
+    config: Any = OmegaConf.create(renamed_config(read_yaml(files.config) or {}))
     nodes = (OmegaConf.select(config, "callbacks") or {}).values()
     saves = any(node and node.get("_target_") == RESUMPTION for node in nodes)
     if files.metrics.is_file() and not OmegaConf.select(config, "trainer.fast_dev_run"):

@@ -15,6 +15,7 @@ from hydra.errors import HydraException
 
 from facelab.errors import FacelabError
 from facelab.files import closed
+from facelab.renames import renamed_key
 from facelab.runs.argv import as_typed, is_sweep, options_of, overrides_of
 from facelab.runs.environment import ROOT
 
@@ -93,6 +94,8 @@ def _word_fault(words: Sequence[str], number: int, sweep: bool, folders: Sequenc
         why = f": {special} can be text in quotes only" if special else ""
         text = os.path.expanduser(value)  # noqa: PTH111 (a Path would change more, such as a slash at the end)
         return f"{word} cannot be read{why}. As one text it is typed: {as_typed(key, text)}"
+    if (new := renamed_key(key)) != key:
+        return f"{word}: {key} is called {new} in this version"
     if _is_group(override, folders):
         return _group_fault(override, sweep, folders)
     if override.is_sweep_override() and not sweep:

@@ -16,7 +16,7 @@ from conftest import face_data
 
 from facelab.annotations.folder import Folder
 from facelab.annotations.lapa106 import LaPa
-from facelab.annotations.points_file import draw
+from facelab.annotations.points_file import hash_fraction
 from facelab.annotations.wflw98 import WFLW
 from facelab.annotations.ytf68 import YTFaces
 from facelab.errors import ConfigError, DatasetError
@@ -885,7 +885,7 @@ def test_folder_takes_names_that_are_not_utf8(raw: bytes, tmp_path: Path) -> Non
         (tmp_path / f"a.{ending}").rename(tmp_path / os.fsdecode(raw + f".{ending}".encode()))
     (photo,) = folder(tmp_path).photos("all")
     assert os.fsencode(photo.path.name) == raw + b".png"
-    folder(tmp_path).photos("train" if draw(photo.path.stem) >= 0.5 else "all")
+    folder(tmp_path).photos("train" if hash_fraction(photo.path.stem) >= 0.5 else "all")
 
 
 @pytest.mark.parametrize("mark", [1, 3, 6, 8])

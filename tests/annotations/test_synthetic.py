@@ -27,7 +27,7 @@ from facelab.annotations.rendered_head import (
 from facelab.annotations.synthetic import SPLITS, TAGS, Synthetic, tags_of
 from facelab.errors import ConfigError, DatasetError
 from facelab.faces.face import Split
-from facelab.faces.geometry import apply, mirror_image
+from facelab.faces.geometry import flip_image, transform_points
 from facelab.faces.image import read_image
 from facelab.faces.layouts import COFW29, IBUG68, LAPA106, WFLW98, Layout
 from facelab.faces.pose import estimate_pose
@@ -142,7 +142,7 @@ def test_rendering_tells_how_far_it_is(
 
 
 def test_layouts_share_the_photos(tmp_path: Path) -> None:
-    """Catches a layout in the hash: three times the disk space, and markups that are compared on different faces."""
+    """Catches a layout in the hash: three times the disk space, and layouts that are compared on different faces."""
     sets = [faces(tmp_path, layout, name=layout.name) for layout in LAYOUTS]
     photos = [one.photos("all") for one in sets]
     assert len(list(tmp_path.iterdir())) == 1
@@ -245,8 +245,8 @@ def test_a_symmetric_face_is_its_own_mirror_image(layout: Layout) -> None:
     """Catches a curve that is sampled in the wrong order, and a left that is a right."""
     assert landmarks(curves(NEUTRAL), layout.name).shape == (layout.num_points, 3)
     _, points, visible, _ = seen(NEUTRAL, layout, pitch=7)
-    mirrored = layout.mirrored(apply(mirror_image(SIZE), points))
-    np.testing.assert_allclose(mirrored, points, atol=0.1)
+    flipped = layout.flipped(transform_points(flip_image(SIZE), points))
+    np.testing.assert_allclose(flipped, points, atol=0.1)
     left, right = layout.eye_corners
     assert points[left, 0] < points[right, 0]
     assert visible.all()

@@ -39,9 +39,9 @@ def read(path: Path) -> np.ndarray:
 def test_pictures_after_training(trained: Path) -> None:
     """An epoch without its picture, a grid of another size, or one that shows nothing."""
     look = OmegaConf.load(trained / "config.yaml").callbacks.face_grid
-    width = look.columns * look.cell
+    width = look.columns * look.tile
     sizes = {path.name: read(path).shape for path in (trained / "samples").iterdir()}
-    one_row, two_rows = (look.cell, width, 3), (2 * look.cell, width, 3)
+    one_row, two_rows = (look.tile, width, 3), (2 * look.tile, width, 3)
     epochs = {f"epoch_{epoch:03d}.png": one_row for epoch in range(3)}
     assert sizes == {**epochs, "test.png": two_rows, "worst.png": two_rows}
     first, last = (read(trained / "samples" / f"epoch_{epoch:03d}.png") for epoch in (0, 2))
@@ -92,9 +92,9 @@ def fake_trainer(world_size: int = 1) -> Any:
     )
 
 
-def greys(path: Path, cell: int, count: int) -> list[int]:
-    """The rows of the faces in a picture, by the grey in the middle of their cells."""
-    return [round(float(read(path)[cell // 2, i * cell + cell // 2].mean()) / 20) for i in range(count)]
+def greys(path: Path, tile: int, count: int) -> list[int]:
+    """The rows of the faces in a picture, by the grey in the middle of their tiles."""
+    return [round(float(read(path)[tile // 2, i * tile + tile // 2].mean()) / 20) for i in range(count)]
 
 
 def test_the_worst_come_first(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_the_worst_come_first(tmp_path: Path) -> None:
         pose=np.zeros((len(rows), 3)),
         tags=np.zeros((len(rows), 0), bool),
     )
-    worst, module = WorstFaces(str(tmp_path), columns=5, rows=1, cell=64), SimpleNamespace(layout=FIVE5, table=table)
+    worst, module = WorstFaces(str(tmp_path), columns=5, rows=1, tile=64), SimpleNamespace(layout=FIVE5, table=table)
     for part in ([0, 1, 2, 3], [4, 5]):
         batch = batch_of([rows[i] for i in part])
         outputs = SimpleNamespace(points=torch.zeros(len(part), n, 2))
@@ -149,9 +149,9 @@ def test_the_worst_of_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return np.full((side, side, 3), image[0, 0])
 
     monkeypatch.setattr(pictures, "gather_all_tensors", gather)
-    monkeypatch.setattr(pictures, "cell", draw)
+    monkeypatch.setattr(pictures, "tile", draw)
     for part in ([2, 4, 1], [1, 3]):  # face 1 was dealt out twice; the second process gathers after the first
-        worst, batch = WorstFaces(str(tmp_path), columns=3, rows=1, cell=64), batch_of(part)
+        worst, batch = WorstFaces(str(tmp_path), columns=3, rows=1, tile=64), batch_of(part)
         predicted = torch.tensor(part, dtype=torch.float32)[:, None, None].expand(-1, n, 2)
         worst.on_test_batch_end(fake_trainer(2), module, SimpleNamespace(points=predicted), batch, 0)
         drawn.clear()
@@ -162,7 +162,7 @@ def test_the_worst_of_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_grid_holds_the_first_faces(tmp_path: Path) -> None:
     """Faces that change from epoch to epoch, or of another epoch than the name says."""
-    grid, module = FaceGrid(str(tmp_path), columns=3, rows=1, cell=64), SimpleNamespace(layout=FIVE5)
+    grid, module = FaceGrid(str(tmp_path), columns=3, rows=1, tile=64), SimpleNamespace(layout=FIVE5)
     for _ in range(2):
         for rows in ([1, 2], [3, 4], [5]):
             outputs = SimpleNamespace(points=torch.zeros(len(rows), FIVE5.num_points, 2))

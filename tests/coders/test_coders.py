@@ -11,7 +11,7 @@ from torch import Tensor
 from facelab.coders.pipnet import PIPCoder, PIPMaps, at_cell
 from facelab.coders.regression import RegressionCoder
 from facelab.errors import ConfigError
-from facelab.faces.geometry import apply, mirror_image, to_cells
+from facelab.faces.geometry import flip_image, to_cells, transform_points
 from facelab.faces.layouts import AFLW19, COFW29, FIVE5, IBUG68, WFLW98, Layout
 
 SIZE = 256
@@ -63,15 +63,17 @@ def test_pip_round_trip(layout: Layout, stride: int) -> None:
 
 
 def test_pip_commutes_with_the_mirror() -> None:
-    """Catches a grid that is counted from the pixel centre: its cells would not mirror onto cells."""
+    """Catches a grid that is counted from the pixel centre: its cells would not flip onto cells."""
     points = some_points(IBUG68)
     valid = torch.ones(points.shape[:2], dtype=torch.bool)
-    swap = torch.tensor(IBUG68.mirror)
-    mirrored = apply(torch.tensor(mirror_image(SIZE), dtype=torch.float32), points)[:, swap]
+    swap = torch.tensor(IBUG68.flip)
+    flipped = transform_points(torch.tensor(flip_image(SIZE), dtype=torch.float32), points)[:, swap]
     coder = pip(IBUG68)
-    maps, maps_of_mirrored = coder.encode(points, valid, SIZE), coder.encode(mirrored, valid, SIZE)
-    torch.testing.assert_close(maps.score[:, swap].flip(-1), maps_of_mirrored.score)
-    back = apply(torch.tensor(mirror_image(SIZE), dtype=torch.float32), coder.decode(maps_of_mirrored)[0])[:, swap]
+    maps, maps_of_flipped = coder.encode(points, valid, SIZE), coder.encode(flipped, valid, SIZE)
+    torch.testing.assert_close(maps.score[:, swap].flip(-1), maps_of_flipped.score)
+    back = transform_points(torch.tensor(flip_image(SIZE), dtype=torch.float32), coder.decode(maps_of_flipped)[0])[
+        :, swap
+    ]
     torch.testing.assert_close(back, coder.decode(maps)[0], atol=1e-3, rtol=0)
 
 
@@ -243,11 +245,11 @@ def test_regression_round_trip(size: int) -> None:
 
 
 def test_regression_commutes_with_the_mirror() -> None:
-    """Catches fractions that the mirrored crop does not turn into 1 minus themselves."""
+    """Catches fractions that the flipped crop does not turn into 1 minus themselves."""
     points, valid = some_points(IBUG68), torch.ones(3, IBUG68.num_points, dtype=torch.bool)
-    mirrored = apply(torch.tensor(mirror_image(SIZE), dtype=torch.float32), points)
+    flipped = transform_points(torch.tensor(flip_image(SIZE), dtype=torch.float32), points)
     x, y = RegressionCoder(SIZE).encode(points, valid, SIZE).unbind(-1)
-    torch.testing.assert_close(RegressionCoder(SIZE).encode(mirrored, valid, SIZE), torch.stack([1 - x, y], -1))
+    torch.testing.assert_close(RegressionCoder(SIZE).encode(flipped, valid, SIZE), torch.stack([1 - x, y], -1))
 
 
 def test_regression_of_points_that_are_not_annotated() -> None:

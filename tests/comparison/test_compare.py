@@ -56,11 +56,11 @@ CONFIG: dict[str, Any] = {
     "crop": {"_target_": "facelab.faces.crop.Crop", "size": 256},
     "datamodule": {"_target_": "datamodules.pipnet.PIPNetDataModule", "seed": 1, "batch_size": 16},
     "augment": {"_target_": "datamodules.augmentation.Augmentation", "pixels": []},
-    "backbone": {"_target_": "facelab.networks.backbone.Timm", "name": "resnet18", "weights": None},
-    "scheduler": {"_target_": "lightning_modules.schedule.Drops", "max_epochs": 60},
+    "backbone": {"_target_": "facelab.networks.backbone.TimmBackbone", "name": "resnet18", "weights": None},
+    "scheduler": {"_target_": "lightning_modules.schedule.FractionalMultiStepLR", "max_epochs": 60},
     "model": {
         "_target_": "lightning_modules.pipnet.PIPNet",
-        "backbone": {"_target_": "facelab.networks.backbone.Timm", "name": "resnet18", "weights": None},
+        "backbone": {"_target_": "facelab.networks.backbone.TimmBackbone", "name": "resnet18", "weights": None},
     },
     "logger": {"wandb": {"name": "a"}},
     "paths": {"data": "/home/a", "cache": "data", "run": "/home/a/run", "name": "a"},
@@ -206,7 +206,7 @@ def test_folders_sweeps_and_patterns(tmp_path: Path) -> None:
     assert [each.state for each in found] == ["finished", "finished", "no run", "finished", "finished"]
 
 
-def test_cells_of_a_sweep_that_have_no_folder_are_missing(tmp_path: Path) -> None:
+def test_jobs_of_a_sweep_that_have_no_folder_are_missing(tmp_path: Path) -> None:
     """A grid whose last cells never began looks complete; nobody can tell what they were to be."""
     write(tmp_path / "sweep" / "0")
     write(tmp_path / "sweep" / "2", status={"state": "failed", "reason": "?"}, measured=False)
@@ -436,7 +436,7 @@ def of_seeds(*changes: dict[str, Any]) -> Table:
     "values",
     [
         *({"callbacks": EMA}, {"callbacks": {"mine": {"_target_": "callbacks.mine.Mine"}}}),
-        *({"compile": True}, {"memory_format": "contiguous"}, {"test_with": "best"}, {"data__seed": 3}),
+        *({"compile": True}, {"memory_format": "contiguous"}, {"test_ckpt": "best"}, {"data__seed": 3}),
         *({f"trainer__{key}": 1} for key in ("precision", "deterministic", "limit_train_batches", "gradient_clip_val")),
         *({f"trainer__{key}": 1} for key in ("accumulate_grad_batches", "devices", "strategy", "accelerator")),
     ],
@@ -454,7 +454,7 @@ def test_what_changes_a_number_is_no_seed(values: dict[str, Any]) -> None:
     "values",
     [
         {"callbacks": {"grid": {"_target_": "callbacks.pictures.FaceGrid", "rows": 9}, "progress": None}},
-        {"callbacks": {"resumption": {"_target_": "callbacks.resumption.Resumption", "minutes": 1}}},
+        {"callbacks": {"resumption": {"_target_": "callbacks.resume.ResumableCheckpoint", "minutes": 1}}},
         {"datamodule__num_workers": 8},
         {"trainer__enable_progress_bar": False},
         {"trainer__log_every_n_steps": 1},
@@ -508,7 +508,7 @@ def test_infinite_seeds_have_no_deviation() -> None:
 
 
 def test_a_paper_stands_only_beside_its_own_test_set() -> None:
-    """A published number is shown beside another split, part or markup, another backbone or another metric."""
+    """A published number is shown beside another split, part or layout, another backbone or another metric."""
     official = PROTOCOL | {"faces": 2500}
     config = {MODEL: "lightning_modules.pipnet.PIPNet", "backbone.name": "resnet18"}
 

@@ -27,7 +27,7 @@ from facelab.comparison.group import compare
 from facelab.comparison.page import read_picture, write_page
 from facelab.comparison.read import Run, read_runs
 from facelab.comparison.write import write_csv, write_markdown
-from facelab.run_folder import MOST_CELLS
+from facelab.run_folder import MOST_JOBS
 
 QUICK = settings(
     max_examples=60,
@@ -208,7 +208,7 @@ def test_bad_file_beside_the_numbers_is_told_on_the_page(
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ({"cells": {str(n): [] for n in range(MOST_CELLS + 1)}}, "10,001 cells"),
+        ({"cells": {str(n): [] for n in range(MOST_JOBS + 1)}}, "10,001 jobs"),
         ({"cells": {"../../x": []}}, "'../../x' has no whole number"),
         ({"cells": {"-1": []}}, "no whole number"),
         ({"cells": {"9" * 300: []}}, "no whole number"),
@@ -223,7 +223,7 @@ def test_bad_file_beside_the_numbers_is_told_on_the_page(
         (ANY["deep"], "deep"),
     ],
 )
-def test_bad_list_of_cells_is_told_in_a_row(tmp_path: Path, content: Any, reason: str) -> None:
+def test_bad_list_of_jobs_is_told_in_a_row(tmp_path: Path, content: Any, reason: str) -> None:
     """The runs of a sweep are lost with its list, or a list leads out of the folder or gives a million rows."""
     whole(tmp_path / "sweep" / "0")
     file = tmp_path / "sweep" / "sweep.json"
@@ -304,7 +304,7 @@ VALUES: Any = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=4), inner, max_size=3)),
     max_leaves=6,
 )
-KEYS = ("seed", "model", "callbacks", "paths", "evaluate", "test_with", "monitor", "trainer", "backbone")
+KEYS = ("seed", "model", "callbacks", "paths", "evaluate", "test_ckpt", "monitor", "trainer", "backbone")
 CONFIGS = st.dictionaries(st.one_of(st.sampled_from(KEYS), st.text(max_size=4)), VALUES, max_size=5)
 STATES = st.fixed_dictionaries(
     {"state": st.one_of(st.sampled_from(["finished", "running", "queued"]), VALUES)},

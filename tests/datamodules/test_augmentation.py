@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 
 from datamodules.augmentation import REMEDIES, Augmentation, Warp
 from facelab.errors import ConfigError
-from facelab.faces.geometry import Array, apply, around_centre, mirror_image
+from facelab.faces.geometry import Array, affine_about_centre, flip_image, transform_points
 
 CONF = ROOT / "conf"
 SIZE = 256
@@ -31,7 +31,7 @@ def option(name: str) -> Augmentation:
 
 
 def augmentation(pixels: Sequence[Any] = (), **changes: float) -> Augmentation:
-    names = ("mirror_probability", "shift_probability", "shift_limit", "scale_probability", "scale_limit")
+    names = ("flip_probability", "shift_probability", "shift_limit", "scale_probability", "scale_limit")
     nothing: dict[str, Any] = dict.fromkeys((*names, "rotation_probability", "rotation_limit"), 0.0)
     return Augmentation(**nothing | changes, pixels=pixels)
 
@@ -56,7 +56,7 @@ def test_none_changes_nothing() -> None:
     for seed in range(50):
         warp = option("none").draw(rng(seed), 12, NOBODY)
         np.testing.assert_allclose(warp.matrix, np.eye(3), atol=1e-12)
-        assert (warp.mirrored, warp.degrees) == (False, 0.0)
+        assert (warp.flipped, warp.degrees) == (False, 0.0)
         np.testing.assert_array_equal(option("none").change_pixels(rng(seed), image), image)
 
 
@@ -71,12 +71,12 @@ def test_the_same_seed_draws_the_same() -> None:
 
 
 def test_mirroring_twice_is_the_identity() -> None:
-    """Would catch a mirror about another axis than the crop's middle."""
-    mirror = augmentation(mirror_probability=1.0).draw(rng(), SIZE, NOBODY)
-    assert mirror.mirrored
-    np.testing.assert_allclose(mirror.matrix @ mirror.matrix, np.eye(3))
+    """Would catch a flip about another axis than the crop's middle."""
+    flip = augmentation(flip_probability=1.0).draw(rng(), SIZE, NOBODY)
+    assert flip.flipped
+    np.testing.assert_allclose(flip.matrix @ flip.matrix, np.eye(3))
     image = rng().integers(0, 256, (SIZE, SIZE, 3)).astype(np.uint8)
-    np.testing.assert_array_equal(cv2.warpAffine(image, mirror.matrix[:2], (SIZE, SIZE)), image[:, ::-1])
+    np.testing.assert_array_equal(cv2.warpAffine(image, flip.matrix[:2], (SIZE, SIZE)), image[:, ::-1])
 
 
 def test_scale_and_rotation_keep_the_centre() -> None:
@@ -85,7 +85,7 @@ def test_scale_and_rotation_keep_the_centre() -> None:
     warps = [change.draw(rng(seed), SIZE, NOBODY) for seed in range(500)]
     centre = np.array([[(SIZE - 1) / 2] * 2])
     for warp in warps:
-        np.testing.assert_allclose(apply(warp.matrix, centre), centre)
+        np.testing.assert_allclose(transform_points(warp.matrix, centre), centre)
     factors = np.sqrt([np.linalg.det(warp.matrix[:2, :2]) for warp in warps])
     assert 0.8 <= factors.min() < 0.82
     assert 1.18 < factors.max() <= 1.2
@@ -96,15 +96,15 @@ def test_scale_and_rotation_keep_the_centre() -> None:
 def test_papers_warps_are_pipnets() -> None:
     """Would catch other frequencies and ranges than those of the reference code, and a change of size it does not have.
 
-    Mirror in half of the samples, shift by up to 30 of 256 pixels in half, rotation by up to 30 degrees in half.
+    Flip in half of the samples, shift by up to 30 of 256 pixels in half, rotation by up to 30 degrees in half.
     """
     warps = paper_warps()
     degrees = np.array([warp.degrees for warp in warps])
-    mirrored = np.array([warp.mirrored for warp in warps])
+    flipped = np.array([warp.flipped for warp in warps])
     shifts = np.array([undone(warp) for warp in warps])
     moved, turned = np.abs(shifts).max(axis=1) > 1e-6, degrees != 0
     tolerance = 4 * 0.5 / np.sqrt(DRAWS)  # four standard deviations
-    for flags in (mirrored, moved, turned, mirrored == moved, moved == turned, turned == mirrored):
+    for flags in (flipped, moved, turned, flipped == moved, moved == turned, turned == flipped):
         assert share(flags) == pytest.approx(0.5, abs=tolerance)  # each by its own coin
     for values, limit in ((degrees[turned], 30), (shifts[moved, 0], 30), (shifts[moved, 1], 30)):
         assert 0.99 * limit < np.abs(values).max() <= 1.001 * limit
@@ -114,9 +114,9 @@ def test_papers_warps_are_pipnets() -> None:
 
 
 def undone(warp: Warp) -> Array:
-    """The shift of a warp in pixels: what is left when rotation and mirror are taken back. It must be a mere shift."""
-    mirror = mirror_image(SIZE) if warp.mirrored else np.eye(3)
-    shift = np.linalg.inv(around_centre(SIZE, degrees=warp.degrees) @ mirror) @ warp.matrix
+    """The shift of a warp in pixels: what is left when rotation and flip are taken back. It must be a mere shift."""
+    flip = flip_image(SIZE) if warp.flipped else np.eye(3)
+    shift = np.linalg.inv(affine_about_centre(SIZE, degrees=warp.degrees) @ flip) @ warp.matrix
     np.testing.assert_allclose(shift[:2, :2], np.eye(2), atol=1e-9)
     return np.asarray(shift[:2, 2])
 
@@ -250,8 +250,8 @@ def test_a_transform_that_normalises_is_refused() -> None:
         augmentation([albumentations.Normalize()]).change_pixels(rng(), np.zeros((8, 8, 3), np.uint8))
 
 
-@pytest.mark.parametrize("fault", [{"scale_limit": 1.0}, {"scale_limit": -0.1}, {"mirror_probability": 50.0}])
+@pytest.mark.parametrize("fault", [{"scale_limit": 1.0}, {"scale_limit": -0.1}, {"flip_probability": 50.0}])
 def test_senseless_numbers_are_refused(fault: dict[str, Any]) -> None:
     """Would catch percent for fractions, and a scale that can shrink a face to nothing."""
-    with pytest.raises(ConfigError, match=r"scale_limit must be|mirror_probability=50.0 must be"):
+    with pytest.raises(ConfigError, match=r"scale_limit must be|flip_probability=50.0 must be"):
         augmentation(**fault)

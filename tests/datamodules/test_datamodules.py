@@ -27,14 +27,14 @@ from facelab.errors import ConfigError, DatasetError
 from facelab.faces.batch import LandmarkBatch
 from facelab.faces.crop import BoxSource, Crop
 from facelab.faces.face import Face, Photo, Split
-from facelab.faces.geometry import Array, apply
+from facelab.faces.geometry import Array, transform_points
 from facelab.faces.layouts import IBUG68, Layout
-from facelab.faces.pose import mirrored, turned
+from facelab.faces.pose import flipped, turned
 
 CONF = ROOT / "conf"
 NAN = np.nan
 SIZE = 64
-THREE = Layout(name="three", num_points=3, mirror=(1, 0, 2), eye_corners=(0, 1))
+THREE = Layout(name="three", num_points=3, flip=(1, 0, 2), eye_corners=(0, 1))
 """Left eye, right eye, chin."""
 COLOURS = np.eye(3)  # of the spots that mark them
 NO_BOX = np.full(4, NAN, np.float32)
@@ -85,13 +85,13 @@ def augment(name: str = "pipnet") -> Augmentation:
 
 def affine(pixels: Any = None, **changes: float) -> Augmentation:
     """No change but those named; ``pixels`` is a composition."""
-    names = ("mirror_probability", "shift_probability", "shift_limit", "scale_probability", "scale_limit")
+    names = ("flip_probability", "shift_probability", "shift_limit", "scale_probability", "scale_limit")
     nothing: dict[str, Any] = dict.fromkeys((*names, "rotation_probability", "rotation_limit"), 0.0)
     return Augmentation(**nothing | changes, pixels=[pixels] if pixels else [])
 
 
 EVERYTHING = {
-    "mirror_probability": 0.5,
+    "flip_probability": 0.5,
     "shift_probability": 1.0,
     "shift_limit": 0.1,
     "scale_probability": 1.0,
@@ -175,33 +175,31 @@ def test_pixels_go_where_points_go(
     scale = {"points": 3.5, "given": 1.2, "image": 1.0}[box]
     view = crop(size=120, scale=scale, square=square, box=box)
     dataset = FaceDataset(data, "train", view, affine(**EVERYTHING), 0, 1.0)
-    mirrors = set()
+    flips = set()
     for number in range(6):
         sample = dataset[(number, 0)]
         expected = found(sample.image)
         is_mirrored = bool(torch.det(sample.to_photo) < 0)
-        mirrors.add(is_mirrored)
+        flips.add(is_mirrored)
         if is_mirrored:
-            expected = expected[list(THREE.mirror)]  # what was the right eye is now the left one
+            expected = expected[list(THREE.flip)]  # what was the right eye is now the left one
         np.testing.assert_allclose(sample.points, expected, atol=0.1)
-        back = apply(sample.to_photo, sample.points).numpy()
-        np.testing.assert_allclose(back[list(THREE.mirror)] if is_mirrored else back, points, atol=0.01)
-    assert mirrors == {True, False}
+        back = transform_points(sample.to_photo, sample.points).numpy()
+        np.testing.assert_allclose(back[list(THREE.flip)] if is_mirrored else back, points, atol=0.01)
+    assert flips == {True, False}
 
 
 def test_a_mirrored_sample_is_the_mirrored_image_with_swapped_points(faces: Drawn) -> None:
-    """Would catch points, visibility or pose that are mirrored in part."""
-    plain, mirror = (
-        FaceDataset(faces, "train", crop(), affine(mirror_probability=p), 0, 1.0)[(0, 3)] for p in (0.0, 1.0)
-    )
-    difference = (mirror.image.flip(-1).float() - plain.image.float()).abs()
+    """Would catch points, visibility or pose that are flipped in part."""
+    plain, flip = (FaceDataset(faces, "train", crop(), affine(flip_probability=p), 0, 1.0)[(0, 3)] for p in (0.0, 1.0))
+    difference = (flip.image.flip(-1).float() - plain.image.float()).abs()
     assert difference.max() <= 2
-    swapped = plain.points[list(IBUG68.mirror)]
-    np.testing.assert_allclose(mirror.points[:, 0], SIZE - 1 - swapped[:, 0], atol=1e-4)
-    np.testing.assert_allclose(mirror.points[:, 1], swapped[:, 1], atol=1e-4)
-    assert torch.equal(mirror.visible, plain.visible[list(IBUG68.mirror)])
-    assert not torch.equal(mirror.visible, plain.visible)
-    np.testing.assert_allclose(mirror.pose, mirrored(plain.pose.numpy()), atol=1e-4)
+    swapped = plain.points[list(IBUG68.flip)]
+    np.testing.assert_allclose(flip.points[:, 0], SIZE - 1 - swapped[:, 0], atol=1e-4)
+    np.testing.assert_allclose(flip.points[:, 1], swapped[:, 1], atol=1e-4)
+    assert torch.equal(flip.visible, plain.visible[list(IBUG68.flip)])
+    assert not torch.equal(flip.visible, plain.visible)
+    np.testing.assert_allclose(flip.pose, flipped(plain.pose.numpy()), atol=1e-4)
     assert plain.pose.abs().min() > 0
 
 
@@ -314,7 +312,7 @@ def test_a_face_at_the_edge_of_its_photo_keeps_its_true_points(tmp_path: Path) -
     photo = Photo(path, (three(points),), "stored")
     sample = FaceDataset(Drawn(THREE, (), {"val": [photo]}), "val", crop(), None, 0, 1.0)[(0, 0)]
     assert sample.valid.all()
-    np.testing.assert_allclose(apply(sample.to_photo, sample.points), points, atol=0.01)
+    np.testing.assert_allclose(transform_points(sample.to_photo, sample.points), points, atol=0.01)
 
 
 @pytest.mark.parametrize(
@@ -602,8 +600,8 @@ def test_real_faces_come_out_whole(real: FaceDataset) -> None:
         sample, face = real[(0, row)], real.faces[row]
         assert sample.valid.all()
         assert sample.image.float().mean() > 5
-        back = apply(sample.to_photo.double(), sample.points.double()).numpy()
-        truth = face.points[list(IBUG68.mirror)] if torch.det(sample.to_photo) < 0 else face.points
+        back = transform_points(sample.to_photo.double(), sample.points.double()).numpy()
+        truth = face.points[list(IBUG68.flip)] if torch.det(sample.to_photo) < 0 else face.points
         np.testing.assert_allclose(back, truth, atol=0.01)
         assert ((sample.points > -60) & (sample.points < 188)).all()
 

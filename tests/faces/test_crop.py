@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from facelab.errors import ConfigError
 from facelab.faces.crop import BoxSource, Crop
 from facelab.faces.face import Face
-from facelab.faces.geometry import Array, apply, image_box, tight_box
+from facelab.faces.geometry import Array, bounding_box, image_box, transform_points
 from facelab.faces.image import PhotoFile, image_size
 
 CONF = ROOT / "conf" / "crop"
@@ -37,7 +37,7 @@ def face(points: Array, box: Array) -> Face:
 def seen(crop: Crop, box: list[float]) -> Array:
     """The part of the photo that fills the crop, x0 y0 x1 y1."""
     corners = image_box(crop.size, crop.size).reshape(2, 2)
-    return apply(np.linalg.inv(crop.matrix(np.array(box))), corners).ravel()
+    return transform_points(np.linalg.inv(crop.matrix(np.array(box))), corners).ravel()
 
 
 def test_a_stretched_crop_is_filled_by_its_box() -> None:
@@ -69,7 +69,7 @@ def test_each_source_gives_its_box(source: BoxSource, box: list[float]) -> None:
     """Would catch sources mixed up; and missing points that spoil the box."""
     points = np.array([[1.0, 40], [30, 2], [NAN, NAN]])
     someone = face(points, np.array([0.0, 0, 50, 50]))
-    np.testing.assert_allclose(crop(box=source).source(someone, image_box(640, 480)), box)
+    np.testing.assert_allclose(crop(box=source).reference_box(someone, image_box(640, 480)), box)
 
 
 @pytest.mark.parametrize("box", [[NAN] * 4, [5, 5, 5, 9], [9, 5, 5, 9], [0, 0, np.inf, 9], [0, 0, 9, NAN]])
@@ -109,9 +109,9 @@ def test_the_letterbox_shows_the_whole_photo(tmp_path: Path, width: int, height:
     path = tmp_path / "white.png"
     cv2.imwrite(str(path), np.full((height, width, 3), 255, np.uint8))
     nobody = face(np.full((3, 2), NAN), np.full(4, NAN))
-    matrix = letterbox.matrix(letterbox.source(nobody, image_box(*image_size(path))))
+    matrix = letterbox.matrix(letterbox.reference_box(nobody, image_box(*image_size(path))))
     light = cut_out(path, matrix, letterbox.size)[..., 0] / 255
-    shown = tight_box(apply(matrix, image_box(width, height).reshape(2, 2)))
+    shown = bounding_box(transform_points(matrix, image_box(width, height).reshape(2, 2)))
     np.testing.assert_allclose(shown[2:] + shown[:2], 255)  # in the middle
     assert max(shown[2:] - shown[:2]) == pytest.approx(256)
     # Light in a row and a column through the middle: as long as the photo is shown, centred where it is shown.

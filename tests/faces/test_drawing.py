@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from facelab.faces.drawing import PREDICTION, TRUTH, cell, draw_landmarks, grid
+from facelab.faces.drawing import PREDICTION, TRUTH, draw_landmarks, grid, tile
 from facelab.faces.geometry import Array
 from facelab.faces.layouts import Layout
 
@@ -11,7 +11,7 @@ NAN = np.nan
 THREE = Layout(
     name="three",
     num_points=3,
-    mirror=(1, 0, 2),
+    flip=(1, 0, 2),
     eye_corners=(0, 1),
     regions={"eyes": ((0, 1),), "chin": ((2,),)},
 )
@@ -76,25 +76,25 @@ def test_a_cell_enlarges_image_and_points_alike(height: int, width: int) -> None
     spot = np.zeros((height, width, 3), np.uint8)
     spot[11:14, 19:22] = (0, 0, 255)
     points = np.concatenate([place, np.full((2, 2), NAN)])
-    plain = cell(spot, THREE, side=side, truth=None, prediction=None, caption="")
+    plain = tile(spot, THREE, side=side, truth=None, prediction=None, caption="")
     assert plain.shape == (side, side, 3)
     for names, colour in (
         ({"truth": points, "prediction": None}, TRUTH),
         ({"truth": None, "prediction": points}, PREDICTION),
     ):
-        picture = cell(np.zeros_like(spot), THREE, side=side, caption="", **names)
+        picture = tile(np.zeros_like(spot), THREE, side=side, caption="", **names)
         np.testing.assert_allclose(centroid(picture), centroid(plain), atol=0.6)
         assert (picture == colour).all(axis=2).any()
 
 
 def test_a_caption_is_written() -> None:
-    """Would catch a caption outside of the cell."""
-    assert cell(black(64, 64), THREE, side=192, truth=None, prediction=None, caption="3.2 %")[160:].any()
+    """Would catch a caption outside of the tile."""
+    assert tile(black(64, 64), THREE, side=192, truth=None, prediction=None, caption="3.2 %")[160:].any()
 
 
 def test_a_grid_is_filled_row_by_row() -> None:
     """Would catch columns for rows, and a last row that does not fit."""
-    cells = [np.full((4, 4, 3), value, np.uint8) for value in (1, 2, 3, 4, 5)]
-    picture = grid(cells, columns=3)
+    tiles = [np.full((4, 4, 3), value, np.uint8) for value in (1, 2, 3, 4, 5)]
+    picture = grid(tiles, columns=3)
     assert picture.shape == (8, 12, 3)
     assert picture[::4, ::4, 0].tolist() == [[1, 2, 3], [4, 5, 0]]

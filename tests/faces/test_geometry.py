@@ -7,15 +7,15 @@ import torch
 
 from facelab.faces.geometry import (
     Array,
-    apply,
-    around_centre,
+    affine_about_centre,
+    bounding_box,
     box_to_image,
+    flip_image,
     from_cells,
     image_box,
-    mirror_image,
     reduce_image,
-    tight_box,
     to_cells,
+    transform_points,
 )
 
 NAN = np.nan
@@ -37,27 +37,27 @@ def test_apply_agrees_in_numpy_and_torch_and_by_hand() -> None:
     matrix = np.array([[2.0, 0.5, 10], [-1, 3, 20], [0, 0, 1]])
     points = np.array([[1.0, 2], [NAN, NAN], [0, 0]])
     expected = np.array([[2 + 1 + 10, -1 + 6 + 20], [NAN, NAN], [10, 20]])
-    np.testing.assert_allclose(apply(matrix, points), expected)
-    np.testing.assert_allclose(apply(torch.tensor(matrix), torch.tensor(points)).numpy(), expected)
+    np.testing.assert_allclose(transform_points(matrix, points), expected)
+    np.testing.assert_allclose(transform_points(torch.tensor(matrix), torch.tensor(points)).numpy(), expected)
 
 
 def test_apply_takes_a_matrix_for_each_row_of_a_batch() -> None:
     """Would catch broadcasting of matrices along the points instead of along the batch."""
-    matrices = np.stack([around_centre(64, degrees=d) for d in (0, 30, -70)])
+    matrices = np.stack([affine_about_centre(64, degrees=d) for d in (0, 30, -70)])
     points = np.random.default_rng(0).uniform(0, 64, (3, 5, 2))
-    together = apply(torch.tensor(matrices), torch.tensor(points)).numpy()
+    together = transform_points(torch.tensor(matrices), torch.tensor(points)).numpy()
     for matrix, face, moved in zip(matrices, points, together, strict=True):
-        np.testing.assert_allclose(moved, apply(matrix, face))
+        np.testing.assert_allclose(moved, transform_points(matrix, face))
 
 
 @pytest.mark.parametrize(
     "matrix",
     [
-        around_centre(64, degrees=30),
-        around_centre(64, degrees=-115, scale=0.8),
-        around_centre(64, scale=1.7, shift=(-7.3, 4.6)),
-        mirror_image(64),
-        mirror_image(64) @ around_centre(64, degrees=20, scale=1.2, shift=(3, 3)),
+        affine_about_centre(64, degrees=30),
+        affine_about_centre(64, degrees=-115, scale=0.8),
+        affine_about_centre(64, scale=1.7, shift=(-7.3, 4.6)),
+        flip_image(64),
+        flip_image(64) @ affine_about_centre(64, degrees=20, scale=1.2, shift=(3, 3)),
         box_to_image(np.array([10.2, 5.7, 60.1, 50.3]), 64, 64),
         reduce_image(2),
         reduce_image(1 / 3),
@@ -68,7 +68,7 @@ def test_a_white_spot_lands_where_apply_says(matrix: Array) -> None:
     place = (30.3, 33.8)
     size = 192
     warped = cv2.warpAffine(blob(64, 64, place, sigma=3), matrix[:2], (size, size), flags=cv2.INTER_LINEAR)
-    np.testing.assert_allclose(centroid(warped), apply(matrix, np.array([place]))[0], atol=0.1)
+    np.testing.assert_allclose(centroid(warped), transform_points(matrix, np.array([place]))[0], atol=0.1)
 
 
 def test_cells_count_from_the_edge_of_the_first_pixel() -> None:
@@ -81,8 +81,8 @@ def test_cells_count_from_the_edge_of_the_first_pixel() -> None:
 def test_tight_box_ignores_missing_points() -> None:
     """Would catch a box that is NaN for one missing point, or all of zeros for a face without any."""
     faces = np.array([[[3.0, 9], [NAN, NAN], [1, 11]], [[NAN, NAN]] * 3])
-    np.testing.assert_array_equal(tight_box(faces), [[1, 9, 3, 11], [NAN] * 4])
-    assert tight_box(faces.astype(np.float32)).dtype == np.float32
+    np.testing.assert_array_equal(bounding_box(faces), [[1, 9, 3, 11], [NAN] * 4])
+    assert bounding_box(faces.astype(np.float32)).dtype == np.float32
 
 
 def test_the_box_of_an_image_fills_it_unchanged() -> None:
@@ -93,21 +93,23 @@ def test_the_box_of_an_image_fills_it_unchanged() -> None:
 def test_a_box_fills_an_image_edge_on_edge() -> None:
     """Would catch corners mapped to the centres of the corner pixels (align_corners)."""
     matrix = box_to_image(np.array([10.0, 20, 30, 80]), 100, 50)
-    np.testing.assert_allclose(apply(matrix, np.array([[10.0, 20], [30, 80]])), [[-0.5, -0.5], [99.5, 49.5]])
+    np.testing.assert_allclose(transform_points(matrix, np.array([[10.0, 20], [30, 80]])), [[-0.5, -0.5], [99.5, 49.5]])
 
 
 def test_the_mirror_swaps_first_and_last_column() -> None:
-    """Would catch a mirror about width / 2, which is half a pixel off; and one that is not its own inverse."""
-    np.testing.assert_allclose(apply(mirror_image(10), np.array([[0.0, 3], [9, 4]])), [[9, 3], [0, 4]])
-    np.testing.assert_allclose(mirror_image(10) @ mirror_image(10), np.eye(3))
+    """Would catch a flip about width / 2, which is half a pixel off; and one that is not its own inverse."""
+    np.testing.assert_allclose(transform_points(flip_image(10), np.array([[0.0, 3], [9, 4]])), [[9, 3], [0, 4]])
+    np.testing.assert_allclose(flip_image(10) @ flip_image(10), np.eye(3))
 
 
 def test_turning_is_clockwise_about_the_centre() -> None:
     """Would catch the other direction, a centre at size / 2, and a shift that is turned or scaled too."""
     right_of_centre, centre = np.array([[14.5, 9.5]]), np.array([[9.5, 9.5]])
-    np.testing.assert_allclose(apply(around_centre(20, degrees=90), right_of_centre), [[9.5, 14.5]], atol=1e-9)
-    changed = around_centre(20, degrees=33, scale=2, shift=(3, -4))
-    np.testing.assert_allclose(apply(changed, centre), [[12.5, 5.5]])
+    np.testing.assert_allclose(
+        transform_points(affine_about_centre(20, degrees=90), right_of_centre), [[9.5, 14.5]], atol=1e-9
+    )
+    changed = affine_about_centre(20, degrees=33, scale=2, shift=(3, -4))
+    np.testing.assert_allclose(transform_points(changed, centre), [[12.5, 5.5]])
     assert np.sqrt(np.linalg.det(changed[:2, :2])) == pytest.approx(2)
 
 
@@ -115,5 +117,5 @@ def test_turning_is_clockwise_about_the_centre() -> None:
 def test_a_reduced_pixel_lies_amid_the_pixels_it_stands_for(factor: int) -> None:
     """Would catch a division without the half pixel: at an eighth it moves every point by 3.5 pixels."""
     matrix = reduce_image(factor)
-    np.testing.assert_allclose(apply(matrix, np.array([[(factor - 1) / 2, -0.5]])), [[0, -0.5]], atol=1e-12)
+    np.testing.assert_allclose(transform_points(matrix, np.array([[(factor - 1) / 2, -0.5]])), [[0, -0.5]], atol=1e-12)
     np.testing.assert_allclose(reduce_image(1 / factor) @ matrix, np.eye(3), atol=1e-12)

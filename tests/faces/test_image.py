@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 
 from facelab.errors import ImageError
 from facelab.faces.crop import Crop
-from facelab.faces.geometry import Array, apply, around_centre, mirror_image
+from facelab.faces.geometry import Array, affine_about_centre, flip_image, transform_points
 from facelab.faces.image import CropError, PhotoFile, image_size, read_image, reduction, upright, warp
 
 WIDTH, HEIGHT = 1203, 901  # odd: at an eighth the last pixels stand for 3 and 5
@@ -84,28 +84,32 @@ def test_a_spot_lands_where_its_point_lands(
     matrix = crop.matrix(np.array(box))
     if ending == ".jpg" and square:
         assert reduction(path, matrix) == reduce
-    np.testing.assert_allclose(centroid(cut_out(path, matrix, size)), apply(matrix, np.array([PLACE]))[0], atol=0.1)
+    np.testing.assert_allclose(
+        centroid(cut_out(path, matrix, size)), transform_points(matrix, np.array([PLACE]))[0], atol=0.1
+    )
 
 
 @pytest.mark.parametrize("size", [300, 120, 60])
-@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize(
     ("degrees", "scale", "shift"), [(25, 1.0, (0.0, 0.0)), (-170, 0.8, (0.0, 0.0)), (5, 1.1, (5.5, -9))]
 )
 def test_a_spot_follows_turn_scale_shift_and_mirror(
-    tmp_path: Path, size: int, mirror: bool, degrees: float, scale: float, shift: tuple[float, float]
+    tmp_path: Path, size: int, flip: bool, degrees: float, scale: float, shift: tuple[float, float]
 ) -> None:
     """Would catch an order of the matrices that differs between image and points, at any reduction."""
     path = tmp_path / "photo.jpg"
     path.write_bytes(photo(".jpg"))
     matrix = Crop(size, 1.0, True, (0.0, 0.0), "given").matrix(np.array([350.0, 200, 900, 700]))
     shift = (shift[0] * size / 100, shift[1] * size / 100)
-    matrix = around_centre(size, degrees, scale, shift) @ (mirror_image(size) if mirror else np.eye(3)) @ matrix
-    np.testing.assert_allclose(centroid(cut_out(path, matrix, size)), apply(matrix, np.array([PLACE]))[0], atol=0.1)
+    matrix = affine_about_centre(size, degrees, scale, shift) @ (flip_image(size) if flip else np.eye(3)) @ matrix
+    np.testing.assert_allclose(
+        centroid(cut_out(path, matrix, size)), transform_points(matrix, np.array([PLACE]))[0], atol=0.1
+    )
 
 
 def test_outside_the_photo_is_black(tmp_path: Path) -> None:
-    """Would catch a border that is repeated or mirrored, and a crop without photo that fails."""
+    """Would catch a border that is repeated or flipped, and a crop without photo that fails."""
     path = save(tmp_path / "white.png", np.full((40, 40, 3), 255, np.uint8))
     crop = Crop(64, 1.0, False, (0.0, 0.0), "given")
     half = cut_out(path, crop.matrix(np.array([19.5, -0.5, 59.5, 39.5])), 64)
@@ -128,8 +132,8 @@ def test_no_side_loses_pixels_to_the_reduction(tmp_path: Path) -> None:
     """Would catch a factor by area: a tall box stretched to a square would be blurred across."""
     tall = Crop(100, 1.0, False, (0.0, 0.0), "given").matrix(np.array([0.0, 0, 150, 600]))
     assert reduction(Path("a.jpg"), tall) == 1
-    assert reduction(Path("a.JPG"), around_centre(100, degrees=45, scale=0.24)) == 4
-    assert reduction(Path("a.png"), around_centre(100, scale=0.24)) == 1
+    assert reduction(Path("a.JPG"), affine_about_centre(100, degrees=45, scale=0.24)) == 4
+    assert reduction(Path("a.png"), affine_about_centre(100, scale=0.24)) == 1
 
 
 def test_a_png_named_jpg_is_cut_out_rightly(tmp_path: Path) -> None:
@@ -138,7 +142,9 @@ def test_a_png_named_jpg_is_cut_out_rightly(tmp_path: Path) -> None:
     path.write_bytes(photo(".png"))
     matrix = Crop(100, 1.0, True, (0.0, 0.0), "given").matrix(np.array(WHOLE))
     assert read_image(path, reduce=8).shape == (113, 151, 3)
-    np.testing.assert_allclose(centroid(cut_out(path, matrix, 100)), apply(matrix, np.array([PLACE]))[0], atol=0.1)
+    np.testing.assert_allclose(
+        centroid(cut_out(path, matrix, 100)), transform_points(matrix, np.array([PLACE]))[0], atol=0.1
+    )
 
 
 # Reading
@@ -296,7 +302,7 @@ def test_warp_takes_the_same_place_from_every_reduction(tmp_path: Path) -> None:
     path = tmp_path / "photo.jpg"
     path.write_bytes(photo(".jpg"))
     matrix = Crop(150, 1.0, True, (0.0, 0.0), "given").matrix(np.array(WHOLE))
-    expected = apply(matrix, np.array([PLACE]))[0]
+    expected = transform_points(matrix, np.array([PLACE]))[0]
     for reduce in (1, 2, 4, 8):
         crop = warp(read_image(path, reduce=reduce), matrix, 150, reduce=reduce)
         np.testing.assert_allclose(centroid(crop), expected, atol=0.1)

@@ -11,7 +11,7 @@ from conftest import face_data
 
 from facelab.faces import layouts
 from facelab.faces.convert import convert
-from facelab.faces.geometry import Array, apply, tight_box
+from facelab.faces.geometry import Array, bounding_box, transform_points
 from facelab.faces.layouts import (
     AFLW19,
     ALPHA106,
@@ -31,7 +31,7 @@ every_conversion = pytest.mark.parametrize("names", CONVERSIONS, ids="-".join)
 
 # The permutations as they stand in the loaders of the datasets and, for the alphabetical order, in pfld_106's users.
 # fmt: off
-MIRRORS = {
+FLIPS = {
     "ibug68": [
         16, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 27,
         28, 29, 30, 35, 34, 33, 32, 31, 45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40, 54, 53, 52, 51, 50, 49,
@@ -72,7 +72,7 @@ MIRRORS = {
 
 
 def face_plusplus_names() -> list[str]:
-    """The 106 names of the Face++ scheme, sorted: the order that the alphabetical markup is named after."""
+    """The 106 names of the Face++ scheme, sorted: the order that the alphabetical layout is named after."""
     names = ["contour_chin", "mouth_left_corner", "mouth_right_corner", "nose_middle_contour", "nose_tip"]
     names += [f"contour_{side}{i}" for side in ("left", "right") for i in range(1, 17)]
     for side, inner, outer in (("left", "right", "left"), ("right", "left", "right")):
@@ -95,16 +95,16 @@ QUARTERS = ("left_quarter", "right_quarter")
 @every_layout
 def test_mirror_is_the_published_permutation(layout: Layout) -> None:
     """A pair of partners in the wrong place: the flip would train two points towards each other."""
-    assert list(layout.mirror) == MIRRORS[layout.name]
+    assert list(layout.flip) == FLIPS[layout.name]
 
 
 def test_alphabetical_order_follows_from_the_names() -> None:
-    """A slip in the table LaPa - alphabetical, which the mirror alone would not show."""
+    """A slip in the table LaPa - alphabetical, which the flip alone would not show."""
     names = face_plusplus_names()
     assert len(names) == ALPHA106.num_points == len(set(names))
     swap = {"left": "right", "right": "left"}
     other_side = ["".join(swap.get(part, part) for part in _split_sides(name)) for name in names]
-    assert [names.index(name) for name in other_side] == list(ALPHA106.mirror)
+    assert [names.index(name) for name in other_side] == list(ALPHA106.flip)
     assert [names[i] for i in ALPHA106.eye_corners] == ["left_eye_left_corner", "right_eye_right_corner"]
     assert [names[i] for (i,) in ALPHA106.pupils] == ["left_eye_pupil", "right_eye_pupil"]
     assert [names[i] for (i,) in ALPHA106.five[2:]] == ["nose_tip", "mouth_left_corner", "mouth_right_corner"]
@@ -153,20 +153,20 @@ def test_pickle_keeps_every_value(layout: Layout) -> None:
 
 @every_layout
 def test_mirrored_twice_is_the_same_for_numpy_and_torch(layout: Layout) -> None:
-    """A mirror that works on only one of the two, or permutes the wrong axis."""
+    """A flip that works on only one of the two, or permutes the wrong axis."""
     points = np.random.default_rng(0).normal(size=(2, 3, layout.num_points, 2))
-    once = layout.mirrored(points)
-    assert np.array_equal(once[..., 0, :], points[..., layout.mirror[0], :])
-    assert np.array_equal(layout.mirrored(once), points)
-    assert np.array_equal(layout.mirrored(torch.from_numpy(points)).numpy(), once)
+    once = layout.flipped(points)
+    assert np.array_equal(once[..., 0, :], points[..., layout.flip[0], :])
+    assert np.array_equal(layout.flipped(once), points)
+    assert np.array_equal(layout.flipped(torch.from_numpy(points)).numpy(), once)
 
 
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"mirror": (1, 0, 2, 3)}, "no permutation of 0 .. 4"),
-        ({"mirror": (1, 0, 2, 3, 3)}, "no permutation"),
-        ({"mirror": (1, 2, 0, 4, 3)}, r"not its own inverse at \[0, 1, 2\]"),
+        ({"flip": (1, 0, 2, 3)}, "no permutation of 0 .. 4"),
+        ({"flip": (1, 0, 2, 3, 3)}, "no permutation"),
+        ({"flip": (1, 2, 0, 4, 3)}, r"not its own inverse at \[0, 1, 2\]"),
         ({"eye_corners": (0, 3)}, "eye_corners"),
         ({"eye_corners": (0, 5)}, r"eye_corners names \[5\]"),
         ({"eye_corners": (-5, 1)}, r"eye_corners names \[-5\]"),
@@ -183,15 +183,15 @@ def test_mirrored_twice_is_the_same_for_numpy_and_torch(layout: Layout) -> None:
     ],
 )
 def test_an_inconsistent_table_is_refused(change: dict, complaint: str) -> None:
-    """A user's own markup with a slip, which would otherwise show as a slightly worse network."""
+    """A user's own layout with a slip, which would otherwise show as a slightly worse network."""
     with pytest.raises(ValueError, match=complaint) as error:
         dataclasses.replace(FIVE5, name="mine", **change)
     assert "'mine'" in str(error.value)
 
 
 def test_a_bare_layout_is_enough() -> None:
-    """A check that insists on tables which a markup of its own need not have."""
-    layout = Layout(name="mine", num_points=2, mirror=(1, 0), eye_corners=(0, 1))
+    """A check that insists on tables which a layout of its own need not have."""
+    layout = Layout(name="mine", num_points=2, flip=(1, 0), eye_corners=(0, 1))
     assert layout.pupils == ((), ())
     assert layout.pose == layout.five == ()
 
@@ -217,8 +217,8 @@ def test_conversion_commutes_with_the_mirror(names: tuple[str, str]) -> None:
     """A point taken from the wrong side, or from a neighbour on one side only."""
     source, target = (LAYOUTS[name] for name in names)
     points = np.random.default_rng(0).normal(size=(source.num_points, 2))
-    first = convert(source.mirrored(points), source, target)
-    assert np.allclose(first, target.mirrored(convert(points, source, target)), atol=1e-12, equal_nan=True)
+    first = convert(source.flipped(points), source, target)
+    assert np.allclose(first, target.flipped(convert(points, source, target)), atol=1e-12, equal_nan=True)
 
 
 def _names(weights: Array) -> dict[int, dict[int, float]]:
@@ -252,7 +252,7 @@ def test_68_from_wflw_by_hand() -> None:
 
 
 def test_lapa_from_68_and_cofw_by_hand() -> None:
-    """The eye points of another markup in LaPa's places: mmpose writes WFLW's 60 .. 74 for COFW's eyes."""
+    """The eye points of another layout in LaPa's places: mmpose writes WFLW's 60 .. 74 for COFW's eyes."""
     parts = _names(CONVERSIONS["ibug68", "lapa106"])
     assert {i: parts[i] for i in (32, 33, 37, 42, 58, 66, 67, 68, 70, 72, 77, 81, 103)} == {
         32: {16: 1},
@@ -323,7 +323,7 @@ def test_five_points_are_the_centroids(layout: Layout) -> None:
 
 
 def test_errors_name_what_is_possible() -> None:
-    """A KeyError in place of an answer, and points of one markup read as another's."""
+    """A KeyError in place of an answer, and points of one layout read as another's."""
     with pytest.raises(ValueError, match="'five5' to 'wflw98'; 'five5' converts to: none"):
         convert(np.zeros((5, 2)), FIVE5, WFLW98)
     with pytest.raises(ValueError, match="'aflw19' to 'ibug68'; 'aflw19' converts to: five5"):
@@ -364,19 +364,19 @@ def test_mirrored_mean_face_lies_on_itself(layout: Layout) -> None:
     """A permutation that is consistent in itself, but not the one of the dataset's files."""
     faces = _real_faces(layout)
     pose = estimate_pose(faces, layout)
-    faces = apply(rotation(pose * [0, 0, -1]), faces)[np.abs(pose[:, 0]) < 20]  # upright and nearly frontal
-    box = tight_box(faces)[:, None]
+    faces = transform_points(rotation(pose * [0, 0, -1]), faces)[np.abs(pose[:, 0]) < 20]  # upright and nearly frontal
+    box = bounding_box(faces)[:, None]
     mean = ((faces - box[..., :2]) / (box[..., 2:] - box[..., :2])).mean(axis=0)
     flipped = mean * [-1, 1] + [2 * mean[:, 0].mean(), 0]
     distance = np.linalg.norm(flipped[:, None] - mean, axis=-1)  # (flipped point, point)
-    partner = distance[np.arange(layout.num_points), layout.mirror]
+    partner = distance[np.arange(layout.num_points), layout.flip]
     # a part of the face's box: neighbours are farther apart, save for points that coincide (pupil and eye centre)
     slack = 0.005
     assert np.flatnonzero(partner > distance.min(axis=1) + slack).tolist() == []
 
 
 def test_wflw_becomes_lapa_on_the_same_portraits() -> None:
-    """A conversion that puts a point next to its place: both markups of these portraits come from one annotation."""
+    """A conversion that puts a point next to its place: both layouts of these portraits come from one annotation."""
     lapa = _read_lapa(face_data("frl106"))
     lists = face_data("frl98", "WFLW_annotations", "list_98pt_rect_attr_train_test").glob("*.txt")
     wflw = {Path(k.split(" ")[0]).stem: v for path in lists for k, v in _read_rows(path, WFLW98, None).items()}

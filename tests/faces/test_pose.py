@@ -8,14 +8,14 @@ from conftest import face_data
 from scipy.io import loadmat
 
 from facelab.faces.convert import convert
-from facelab.faces.geometry import Array, apply, around_centre, from_cells, mirror_image, tight_box
+from facelab.faces.geometry import Array, affine_about_centre, bounding_box, flip_image, from_cells, transform_points
 from facelab.faces.layouts import AFLW19, ALPHA106, COFW29, IBUG68, LAPA106, POSE_MIRROR, WFLW98, Layout
 from facelab.faces.pose import (
     MODEL,
     angles,
     estimate_pose,
+    flipped,
     from_300w_lp,
-    mirrored,
     official_pnp,
     rotation,
     turned,
@@ -109,7 +109,7 @@ def test_estimate_needs_six_points() -> None:
 
 
 def test_no_pose_from_nothing() -> None:
-    """A made-up pose for a markup without its points, for one point fourteen times, or a crash without faces."""
+    """A made-up pose for a layout without its points, for one point fourteen times, or a crash without faces."""
     assert np.isnan(estimate_pose(np.ones((2, 19, 2)), AFLW19)).all()
     assert np.isnan(official_pnp(np.ones((2, 19, 2)), AFLW19, 112)).all()
     on_a_line = np.linspace((0, 0), (50, 20), 14)
@@ -126,16 +126,16 @@ def _pnp(points: Array, layout: Layout) -> Array:
 
 
 @pytest.mark.parametrize("method", [estimate_pose, _pnp])
-def test_mirrored_and_turned_agree_with_the_moved_points(method: Callable[[Array, Layout], Array]) -> None:
+def test_flipped_and_turned_agree_with_the_moved_points(method: Callable[[Array, Layout], Array]) -> None:
     """An augmentation whose pose label does not follow the image."""
     poses = POSES[np.abs(POSES[:, 0]) < 80]
     faces = projected(poses, IBUG68, scale=9.0, shift=(150, 150))
     faces += np.random.default_rng(0).normal(0, 1, faces.shape)  # no rotation of the model fits exactly
     before = method(faces, IBUG68)
-    flipped = IBUG68.mirrored(apply(mirror_image(301), faces))  # mirrored about column 150
-    assert away(method(flipped, IBUG68), mirrored(before)).max() < 0.05
+    moved = IBUG68.flipped(transform_points(flip_image(301), faces))  # flipped about column 150
+    assert away(method(moved, IBUG68), flipped(before)).max() < 0.05
     for degrees in (25.0, -160.0):
-        moved = apply(around_centre(301, degrees), faces)
+        moved = transform_points(affine_about_centre(301, degrees), faces)
         assert away(method(moved, IBUG68), turned(before, degrees)).max() < 0.05
 
 
@@ -151,7 +151,7 @@ def test_pnp_of_the_mean_face(size: int) -> None:
     face = as_faces(from_cells(MEAN_FACE / 112, size)[None], IBUG68)
     upright = official_pnp(face, IBUG68, size)[0]
     assert upright == pytest.approx([0.0, -5.98, 0.0], abs=0.01)
-    tilted = official_pnp(apply(around_centre(size, 20), face), IBUG68, size)[0]
+    tilted = official_pnp(transform_points(affine_about_centre(size, 20), face), IBUG68, size)[0]
     assert tilted == pytest.approx([0.0, -5.98, 20.0], abs=0.01)
 
 
@@ -250,7 +250,7 @@ def test_yaw_buckets_of_2000_faces() -> None:
 def test_pnp_is_the_worse_estimate_on_2000_faces() -> None:
     """A camera that is not the usual one: its figures on crops of 1.2 times the tight box are known."""
     points, label = _aflw2000_all()
-    box = tight_box(points)
+    box = bounding_box(points)
     centre, side = (box[:, :2] + box[:, 2:]) / 2, 1.2 * (box[:, 2:] - box[:, :2]).max(axis=1)
     crop = from_cells((points - centre[:, None]) / side[:, None, None] + 0.5, 112)
     pose = official_pnp(crop, IBUG68, 112)
@@ -265,7 +265,7 @@ def test_pnp_is_the_worse_estimate_on_2000_faces() -> None:
     ids=["lapa106", "alpha106", "ibug68"],
 )
 def test_every_markup_sees_the_same_pose(layout: Layout, tolerance: tuple[float, ...]) -> None:
-    """A pose index of one markup on another part of the face, as pfld_106's on the side of the nose."""
+    """A pose index of one layout on another part of the face, as pfld_106's on the side of the nose."""
     lists = face_data("WFLW", "WFLW_annotations", "list_98pt_rect_attr_train_test")
     lines = (lists / "list_98pt_rect_attr_test.txt").read_text().splitlines()
     faces = np.array([line.split()[: 2 * WFLW98.num_points] for line in lines], float).reshape(-1, 98, 2)

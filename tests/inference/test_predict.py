@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from PIL import ExifTags, Image
 
 from facelab.errors import ConfigError, DatasetError, ImageError
-from facelab.faces.geometry import Array, tight_box
+from facelab.faces.geometry import Array, bounding_box
 from facelab.faces.image import PhotoFile, read_image, reduction, upright
 from facelab.faces.layouts import FIVE5
 from facelab.inference import boxes_file, landmarks
@@ -95,7 +95,7 @@ def predict(trained: SimpleNamespace, tmp_path: Path) -> Callable[..., dict[str,
     """Run predict.py and return what its landmarks.json says."""
 
     def run(*words: object) -> dict[str, Any]:
-        words = (f"landmarks={trained.run}", "device=cpu", "hydra.run.dir=prediction", *words)
+        words = (f"landmarker={trained.run}", "device=cpu", "hydra.run.dir=prediction", *words)
         open_door("predict", *words, folder=tmp_path)
         return json.loads((tmp_path / "prediction/landmarks.json").read_text())
 
@@ -132,7 +132,7 @@ def test_same_as_the_training_sees(
             points = run.module.predict_step(batch, number).points.numpy()
             expected |= {faces.paths[row].name: points[i] for i, row in enumerate(batch.face_id.tolist())}
 
-    boxes = {name: tight_box(trained.points[f"test/{name}"]) for name in expected}
+    boxes = {name: bounding_box(trained.points[f"test/{name}"]) for name in expected}
     file = write_boxes(tmp_path / "boxes.csv", [(name, *box.tolist()) for name, box in boxes.items()])
     result = predict(f"images={trained.root / 'test'}", f"boxes={file}", "batch_size=3")
 
@@ -390,7 +390,7 @@ def test_boxes_file_is_absent(tmp_path: Path) -> None:
     [
         ("images=nowhere", "images=nowhere: there is no such file or folder"),
         ("boxes=nowhere.csv", "nowhere.csv"),
-        ("landmarks=nowhere", "neither a run folder nor a checkpoint"),
+        ("landmarker=nowhere", "neither a run folder nor a checkpoint"),
         ("crop.scale=0", "crop.scale: 0 given"),
         ("crop.scale=large", "crop.scale"),
         ("crop.shift=[1]", "crop.shift"),
@@ -439,7 +439,7 @@ def test_the_pose_is_written(
     )
     folders = {size: tmp_path / str(size) for size in (1, 3)}
     for size, folder in folders.items():
-        words = (f"landmarks={trained.run}", f"images={trained.root / 'test'}", "device=cpu", f"batch_size={size}")
+        words = (f"landmarker={trained.run}", f"images={trained.root / 'test'}", "device=cpu", f"batch_size={size}")
         open_door("predict", *words, f"hydra.run.dir={folder}", folder=tmp_path)
     singly, together = (json.loads((folder / "landmarks.json").read_text()) for folder in folders.values())
     assert "degrees" in singly["pose"]
@@ -550,9 +550,9 @@ def test_training_without_a_test_or_a_validation(trained: SimpleNamespace, tmp_p
     with pytest.raises(SystemExit, match=r"no photo is in the split 'test'.*test=false trains without a test"):
         open_door("train", *words, "hydra.run.dir=a", folder=tmp_path)
     assert not (tmp_path / "a" / "checkpoints").exists(), "it trained first"
-    with pytest.raises(SystemExit, match="test_with=best: without a validation"):
+    with pytest.raises(SystemExit, match="test_ckpt=best: without a validation"):
         shutil.copytree(trained.root / "test", root / "test")
-        open_door("train", *words, "test_with=best", "hydra.run.dir=b", folder=tmp_path)
+        open_door("train", *words, "test_ckpt=best", "hydra.run.dir=b", folder=tmp_path)
     shutil.rmtree(root / "test")
     open_door("train", *words, "test=false", "hydra.run.dir=c", folder=tmp_path)
     assert json.loads((tmp_path / "c/status.json").read_text())["state"] == "finished"

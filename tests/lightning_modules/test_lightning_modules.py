@@ -14,10 +14,10 @@ from test_conf import compose_config
 from torch import Tensor
 
 from facelab.faces.batch import LandmarkBatch
-from facelab.faces.geometry import tight_box
+from facelab.faces.geometry import bounding_box
 from facelab.runs.build import build
 from facelab.runs.checkpoint import load_run
-from lightning_modules.schedule import Drops
+from lightning_modules.schedule import FractionalMultiStepLR
 
 BY_HEART: dict[str, tuple[int, tuple[str, ...]]] = {
     "pipnet": (120, ()),
@@ -58,7 +58,7 @@ def trainer(folder: Path, **options: Any) -> Trainer:
 
 def error_of(points: Tensor, batch: LandmarkBatch) -> float:
     """NME_box of points in the crop."""
-    box = tight_box(batch.points.numpy())
+    box = bounding_box(batch.points.numpy())
     side = np.sqrt((box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]))
     return float(((points - batch.points).norm(dim=-1).mean(1).numpy() / side).mean())
 
@@ -131,26 +131,24 @@ def test_faces_that_cannot_be_read_do_no_harm(model: str, rows: list[int]) -> No
 
 
 def test_flip_test(model: str) -> None:
-    """Left and right mixed up in the flip test, or half a pixel lost at the mirror: it then makes results worse."""
+    """Left and right mixed up in the flip test, or half a pixel lost at the flip: it then makes results worse."""
     module, batch = ready(model)
 
-    def mirrored(points: Tensor) -> Tensor:
-        x, y = points[:, list(module.layout.mirror)].unbind(-1)
+    def flipped(points: Tensor) -> Tensor:
+        x, y = points[:, list(module.layout.flip)].unbind(-1)
         return torch.stack([batch.image.shape[-1] - 1 - x, y], -1)
 
     with torch.no_grad():
         plain, swapped = (module.predict_points(image) for image in (batch.image, batch.image.flip(-1)))
         module.flip_test = True
         both, both_swapped = (module.predict_points(image) for image in (batch.image, batch.image.flip(-1)))
-    assert (plain.points - mirrored(swapped.points)).abs().max() > 1, "the network is its own mirror"
-    average = (plain.points + mirrored(swapped.points)) / 2
+    assert (plain.points - flipped(swapped.points)).abs().max() > 1, "the network is its own flip"
+    average = (plain.points + flipped(swapped.points)) / 2
     torch.testing.assert_close(both.points, average, atol=1e-3, rtol=0)
-    torch.testing.assert_close(both_swapped.points, mirrored(both.points), atol=1e-3, rtol=0)
+    torch.testing.assert_close(both_swapped.points, flipped(both.points), atol=1e-3, rtol=0)
     with torch.no_grad():
         torch.testing.assert_close(module.predict(batch.image).points, both.points, atol=1e-3, rtol=0)
-    torch.testing.assert_close(
-        both_swapped.confidence, both.confidence[:, list(module.layout.mirror)], atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(both_swapped.confidence, both.confidence[:, list(module.layout.flip)], atol=1e-5, rtol=0)
 
 
 def test_a_checkpoint_reloads_equal(model: str, tmp_path: Path) -> None:
@@ -221,7 +219,7 @@ def test_half_precision(model: str, tmp_path: Path) -> None:
 def test_drops_keep_their_shape(epochs: int, full: int) -> None:
     """A shortened run that learns at a tenth of the rate from its first step."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = Drops(optimizer, at=[0.5, 0.8333], factor=0.1, max_epochs=epochs)
+    schedule = FractionalMultiStepLR(optimizer, at=[0.5, 0.8333], factor=0.1, max_epochs=epochs)
     rates = []
     for _ in range(epochs):
         rates.append(optimizer.param_groups[0]["lr"])

@@ -19,20 +19,20 @@ from datamodules.augmentation import UNCHANGED
 from datamodules.pfld import PFLDDataModule, SquaresAroundFace
 from facelab.errors import ConfigError
 from facelab.faces.face import Face
-from facelab.faces.geometry import Array, apply
+from facelab.faces.geometry import Array, transform_points
 from facelab.faces.layouts import IBUG68
-from facelab.faces.pose import estimate_pose, mirrored, turned
+from facelab.faces.pose import estimate_pose, flipped, turned
 from facelab.losses.pfld import (
     CLASSES,
-    EffectiveNumber,
+    EffectiveNumberWeight,
     FaceClasses,
-    HardFaces,
-    InverseFrequency,
+    HardExampleWeight,
+    InverseFrequencyWeight,
     OfficialPFLDLoss,
     PFLDLoss,
     angle_errors,
 )
-from facelab.losses.regression import PointLoss, Wing
+from facelab.losses.regression import LandmarkLoss, Wing
 from facelab.profiling.cost import cost
 from facelab.runs.build import build
 
@@ -49,8 +49,8 @@ def quiet(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     torch.manual_seed(0)
 
 
-def squares() -> PointLoss:
-    return PointLoss(nn.MSELoss(reduction="none"), 1.0)
+def squares() -> LandmarkLoss:
+    return LandmarkLoss(nn.MSELoss(reduction="none"), 1.0)
 
 
 def some(faces: int = 4, points: int = 5) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,7 +124,7 @@ def test_weights_of_faces() -> None:
 def test_a_penalty_must_keep_coordinates_apart() -> None:
     """Catches torch's default reduction, which would weigh all faces alike."""
     with pytest.raises(ConfigError, match="reduction=none"):
-        PointLoss(nn.MSELoss(), 1.0)
+        LandmarkLoss(nn.MSELoss(), 1.0)
 
 
 def tags_of(*rows: tuple[int, ...]) -> Tensor:
@@ -149,7 +149,7 @@ TRAINING = tags_of((1, 0, 0, 0, 0, 0), (0, 1, 0, 0, 1, 0), (0, 1, 0, 0, 0, 0), (
 
 
 def full_loss(floor: float, by_pose: bool = True, weight: Any = None, classes: FaceClasses = SIX) -> PFLDLoss:
-    return PFLDLoss(squares(), by_pose, classes, counted(weight or InverseFrequency(), TRAINING), floor)
+    return PFLDLoss(squares(), by_pose, classes, counted(weight or InverseFrequencyWeight(), TRAINING), floor)
 
 
 ANGLES = torch.tensor([[0.1, 0.2, 0.3], [0.5, 0.0, -0.2], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
@@ -285,7 +285,7 @@ def test_rendered_faces_have_the_classes_of_their_pose() -> None:
 
 def test_weights_by_frequency() -> None:
     """Catches reciprocals of counts instead of shares, and infinity for a class without a face."""
-    assert counted(InverseFrequency(), TRAINING).weight.tolist() == pytest.approx([4, 4 / 3, 4, 0, 4, 0])
+    assert counted(InverseFrequencyWeight(), TRAINING).weight.tolist() == pytest.approx([4, 4 / 3, 4, 0, 4, 0])
 
 
 def test_weights_by_effective_number() -> None:
@@ -293,18 +293,18 @@ def test_weights_by_effective_number() -> None:
     beta = 0.9
     raw = [(1 - beta) / (1 - beta**n) if n else 0 for n in (1, 3, 1, 0, 1, 0)]
     expected = [4 * weight / sum(raw) for weight in raw]
-    assert counted(EffectiveNumber(beta), TRAINING).weight.tolist() == pytest.approx(expected)
-    assert counted(EffectiveNumber(0.0), TRAINING).weight.tolist() == pytest.approx([1, 1, 1, 0, 1, 0])
+    assert counted(EffectiveNumberWeight(beta), TRAINING).weight.tolist() == pytest.approx(expected)
+    assert counted(EffectiveNumberWeight(0.0), TRAINING).weight.tolist() == pytest.approx([1, 1, 1, 0, 1, 0])
     many = TRAINING.repeat(1000, 1)
-    rare = counted(EffectiveNumber(1 - 1e-9), many).weight
+    rare = counted(EffectiveNumberWeight(1 - 1e-9), many).weight
     assert (rare[0] / rare[1]).item() == pytest.approx(3, rel=1e-3)
     with pytest.raises(ConfigError, match="beta=1"):
-        EffectiveNumber(1)
+        EffectiveNumberWeight(1)
 
 
 def test_hard_faces_weigh_more() -> None:
     """Catches a gradient through the weight, a mean that evaluation moves, and unreadable faces in the mean."""
-    weight = HardFaces(2.0, 0.5)
+    weight = HardExampleWeight(2.0, 0.5)
     distance = torch.tensor([0.1, 0.3, torch.nan], requires_grad=True)
     found = weight(FLAGS[:3], distance)
     assert not found.requires_grad
@@ -490,7 +490,7 @@ FACE = np.array([[20.0, 40], [90, 42], [55, 70], [35, 95], [75, 96], [56, 30], [
 def copies(count: int, **changes: Any) -> list[Any]:
     settings: dict[str, Any] = {
         "clean_probability": 0.1,
-        "mirror_probability": 0.5,
+        "flip_probability": 0.5,
         "shift_limit": 0.12,
         "smallest": 1.0,
         "largest": 1.25,
@@ -506,17 +506,17 @@ def test_copies_are_the_references() -> None:
     known, warps = FACE[:-1], copies(1500)
     assert np.mean([warp is UNCHANGED for warp in warps]) == pytest.approx(0.1, abs=0.03)
     changed = [warp for warp in warps if warp is not UNCHANGED]
-    assert np.mean([warp.mirrored for warp in changed]) == pytest.approx(0.5, abs=0.05)
+    assert np.mean([warp.flipped for warp in changed]) == pytest.approx(0.5, abs=0.05)
     degrees = np.array([warp.degrees for warp in changed])
     assert 28 < np.abs(degrees).max() <= 30 and abs(degrees.mean()) < 2
     for warp in changed:
-        moved = apply(warp.matrix, known)
+        moved = transform_points(warp.matrix, known)
         assert moved.min() >= -0.5 - 1e-6 and moved.max() <= 111.5 + 1e-6
         sides = np.ptp(moved, axis=0)  # as shares of the square
         assert sides.max() >= 112 / 1.25 - 1e-6 and sides.min() <= 112 + 1e-6
         linear = warp.matrix[:2, :2]
-        assert (np.linalg.det(linear) < 0) == warp.mirrored
-        upright = linear @ np.diag([-1 if warp.mirrored else 1, 1])
+        assert (np.linalg.det(linear) < 0) == warp.flipped
+        upright = linear @ np.diag([-1 if warp.flipped else 1, 1])
         assert np.rad2deg(np.arctan2(upright[1, 0], upright[0, 0])) == pytest.approx(warp.degrees)
 
 
@@ -547,16 +547,16 @@ def test_copies_against_the_references_own_draws() -> None:
 
 
 def test_pose_follows_a_copy() -> None:
-    """Catches an angle of the wrong sign behind the mirror: the branch would learn it without an error."""
+    """Catches an angle of the wrong sign behind the flip: the branch would learn it without an error."""
     train = fed().faces["train"]
     augment = train.augment
     for row in range(8):
         face: Face = train.faces[row]
-        clean = apply(train.to_crop(row), face.points.astype(np.float64))
+        clean = transform_points(train.to_crop(row), face.points.astype(np.float64))
         warp = augment.draw(np.random.default_rng(row), train.crop.size, clean)
-        points, pose = apply(warp.matrix, clean), estimate_pose(clean[None], IBUG68)[0]
-        if warp.mirrored:
-            points, pose = IBUG68.mirrored(points), mirrored(pose)
+        points, pose = transform_points(warp.matrix, clean), estimate_pose(clean[None], IBUG68)[0]
+        if warp.flipped:
+            points, pose = IBUG68.flipped(points), flipped(pose)
         again = estimate_pose(points[None], IBUG68)[0]
         np.testing.assert_allclose(turned(pose, warp.degrees), again, atol=0.01)
 

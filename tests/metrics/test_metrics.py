@@ -30,12 +30,12 @@ from facelab.metrics.face_table import (
 LAYOUT = Layout(
     name="six",
     num_points=6,
-    mirror=(1, 0, 3, 2, 4, 5),
+    flip=(1, 0, 3, 2, 4, 5),
     eye_corners=(0, 1),
     pupils=((2, 0), (3, 1)),
     regions={"eyes": ((0, 2), (3, 1)), "mouth": ((4, 5, 4),)},
 )
-NO_PUPILS = Layout(name="bare", num_points=6, mirror=LAYOUT.mirror, eye_corners=(0, 1))
+NO_PUPILS = Layout(name="bare", num_points=6, flip=LAYOUT.flip, eye_corners=(0, 1))
 TAGS = ("blur", "pose")
 FACES = 23
 
@@ -253,7 +253,7 @@ def test_valid_points_need_coordinates() -> None:
 
 
 def test_shapes_are_checked() -> None:
-    """Would catch predictions of another markup, or tags of another dataset, that broadcast silently."""
+    """Would catch predictions of another layout, or tags of another dataset, that broadcast silently."""
     predicted, batch = make()
     with pytest.raises(ValueError, match=r"predicted has the shape \(23, 1, 2\), expected \(23, 6, 2\)"):
         measure(predicted[:, :1], batch)
@@ -342,9 +342,11 @@ def test_two_processes_give_the_identical_table(table: FaceTable, tmp_path: Path
 def test_the_crop_changes_nothing(table: FaceTable) -> None:
     """Would catch errors or normalisers measured in the crop: another crop of the same faces gives the same table."""
     predicted, batch = make()
-    turn = torch.from_numpy(geometry.around_centre(64, degrees=33, scale=0.7, shift=(5, -9))).float()
-    turned = batch._replace(points=geometry.apply(turn, batch.points), to_photo=batch.to_photo @ torch.linalg.inv(turn))
-    other = measure(geometry.apply(turn, predicted), turned)
+    turn = torch.from_numpy(geometry.affine_about_centre(64, degrees=33, scale=0.7, shift=(5, -9))).float()
+    turned = batch._replace(
+        points=geometry.transform_points(turn, batch.points), to_photo=batch.to_photo @ torch.linalg.inv(turn)
+    )
+    other = measure(geometry.transform_points(turn, predicted), turned)
     for name in ("error", "ioc", "ipd", "box", "diag"):
         np.testing.assert_allclose(getattr(other, name), getattr(table, name), rtol=1e-3, atol=1e-3, err_msg=name)
 
@@ -365,7 +367,7 @@ def test_precision_of_the_network_does_not_reach_the_geometry(dtype: torch.dtype
 
 
 def test_names_follow_the_layout_and_the_data(table: FaceTable) -> None:
-    """Would catch a NaN logged for what a markup or a dataset cannot have, and a name that comes and goes."""
+    """Would catch a NaN logged for what a layout or a dataset cannot have, and a name that comes and goes."""
     predicted, batch = make()
     names = set(landmarks.summary(table, LAYOUT, TAGS))
     bare = measure(predicted, batch._replace(pose=torch.full_like(batch.pose, torch.nan)), NO_PUPILS)
@@ -385,7 +387,7 @@ def test_names_follow_the_layout_and_the_data(table: FaceTable) -> None:
 
 @pytest.mark.parametrize("layout", [v for v in vars(layouts).values() if isinstance(v, Layout)], ids=lambda v: v.name)
 def test_every_markup_is_measured(layout: Layout) -> None:
-    """Would catch a markup whose tables the metrics cannot use, such as a region without points."""
+    """Would catch a layout whose tables the metrics cannot use, such as a region without points."""
     faces, points = 8, (8, layout.num_points, 2)
     random = np.random.default_rng(0)
     truth = 100 * random.random(points)

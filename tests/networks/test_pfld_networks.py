@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from facelab.errors import ConfigError
 from facelab.faces.layouts import LAPA106, WFLW98
-from facelab.networks.backbone import Timm
+from facelab.networks.backbone import TimmBackbone
 from facelab.networks.pfld import (
     AuxiliaryNet,
     InvertedResidual,
@@ -44,7 +44,7 @@ def trunk(name: str, width: float = 1.0) -> Any:
         "pfld_v3": lambda: PFLDV3Trunk(width, 16),
         "pfld_lite": lambda: PFLDLiteTrunk(width),
     }
-    return trunks[name]() if name in trunks else Timm(name, pretrained=False, weights=None)
+    return trunks[name]() if name in trunks else TimmBackbone(name, pretrained=False, weights=None)
 
 
 def head_on(body: Any, num_points: int, size: int, linear: bool = False) -> MultiScaleHead:

@@ -113,7 +113,7 @@ def test_cost_by_hand(tiny: Any) -> None:
 
 
 def test_cost_of_pipnet_is_all_of_it(pipnet: Any) -> None:
-    """Parameters missed by the count; the mirrored crop counted as a second face."""
+    """Parameters missed by the count; the flipped crop counted as a second face."""
     once = cost(pipnet, 64, pose=False)
     assert once["params"] == sum(parameter.numel() for parameter in pipnet.parameters())
     pipnet.flip_test = True

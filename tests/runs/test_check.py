@@ -18,7 +18,7 @@ ADAM = {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.001}
 LAYOUT = {"_target_": "hydra.utils.get_object", "path": "facelab.faces.layouts.LAPA106"}
 MODULE = {"_target_": "lightning_modules.landmark.LandmarkModule", "_partial_": True}
 MARKUP = {"_target_": "facelab.faces.layouts.Layout", "_partial_": True}
-DROPS = {"_target_": "lightning_modules.schedule.Drops", "_partial_": True}
+DROPS = {"_target_": "lightning_modules.schedule.FractionalMultiStepLR", "_partial_": True}
 TRAINER = {"_target_": "lightning.Trainer"}
 
 SOUND = f"""
@@ -117,7 +117,7 @@ HOSTILE = [
     "hydra.utils.instantiate",
     "hydra.utils.call",
     "hydra.utils.get_class",
-    "facelab.faces.geometry.apply",
+    "facelab.faces.geometry.transform_points",
     "facelab.faces.face.Path",
     "facelab.faces.face.np.load",
     "facelab.faces.face.DatasetError",
@@ -287,7 +287,7 @@ def test_a_class_without_constructor_takes_nothing() -> None:
         (TRAINER, {"max_epochs": -1}, {"max_epochs": 0}),
         (TRAINER, {"accumulate_grad_batches": 2}, {"accumulate_grad_batches": -1}),
         ({"_target_": "albumentations.GaussianBlur"}, {"sigma_limit": [1, 9]}, {"sigma_limit": [1, 1e9]}),
-        (MARKUP, {"mirror": [1, 0]}, {"mirror": "10"}),
+        (MARKUP, {"flip": [1, 0]}, {"flip": "10"}),
         (MARKUP, {"pose": []}, {"pose": [1.5]}),
         (MARKUP, {"regions": {}}, {"regions": {"a": 1}}),
         (MODULE, {"layout": LAYOUT}, {"layout": 106}),
@@ -312,7 +312,7 @@ def test_a_number_in_quotes_is_named_as_such() -> None:
 
 
 CHECKPOINT = {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint"}
-WANDB = {"_target_": "callbacks.dashboard.Wandb"}
+WANDB = {"_target_": "callbacks.wandb_logger.TolerantWandbLogger"}
 
 
 @pytest.mark.parametrize(

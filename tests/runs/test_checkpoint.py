@@ -17,7 +17,7 @@ from conftest import ROOT, open_door
 from omegaconf import OmegaConf
 from test_recorded_runs import PATHS, crops
 
-from callbacks.resumption import WholeFiles
+from callbacks.resume import AtomicCheckpointIO
 from facelab import renames
 from facelab.errors import CheckpointError, FacelabError
 from facelab.renames import Step, renamed_config, renamed_override, renamed_path, renamed_weights
@@ -218,9 +218,10 @@ def test_a_method_that_insists_on_its_training_is_opened_without(
 
 def test_format_is_written_and_a_later_one_refused(tmp_path: Path, written: Callable[..., Path]) -> None:
     """A checkpoint of tomorrow that today's code opens as something else, or a format that nobody writes."""
-    files, path = WholeFiles(), tmp_path / "a.ckpt"
-    files.save_checkpoint({"state_dict": {}, "format": renames.FORMAT}, path)
-    assert files.load_checkpoint(path, weights_only=True) == {"state_dict": {}, "format": renames.FORMAT}
+    files, path = AtomicCheckpointIO(), tmp_path / "a.ckpt"
+    states = {"loops": {"a": 1}, "callbacks": {"a": 1}, "optimizer_states": [1]}
+    files.save_checkpoint(states | {"state_dict": {}, "format": renames.FORMAT}, path)
+    assert files.load_checkpoint(path, weights_only=True) == states | {"state_dict": {}, "format": renames.FORMAT}
     saved: dict[str, Any] = {}
     load_run(PFLD, PATHS).module.on_save_checkpoint(saved)
     assert saved == {"format": renames.FORMAT}
@@ -238,7 +239,11 @@ STEPS = (
         arguments={("facelab.networks.trunk.Trunk", "width"): "factor", ("facelab.networks.trunk.Trunk", "skip"): None},
         weights={"backbone.": "trunk."},
     ),
-    Step(modules={"facelab.networks.trunk": "facelab.trunks"}, weights={"trunk.": "body."}),
+    Step(
+        modules={"facelab.networks.trunk": "facelab.trunks"},
+        weights={"trunk.": "body."},
+        keys={"test_with": "test_ckpt", "callbacks.a": "callbacks.b", "callbacks.b.minutes": "callbacks.b.every"},
+    ),
 )
 
 
@@ -251,12 +256,16 @@ def test_renames_of_modules_arguments_and_weights() -> None:
         "backbone": {"_target_": "facelab.networks.pfld.PFLDTrunk", "width": 0.5, "skip": False, "outputs": 16},
         "others": [{"_target_": "facelab.networks.a.B", "width": 1, "path": "facelab.networks.c.D", "name": "x"}],
         "reference": "${backbone}",
+        "test_with": "best",
+        "callbacks": {"a": {"minutes": 1}},
     }
     kept = copy.deepcopy(old)
     assert renamed_config(old, STEPS) == {
         "backbone": {"_target_": "facelab.trunks.Trunk", "outputs": 16, "factor": 0.5},
         "others": [{"_target_": "facelab.nets.a.B", "width": 1, "path": "facelab.nets.c.D", "name": "x"}],
         "reference": "${backbone}",
+        "test_ckpt": "best",
+        "callbacks": {"b": {"every": 1}},
     }
     assert old == kept
     weights = {"backbone.a": 1, "head.backbone.b": 2}
@@ -290,6 +299,11 @@ def test_a_run_is_measured_whatever_was_done_to_its_training_crops(
         ("data.name=path_facelab.landmarks", "data.name=path_facelab.landmarks"),
         ("seed=1", "seed=1"),
         ("~logger", "~logger"),
+        ("test_with=best", "test_ckpt=best"),
+        ("+callbacks.resumption.minutes=1", "+callbacks.resume.minutes=1"),
+        ("~callbacks.resumption", "~callbacks.resume"),
+        ("data.test_with=1", "data.test_with=1"),
+        ("callbacks.resumptions=1", "callbacks.resumptions=1"),
     ],
 )
 def test_renames_of_overrides(word: str, renamed: str) -> None:
@@ -301,8 +315,9 @@ def test_renames_reach_averaged_weights_and_resumption(tmp_path: Path, monkeypat
     """A run with averaged weights that resumes with the names of yesterday in one of its two sets."""
     monkeypatch.setattr(renames, "STEPS", (STEPS[0],))
     content = {"state_dict": {"backbone.a": 1}, "current_model_state": {"backbone.a": 2}, "epoch": 3}
+    content |= {"loops": {"a": 1}, "callbacks": {"a": 1}, "optimizer_states": [1]}
     torch.save(content, tmp_path / "a.ckpt")
-    found = WholeFiles().load_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    found = AtomicCheckpointIO().load_checkpoint(tmp_path / "a.ckpt", weights_only=True)
     assert (found["state_dict"], found["current_model_state"]) == ({"trunk.a": 1}, {"trunk.a": 2})
 
 
@@ -396,7 +411,7 @@ def test_opening_reads_no_environment(
     [
         {
             "backbone": {
-                "_target_": "facelab.networks.backbone.Timm",
+                "_target_": "facelab.networks.backbone.TimmBackbone",
                 "name": "test_efficientnet",
                 "pretrained": "${test}",
                 "weights": None,

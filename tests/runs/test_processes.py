@@ -13,12 +13,12 @@ TRAINING = (*ODD, "trainer=ddp_cpu", "trainer.max_epochs=2", "datamodule.batch_s
 TOLD = f"""
 import json, os, sys
 sys.path.insert(0, {str(ROOT)!r})
-from facelab.losses.pfld import HardFaces
-def told(self, distance, move=HardFaces._move):
+from facelab.losses.pfld import HardExampleWeight
+def told(self, distance, move=HardExampleWeight._move):
     move(self, distance)
     with open("rank_" + os.environ.get("LOCAL_RANK", "0"), "a") as file:
         print(json.dumps([distance.tolist(), self.mean.item()]), file=file)
-HardFaces._move = told
+HardExampleWeight._move = told
 exec(compile(open({str(ROOT / "train.py")!r}).read(), {str(ROOT / "train.py")!r}, "exec"))
 """
 """train.py, each process of which writes down what its faces were off by in each step, and the mean after it."""

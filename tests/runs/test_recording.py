@@ -29,7 +29,7 @@ from facelab.runs import environment as environment_module
 from facelab.runs import recording
 from facelab.runs.environment import commit, environment
 from facelab.runs.processes import RANKS, STAMP
-from facelab.runs.recording import recorded
+from facelab.runs.recording import track_run
 
 HERE = socket.gethostname()
 
@@ -79,7 +79,7 @@ def told(folder: Path, **changes: Any) -> Path:
 
 
 def test_what_is_no_run(tmp_path: Path) -> None:
-    """A cell that is not begun taken for one that is lost."""
+    """A job that is not begun taken for one that is lost."""
     assert read_status(tmp_path / "gone")[:2] == ("missing", "not begun")
     assert read_status(tmp_path)[:2] == ("unknown", "")
     (tmp_path / "status.json").touch()
@@ -93,7 +93,7 @@ def test_a_state_that_cannot_be_read(content: str, tmp_path: Path) -> None:
     status = read_status(tmp_path)
     assert status.state == "unreadable"
     assert "status.json" in status.reason
-    with recorded(tmp_path, "train"):  # nobody can be at work here on this machine, or the lock would say so
+    with track_run(tmp_path, "train"):  # nobody can be at work here on this machine, or the lock would say so
         pass
     assert read_status(tmp_path).state == "finished"
 
@@ -142,7 +142,7 @@ def test_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recording, "HEARTBEAT", 0.02)
     beats = iter(range(10**6))
     monkeypatch.setattr(recording, "now", lambda: f"beat {next(beats)}")
-    with recorded(tmp_path, "train") as status:
+    with track_run(tmp_path, "train") as status:
         first = load(tmp_path / "status.json")
         assert first["state"] == "running"
         status["tested"] = "last.ckpt"
@@ -163,7 +163,7 @@ def test_a_sign_of_life_that_cannot_be_written(
 ) -> None:
     """A full disk for a minute that ends the heartbeat, or the training."""
     monkeypatch.setattr(recording, "HEARTBEAT", 0.02)
-    with recorded(tmp_path, "train"):
+    with track_run(tmp_path, "train"):
         write, failures = recording.write_json, iter(range(10**6))
 
         def failing(*given: Any) -> None:
@@ -208,7 +208,7 @@ def test_why_a_run_ended(
     file = logging.FileHandler(tmp_path / "train.log")
     logging.getLogger().addHandler(file)
     try:
-        with pytest.raises(raised), recorded(tmp_path, "train"):
+        with pytest.raises(raised), track_run(tmp_path, "train"):
             raise error
     finally:
         logging.getLogger().removeHandler(file)
@@ -223,7 +223,7 @@ def test_why_a_run_ended(
 
 def test_lightning_ends_an_interrupted_training_by_an_exit(tmp_path: Path) -> None:
     """Ctrl-C that reads `SystemExit: 1` the next day."""
-    with pytest.raises(SystemExit), recorded(tmp_path, "train"):
+    with pytest.raises(SystemExit), track_run(tmp_path, "train"):
         try:
             raise KeyboardInterrupt
         except KeyboardInterrupt:
@@ -236,7 +236,7 @@ def test_lightning_ends_an_interrupted_training_by_an_exit(tmp_path: Path) -> No
 def test_told_to_end_outside_of_the_training(number: signal.Signals, tmp_path: Path) -> None:
     """A run that is told to end while it reads its data, and dies without a word."""
     before = signal.getsignal(number)
-    with pytest.raises(signals.Stopped, match="stopped by"), recorded(tmp_path, "train"):
+    with pytest.raises(signals.Stopped, match="stopped by"), track_run(tmp_path, "train"):
         os.kill(os.getpid(), number)
         time.sleep(1)
         pytest.fail("it goes on")
@@ -247,7 +247,7 @@ def test_told_to_end_outside_of_the_training(number: signal.Signals, tmp_path: P
 def test_a_finished_run_that_is_told_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Results that are there, of a run that says it was stopped: the signal came while W&B was ending."""
     monkeypatch.setattr(wandb, "finish", lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(signals.Stopped), recorded(tmp_path, "train"):
+    with pytest.raises(signals.Stopped), track_run(tmp_path, "train"):
         pass
     assert read_status(tmp_path).state == "finished"
 
@@ -258,7 +258,7 @@ def test_a_finished_run_that_is_told_to_end(tmp_path: Path, monkeypatch: pytest.
 def test_a_run_that_is_left_behind_is_taken_over(tmp_path: Path, dead: int) -> None:
     """A folder that can be used only once; a killed run that cannot go on for five minutes, or for ever."""
     for before in ({"pid": dead}, {"state": "finished"}, {"host": "elsewhere", "heartbeat": ago(LOST_AFTER + 9)}):
-        with recorded(told(tmp_path, **before), "train"):
+        with track_run(told(tmp_path, **before), "train"):
             assert load(tmp_path / "status.json")["pid"] == os.getpid()
         assert load(tmp_path / "status.json")["state"] == "finished"
 
@@ -267,7 +267,7 @@ def test_a_run_on_another_machine_is_left_alone(tmp_path: Path) -> None:
     """Two machines that write into one folder, each over the other."""
     before = load(told(tmp_path, host="elsewhere") / "status.json")
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    with pytest.raises(RunError, match=r"at work \(since .* on elsewhere\)"), recorded(tmp_path, "train"):
+    with pytest.raises(RunError, match=r"at work \(since .* on elsewhere\)"), track_run(tmp_path, "train"):
         pytest.fail("the run began")
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers, (
         "nothing ends the next job"
@@ -289,19 +289,19 @@ def test_a_requeued_job_takes_over_from_itself(
             monkeypatch.setenv("SLURM_ARRAY_JOB_ID", job)
             monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     if taken:
-        with recorded(tmp_path, "train"):
+        with track_run(tmp_path, "train"):
             pass
         assert read_status(tmp_path).state == "finished"
     else:
-        with pytest.raises(RunError, match="at work"), recorded(tmp_path, "train"):
+        with pytest.raises(RunError, match="at work"), track_run(tmp_path, "train"):
             pytest.fail("the run began")
 
 
 CLAIM = """
 import sys, time
 from pathlib import Path
-from facelab.runs.recording import recorded
-with recorded(Path(sys.argv[1]), "train"):
+from facelab.runs.recording import track_run
+with track_run(Path(sys.argv[1]), "train"):
     print("at work", flush=True)
     sys.stdin.readline()
 """
@@ -318,14 +318,14 @@ def test_two_processes_in_one_folder(tmp_path: Path) -> None:
         assert first.stdout
         assert first.stdout.readline() == "at work\n"
         before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-        with pytest.raises(RunError, match="at work"), recorded(tmp_path, "train"):
+        with pytest.raises(RunError, match="at work"), track_run(tmp_path, "train"):
             pytest.fail("the run began")
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
         (tmp_path / "status.json").unlink()  # as in the moment before it is written
-        with pytest.raises(RunError, match="at work"), recorded(tmp_path, "train"):
+        with pytest.raises(RunError, match="at work"), track_run(tmp_path, "train"):
             pytest.fail("the run began")
         first.kill()
-    with recorded(tmp_path, "train"):
+    with track_run(tmp_path, "train"):
         pass
     assert read_status(tmp_path).state == "finished"
 
@@ -337,9 +337,9 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(recording.fcntl, "lockf", refuse)
-    with pytest.raises(RunError, match="at work"), recorded(told(tmp_path, pid=other), "train"):
+    with pytest.raises(RunError, match="at work"), track_run(told(tmp_path, pid=other), "train"):
         pytest.fail("the run began")
-    with recorded(told(tmp_path, pid=dead), "train"):
+    with track_run(told(tmp_path, pid=dead), "train"):
         pass
     assert read_status(tmp_path).state == "finished"
 
@@ -397,13 +397,13 @@ def test_the_environment_of_a_copy_is_that_of_the_original(tmp_path: Path, monke
 def test_the_first_environment_stays(tmp_path: Path) -> None:
     """Versions of the last start in the place of those that most of the training ran with."""
     for _ in range(3):
-        with recorded(tmp_path, "train"):
+        with track_run(tmp_path, "train"):
             pass
     content = load(tmp_path / "environment.json")
     assert len(content["resumed"]) == 2
     assert content["resumed"][0].keys() == content.keys() - {"resumed"}
     (tmp_path / "environment.json").write_text("{")
-    with recorded(tmp_path, "train"):
+    with track_run(tmp_path, "train"):
         pass
     assert load(tmp_path / "environment.json")["packages"]
 
@@ -415,7 +415,7 @@ def test_what_the_other_processes_are_told(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(HydraConfig, "initialized", classmethod(lambda _: True))
     hydra = {"overrides": {"task": ["seed=1"]}, "mode": None}
     monkeypatch.setattr(HydraConfig, "get", classmethod(lambda _: OmegaConf.create(hydra)))
-    with recorded(folder, "train"):
+    with track_run(folder, "train"):
         words = json.loads(os.environ[RANKS])
     assert RANKS not in os.environ
     assert words[:2] == ["--config-dir", "mine"]

@@ -27,14 +27,14 @@ from test_conf import compose_config
 from torch.nn import functional
 
 from callbacks.results import Results
-from callbacks.resumption import Resumption
+from callbacks.resume import ResumableCheckpoint
 from facelab.errors import RunError
 from facelab.renames import renamed_config
 from facelab.run_folder import read_status
 from facelab.runs.argv import quoted
 from facelab.runs.overrides import check_reach, check_words, resumed_argv, task_overrides
 from facelab.runs.resume import _pin
-from facelab.runs.sweep import write_cells
+from facelab.runs.sweep import write_jobs
 from lightning_modules.pipnet import PIPNet
 from scripts.endings import members
 
@@ -50,7 +50,7 @@ WORDS = [
     f"trainer.log_every_n_steps={LOGGED}",
     "optimizer.lr=0.003",
 ]
-AT_ONCE = "callbacks.resumption.minutes=0"
+AT_ONCE = "callbacks.resume.minutes=0"
 VARIANTS = {
     "epochs": [],
     "steps": [AT_ONCE],
@@ -92,7 +92,7 @@ def interrupt() -> Iterator[Interrupt]:
     with pytest.MonkeyPatch.context() as patch:
 
         def at(name: str, number: int, what: Callable[[], Any]) -> None:
-            owner: Any = Results if name == "on_test_end" else Resumption if name == "_save" else PIPNet
+            owner: Any = Results if name == "on_test_end" else ResumableCheckpoint if name == "_save" else PIPNet
             original, calls = getattr(owner, name), itertools.count(1)
 
             def method(self: Any, *given: Any) -> Any:
@@ -236,7 +236,7 @@ def test_a_crash_in_the_worst_place(
 
 def test_a_resumed_run_says_so_in_its_checkpoint_only(tmp_path: Path) -> None:
     """A resumption whose random state is taken from the setting up, which draws the weights anew."""
-    state = Resumption(str(tmp_path), 1)
+    state = ResumableCheckpoint(str(tmp_path), 1)
     torch.manual_seed(7)
     saved = state.state_dict()
     expected = torch.rand(3)
@@ -414,8 +414,8 @@ def test_names_of_folders(
     overrides = tmp_path / name / "overrides.yaml"
     overrides.parent.mkdir()
     overrides.write_text("- seed=3\n- data.root=../faces\n")
-    words = resumed_argv(["test_with=best", f"resume={write(name if relative else str(tmp_path / name))}"])
-    assert words[:3] == ["seed=3", "data.root=../faces", "test_with=best"], "what is typed now must win"
+    words = resumed_argv(["test_ckpt=best", f"resume={write(name if relative else str(tmp_path / name))}"])
+    assert words[:3] == ["seed=3", "data.root=../faces", "test_ckpt=best"], "what is typed now must win"
     parsed = {each.key_or_group: each.value() for each in OverridesParser.create().parse_overrides(words)}
     assert parsed["hydra.run.dir"] == str(tmp_path / name)
     assert os.environ["FACELAB_STAMP"] == name
@@ -633,7 +633,7 @@ KILLS = int(os.environ.get("FACELAB_KILLS", "3"))
 @pytest.mark.slow
 def test_killed_at_any_time(tmp_path: Path) -> None:
     """What no one thinks of: kill -9 at random moments, of the process or with its workers, again and again."""
-    words = [*WORDS, "trainer.max_epochs=40", "datamodule.num_workers=2", "callbacks.resumption.minutes=0.005"]
+    words = [*WORDS, "trainer.max_epochs=40", "datamodule.num_workers=2", "callbacks.resume.minutes=0.005"]
     log, rng = tmp_path / "log", random.Random(KILLS)
     begin = time.monotonic()
     assert start_door("train", *words, "hydra.run.dir=reference", folder=tmp_path, log=log).wait() == 0, log.read_text()
@@ -932,7 +932,7 @@ BEST = (
             *[((key,), value) for key in ("optimizer_states", "lr_schedulers") for value in (..., 5, [5])],
             (("loops", "fit_loop"), ...),
             *[((*BEST, "best_k_models"), value) for value in (..., 5)],
-            *[(("callbacks", "Resumption", "processes"), value) for value in (..., 5, [{"cpu": 5}])],
+            *[(("callbacks", "ResumableCheckpoint", "processes"), value) for value in (..., 5, [{"cpu": 5}])],
         ],
         (("loops", "fit_loop"), 5),
         (("optimizer_states", 0, "param_groups"), []),
@@ -1054,7 +1054,7 @@ def test_a_best_checkpoint_elsewhere_is_not_removed(name: str, tmp_path: Path, i
 @pytest.mark.slow
 @pytest.mark.parametrize("sweep", [False, True])
 def test_two_that_start_in_one_second_take_two_folders(sweep: bool, tmp_path: Path) -> None:
-    """Two runs, or sweeps, of one name that share a folder: cells overwritten, others never trained."""
+    """Two runs, or sweeps, of one name that share a folder: jobs overwritten, others never trained."""
     words = [*WORDS, "trainer.max_epochs=1", *(["-m", "seed=1,2"] if sweep else [])]
     at = int(time.time()) + 12
     clock = "import time; real = time.strftime; "
@@ -1080,7 +1080,7 @@ def test_a_door_leaves_the_folder_of_another_alone(door: str, tmp_path: Path, tr
     shutil.copytree(trained, tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     words = {
-        "predict": ["images=.", "landmarks=run"],
+        "predict": ["images=.", "landmarker=run"],
         "evaluate": ["ckpt=run"],
         "benchmark": ["model=pipnet", "data=synthetic68"],
     }[door]
@@ -1092,13 +1092,13 @@ def test_a_door_leaves_the_folder_of_another_alone(door: str, tmp_path: Path, tr
 def test_a_sweep_is_no_folder_of_a_run(tmp_path: Path, trained: Path) -> None:
     """A run among the files of a sweep, or a sweep in the folder of a run."""
     (tmp_path / "sweep").mkdir()
-    write_cells(tmp_path / "sweep", {0: ["seed=1"]})
+    write_jobs(tmp_path / "sweep", {0: ["seed=1"]})
     with pytest.raises(SystemExit, match="is the folder of a sweep"):
         train(*WORDS, "hydra.run.dir=sweep", folder=tmp_path)
     with pytest.raises(RunError, match="another sweep has just begun"):
-        write_cells(tmp_path / "sweep", {0: ["seed=2"]})
+        write_jobs(tmp_path / "sweep", {0: ["seed=2"]})
     with pytest.raises(RunError, match="is the folder of a run"):
-        write_cells(trained, {0: ["seed=1"]})
+        write_jobs(trained, {0: ["seed=1"]})
 
 
 def test_a_run_that_saves_nothing_is_begun_again(tmp_path: Path) -> None:

@@ -89,8 +89,8 @@ def test_the_last_checkpoint_is_of_the_last_epoch(trained: Path) -> None:
 
 
 def test_the_best_is_tested_on_request(tmp_path: Path) -> None:
-    """`test_with=best` that tests the last, or the worst."""
-    words = ["monitor.mode=max", "test_with=best", "logger=csv", "trainer.max_epochs=3", "optimizer.lr=0.003"]
+    """`test_ckpt=best` that tests the last, or the worst."""
+    words = ["monitor.mode=max", "test_ckpt=best", "logger=csv", "trainer.max_epochs=3", "optimizer.lr=0.003"]
     open_door("train", *small("pipnet"), *words, "hydra.run.dir=run", folder=tmp_path)
     best, _ = max(epochs_of(tmp_path / "run"), key=lambda row: row[1])
     assert best != 2, "choose another learning rate: the last epoch must not be the one"
@@ -182,7 +182,9 @@ def test_errors_in_the_code_keep_their_traceback(monkeypatch: pytest.MonkeyPatch
         build(part, "a")
     monkeypatch.delattr("facelab.losses.regression.math.log1p")
     with pytest.raises(AttributeError, match="log1p"):
-        build(OmegaConf.create({"a": {"_target_": "facelab.losses.regression.Wing", "width": 1, "curvature": 1}}), "a")
+        build(
+            OmegaConf.create({"a": {"_target_": "facelab.losses.regression.WingLoss", "width": 1, "curvature": 1}}), "a"
+        )
 
 
 @pytest.mark.parametrize(
@@ -291,7 +293,7 @@ def test_what_is_no_run(trained: Path, tmp_path: Path) -> None:
 
 
 def test_the_layout_is_compared_by_name(trained: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    """A layout that went through a file is another object; another dataset of the same markup was then refused."""
+    """A layout that went through a file is another object; another dataset of the same layout was then refused."""
     monkeypatch.setenv(STAMP, "now")
     monkeypatch.setenv("FACELAB_CACHE", str(cache))
     cfg = compose_config(["ckpt=x", "data=synthetic68"], "evaluate")
@@ -312,7 +314,7 @@ def test_the_layout_is_compared_by_name(trained: Path, monkeypatch: pytest.Monke
         (["crop.scale=0"], "datamodule", "crop.scale"),
         (["crop.shift=[1]"], "datamodule", "crop"),
         (["seed=-1"], "datamodule", "seed=-1: choose"),
-        (["augment.mirror_probability=3"], "datamodule", "augment.mirror_probability=3 must be"),
+        (["augment.flip_probability=3"], "datamodule", "augment.flip_probability=3 must be"),
         (["backbone.weights=nowhere.pth"], "model", "backbone.weights=nowhere.pth: there is no such file"),
     ],
 )

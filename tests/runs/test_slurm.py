@@ -90,7 +90,7 @@ def same_training(run: Path, reference: Path) -> None:
 
 
 def test_a_grid_is_a_job_array(slurm: Path, tmp_path: Path) -> None:
-    """Options that sbatch refuses; cells that run in one folder, or one after the other in the submitting process."""
+    """Options that sbatch refuses; jobs that run in one folder, or one after the other in the submitting process."""
     line = [*small("pipnet"), *QUIET, "trainer.max_epochs=1", "-m", "seed=1,2,3", *SLURM, "hydra.sweep.dir=sweep"]
     train(tmp_path, slurm, *line, "hydra.launcher.array_parallelism=2")
     sweep = tmp_path / "sweep"
@@ -136,7 +136,7 @@ def test_a_time_limit_costs_nothing(slurm: Path, tmp_path: Path) -> None:
 
 
 def test_what_failed_or_was_cancelled_is_taken_up(slurm: Path, tmp_path: Path) -> None:
-    """A cell that fails and takes others with it; a sweep that starts finished cells again, or loses one."""
+    """A job that fails and takes others with it; a sweep that starts finished jobs again, or loses one."""
     (tmp_path / "broken").touch()  # a disk that is not there yet: a file where a folder should be
     line = [*small("pipnet"), *QUIET, "trainer.max_epochs=60", "-m", "data.cache=one,two,broken"]
     process = subprocess.Popen(
@@ -149,7 +149,7 @@ def test_what_failed_or_was_cancelled_is_taken_up(slurm: Path, tmp_path: Path) -
     sweep, deadline = tmp_path / "sweep", time.monotonic() + 300
     try:
         while not (sweep / "1" / "checkpoints" / "last.ckpt").exists():
-            assert time.monotonic() < deadline, "the second cell does not train"
+            assert time.monotonic() < deadline, "the second job does not train"
             time.sleep(0.1)
         job = read_status(sweep / "1").content["slurm_job"]
         subprocess.run(["scancel", job], env=environment(slurm), check=True)
@@ -168,7 +168,7 @@ def test_what_failed_or_was_cancelled_is_taken_up(slurm: Path, tmp_path: Path) -
     (tmp_path / "broken").unlink()
     train(tmp_path, slurm, "-m", "resume=sweep", *SLURM)
     assert states(sweep) == ["finished"] * 3
-    assert arrays(sweep) == ["0-2%3", "0-1%2"], "the second time, two cells were missing"
+    assert arrays(sweep) == ["0-2%3", "0-1%2"], "the second time, two jobs were missing"
     assert {path: path.read_bytes() for path in finished} == finished
     for number in "12":
         with (sweep / number / "metrics.csv").open() as file:

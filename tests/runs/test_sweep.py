@@ -1,4 +1,4 @@
-"""Sweeps: which cells there are, what became of them, and the code that they run."""
+"""Sweeps: which jobs there are, what became of them, and the code that they run."""
 
 import json
 import os
@@ -32,13 +32,13 @@ def load(path: Path) -> Any:
 
 
 def states(folder: Path) -> dict[int, str]:
-    """The states of the cells, by number."""
-    return {cell.number: cell.status.state for cell in ledger(folder)}
+    """The states of the jobs, by number."""
+    return {job.number: job.status.state for job in ledger(folder)}
 
 
-def starts(cell: Path) -> int:
-    """How often a cell was started."""
-    return 1 + len(load(cell / "environment.json").get("resumed", []))
+def starts(job: Path) -> int:
+    """How often a job was started."""
+    return 1 + len(load(job / "environment.json").get("resumed", []))
 
 
 def train(*words: object, folder: Path) -> None:
@@ -48,15 +48,15 @@ def train(*words: object, folder: Path) -> None:
 @pytest.mark.slow
 def test_a_grid_of_seeds(tmp_path: Path) -> None:
     """Cells that are mixed up: numbers, folders, overrides or the W&B group; another product of the axes."""
-    train(*WORDS, "-m", "seed=1,2", "test_with=last,best", folder=tmp_path)
+    train(*WORDS, "-m", "seed=1,2", "test_ckpt=last,best", folder=tmp_path)
     sweep = load(tmp_path / SWEEP / "sweep.json")
     assert sweep["stamp"] == "now"
-    own = [[word for word in words if word.startswith(("seed", "test_with"))] for words in sweep["cells"].values()]
+    own = [[word for word in words if word.startswith(("seed", "test_ckpt"))] for words in sweep["cells"].values()]
     assert list(sweep["cells"]) == ["0", "1", "2", "3"]
-    assert own == [[f"seed={seed}", f"test_with={which}"] for seed in (1, 2) for which in ("last", "best")]
+    assert own == [[f"seed={seed}", f"test_ckpt={which}"] for seed in (1, 2) for which in ("last", "best")]
     for number in range(4):
         cfg = OmegaConf.load(tmp_path / SWEEP / str(number) / "config.yaml")
-        assert [f"seed={cfg.seed}", f"test_with={cfg.test_with}"] == own[number]
+        assert [f"seed={cfg.seed}", f"test_ckpt={cfg.test_ckpt}"] == own[number]
         assert cfg.paths.group == "now"
         assert load(tmp_path / SWEEP / str(number) / "status.json")["stamp"] == "now"
     assert len({OmegaConf.load(tmp_path / SWEEP / str(i) / "config.yaml").paths.id for i in range(4)}) == 4
@@ -66,7 +66,7 @@ def test_a_grid_of_seeds(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"logs"}
 
 
-def test_the_cells_are_known_before_the_first_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_jobs_are_known_before_the_first_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A killed sweep of which nobody knows what was to come."""
     seen: list[dict[int, str]] = []
     monkeypatch.setattr(PIPNet, "on_fit_start", lambda _: seen.append(states(tmp_path / SWEEP)), raising=False)
@@ -80,7 +80,7 @@ def test_a_sweep_in_which_some_fail(tmp_path: Path, capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit) as stop:
         train(*WORDS, "-m", "crop.size=64,50,96", folder=tmp_path)
     said = capsys.readouterr()
-    assert str(stop.value.code).startswith("1 of 3 cells are not finished: 1. python train.py -m resume=")
+    assert str(stop.value.code).startswith("1 of 3 jobs are not finished: 1. python train.py -m resume=")
     assert "Traceback" not in said.out + said.err
     assert states(tmp_path / SWEEP) == {0: "finished", 1: "failed", 2: "finished"}
     (line,) = [line for line in said.out.splitlines() if "crop.size=50" in line and "failed" in line]
@@ -103,7 +103,7 @@ def test_a_sweep_in_which_some_fail(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_mistake_in_a_resumption_is_not_kept(tmp_path: Path) -> None:
-    """A typing mistake that a sweep repeats for ever; cells of a sweep that was never possible."""
+    """A typing mistake that a sweep repeats for ever; jobs of a sweep that was never possible."""
     with pytest.raises(SystemExit):
         train(*WORDS, "-m", "crop.size=50", folder=tmp_path)
     with pytest.raises(SystemExit):
@@ -117,7 +117,7 @@ def test_a_mistake_in_a_resumption_is_not_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("params", ["{data: [lapa106,wflw98]}", "{data: '[lapa106,wflw98],ytf68', seed: '1,2'}"])
 def test_a_list_in_a_grid_is_refused(params: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A grid of an experiment whose list of datasets is one cell with the last of them."""
+    """A grid of an experiment whose list of datasets is one job with the last of them."""
     with pytest.raises(SystemExit, match=r"data takes one option, .*: data=lapa106,wflw98"):
         train(*WORDS, "-m", f"hydra.sweeper.params={params}", folder=tmp_path)
     assert capsys.readouterr().err == ""
@@ -128,7 +128,7 @@ def test_reasons_of_a_refused_configuration(tmp_path: Path, capsys: pytest.Captu
     """A job of a sweep of which nothing says why it has no numbers."""
     with pytest.raises(SystemExit):
         train(*WORDS, "-m", "optimizer.lr=fast,slow", folder=tmp_path)
-    reasons = [cell.status.reason for cell in ledger(tmp_path / SWEEP)]
+    reasons = [job.status.reason for job in ledger(tmp_path / SWEEP)]
     for reason, value in zip(reasons, ("fast", "slow"), strict=True):
         assert reason.startswith("The configuration has faults:")
         assert f"optimizer.lr: '{value}'" in reason
@@ -137,7 +137,7 @@ def test_reasons_of_a_refused_configuration(tmp_path: Path, capsys: pytest.Captu
 
 @pytest.mark.parametrize("ending", [KeyboardInterrupt, signal.SIGTERM])
 def test_who_ends_a_job_ends_the_sweep(ending: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C that must be typed once for each cell; cells that are forgotten afterwards."""
+    """Ctrl-C that must be typed once for each job; jobs that are forgotten afterwards."""
 
     def end(module: PIPNet) -> None:
         if ending is KeyboardInterrupt:
@@ -154,32 +154,32 @@ def test_who_ends_a_job_ends_the_sweep(ending: Any, tmp_path: Path, monkeypatch:
 
 
 def prepared(folder: Path, *states: str) -> Path:
-    """A sweep of three seeds in which the first cells are in these states."""
-    cells = {str(number): [*WORDS, f"seed={number}"] for number in range(3)}
-    write_json(folder / SWEEP / "sweep.json", {"stamp": "then", "cells": cells})
+    """A sweep of three seeds in which the first jobs are in these states."""
+    jobs = {str(number): [*WORDS, f"seed={number}"] for number in range(3)}
+    write_json(folder / SWEEP / "sweep.json", {"stamp": "then", "cells": jobs})
     for number, state in enumerate(states):
         content = {"state": state, "host": socket.gethostname(), "pid": os.getpid(), "heartbeat": now()}
         write_json(folder / SWEEP / str(number) / "status.json", content)
     return folder / SWEEP
 
 
-def test_cells_at_work_are_left_alone(tmp_path: Path) -> None:
-    """A cell that is started beside itself, by two people who take up the same sweep."""
+def test_jobs_at_work_are_left_alone(tmp_path: Path) -> None:
+    """A job that is started beside itself, by two people who take up the same sweep."""
     folder = prepared(tmp_path, "running", "queued")
     with pytest.raises(SystemExit) as stop:
         train("-m", f"resume={SWEEP}", folder=tmp_path)
-    assert str(stop.value.code).startswith("2 of 3 cells are not finished: 0, 1.")
+    assert str(stop.value.code).startswith("2 of 3 jobs are not finished: 0, 1.")
     assert states(folder) == {0: "running", 1: "queued", 2: "finished"}
     assert [path.name for path in (folder / "0").iterdir()] == ["status.json"]
-    assert load(folder / "2" / "status.json")["stamp"] == "then", "the cell belongs to another sweep in W&B"
+    assert load(folder / "2" / "status.json")["stamp"] == "then", "the job belongs to another sweep in W&B"
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [(["seed=1,2"], "seed=1,2 would be others"), (["seed=range(3)"], "would be others")],
 )
-def test_a_sweep_has_its_cells(words: list[str], message: str, tmp_path: Path) -> None:
-    """New cells under the numbers of others."""
+def test_a_sweep_has_its_jobs(words: list[str], message: str, tmp_path: Path) -> None:
+    """New jobs under the numbers of others."""
     folder = prepared(tmp_path)
     before = (folder / "sweep.json").read_bytes()
     with pytest.raises(SystemExit, match=message):
@@ -205,7 +205,7 @@ def test_a_sweep_has_its_cells(words: list[str], message: str, tmp_path: Path) -
     ],
 )
 def test_a_sweep_that_cannot_be_read(content: str, tmp_path: Path) -> None:
-    """A traceback, a sweep of no cells that succeeds, or a program that somebody else's file starts."""
+    """A traceback, a sweep of no jobs that succeeds, or a program that somebody else's file starts."""
     (tmp_path / SWEEP).mkdir(parents=True)
     (tmp_path / SWEEP / "sweep.json").write_text(content)
     with pytest.raises(SystemExit, match=r"sweep\.json"):
@@ -214,7 +214,7 @@ def test_a_sweep_that_cannot_be_read(content: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_batches_of_cells(tmp_path: Path) -> None:
+def test_batches_of_jobs(tmp_path: Path) -> None:
     """Cells of a second batch in the folders of the first."""
     train(*WORDS, "-m", "seed=1,2,3", "hydra.sweeper.max_batch_size=2", folder=tmp_path)
     seeds = [OmegaConf.load(tmp_path / SWEEP / str(number) / "config.yaml").seed for number in range(3)]
@@ -223,15 +223,15 @@ def test_batches_of_cells(tmp_path: Path) -> None:
 
 
 def test_relative_data_in_a_sweep(tmp_path: Path) -> None:
-    """A sweep over a dataset beside the working folder that refuses its own cells."""
+    """A sweep over a dataset beside the working folder that refuses its own jobs."""
     (tmp_path / "here").mkdir()
     with pytest.raises(SystemExit) as stop:
         train("-m", "data=lapa106", "data.root=../gone,../away", "logger=none", folder=tmp_path / "here")
-    assert str(stop.value.code).startswith("2 of 2 cells are not finished")
+    assert str(stop.value.code).startswith("2 of 2 jobs are not finished")
 
 
 def test_one_cell_alone(tmp_path: Path) -> None:
-    """A cell of a sweep that cannot be taken up by itself, or is another run in W&B then."""
+    """A job of a sweep that cannot be taken up by itself, or is another run in W&B then."""
     with pytest.raises(SystemExit):
         train(*WORDS, "-m", "crop.size=50,64", folder=tmp_path)
     id_before = OmegaConf.load(tmp_path / SWEEP / "1" / "config.yaml").paths.id
@@ -314,7 +314,7 @@ def test_how_it_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.slow
 def test_a_sweep_runs_the_code_of_its_submission(scratch: Path, tmp_path: Path) -> None:
-    """A cell that starts an hour later with what was edited meanwhile; a commit that is not the one that ran."""
+    """A job that starts an hour later with what was edited meanwhile; a commit that is not the one that ran."""
     git = ["git", "-c", "user.name=x", "-c", "user.email=x@x", "-C", str(scratch)]
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
         subprocess.run([*git, *words], check=True)
@@ -357,7 +357,7 @@ def test_a_sweep_runs_the_code_of_its_submission(scratch: Path, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_a_sweep_that_was_killed(tmp_path: Path) -> None:
-    """A sweep whose process died: cells done twice, or never."""
+    """A sweep whose process died: jobs done twice, or never."""
     log = tmp_path / "sweep.log"
     process = start_door("train", *WORDS, "-m", "seed=1,2,3", folder=tmp_path, log=log)
     for _ in range(900):

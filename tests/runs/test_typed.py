@@ -1,5 +1,6 @@
 """What is said of a command line before Hydra reads it."""
 
+import re
 import shlex
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from conftest import ROOT, open_door
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from facelab.errors import FacelabError
+from facelab.renames import renamed_key
 from facelab.runs.argv import normalise_argv
 from facelab.runs.typed import check_typed
 
@@ -138,6 +140,17 @@ def test_typed_joins_what_a_space_parted(line: list[str], advice: str) -> None:
 def test_typed_explains_words_that_hydra_would_not(line: str, expected: str) -> None:
     """Would catch a mistake that is told in the words of a parser, or by a traceback."""
     assert expected in said(*line.split(" "))
+
+
+@pytest.mark.parametrize(
+    "word", ["test_with=best", "landmarks=run", "callbacks.resumption.minutes=1", "augment.mirror_probability=0.5"]
+)
+def test_typed_names_the_new_name_of_an_option(word: str) -> None:
+    """An option of an earlier version that is refused without the name it has today."""
+    key = word.partition("=")[0]
+    with pytest.raises(FacelabError, match=re.escape(f"{word}: {key} is called {renamed_key(key)} in this version")):
+        check_typed([word])
+    check_typed([f"++{word}"])  # of an own class, perhaps
 
 
 def test_typed_tells_all_faults_at_once() -> None:

@@ -197,7 +197,7 @@ def test_wrong_values_of_train_are_refused_by_their_key(model: str) -> None:
 REFUSED = {
     "seed": (-1, 2**40, 1.5, True),
     "test": (1, None),
-    "test_with": ("first",),
+    "test_ckpt": ("first",),
     "memory_format": ("nchw",),
     "compile": (1,),
     "monitor.name": ("",),
@@ -222,14 +222,14 @@ REFUSED = {
     "crop.shift": ([math.nan, 0], [0], [1e9, 0]),
     "scheduler.at": ([math.nan], [-0.5], [2]),
     "scheduler.factor": (0, -1, math.inf),
-    "augment.mirror_probability": (-0.1, 1.1, math.nan),
+    "augment.flip_probability": (-0.1, 1.1, math.nan),
     "augment.shift_limit": (math.nan, math.inf, -1),
     "augment.rotation_limit": (math.nan, math.inf, -1, 1000),
     "data.train": (-1, 10**9),
     "data.seed": (-1,),
     "data.name": ("",),
     "data.pitch": (math.nan, -1, 180),
-    "callbacks.resumption.minutes": (math.nan, -1),
+    "callbacks.resume.minutes": (math.nan, -1),
     "callbacks.face_grid.columns": (0, -1, 10**9),
     "callbacks.checkpoint.save_top_k": (-2,),
     "callbacks.ema.decay": (-1, 2, math.nan),
@@ -273,7 +273,7 @@ REFUSED_OWN: dict[str, dict[str, tuple[Any, ...]]] = {
 BUILT = (
     *("memory_format", "compile", "trainer.devices", "trainer.precision", "callbacks.checkpoint.save_top_k"),
     *("datamodule.max_unreadable", "crop.scale", "crop.shift", "data.train", "data.seed", "data.pitch"),
-    *("augment.mirror_probability", "augment.shift_probability", "augment.scale_limit", "augment.clean_probability"),
+    *("augment.flip_probability", "augment.shift_probability", "augment.scale_limit", "augment.clean_probability"),
     *("augment.pixels[0].num_holes_range", "augment.pixels[1].sigma_limit", "augment.pixels[1].blur_limit"),
     *("augment.smallest", "augment.largest", "backbone.name", "coder.stride", "coder.num_neighbours", "head.trunk"),
     *("loss.floor", "model.angle_weight"),
@@ -346,9 +346,9 @@ def test_what_can_be_meant_is_taken() -> None:
         "crop.shift": [-0.1, 0.2],
         "crop.scale": [1.2, 1],
         "augment.rotation_limit": 180,
-        "augment.mirror_probability": 1,
+        "augment.flip_probability": 1,
         "loss.neighbour_weight": 0,
-        "callbacks.resumption.minutes": 0,
+        "callbacks.resume.minutes": 0,
         "head.trunk": 256,
     }
     cfg = copy.deepcopy(composed("pipnet"))
@@ -378,7 +378,7 @@ def test_wrong_values_of_evaluate_are_refused_by_their_key(trained: Path) -> Non
 
 def test_wrong_values_of_predict_are_refused_by_their_key(trained: Path) -> None:
     """The same in predict.py, up to the first photo."""
-    cfg = compose_config(["images=photos", f"landmarks={trained}"], "predict")
+    cfg = compose_config(["images=photos", f"landmarker={trained}"], "predict")
 
     def carry(cfg: DictConfig, place: Place) -> None:
         check(cfg, predict.PREDICT_KEYS)

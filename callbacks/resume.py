@@ -41,7 +41,7 @@ def write_tensors(path: Path, content: dict[str, Any]) -> None:
         file.write(memory.getbuffer())
 
 
-class WholeFiles(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside the old one and then puts it in its place, so that a crash leaves one of the two.
 
     Lightning's own way leads through the folder for temporary files; from there to another disk it is a copy, and half
@@ -68,7 +68,7 @@ class WholeFiles(TorchCheckpointIO):
         return checkpoint
 
 
-class Resumption(Checkpoint):
+class ResumableCheckpoint(Checkpoint):
     """Keeps ``last.ckpt``, from which a run continues as if it had not been interrupted.
 
     It is written at the end of every epoch, after every ``minutes`` within one, and when the machine says that it will

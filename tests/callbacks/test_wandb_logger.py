@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks.charts import charts
-from callbacks.dashboard import ERROR, Wandb
+from callbacks.wandb_logger import ERROR, TolerantWandbLogger
 from facelab.faces.layouts import FIVE5, IBUG68
 from facelab.metrics.face_table import FaceTable, nme_per_face, read_faces
 from facelab.metrics.landmarks import auc, ced
@@ -188,7 +188,7 @@ def test_a_run_outlives_its_wandb(
         raise ConnectionResetError("Connection lost")
 
     monkeypatch.setattr(WandbLogger, "log_metrics", lost)
-    logger = Wandb(str(tmp_path), "project", "id", "name", "group", "train", [], offline=True)
+    logger = TolerantWandbLogger(str(tmp_path), "project", "id", "name", "group", "train", [], offline=True)
     for step in range(3):
         logger.log_metrics({"a": 1.0}, step)
     assert [record.message for record in caplog.records if "goes on without it" in record.message] == [

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from facelab.files import naming, replacing
 
 
-class MetricsFile(Logger):
+class AppendingCSVLogger(Logger):
     """Writes ``metrics.csv``: a row for each time that something is logged, whole on disk when the call returns.
 
     Lightning's own CSVLogger removes the file of a run that goes on, and keeps up to a hundred rows in memory, which a

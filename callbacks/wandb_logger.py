@@ -19,7 +19,7 @@ DATA_DIR = "WANDB_DATA_DIR"
 ERROR = "error in percent"
 
 
-class Wandb(WandbLogger):
+class TolerantWandbLogger(WandbLogger):
     """Lightning's logger of W&B, without which a run goes on.
 
     W&B is a process of its own, which a full disk or a signal to the whole job can end; Lightning's logger would then

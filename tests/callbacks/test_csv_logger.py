@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from callbacks.metrics_file import MetricsFile
+from callbacks.csv_logger import AppendingCSVLogger
 from facelab.runs.resume import _rewind
 
 
@@ -18,7 +18,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 def logged(path: Path, *each: tuple[int, dict[str, float]]) -> Path:
     """A file with these steps."""
-    table = MetricsFile(str(path))
+    table = AppendingCSVLogger(str(path))
     for step, metrics in each:
         table.log_metrics(metrics, step)
     return path
@@ -26,7 +26,7 @@ def logged(path: Path, *each: tuple[int, dict[str, float]]) -> Path:
 
 def test_a_row_is_on_disk_when_it_is_logged(tmp_path: Path) -> None:
     """Up to a hundred rows that a killed run takes along, as Lightning's own logger has it."""
-    table = MetricsFile(str(tmp_path / "deep" / "metrics.csv"))
+    table = AppendingCSVLogger(str(tmp_path / "deep" / "metrics.csv"))
     for step in range(3):
         table.log_metrics({"epoch": 0, "train/loss": step / 3}, step)
         assert (tmp_path / "deep" / "metrics.csv").read_text().count("\n") == step + 2
@@ -48,7 +48,7 @@ def test_rows_are_added_to_those_of_an_earlier_process(tmp_path: Path) -> None:
     inode = path.stat().st_ino
     logged(path, (1, {"b": 4.0, "a": 3.0}), (2, {"b": 5.0}))
     assert path.read_text() == "epoch,step,a,b\n,0,1.0,2.0\n,1,3.0,4.0\n,2,,5.0\n"
-    table = MetricsFile(str(path))
+    table = AppendingCSVLogger(str(path))
     table.log_metrics({"a": 6.0}, 3)
     inode = path.stat().st_ino
     table.log_metrics({"a": 7.0}, 4)
@@ -66,7 +66,7 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """Rows that are lost in silence."""
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
-    table = MetricsFile(str(tmp_path / "metrics.csv"))
+    table = AppendingCSVLogger(str(tmp_path / "metrics.csv"))
     table.log_metrics({"a": 1.0}, 0)
     table.path = Path("/dev/full")
     monkeypatch.setattr(Path, "is_file", lambda _: True)
