@@ -292,7 +292,7 @@ def test_a_cell_of_an_experiment(tmp_path: Path) -> None:
     words += ["trainer.check_val_every_n_epoch=1", "datamodule.num_workers=0"]
     job = ["crop.size=64", "backbone.width=0.25"]
     open_door("train", *words, *job, "hydra.run.dir=typed", folder=tmp_path)
-    open_door("train", *words, "-m", cell[0], "backbone.width=0.25,0.3", "hydra.sweep.dir=sweep", folder=tmp_path)
+    open_door("train", *words, "-m", job[0], "backbone.width=0.25,0.3", "hydra.sweep.dir=sweep", folder=tmp_path)
     folders = [tmp_path / "typed", tmp_path / "sweep" / "0", tmp_path / "sweep" / "1"]
     for folder in folders:
         assert read_status(folder).state == "finished"

@@ -14,7 +14,7 @@ import numpy as np
 
 from facelab.faces.geometry import Array, ArrayOrTensor
 
-POSE_MIRROR = (3, 2, 1, 0, 7, 6, 5, 4, 9, 8, 11, 10, 12, 13)
+POSE_FLIP = (3, 2, 1, 0, 7, 6, 5, 4, 9, 8, 11, 10, 12, 13)
 """Flip of the points of :data:`facelab.faces.pose.MODEL`: outer and inner end of the left brow, inner and outer
 end of the right brow, corners of the left eye (outer, inner) and of the right eye (inner, outer), left and right nose
 wing, left and right mouth corner, lower lip, chin."""
@@ -53,7 +53,7 @@ class Layout:
         if self.five:
             self._check_partners("five", self.five, (1, 0, 2, 4, 3))
         if self.pose:
-            self._check_partners("pose", [(i,) for i in self.pose], POSE_MIRROR)
+            self._check_partners("pose", [(i,) for i in self.pose], POSE_FLIP)
         names = list(self.regions)
         if strangers := [name for name in names if _other_side(name) not in self.regions]:
             raise ValueError(f"layout {self.name!r}: regions {strangers} have no partner of the other side")

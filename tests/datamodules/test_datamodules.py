@@ -179,13 +179,13 @@ def test_pixels_go_where_points_go(
     for number in range(6):
         sample = dataset[(number, 0)]
         expected = found(sample.image)
-        is_mirrored = bool(torch.det(sample.to_photo) < 0)
-        flips.add(is_mirrored)
-        if is_mirrored:
+        is_flipped = bool(torch.det(sample.to_photo) < 0)
+        flips.add(is_flipped)
+        if is_flipped:
             expected = expected[list(THREE.flip)]  # what was the right eye is now the left one
         np.testing.assert_allclose(sample.points, expected, atol=0.1)
         back = transform_points(sample.to_photo, sample.points).numpy()
-        np.testing.assert_allclose(back[list(THREE.flip)] if is_mirrored else back, points, atol=0.01)
+        np.testing.assert_allclose(back[list(THREE.flip)] if is_flipped else back, points, atol=0.01)
     assert flips == {True, False}
 
 

@@ -9,7 +9,7 @@ from scipy.io import loadmat
 
 from facelab.faces.convert import convert
 from facelab.faces.geometry import Array, affine_about_centre, bounding_box, flip_image, from_cells, transform_points
-from facelab.faces.layouts import AFLW19, ALPHA106, COFW29, IBUG68, LAPA106, POSE_MIRROR, WFLW98, Layout
+from facelab.faces.layouts import AFLW19, ALPHA106, COFW29, IBUG68, LAPA106, POSE_FLIP, WFLW98, Layout
 from facelab.faces.pose import (
     MODEL,
     angles,
@@ -81,7 +81,7 @@ def test_angles_undo_rotation() -> None:
 
 def test_model_is_its_own_mirror_image() -> None:
     """The slip of the public codes, both nose wings on one side, and a model that stands on its head."""
-    assert np.allclose(MODEL[list(POSE_MIRROR)] * [-1, 1, 1], MODEL)
+    assert np.allclose(MODEL[list(POSE_FLIP)] * [-1, 1, 1], MODEL)
     left, right = MODEL[4], MODEL[7]  # outer eye corners
     assert left[0] < right[0]
     assert MODEL[13, 1] == MODEL[:, 1].max()  # the chin is lowest: y down
