@@ -25,7 +25,7 @@ NUMBERLESS = ("paths", "logger")
 WATCHERS = frozenset(
     {
         *("callbacks.charts.Charts", "callbacks.pictures.FaceGrid", "callbacks.pictures.WorstFaces"),
-        *("callbacks.results.Results", "callbacks.resume.ResumableCheckpoint"),
+        *("callbacks.results.Results", "callbacks.resume.ResumableCheckpoint", "callbacks.epoch_lines.EpochLines"),
         "callbacks.finite_loss.FiniteLoss",  # its option is of the root, and counted there
         *(f"lightning.pytorch.callbacks.{name}ProgressBar" for name in ("Rich", "TQDM")),
         *(f"lightning.pytorch.callbacks.{name}Monitor" for name in ("DeviceStats", "LearningRate")),

@@ -85,6 +85,12 @@ class LandmarkModule(LightningModule):
             if stage == "fit":
                 self.fit_statistics(datamodule)
 
+    def on_train_start(self) -> None:
+        """Log the loss at least once an epoch, however short the epoch is."""
+        trainer: Any = self.trainer
+        steps = -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
+        trainer.log_every_n_steps = max(1, min(trainer.log_every_n_steps, steps))
+
     def training_step(self, batch: LandmarkBatch, batch_index: int) -> Tensor:
         """One step: the sum of the loss's terms."""
         target = self.coder.encode(batch.points, batch.valid, batch.image.shape[-1])

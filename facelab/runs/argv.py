@@ -1,5 +1,6 @@
 """The order in which Hydra wants its command line, and how text is written on it."""
 
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ _WITH_VALUE = {
     "--experimental-rerun": None,
 }
 _INFO = ("--info", "-i")
+_WITHOUT_VALUE = ("--help", "--hydra-help", "--version", "--resolve", "--run", "--multirun", "--shell-completion")
 
 
 def _takes_value(option: str) -> bool:
@@ -25,6 +27,15 @@ def _takes_value(option: str) -> bool:
 
 def _is_override(word: str) -> bool:
     return "=" in word or word.startswith("~")
+
+
+def _without_dashes(word: str) -> str:
+    """Return ``--KEY=VALUE`` as the override ``KEY=VALUE``; sweep agents such as that of W&B write it so."""
+    option, equals, _ = word.partition("=")
+    names = (*_WITH_VALUE, *_WITHOUT_VALUE, _INFO[0])  # argparse accepts the beginning of a name, too
+    if not equals or not re.match(r"--[A-Za-z_+]", word) or any(name.startswith(option) for name in names):
+        return word
+    return word.removeprefix("--")
 
 
 def options_of(argv: Sequence[str]) -> list[str]:
@@ -43,7 +54,7 @@ def normalise_argv(argv: Sequence[str]) -> list[str]:
 
     Hydra 1.3 refuses overrides on both sides of an option (``model=pipnet -m backbone=mbv2,resnet18``), because its
     parser takes one unbroken run of them. The order among options and among overrides is kept. What follows ``--`` is
-    overrides. The result sorts to itself.
+    overrides, and ``--KEY=VALUE`` is one if Hydra has no such option. The result sorts to itself.
 
     Args:
         argv: ``sys.argv[1:]``.
@@ -52,7 +63,7 @@ def normalise_argv(argv: Sequence[str]) -> list[str]:
     overrides: list[str] = []
     words = list(argv)
     while words:
-        word = words.pop(0)
+        word = _without_dashes(words.pop(0))
         if word == "--":
             return [*options, "--", *overrides, *words]
         if not word.startswith("-") or word == "-":

@@ -61,7 +61,7 @@ def find_checkpoint(path: Path, name: str) -> Path:
         name: ``last`` or ``best``.
 
     Raises:
-        RunError: there is none; says what was looked for.
+        RunError: there is none; names the file.
     """
     if path.is_file():
         return path
@@ -70,6 +70,8 @@ def find_checkpoint(path: Path, name: str) -> Path:
         return file
     if not path.is_dir():
         raise RunError(f"{path} is neither a run folder nor a checkpoint file")
+    if OmegaConf.select(OmegaConf.create(_saved_config(path)), "trainer.fast_dev_run"):
+        raise RunError(f"{path} is a check of a few batches (trainer=check), and saves no checkpoint; train without it")
     raise RunError(f"{path} has no {file.relative_to(path)}; did its training end an epoch?")
 
 
@@ -131,13 +133,7 @@ def load_run(path: Path, paths: DictConfig) -> LoadedRun:
     """
     from facelab.profiling.compile import prepare
 
-    saved = RunFolder(path).config
-    try:
-        tested = read_yaml(saved) if saved.is_file() else None
-    except ValueError as error:
-        raise RunError(f"{saved} cannot be read: {error}") from error
-    best = isinstance(tested, dict) and renamed_config(tested).get("test_ckpt") == "best"
-    file = find_checkpoint(path, "best" if best else "last")
+    file = find_checkpoint(path, "best" if _saved_config(path).get("test_ckpt") == "best" else "last")
     config, weights, _ = read_checkpoint(file)
     machine: Any = OmegaConf.to_container(paths, resolve=True)
     config = {key: clear_initial_weights(node) for key, node in config.items()} | {"paths": machine}
@@ -153,6 +149,20 @@ def load_run(path: Path, paths: DictConfig) -> LoadedRun:
         raise CheckpointError(f"the configuration in {file} cannot be read: {error}") from error
     prepare(module, memory_format, compile=False)  # a test is too short to earn it back
     return LoadedRun(cfg, module.eval(), file)
+
+
+def _saved_config(folder: Path) -> dict[str, Any]:
+    """Read the ``config.yaml`` of a run with today's names; empty where there is none.
+
+    Raises:
+        RunError: it cannot be read.
+    """
+    file = RunFolder(folder).config
+    try:
+        saved = read_yaml(file) if file.is_file() else {}
+    except ValueError as error:
+        raise RunError(f"{file} cannot be read: {error}") from error
+    return renamed_config(saved) if isinstance(saved, dict) else {}
 
 
 def _open(cfg: DictConfig, weights: Mapping[str, Any], file: Path) -> Any:

@@ -80,7 +80,7 @@ def _start(resumable: bool) -> None:
         run_from_copy()
     logging.raiseExceptions = False  # a full disk is told once, by what needed it, and not by each line of the log
     os.environ.setdefault("WANDB_SILENT", "true")
-    # With few batches an epoch the training loss is logged once in some epochs, and the validation after each as ever.
+    # Of a short epoch the loss is logged once, see LandmarkModule.on_train_start.
     warnings.filterwarnings("ignore", message=r"The number of training batches .* smaller than the logging interval")
     # A set without a validation by choice; the datamodule says so.
     warnings.filterwarnings("ignore", message=r"Total length of `list` across ranks is zero")

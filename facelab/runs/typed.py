@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,12 @@ HELP = ("-h", "--help", "--hydra-help", "--version", "-sc", "--shell-completion"
 """Options of Hydra with which nothing is composed."""
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "paths.run")
 """Keys of the folder that a run or a sweep is written to; by default it lies in ``logs``."""
+EXTRAS = {
+    ("hydra/launcher", "local_jobs"): ("slurm", "hydra_plugins.hydra_submitit_launcher"),
+    ("hydra/launcher", "slurm"): ("slurm", "hydra_plugins.hydra_submitit_launcher"),
+    ("hydra/sweeper", "search"): ("optuna", "hydra_plugins.hydra_optuna_sweeper"),
+}
+"""Group and option to the extra of the package that it needs, and the module that the extra installs."""
 PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-/\\+.$%*@?|: \t")
 """What Hydra takes in a value without quotes."""
 
@@ -155,6 +162,9 @@ def _group_fault(override: Override, sweep: bool, folders: Sequence[Path]) -> st
     if not _is_group(override, folders) or override.is_delete():
         return ""
     group, word = override.key_or_group, str(override.input_line)
+    extra, module = EXTRAS.get((group, str(override.value())), ("", ""))
+    if extra and find_spec(module) is None:
+        return f"{word} needs another package: pip install -e '.[{extra}]'"
     if override.is_sweep_override() and not sweep:
         return f"{word} stands for several runs, which -m starts: -m {shlex.quote(word)}"
     value: Any = override.value()

@@ -1,8 +1,10 @@
 """The pictures and the results of a run."""
 
+import csv
 import errno
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import PLAIN, open_door, small
 from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
@@ -284,3 +287,25 @@ def test_the_fingerprint_of_the_truth() -> None:
     for other in (some_faces(move=0.01), some_faces(name="2.jpg")):
         assert fingerprint(other, [0, 1]) != reference
     assert fingerprint(some_faces(), [0]) != reference
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_epoch_lines_replace_the_progress_bar_of_a_file(
+    terminal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training whose log file shows nothing for minutes, or a progress bar that lines interrupt."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal, raising=False)
+    words = [*small("pipnet"), *PLAIN, "trainer.max_epochs=2", "hydra.run.dir=run"]
+    open_door("train", *words, folder=tmp_path)
+    text = (tmp_path / "run" / "train.log").read_text()
+    lines = re.findall(r"epoch (\d) of 2: train/loss \d\S*, val/nme_box \d\S*, \d+ s", text)
+    assert lines == ([] if terminal else ["1", "2"])
+
+
+def test_training_loss_is_logged_in_every_short_epoch(tmp_path: Path) -> None:
+    """A training of fewer steps than log_every_n_steps that logs no loss at all."""
+    words = [*small("pipnet"), "logger=csv", "trainer.log_every_n_steps=1000", "trainer.max_epochs=2"]
+    open_door("train", *words, "hydra.run.dir=run", folder=tmp_path)
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        epochs = [row["epoch"] for row in csv.DictReader(file) if row["train/loss"]]
+    assert epochs == ["0", "1"]

@@ -27,6 +27,8 @@ from facelab.runs.argv import as_typed, normalise_argv, overrides_of, quoted, un
         ("a=1 -sc query=bash", "-sc a=1 query=bash"),
         ("a=1 -m -- -b=2 --cfg", "-m -- a=1 -b=2 --cfg"),
         ("a=1 --cfg", "--cfg a=1"),
+        ("--optimizer.lr=0.1 --seed=2 --cfg=job", "--cfg=job optimizer.lr=0.1 seed=2"),
+        ("--config-n=other --+a.b=1 -m", "--config-n=other -m +a.b=1"),
         ("", ""),
     ],
 )

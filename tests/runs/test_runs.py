@@ -114,6 +114,9 @@ def test_runs_without_checkpoint_or_logger(words: list[str], tmp_path: Path) -> 
     assert saved == (words == ["logger=none"])
     assert (load(tmp_path / "run" / "status.json")["tested"] is not None) == saved
     assert not {path.name for path in (tmp_path / "run").iterdir()} & {"wandb", "tensorboard", "metrics.csv"}
+    if words == ["trainer=check"]:
+        with pytest.raises(SystemExit, match=r"run is a check of a few batches \(trainer=check\)"):
+            open_door("evaluate", "ckpt=run", folder=tmp_path)
 
 
 def test_a_part_of_the_test_is_another_protocol(tmp_path: Path, trained: Path) -> None:

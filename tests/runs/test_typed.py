@@ -143,6 +143,18 @@ def test_typed_explains_words_that_hydra_would_not(line: str, expected: str) -> 
 
 
 @pytest.mark.parametrize(
+    ("word", "extra"),
+    [("hydra/launcher=slurm", "slurm"), ("hydra/launcher=local_jobs", "slurm"), ("hydra/sweeper=search", "optuna")],
+)
+def test_typed_names_the_extra_of_a_launcher(word: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher whose package is not installed, for which Hydra names a file that nobody can find."""
+    check_typed(["-m", word, "seed=1,2"])
+    monkeypatch.setattr("facelab.runs.typed.find_spec", lambda _: None)
+    with pytest.raises(FacelabError, match=re.escape(f"{word} needs another package: pip install -e '.[{extra}]'")):
+        check_typed(["-m", word, "seed=1,2"])
+
+
+@pytest.mark.parametrize(
     "word", ["test_with=best", "landmarks=run", "callbacks.resumption.minutes=1", "augment.mirror_probability=0.5"]
 )
 def test_typed_names_the_new_name_of_an_option(word: str) -> None:

@@ -1,0 +1,30 @@
+"""Progress of a training whose output is a file."""
+
+import logging
+import sys
+import time
+
+from lightning import Callback, LightningModule, Trainer
+
+log = logging.getLogger(__name__)
+
+
+class EpochLines(Callback):
+    """Logs a line per epoch where standard output is no terminal, which a progress bar needs.
+
+    The line contains the metrics of the progress bar and the seconds of the epoch with its validation.
+    """
+
+    def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Start the clock."""
+        self.started = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Log the line of this epoch."""
+        if sys.stdout.isatty() or not trainer.is_global_zero:
+            return
+        shown = {name: value for name, value in trainer.progress_bar_metrics.items() if name != "v_num"}
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else "?"
+        seconds = time.monotonic() - self.started
+        log.info("epoch %d of %s: %s, %.0f s", trainer.current_epoch + 1, epochs, metrics, seconds)
