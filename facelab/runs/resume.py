@@ -15,7 +15,7 @@ from facelab.files import read_table, replacing
 from facelab.renames import STEPS, renamed_config
 from facelab.run_folder import RunFolder, counted, read_status
 from facelab.runs.build import write_config
-from facelab.runs.checkpoint import INITIAL_WEIGHTS, read_checkpoint
+from facelab.runs.checkpoint import INITIAL_WEIGHTS, kind_of, read_checkpoint
 from facelab.runs.overrides import read_yaml
 from facelab.runs.processes import is_first
 
@@ -138,8 +138,9 @@ def check_weights(module: Any, resumed: Resumed) -> None:
     Raises:
         RunError: names the weights.
     """
-    saved = {name: value.shape for name, value in read_checkpoint(resumed.checkpoint).weights.items()}
-    built = {name: value.shape for name, value in module.state_dict().items()}
+    weights = read_checkpoint(resumed.checkpoint).weights
+    saved = {name: (value.shape, kind_of(value)) for name, value in weights.items()}
+    built = {name: (value.shape, kind_of(value)) for name, value in module.state_dict().items()}
     if differing := sorted(name for name in saved.keys() | built.keys() if saved.get(name) != built.get(name)):
         raise RunError(
             f"{resumed.checkpoint} holds other weights than the network of this configuration has: "
