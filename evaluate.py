@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from facelab.bounds import Count, Name, Processes, Share, Text
 from facelab.errors import ConfigError
+from facelab.files import at_home
 from facelab.run_folder import RunFolder
 from facelab.runs.build import build, build_trainer, check, write_config
 from facelab.runs.check import PATHS
@@ -42,7 +43,7 @@ def main(cfg: DictConfig) -> None:
     folder = Path(cfg.paths.run)
     with exits(), recorded(folder, cfg.task) as status:
         check(cfg, EVALUATE_KEYS)
-        run = load_run(Path(str(cfg.ckpt)).expanduser(), cfg.paths)
+        run = load_run(at_home(str(cfg.ckpt)), cfg.paths)
         datamodule = build_data(run, cfg)
         evaluated = evaluated_config(run, cfg)
         write_config(folder, evaluated)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from facelab.bounds import Count, Device, Name, Positive, Text
 from facelab.errors import ConfigError, FacelabError, ImageError
-from facelab.files import closed, write_json
+from facelab.files import at_home, closed, real, write_json
 from facelab.runs.build import build, check, write_config
 from facelab.runs.check import PATHS
 from facelab.runs.checkpoint import LoadedRun, load_run, needed
@@ -59,8 +59,8 @@ def main(cfg: DictConfig) -> None:
         from facelab.inference.landmarks import find_photos, unknown
 
         photos = find_photos(str(cfg.images))
-        boxes = None if cfg.boxes is None else read_boxes(Path(str(cfg.boxes)).expanduser())
-        run = load_run(Path(str(cfg.landmarks)).expanduser(), cfg.paths)
+        boxes = None if cfg.boxes is None else read_boxes(at_home(str(cfg.boxes)))
+        run = load_run(at_home(str(cfg.landmarks)), cfg.paths)
         crop = build_crop(run, cfg)
         found, speed = predict(run, cfg, crop, photos, boxes)
         skipped = [skip for photo in found for skip in photo.skipped] + unknown(boxes or {}, photos)
@@ -82,7 +82,7 @@ def check_values(cfg: DictConfig) -> None:
         raise ConfigError("device", "=cuda: torch finds no CUDA device here; device=auto takes what there is")
     if reason := closed(Path(cfg.output)):
         raise ConfigError("output", f"={cfg.output}: nothing can be written there ({reason})")
-    images, output = Path(str(cfg.images)).expanduser().resolve(), Path(cfg.output).resolve()
+    images, output = real(at_home(str(cfg.images))), real(Path(cfg.output))
     if cfg.pictures and images.is_dir() and output.is_relative_to(images):
         raise ConfigError(
             "output",

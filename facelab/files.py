@@ -94,6 +94,16 @@ def walk(root: Path) -> list[Path]:
     return sorted(found)
 
 
+def at_home(path: str) -> Path:
+    """Put the home of a user in the place of ``~``; where there is no such user, it stays the name of a file."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  Path's own raises there
+
+
+def real(path: Path) -> Path:
+    """Follow all links of a path; those that lead to each other are left as they are."""
+    return Path(os.path.realpath(path))  # Path.resolve raises for these before Python 3.13
+
+
 def closed(folder: Path) -> str:
     """Say why no file can be written in a folder, which need not be there yet; empty where one can."""
     there = folder.absolute()
