@@ -147,12 +147,19 @@ def no_pose(module: "LandmarkModule", size: int, cfg: DictConfig) -> str:
 
 
 def measure_run(path: Path, cfg: DictConfig) -> Row:
-    """Measure a trained run, and write the numbers into its folder; a lone checkpoint has none."""
+    """Measure a trained run, and write the numbers into its folder; a lone checkpoint has none.
+
+    A folder that cannot be written to, as of a run on a medium that is read only, costs none of the numbers: they also
+    stand in the table of the benchmark.
+    """
     run = load_run(path, cfg.paths)
     row = measure(run.module, run.cfg.crop.size, cfg)
     owner = owner_of(run.checkpoint)
     if owner:
-        write_row(owner.path, row)
+        try:
+            write_row(owner.path, row)
+        except OSError as error:
+            log.warning("%s: %s; its numbers are in benchmark.csv alone", error.filename, error.strerror)
     place = (owner.path if owner else run.checkpoint).resolve()
     return {"name": f"{place.parent.name}/{place.name}" if place.name.isdecimal() else place.name, **row}
 
