@@ -209,19 +209,20 @@ def read_text(path: Path, most: int = LARGEST) -> str:
     return read_bytes(path, most).decode("utf-8")
 
 
-def read_table(path: Path, *, torn: bool = False) -> Iterator[list[str]]:
+def read_table(path: Path, *, torn: bool = False, most: int = LARGEST_TABLE) -> Iterator[list[str]]:
     """Read the rows of a CSV file, the heading among them.
 
     Args:
         path: of the file.
         torn: leave out a last line without its end, which may just be being written.
+        most: bytes that it may have.
 
     Raises:
         OSError: as :func:`read_bytes`.
         ValueError: as :func:`read_bytes`, or a row is broken or not UTF-8, with the path and the line.
     """
     try:
-        content = read_bytes(path, LARGEST_TABLE)
+        content = read_bytes(path, most)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     whole = content[: content.rfind(b"\n") + 1] if torn else content

@@ -1,7 +1,6 @@
 """Continue an interrupted run where it was."""
 
 import csv
-import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +29,8 @@ RESTORED = (
 one network of two."""
 RESUMPTION = "callbacks.resumption.Resumption"
 """The callback that writes ``last.ckpt``."""
+LARGEST_CURVES = 2**28
+"""Bytes of a metrics.csv that is continued: of a million steps with a row each."""
 LONGER = "trainer.max_epochs"
 """What alone may change in a run that is finished."""
 
@@ -60,6 +61,7 @@ def resumption(folder: Path, cfg: DictConfig) -> Resumed | None:
             _check_beginning(files)
         return None
     step = read_checkpoint(checkpoint).step
+    curves_until(files.curves, step)
     before = read_yaml(files.config)
     if not isinstance(before, dict):
         raise RunError(f"{files.config} is no mapping")
@@ -209,12 +211,31 @@ def _rewind(path: Path, step: int) -> None:
     """Leave out of a metrics.csv what was written at this step or later, and a last line that is not whole."""
     if not path.is_file():
         return
-    text = path.read_text(encoding="utf-8")
-    rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
-    if not rows or not step:
+    rows = curves_until(path, step) if step else []
+    if not rows:
         path.unlink()
         return
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row for row in rows if int(row["step"]) < step)
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def curves_until(path: Path, step: int) -> list[list[str]]:
+    """Read the heading of a metrics.csv and the rows before this step; nothing where there is no whole row.
+
+    Raises:
+        RunError: it is no such table.
+    """
+    try:
+        names, *rows = [row for row in read_table(path, torn=True, most=LARGEST_CURVES) if row] or [[]]
+        if not rows:
+            return []
+        if odd := next((row for row in rows if len(row) != len(names)), None):
+            raise ValueError(f"{path}: a row has {len(odd)} cells, but the header names {len(names)} columns")
+        at = names.index("step")
+        return [names, *(row for row in rows if int(row[at]) < step)]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{path} is no table of the run's metrics ({error}); move it away to continue without"
+        ) from error
