@@ -17,6 +17,7 @@ from facelab.runs.check import PATHS
 from facelab.runs.checkpoint import ABSENT, LoadedRun, load_run, needed
 from facelab.runs.recording import recorded
 from facelab.runs.report import report
+from facelab.runs.resume import remove_results
 from facelab.runs.start import exits, start
 
 log = logging.getLogger(__name__)
@@ -46,10 +47,10 @@ def main(cfg: DictConfig) -> None:
         run = load_run(at_home(str(cfg.ckpt)), cfg.paths)
         datamodule = build_data(run, cfg)
         evaluated = evaluated_config(run, cfg)
-        write_config(folder, evaluated)
-        status["tested"] = str(run.checkpoint)
         trainer = build_trainer(cfg)
-        status["begun"] = True
+        status |= {"begun": True, "tested": str(run.checkpoint)}
+        remove_results(folder)
+        write_config(folder, evaluated)
         for logger in trainer.loggers:
             logger.log_hyperparams(OmegaConf.to_container(evaluated, resolve=True))
         trainer.test(run.module, datamodule, verbose=False)

@@ -169,11 +169,20 @@ def begin(folder: Path, cfg: DictConfig, overrides: Sequence[str], resumed: Resu
     write_config(folder, cfg)
     with replacing(files.overrides) as path:
         OmegaConf.save(list(overrides), path)
-    for results in (files.metrics, files.faces, *files.path.glob(files.bad_batch(0).name.replace("0", "*"))):
-        results.unlink(missing_ok=True)
+    remove_results(folder)
+    for batch in files.path.glob(files.bad_batch(0).name.replace("0", "*")):
+        batch.unlink()
     _rewind(files.curves, resumed.step if resumed else 0)
     if resumed:
         log.info("going on from %s, step %d", resumed.checkpoint, resumed.step)
+
+
+def remove_results(folder: Path) -> None:
+    """Remove the results of a test before another begins whose configuration stands beside them."""
+    files = RunFolder(folder)
+    if is_first():
+        for results in (files.metrics, files.faces):
+            results.unlink(missing_ok=True)
 
 
 def _is_of(key: str, nodes: Sequence[str]) -> bool:
