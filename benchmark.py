@@ -92,7 +92,6 @@ def checkpoints(cfg: DictConfig) -> list[Path]:
 def measure_runs(folder: Path, cfg: DictConfig) -> list[Row]:
     """Measure trained runs. All are opened before the first is measured, so that mistakes are told at once."""
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
-    write_config(folder, OmegaConf.create({key: resolved[key] for key in (*OPTIONS, "paths")}))
     paths: list[Path] = []
     for path in checkpoints(cfg):
         if RunFolder(path).sweep.is_file():
@@ -101,6 +100,7 @@ def measure_runs(folder: Path, cfg: DictConfig) -> list[Row]:
             raise FacelabError(reason)
         else:
             paths.append(path)
+    write_config(folder, OmegaConf.create({key: resolved[key] for key in (*OPTIONS, "paths")}))
     return [measure_run(path, cfg) for path in paths]
 
 
@@ -171,10 +171,10 @@ def measure_model(folder: Path, cfg: DictConfig) -> Row:
         FacelabError: the pose is asked for, and it predicts none.
     """
     cfg = OmegaConf.create(clear_initial_weights(OmegaConf.to_container(cfg, resolve=False)))
-    write_config(folder, cfg)
     module = build(cfg, "model")
     if reason := no_pose(module, cfg.crop.size, cfg):
         raise FacelabError(reason)
+    write_config(folder, cfg)
     row = measure(module, cfg.crop.size, cfg)
     write_row(folder, row)
     return {"name": cfg.paths.name, **row}

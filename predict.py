@@ -11,7 +11,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from facelab.bounds import Count, Device, Name, Positive, Text
-from facelab.errors import ConfigError, FacelabError, ImageError
+from facelab.errors import ConfigError, FacelabError, ImageError, visible
 from facelab.files import at_home, closed, real, write_json
 from facelab.runs.build import build, check, write_config
 from facelab.runs.check import PATHS
@@ -51,9 +51,8 @@ SHOWN = 10
 def main(cfg: DictConfig) -> None:
     """Open the run, predict every photo and write the results; fail if not one face was predicted."""
     folder = Path(cfg.paths.run)
-    with exits(), recorded(folder, cfg.task):
+    with exits(), recorded(folder, cfg.task) as status:
         check(cfg, PREDICT_KEYS)
-        write_config(folder, cfg)
         check_values(cfg)
         from facelab.inference.boxes_file import read_boxes
         from facelab.inference.landmarks import find_photos, unknown
@@ -62,6 +61,8 @@ def main(cfg: DictConfig) -> None:
         boxes = None if cfg.boxes is None else read_boxes(at_home(str(cfg.boxes)))
         run = load_run(at_home(str(cfg.landmarks)), cfg.paths)
         crop = build_crop(run, cfg)
+        status["begun"] = True
+        write_config(folder, cfg)
         found, speed = predict(run, cfg, crop, photos, boxes)
         skipped = [skip for photo in found for skip in photo.skipped] + unknown(boxes or {}, photos)
         write(run, cfg, photos, found, skipped)
@@ -189,7 +190,7 @@ def report(
     lines.append(f"{faces} face{'s' * (faces != 1)} in {with_faces} of {len(found)} photos, {speed}")
     pictures = " and pictures/" if cfg.pictures and faces else ""
     lines.append(f"landmarks.json, landmarks.csv{pictures} in {cfg.output}")
-    Console().print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    Console().print(visible("\n".join(lines)), markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
