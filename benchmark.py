@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from facelab.bounds import Device, Name, Text
 from facelab.errors import ConfigError, FacelabError, RunError
-from facelab.files import replacing, write_json
+from facelab.files import at_home, replacing, write_json
 from facelab.run_folder import RunFolder, owner_of
 from facelab.runs.build import build, check, write_config
 from facelab.runs.check import TRAIN_KEYS
@@ -86,13 +86,12 @@ def check_values(cfg: DictConfig) -> None:
 def checkpoints(cfg: DictConfig) -> list[Path]:
     """The run folders, checkpoint files and sweeps that were typed."""
     given = cfg.ckpt if isinstance(cfg.ckpt, ListConfig) else [cfg.ckpt]
-    return [Path(str(path)).expanduser() for path in given]
+    return [at_home(str(path)) for path in given]
 
 
 def measure_runs(folder: Path, cfg: DictConfig) -> list[Row]:
     """Measure trained runs. All are opened before the first is measured, so that mistakes are told at once."""
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
-    write_config(folder, OmegaConf.create({key: resolved[key] for key in (*OPTIONS, "paths")}))
     paths: list[Path] = []
     for path in checkpoints(cfg):
         if RunFolder(path).sweep.is_file():
@@ -101,6 +100,7 @@ def measure_runs(folder: Path, cfg: DictConfig) -> list[Row]:
             raise FacelabError(reason)
         else:
             paths.append(path)
+    write_config(folder, OmegaConf.create({key: resolved[key] for key in (*OPTIONS, "paths")}))
     return [measure_run(path, cfg) for path in paths]
 
 
@@ -147,12 +147,19 @@ def no_pose(module: "LandmarkModule", size: int, cfg: DictConfig) -> str:
 
 
 def measure_run(path: Path, cfg: DictConfig) -> Row:
-    """Measure a trained run, and write the numbers into its folder; a lone checkpoint has none."""
+    """Measure a trained run, and write the numbers into its folder; a lone checkpoint has none.
+
+    A folder that cannot be written to, as of a run on a medium that is read only, costs none of the numbers: they also
+    stand in the table of the benchmark.
+    """
     run = load_run(path, cfg.paths)
     row = measure(run.module, run.cfg.crop.size, cfg)
     owner = owner_of(run.checkpoint)
     if owner:
-        write_row(owner.path, row)
+        try:
+            write_row(owner.path, row)
+        except OSError as error:
+            log.warning("%s: %s; its numbers are in benchmark.csv alone", error.filename, error.strerror)
     place = (owner.path if owner else run.checkpoint).resolve()
     return {"name": f"{place.parent.name}/{place.name}" if place.name.isdecimal() else place.name, **row}
 
@@ -164,10 +171,10 @@ def measure_model(folder: Path, cfg: DictConfig) -> Row:
         FacelabError: the pose is asked for, and it predicts none.
     """
     cfg = OmegaConf.create(clear_initial_weights(OmegaConf.to_container(cfg, resolve=False)))
-    write_config(folder, cfg)
     module = build(cfg, "model")
     if reason := no_pose(module, cfg.crop.size, cfg):
         raise FacelabError(reason)
+    write_config(folder, cfg)
     row = measure(module, cfg.crop.size, cfg)
     write_row(folder, row)
     return {"name": cfg.paths.name, **row}

@@ -10,12 +10,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from facelab.bounds import Count, Name, Processes, Share, Text
 from facelab.errors import ConfigError
+from facelab.files import at_home
 from facelab.run_folder import RunFolder
 from facelab.runs.build import build, build_trainer, check, write_config
 from facelab.runs.check import PATHS
 from facelab.runs.checkpoint import ABSENT, LoadedRun, load_run, needed
 from facelab.runs.recording import track_run
 from facelab.runs.report import report
+from facelab.runs.resume import remove_results
 from facelab.runs.start import exits, start
 
 log = logging.getLogger(__name__)
@@ -42,13 +44,13 @@ def main(cfg: DictConfig) -> None:
     folder = Path(cfg.paths.run)
     with exits(), track_run(folder, cfg.task) as status:
         check(cfg, EVALUATE_KEYS)
-        run = load_run(Path(str(cfg.ckpt)).expanduser(), cfg.paths)
+        run = load_run(at_home(str(cfg.ckpt)), cfg.paths)
         datamodule = build_data(run, cfg)
         evaluated = evaluated_config(run, cfg)
-        write_config(folder, evaluated)
-        status["tested"] = str(run.checkpoint)
         trainer = build_trainer(cfg)
-        status["begun"] = True
+        status |= {"begun": True, "tested": str(run.checkpoint)}
+        remove_results(folder)
+        write_config(folder, evaluated)
         for logger in trainer.loggers:
             logger.log_hyperparams(OmegaConf.to_container(evaluated, resolve=True))
         trainer.test(run.module, datamodule, verbose=False)

@@ -11,8 +11,8 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from facelab.bounds import Count, Device, Name, Positive, Text
-from facelab.errors import ConfigError, FacelabError, ImageError
-from facelab.files import closed, write_json
+from facelab.errors import ConfigError, FacelabError, ImageError, visible
+from facelab.files import at_home, closed, real, write_json
 from facelab.runs.build import build, check, write_config
 from facelab.runs.check import PATHS
 from facelab.runs.checkpoint import LoadedRun, load_run, needed
@@ -51,17 +51,18 @@ SHOWN = 10
 def main(cfg: DictConfig) -> None:
     """Open the run, predict every photo and write the results; fail if not one face was predicted."""
     folder = Path(cfg.paths.run)
-    with exits(), track_run(folder, cfg.task):
+    with exits(), track_run(folder, cfg.task) as status:
         check(cfg, PREDICT_KEYS)
-        write_config(folder, cfg)
         check_values(cfg)
         from facelab.inference.boxes_file import read_boxes
         from facelab.inference.landmarks import find_photos, unknown
 
         photos = find_photos(str(cfg.images))
-        boxes = None if cfg.boxes is None else read_boxes(Path(str(cfg.boxes)).expanduser())
-        run = load_run(Path(str(cfg.landmarker)).expanduser(), cfg.paths)
+        boxes = None if cfg.boxes is None else read_boxes(at_home(str(cfg.boxes)))
+        run = load_run(at_home(str(cfg.landmarker)), cfg.paths)
         crop = build_crop(run, cfg)
+        status["begun"] = True
+        write_config(folder, cfg)
         found, speed = predict(run, cfg, crop, photos, boxes)
         skipped = [skip for photo in found for skip in photo.skipped] + unknown(boxes or {}, photos)
         write(run, cfg, photos, found, skipped)
@@ -82,7 +83,7 @@ def check_values(cfg: DictConfig) -> None:
         raise ConfigError("device", "=cuda: torch finds no CUDA device here; device=auto takes what there is")
     if reason := closed(Path(cfg.output)):
         raise ConfigError("output", f"={cfg.output}: nothing can be written there ({reason})")
-    images, output = Path(str(cfg.images)).expanduser().resolve(), Path(cfg.output).resolve()
+    images, output = real(at_home(str(cfg.images))), real(Path(cfg.output))
     if cfg.pictures and images.is_dir() and output.is_relative_to(images):
         raise ConfigError(
             "output",
@@ -189,7 +190,7 @@ def report(
     lines.append(f"{faces} face{'s' * (faces != 1)} in {with_faces} of {len(found)} photos, {speed}")
     pictures = " and pictures/" if cfg.pictures and faces else ""
     lines.append(f"landmarks.json, landmarks.csv{pictures} in {cfg.output}")
-    Console().print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    Console().print(visible("\n".join(lines)), markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -94,6 +94,16 @@ def walk(root: Path) -> list[Path]:
     return sorted(found)
 
 
+def at_home(path: str) -> Path:
+    """Put the home of a user in the place of ``~``; where there is no such user, it stays the name of a file."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  Path's own raises there
+
+
+def real(path: Path) -> Path:
+    """Follow all links of a path; those that lead to each other are left as they are."""
+    return Path(os.path.realpath(path))  # Path.resolve raises for these before Python 3.13
+
+
 def closed(folder: Path) -> str:
     """Say why no file can be written in a folder, which need not be there yet; empty where one can."""
     there = folder.absolute()
@@ -199,19 +209,20 @@ def read_text(path: Path, most: int = LARGEST) -> str:
     return read_bytes(path, most).decode("utf-8")
 
 
-def read_table(path: Path, *, torn: bool = False) -> Iterator[list[str]]:
+def read_table(path: Path, *, torn: bool = False, most: int = LARGEST_TABLE) -> Iterator[list[str]]:
     """Read the rows of a CSV file, the heading among them.
 
     Args:
         path: of the file.
         torn: leave out a last line without its end, which may just be being written.
+        most: bytes that it may have.
 
     Raises:
         OSError: as :func:`read_bytes`.
         ValueError: as :func:`read_bytes`, or a row is broken or not UTF-8, with the path and the line.
     """
     try:
-        content = read_bytes(path, LARGEST_TABLE)
+        content = read_bytes(path, most)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     whole = content[: content.rfind(b"\n") + 1] if torn else content

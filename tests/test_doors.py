@@ -21,6 +21,7 @@ from facelab.errors import ConfigError
 from facelab.faces.layouts import IBUG68, LAPA106, Layout
 from facelab.metrics.face_table import read_faces
 from facelab.run_folder import read_status
+from lightning_modules.landmark import LandmarkModule
 from train import check_values
 
 CLIENTS_LINE = "model=pipnet data=lapa106 -m backbone=mbv2,resnet18"
@@ -359,6 +360,31 @@ def test_mistakes_in_evaluation(
     assert message in text
     assert "Traceback" not in text
     assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_an_evaluation_that_is_refused_leaves_the_one_before(trained: Path, tmp_path: Path) -> None:
+    """Numbers of one evaluation beside the configuration of another, in a folder that is used again."""
+    line = (f"ckpt={trained}", "hydra.run.dir=run")
+    open_door("evaluate", *line, folder=tmp_path)
+    names = ("config.yaml", "metrics.json", "faces.csv")
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in names}
+    with pytest.raises(SystemExit):
+        open_door("evaluate", *line, "flip_test=true", "trainer.accelerator=tpu", folder=tmp_path)
+    assert {name: (tmp_path / "run" / name).read_bytes() for name in names} == before
+    assert load(tmp_path / "run" / "status.json")["state"] == "finished"
+
+
+def test_an_evaluation_that_ends_early_leaves_no_results(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same where the second one is killed amid its test."""
+    shutil.copytree(trained, tmp_path / "run")
+    shutil.copytree(trained, tmp_path / "trained")
+    (tmp_path / "run" / "config.yaml").write_text("task: evaluate\n")
+    monkeypatch.setattr(LandmarkModule, "test_step", lambda *_: 1 / 0)
+    with pytest.raises(SystemExit):
+        open_door("evaluate", "ckpt=trained", "hydra.run.dir=run", "flip_test=true", folder=tmp_path)
+    assert not {"metrics.json", "faces.csv"} & {path.name for path in (tmp_path / "run").iterdir()}
 
 
 @pytest.mark.slow

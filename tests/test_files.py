@@ -13,7 +13,18 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from facelab.files import DEEPEST, LARGEST, MOST_NODES, read_bytes, read_json, read_table, read_yaml, replacing
+from facelab.files import (
+    DEEPEST,
+    LARGEST,
+    MOST_NODES,
+    at_home,
+    read_bytes,
+    read_json,
+    read_table,
+    read_yaml,
+    real,
+    replacing,
+)
 
 QUICK = settings(
     max_examples=200,
@@ -82,6 +93,20 @@ def test_a_name_that_is_a_folder_fails_cleanly(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="results"), replacing(path) as temporary:
         temporary.write_text("new")
     assert list(tmp_path.iterdir()) == [path]
+
+
+# Places
+
+
+def test_places_that_lead_nowhere_are_names_of_files(tmp_path: Path) -> None:
+    """A traceback for the home of a user who is not there, and for links that lead to each other."""
+    loop = tmp_path / "loop"
+    loop.symlink_to("loop")
+    assert at_home("~nobody-of-this-name/run") == Path("~nobody-of-this-name/run")
+    assert at_home("~/run") == Path.home() / "run"
+    assert real(loop / "run") == tmp_path.resolve() / "loop" / "run"
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert real(tmp_path / "link" / "run") == tmp_path.resolve() / "run"
 
 
 # Reading

@@ -28,6 +28,7 @@ from facelab.errors import ConfigError, DatasetError
 from facelab.faces.face import Face, Photo, Split
 from facelab.faces.geometry import Array, bounding_box, from_cells
 from facelab.faces.layouts import Layout
+from facelab.files import naming
 
 log = logging.getLogger(__name__)
 
@@ -155,11 +156,12 @@ class Synthetic:
         log.info("rendering %d photos of faces into %s", len(jobs), self.folder)
         own = self.folder.with_name(f".{self.folder.name}-{uuid.uuid4().hex}")
         try:
-            for split in SPLITS:
-                (own / split).mkdir(parents=True)
-            rows = self._rows([(own / split / f"{index:05d}.jpg", split, index) for split, index in jobs], own)
-            columns = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-            np.savez(own / "faces.npz", allow_pickle=False, **columns)
+            with naming(self.folder):
+                for split in SPLITS:
+                    (own / split).mkdir(parents=True)
+                rows = self._rows([(own / split / f"{index:05d}.jpg", split, index) for split, index in jobs], own)
+                columns = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+                np.savez(own / "faces.npz", allow_pickle=False, **columns)
             try:
                 own.rename(self.folder)
             except OSError:

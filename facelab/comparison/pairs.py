@@ -11,6 +11,7 @@ import numpy as np
 from facelab.comparison.read import Run
 from facelab.errors import RunError
 from facelab.faces.geometry import Array
+from facelab.files import real
 from facelab.metrics.face_table import read_faces
 from facelab.metrics.landmarks import (
     Difference,
@@ -116,7 +117,7 @@ def choose(runs: Sequence[Run], text: str) -> Run:
     Raises:
         RunError: none is, or several are.
     """
-    exact = [run for run in runs if run.name == text or run.folder.resolve() == Path(text).resolve()]
+    exact = [run for run in runs if run.name == text or real(run.folder) == real(Path(text))]
     found = exact or [run for run in runs if text in run.name]
     if len(found) == 1:
         return found[0]

@@ -18,7 +18,7 @@ from facelab.errors import ConfigError, DatasetError, ImageError, printable
 from facelab.faces.crop import Crop
 from facelab.faces.geometry import Array, from_cells, transform_points
 from facelab.faces.image import SUFFIXES, CropError, PhotoFile
-from facelab.files import walk
+from facelab.files import at_home, walk
 from facelab.inference.boxes_file import Boxes
 from lightning_modules.landmark import LandmarkModule
 
@@ -91,7 +91,7 @@ def find_photos(images: str) -> Photos:
         ConfigError: there is no such file or folder, or no photo in it.
         DatasetError: a folder cannot be read.
     """
-    given = Path(images).expanduser()
+    given = at_home(images)
     if given.is_file():
         return Photos(given.parent, {printable(given.name): given}, {})
     if given.is_dir():

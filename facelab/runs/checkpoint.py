@@ -104,8 +104,8 @@ def read_checkpoint(file: Path) -> Checkpoint:
     config, weights, step = (content.get(key) for key in keys)
     if not isinstance(config, dict) or not isinstance(weights, dict) or "model" not in config:
         raise CheckpointError(f"{file} carries no configuration with its weights; it was not written by train.py")
-    if not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise CheckpointError(f"{file} holds weights that are no tensors")
+    if not all(isinstance(name, str) and _is_plain(value) for name, value in weights.items()):
+        raise CheckpointError(f"{file} holds weights that are no plain tensors with names; train.py writes no others")
     if not isinstance(step, int):
         raise CheckpointError(f"{file} holds no number of optimizer steps; it was not written by train.py")
     # A tensor may repeat one number of the file as often as its shape says.
@@ -194,8 +194,12 @@ def _load(module: Any, weights: Mapping[str, Any], file: Path, lost: str) -> lis
     """
     # What only the loss had needed, such as a branch that it alone trained, is not built without it.
     left = [key for key in weights if lost and getattr(module, key.partition(".")[0], None) is None]
+    kept = {key: value for key, value in weights.items() if key not in left}
+    built = {key: value for key, value in module.state_dict().items() if key in kept}
+    if others := [key for key, value in built.items() if kind_of(kept[key]) != kind_of(value)]:
+        raise CheckpointError(f"the weights in {file} do not fit its configuration: {others[0]} is of another type")
     try:
-        module.load_state_dict({key: value for key, value in weights.items() if key not in left})
+        module.load_state_dict(kept)
     except RuntimeError as error:
         raise CheckpointError(f"the weights in {file} do not fit its configuration: {error}") from error
     return left
@@ -226,7 +230,7 @@ def needed(cfg: DictConfig, *nodes: str) -> DictConfig:
     Raises:
         CheckpointError: one of them is not there.
     """
-    if lacking := [node for node in nodes if OmegaConf.select(cfg, node) is None]:
+    if lacking := [node for node in nodes if not isinstance(OmegaConf.select(cfg, node), DictConfig)]:
         raise CheckpointError(f"the configuration of the checkpoint has no {', '.join(lacking)}")
     cleared = copy.deepcopy(cfg)
     for place in TRAINING:
@@ -252,20 +256,38 @@ def clear_initial_weights(node: Any) -> Any:
     return [clear_initial_weights(value) for value in node] if isinstance(node, (list, tuple)) else node
 
 
+def kind_of(weight: Any) -> str:
+    """Name the kind of number that a tensor holds; torch turns one kind into another in silence when it loads."""
+    return "real" if weight.is_floating_point() else "complex" if weight.is_complex() else "whole"
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell whether a value is a tensor whose numbers lie side by side, and neither sparse nor quantised."""
+    import torch
+
+    return isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized
+
+
 def _check_members(file: Path) -> None:
-    """Refuse a file that torch would unpack to more than it is; other files are for torch to refuse.
+    """Refuse a file that torch would unpack to more than it is, or whose content is not what was written.
+
+    Other files are for torch to refuse.
 
     Raises:
-        CheckpointError: it holds compressed members, as torch never writes them.
+        CheckpointError: it holds compressed members, as torch never writes them, or one was damaged since.
     """
     try:
         with ZipFile(file) as archive:
             members = archive.infolist()
+            packed = any(member.compress_type != ZIP_STORED for member in members)
+            packed |= sum(member.file_size for member in members) > file.stat().st_size
+            damaged = None if packed else archive.testzip()  # torch reads past a wrong checksum
     except Exception:  # a broken archive fails in many ways, and torch reads older formats than this
         return
-    packed = any(member.compress_type != ZIP_STORED for member in members)
-    if packed or sum(member.file_size for member in members) > file.stat().st_size:
+    if packed:
         raise CheckpointError(f"{file} holds compressed parts, and was not written by train.py")
+    if damaged or len({member.filename for member in members}) < len(members):
+        raise CheckpointError(f"{file} was damaged or changed since it was written: its checksums do not fit")
 
 
 def _check_size(config: Any, file: Path) -> None:

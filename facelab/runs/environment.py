@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from facelab.files import write_json
+from facelab.files import LARGEST_TABLE, read_json, write_json
 from facelab.run_folder import now
 from facelab.runs.processes import slurm_job
 
@@ -26,9 +26,10 @@ PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "timm", "albument
 def write_environment(path: Path) -> None:
     """Keep the environment of the first start, and with it those of the later ones."""
     with suppress(FileNotFoundError, ValueError):
-        first = json.loads(path.read_text(encoding="utf-8"))
-        write_json(path, first | {"resumed": [*first.get("resumed", []), environment()]})
-        return
+        first = read_json(path, LARGEST_TABLE)
+        if isinstance(first, dict) and isinstance(resumed := first.get("resumed", []), list):
+            write_json(path, first | {"resumed": [*resumed, environment()]})
+            return
     write_json(path, environment())
 
 

@@ -57,7 +57,7 @@ def resumed_argv(argv: Sequence[str]) -> list[str]:
     places = [word.removeprefix(RESUME) for word in argv if word.startswith(RESUME)]
     if not places:
         return list(argv)
-    folder = Path(unquoted(places[-1])).expanduser().absolute()
+    folder = files.at_home(unquoted(places[-1])).absolute()
     os.environ[RESUMED] = json.dumps(typed)
     run = RunFolder(folder)
     if any(word.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for word in typed):
@@ -69,6 +69,7 @@ def resumed_argv(argv: Sequence[str]) -> list[str]:
             raise RunError(
                 f"{folder} holds no {run.sweep.name}; with -m, {RESUME} takes the folder of a sweep over a grid"
             )
+        check_writable(folder)
         os.environ[STAMP] = str(_read_mapping(run.sweep).get("stamp") or folder.name)
         # Hydra composes what is typed before there are jobs: with `data.root=...` it must know which data is meant.
         return normalise_argv([*first_job(folder), *typed, f"hydra.sweep.dir={quoted(folder)}"])
@@ -77,6 +78,7 @@ def resumed_argv(argv: Sequence[str]) -> list[str]:
         hint = f"; {line} goes on with a sweep" if run.sweep.is_file() else ""
         raise RunError(f"{folder} is not the folder of a run: it holds no {run.overrides.name}{hint}")
     check_links(folder)
+    check_writable(folder)
     saved = saved_overrides(run.overrides)
     check_words(saved, typed, run.overrides)
     os.environ[STAMP] = str(read_status(folder).content.get("stamp") or folder.name)
@@ -148,8 +150,8 @@ def check_reach(cfg: DictConfig, folder: Path) -> None:
         return
     now = {_key(word) for word in json.loads(os.environ[RESUMED])}
     machine: Any = OmegaConf.load(ROOT / "conf" / "paths" / "default.yaml")
-    allowed = [folder.resolve(), Path(machine.cache).expanduser().resolve()]
-    allowed += [Path(str(cfg.paths.cache)).resolve()] if now & {"paths.cache", "paths"} else []
+    allowed = [files.real(folder), files.real(files.at_home(machine.cache))]
+    allowed += [files.real(Path(str(cfg.paths.cache)))] if now & {"paths.cache", "paths"} else []
     for place, text in _texts(cfg, ()):
         name = next((key for key in reversed(place) if not key.isdecimal()), "")
         writer = place[0] in WRITERS
@@ -158,7 +160,7 @@ def check_reach(cfg: DictConfig, folder: Path) -> None:
             continue
         if not (name in (WRITTEN_BY_WRITERS if writer else WRITTEN) or (writer and LEADS_OUT.match(text))):
             continue
-        where = Path(os.path.expanduser(text)).resolve()  # noqa: PTH111  Path's own raises for ~nobody
+        where = files.real(files.at_home(text))
         # A cache gets folders that are named by a hash, and never overwrites: the working folder is as good as another.
         roots = [*allowed, Path.cwd()] if name == "cache" else allowed
         if SCHEME.match(text) or not any(where.is_relative_to(root) for root in roots):
@@ -192,7 +194,7 @@ def check_links(folder: Path) -> None:
     Raises:
         RunError: names the link.
     """
-    home = folder.resolve()
+    home = files.real(folder)
     for place, folders, names in os.walk(folder):
         # W&B's own links lead to its log, and each start writes into a folder of its own.
         if place == str(folder / "wandb"):
@@ -200,8 +202,23 @@ def check_links(folder: Path) -> None:
             continue
         for name in (*folders, *names):
             path = Path(place, name)
-            if path.is_symlink() and not path.resolve().is_relative_to(home):
+            if path.is_symlink() and not files.real(path).is_relative_to(home):
                 raise RunError(f"{path} is a link that leads out of the folder of the run; put a copy in its place")
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder in which nothing can be written; Hydra opens its log there before it calls the door.
+
+    Raises:
+        RunError: names the folder, or the log.
+    """
+    if reason := files.closed(folder):
+        raise RunError(f"{folder} cannot go on where it is: nothing can be written there ({reason}); continue a copy")
+    for path in folder.glob("*.log"):
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK))  # a pipe would be waited for
+        except OSError as error:
+            raise RunError(f"{path} cannot be written to: {error.strerror}; remove it") from error
 
 
 def _key(word: str) -> str:

@@ -25,8 +25,11 @@ from facelab.runs.processes import STAMP, is_first, join_tasks, ranks, restart_w
 
 log = logging.getLogger(__name__)
 
-REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
-"""Errors of a file system that is full or closed to us, and of a folder that would lie in a file."""
+REFUSED = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
+)
+"""Errors of a file system that is full or closed to us, and of a folder in the place of a file or the reverse."""
 
 
 @contextmanager

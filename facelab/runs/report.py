@@ -1,28 +1,51 @@
 """The table of a test, as train.py and evaluate.py print it."""
 
-import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from facelab.errors import RunError, visible
+from facelab.files import read_json
 from facelab.run_folder import RunFolder, is_infinite
 from facelab.runs.processes import is_first
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 
 def report(folder: Path) -> None:
-    """Print the table of the test that a run's folder holds, in percent, and where its files lie."""
+    """Print the table of the test that a run's folder holds, in percent, and where its files lie.
+
+    Raises:
+        RunError: the file of the results is broken, as it may be in a folder from somebody else.
+    """
     from rich.console import Console
-    from rich.table import Table
 
     files = RunFolder(folder)
     if not is_first():
         return
+    console = Console(markup=False)
     if not files.metrics.is_file():
         if files.checkpoints.is_dir():
-            Console().print(f"no test was asked for; the checkpoints lie in {files.checkpoints}", soft_wrap=True)
+            console.print(f"no test was asked for; the checkpoints lie in {files.checkpoints}", soft_wrap=True)
         return
-    results = json.loads(files.metrics.read_text(encoding="utf-8"))
+    try:
+        results = read_json(files.metrics)
+        table, notes = _table(results), _notes(results, files)
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
+        raise RunError(f"{files.metrics} holds no results of a test ({type(error).__name__}: {error})") from error
+    console.print(table)
+    for note in notes:
+        console.print(note)
+    pictures = ", ".join(path.name for path in (files.test_picture, files.worst_picture) if path.is_file())
+    console.print(f"results in {folder}" + (f", pictures in samples/: {pictures}" if pictures else ""), soft_wrap=True)
+
+
+def _table(results: dict[str, Any]) -> "Table":
+    from rich.table import Table
+
     metrics, counts = results["metrics"], results["counts"]
     title = "{dataset} {split}, {faces} faces, box: {box} x {box_scale}, pose: {pose}".format(**results["protocol"])
-    table = Table(title=title, title_justify="left")
+    table = Table(title=visible(title), title_justify="left")
     table.add_column("metric")
     for heading in ("%", "95 % interval", "faces"):
         table.add_column(heading, justify="right")
@@ -35,15 +58,17 @@ def report(folder: Path) -> None:
         interval = "{:.2f} .. {:.2f}".format(*(unit * end for end in low_high)) if known else ""
         count = counts.get(name, counts["nme_ioc"])
         unknown = "inf" if is_infinite(name, counts) else "-"
-        table.add_row(name, unknown if value is None else f"{unit * value:.2f}", interval, str(count))
-    console = Console()
-    console.print(table)
+        table.add_row(visible(name), unknown if value is None else f"{unit * value:.2f}", interval, f"{count:d}")
+    return table
+
+
+def _notes(results: dict[str, Any], files: RunFolder) -> list[str]:
+    metrics, counts, notes = results["metrics"], results["counts"], list[str]()
     if skipped := int(metrics["faces_skipped"]):
-        console.print(f"{skipped} faces could not be measured; they are listed in {files.faces.name} without an error")
+        notes.append(f"{skipped} faces could not be measured; they are listed in {files.faces.name} without an error")
     for role, count in results.get("unreadable", {}).items():
         if count and role != "test":
-            console.print(f"{count} faces of {role} could not be read and were left out; the log names them")
+            notes.append(visible(f"{count} faces of {role} could not be read and were left out; the log names them"))
     if any(value is None and is_infinite(name, counts) for name, value in metrics.items()):
-        console.print("inf: a point of one of these faces was predicted as NaN or infinite; -: there is no such face")
-    pictures = ", ".join(path.name for path in (files.test_picture, files.worst_picture) if path.is_file())
-    console.print(f"results in {folder}" + (f", pictures in samples/: {pictures}" if pictures else ""), soft_wrap=True)
+        notes.append("inf: a point of one of these faces was predicted as NaN or infinite; -: there is no such face")
+    return notes

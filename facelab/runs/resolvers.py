@@ -8,6 +8,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from facelab.files import at_home, real
 from facelab.run_folder import STAMPED, owner_of
 
 INNERMOST = re.compile(r"\$\{([^${}]*)\}")
@@ -37,7 +38,7 @@ def run_name(checkpoint: str) -> str:
     Args:
         checkpoint: a run folder or a checkpoint file, which need not exist.
     """
-    path = Path(str(checkpoint)).expanduser().resolve()
+    path = real(at_home(str(checkpoint)))
     if owner := owner_of(path):
         path = owner.path
     name = f"{path.parent.name}-{path.name}" if path.name.isdecimal() else path.name.removesuffix(".ckpt")

@@ -1,7 +1,6 @@
 """Continue an interrupted run where it was."""
 
 import csv
-import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from facelab.files import read_table, replacing
 from facelab.renames import STEPS, renamed_config
 from facelab.run_folder import RunFolder, counted, read_status
 from facelab.runs.build import write_config
-from facelab.runs.checkpoint import INITIAL_WEIGHTS, read_checkpoint
+from facelab.runs.checkpoint import INITIAL_WEIGHTS, kind_of, read_checkpoint
 from facelab.runs.overrides import read_yaml
 from facelab.runs.processes import is_first
 
@@ -30,6 +29,8 @@ RESTORED = (
 one network of two."""
 RESUMPTION = "callbacks.resume.ResumableCheckpoint"
 """The callback that writes ``last.ckpt``."""
+LARGEST_CURVES = 2**28
+"""Bytes of a metrics.csv that is continued: of a million steps with a row each."""
 LONGER = "trainer.max_epochs"
 """What alone may change in a run that is finished."""
 
@@ -60,6 +61,7 @@ def resumption(folder: Path, cfg: DictConfig) -> Resumed | None:
             _check_beginning(files)
         return None
     step = read_checkpoint(checkpoint).step
+    curves_until(files.curves, step)
     before = read_yaml(files.config)
     if not isinstance(before, dict):
         raise RunError(f"{files.config} is no mapping")
@@ -138,8 +140,9 @@ def check_weights(module: Any, resumed: Resumed) -> None:
     Raises:
         RunError: names the weights.
     """
-    saved = {name: value.shape for name, value in read_checkpoint(resumed.checkpoint).weights.items()}
-    built = {name: value.shape for name, value in module.state_dict().items()}
+    weights = read_checkpoint(resumed.checkpoint).weights
+    saved = {name: (value.shape, kind_of(value)) for name, value in weights.items()}
+    built = {name: (value.shape, kind_of(value)) for name, value in module.state_dict().items()}
     if differing := sorted(name for name in saved.keys() | built.keys() if saved.get(name) != built.get(name)):
         raise RunError(
             f"{resumed.checkpoint} holds other weights than the network of this configuration has: "
@@ -166,11 +169,20 @@ def begin(folder: Path, cfg: DictConfig, overrides: Sequence[str], resumed: Resu
     write_config(folder, cfg)
     with replacing(files.overrides) as path:
         OmegaConf.save(list(overrides), path)
-    for results in (files.metrics, files.faces, *files.path.glob(files.bad_batch(0).name.replace("0", "*"))):
-        results.unlink(missing_ok=True)
+    remove_results(folder)
+    for batch in files.path.glob(files.bad_batch(0).name.replace("0", "*")):
+        batch.unlink()
     _rewind(files.curves, resumed.step if resumed else 0)
     if resumed:
         log.info("going on from %s, step %d", resumed.checkpoint, resumed.step)
+
+
+def remove_results(folder: Path) -> None:
+    """Remove the results of a test before another begins whose configuration stands beside them."""
+    files = RunFolder(folder)
+    if is_first():
+        for results in (files.metrics, files.faces):
+            results.unlink(missing_ok=True)
 
 
 def _is_of(key: str, nodes: Sequence[str]) -> bool:
@@ -208,12 +220,31 @@ def _rewind(path: Path, step: int) -> None:
     """Leave out of a metrics.csv what was written at this step or later, and a last line that is not whole."""
     if not path.is_file():
         return
-    text = path.read_text(encoding="utf-8")
-    rows = list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
-    if not rows or not step:
+    rows = curves_until(path, step) if step else []
+    if not rows:
         path.unlink()
         return
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row for row in rows if int(row["step"]) < step)
+        csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def curves_until(path: Path, step: int) -> list[list[str]]:
+    """Read the heading of a metrics.csv and the rows before this step; nothing where there is no whole row.
+
+    Raises:
+        RunError: it is no such table.
+    """
+    try:
+        names, *rows = [row for row in read_table(path, torn=True, most=LARGEST_CURVES) if row] or [[]]
+        if not rows:
+            return []
+        if odd := next((row for row in rows if len(row) != len(names)), None):
+            raise ValueError(f"{path}: a row has {len(odd)} cells, but the header names {len(names)} columns")
+        at = names.index("step")
+        return [names, *(row for row in rows if int(row[at]) < step)]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{path} is no table of the run's metrics ({error}); move it away to continue without"
+        ) from error

@@ -1,3 +1,4 @@
+import errno
 import logging
 import os
 import sys
@@ -212,6 +213,18 @@ def test_an_interruption_leaves_nothing_that_is_read(tmp_path: Path, monkeypatch
     killed = annotations.folder.with_name(f".{annotations.folder.name}-killed")
     (killed / "train").mkdir(parents=True)
     assert len(annotations.photos("train")) == 4
+
+
+def test_a_full_disk_is_told_with_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message that names no file: the system tells none for what is written to one that is open."""
+
+    def full(self: Synthetic, job: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Synthetic, "write_photo", full)
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        faces(tmp_path).photos("train")
+    assert raised.value.filename == str(faces(tmp_path).folder)
 
 
 def test_a_set_without_labels_is_named(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from callbacks.csv_logger import AppendingCSVLogger
-from facelab.runs.resume import _rewind
+from facelab.errors import RunError
+from facelab.runs.resume import _rewind, curves_until
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -96,6 +97,23 @@ def test_taking_back_from_next_to_nothing(content: str, tmp_path: Path) -> None:
     _rewind(path, 3)
     logged(path, (3, {"a": 1.0}))
     assert path.read_text() == "epoch,step,a\n,3,1.0\n"
+
+
+@pytest.mark.parametrize(
+    "content", [b"epoch,val\n0,1\n", b"step,a\nx,1\n", b"step,a\n1\n", b"step,a\n1,\xff\n", None, 2**40]
+)
+def test_a_table_that_is_none_is_told(content: bytes | int | None, tmp_path: Path) -> None:
+    """A folder from somebody else: a traceback, or a file of holes that takes all memory."""
+    path = tmp_path / "metrics.csv"
+    if content is None:
+        path.mkdir()
+    elif isinstance(content, int):
+        path.touch()
+        os.truncate(path, content)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(RunError, match=r"metrics\.csv is no table of the run's metrics .* move it away"):
+        curves_until(path, 3)
 
 
 def test_taking_back_where_there_is_no_table(tmp_path: Path) -> None:

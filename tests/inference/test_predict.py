@@ -389,6 +389,7 @@ def test_boxes_file_is_absent(tmp_path: Path) -> None:
     ("word", "expected"),
     [
         ("images=nowhere", "images=nowhere: there is no such file or folder"),
+        ('images="~nobody-of-this-name/photos"', "there is no such file or folder"),
         ("boxes=nowhere.csv", "nowhere.csv"),
         ("landmarker=nowhere", "neither a run folder nor a checkpoint"),
         ("crop.scale=0", "crop.scale: 0 given"),

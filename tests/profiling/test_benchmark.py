@@ -250,6 +250,18 @@ def test_benchmark_of_runs(trained: Path, tmp_path: Path) -> None:
     assert load(folder / "status.json")["state"] == "finished"
 
 
+def test_a_folder_that_takes_no_numbers_costs_none(trained: Path, tmp_path: Path) -> None:
+    """Minutes of measuring lost, with all other runs of the table, since one lies on a medium that is read only."""
+    for name in ("closed", "open"):
+        shutil.copytree(trained, tmp_path / name)
+    (tmp_path / "closed" / "benchmark.json").mkdir()
+    open_door("benchmark", "ckpt=[closed,open]", *QUICK, "hydra.run.dir=run", folder=tmp_path)
+    with (tmp_path / "run" / "benchmark.csv").open() as file:
+        assert [row["name"] for row in csv.DictReader(file)] == ["closed", "open"]
+    assert load(tmp_path / "open" / "benchmark.json")["size"] == 64
+    assert "its numbers are in benchmark.csv alone" in (tmp_path / "run" / "benchmark.log").read_text()
+
+
 def test_benchmark_of_one_run_is_named_after_it(trained: Path, tmp_path: Path) -> None:
     """Benchmarks of two runs that cannot be told apart; a batch whose throughput stands under another's key."""
     shutil.copytree(trained, tmp_path / "mine")

@@ -17,7 +17,7 @@ from conftest import ROOT, open_door
 from omegaconf import OmegaConf
 from test_recorded_runs import PATHS, crops
 
-from callbacks.resume import AtomicCheckpointIO
+from callbacks.resume import STATES, AtomicCheckpointIO
 from facelab import renames
 from facelab.errors import CheckpointError, FacelabError
 from facelab.renames import Step, renamed_config, renamed_override, renamed_path, renamed_weights
@@ -126,6 +126,8 @@ def test_evaluation_checks_what_it_builds(
     ("changes", "message"),
     [
         ({"crop": None}, "has no crop"),
+        ({"crop": "pipnet"}, "has no crop"),
+        ({"model": "pfld"}, "has no model"),
         ({"model": "${nowhere}"}, "cannot be read"),
         ({"memory_format": "${nowhere}"}, "cannot be read"),
         ({"loss.points": "${evil}", "evil": {"_target_": "os.system", "command": "true"}}, r"evil\._target_: "),
@@ -219,9 +221,9 @@ def test_a_method_that_insists_on_its_training_is_opened_without(
 def test_format_is_written_and_a_later_one_refused(tmp_path: Path, written: Callable[..., Path]) -> None:
     """A checkpoint of tomorrow that today's code opens as something else, or a format that nobody writes."""
     files, path = AtomicCheckpointIO(), tmp_path / "a.ckpt"
-    states = {"loops": {"a": 1}, "callbacks": {"a": 1}, "optimizer_states": [1]}
-    files.save_checkpoint(states | {"state_dict": {}, "format": renames.FORMAT}, path)
-    assert files.load_checkpoint(path, weights_only=True) == states | {"state_dict": {}, "format": renames.FORMAT}
+    content = {"state_dict": {}, "format": renames.FORMAT, **{key: [1] for key in STATES}}
+    files.save_checkpoint(content, path)
+    assert files.load_checkpoint(path, weights_only=True) == content
     saved: dict[str, Any] = {}
     load_run(PFLD, PATHS).module.on_save_checkpoint(saved)
     assert saved == {"format": renames.FORMAT}
@@ -481,6 +483,53 @@ def test_a_compressed_checkpoint_is_refused(written: Callable[..., Path], tmp_pa
             packed.writestr(member.filename, plain.read(member))
     with pytest.raises(CheckpointError, match="compressed"):
         read_checkpoint(tmp_path / "packed.ckpt")
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    """A disk or a copy that changed some bytes: torch reads on, and other weights are measured as those of the run."""
+    content = bytearray(PFLD.read_bytes())
+    with ZipFile(PFLD) as archive:
+        largest = max(archive.infolist(), key=lambda member: member.file_size)
+        content[content.index(archive.read(largest))] ^= 0xFF
+    (tmp_path / "damaged.ckpt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"damaged\.ckpt was damaged"):
+        read_checkpoint(tmp_path / "damaged.ckpt")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_checkpoint_with_two_members_of_one_name_is_refused(tmp_path: Path) -> None:
+    """A file of which two programs read different weights."""
+    twice = shutil.copy(PFLD, tmp_path / "twice.ckpt")
+    with ZipFile(twice, "a") as archive:
+        archive.writestr(archive.infolist()[0].filename, b"")
+    with pytest.raises(CheckpointError, match=r"twice\.ckpt was damaged or changed"):
+        read_checkpoint(Path(twice))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weight: weight.long(), "is of another type"),
+        (lambda weight: weight > 0, "is of another type"),
+        (lambda weight: weight.to(torch.complex64), "is of another type"),
+        (lambda weight: weight.to_sparse(), "no plain tensors"),
+        (lambda weight: torch._empty_affine_quantized(weight.shape, scale=1, dtype=torch.qint8), "no plain tensors"),
+    ],
+)
+def test_weights_of_another_kind_are_refused(
+    change: Callable[[torch.Tensor], Any], message: str, content: dict[str, Any], written: Callable[..., Path]
+) -> None:
+    """Numbers that torch rounds or halves without a word, and a traceback of torch's own."""
+    name = next(name for name, value in content["state_dict"].items() if value.ndim == 4)
+    weights = content["state_dict"] | {name: change(content["state_dict"][name])}
+    with pytest.raises(CheckpointError, match=message):
+        load_run(written({}, state_dict=weights), PATHS)
+
+
+def test_a_weight_whose_name_is_a_number_is_refused(content: dict[str, Any], written: Callable[..., Path]) -> None:
+    """A traceback where names are looked into."""
+    with pytest.raises(CheckpointError, match="with names"):
+        load_run(written({}, state_dict=content["state_dict"] | {5: torch.zeros(1)}), PATHS)
 
 
 @pytest.mark.parametrize("text", ["${run_name:'~'}", "${folder_id:.}", "${hydra:runtime.cwd}"])

@@ -1,5 +1,6 @@
 """What a run says of itself while it goes on, and how others read it."""
 
+import errno
 import json
 import logging
 import os
@@ -27,9 +28,9 @@ from facelab.files import write_json
 from facelab.run_folder import LOST_AFTER, now, read_status
 from facelab.runs import environment as environment_module
 from facelab.runs import recording
-from facelab.runs.environment import commit, environment
+from facelab.runs.environment import commit, environment, write_environment
 from facelab.runs.processes import RANKS, STAMP
-from facelab.runs.recording import track_run
+from facelab.runs.recording import explain, track_run
 
 HERE = socket.gethostname()
 
@@ -392,6 +393,25 @@ def test_the_environment_of_a_copy_is_that_of_the_original(tmp_path: Path, monke
     found = environment()
     assert (found["git_commit"], found["git_changed_files"]) == ("abc", ["M x"])
     assert found["code"] == str(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"resumed": 5}', "{", 2**40])
+def test_an_environment_that_is_none_is_written_anew(content: str | int, tmp_path: Path) -> None:
+    """A traceback of a run that goes on, or all memory taken by a file of holes."""
+    path = tmp_path / "environment.json"
+    path.write_text(content if isinstance(content, str) else "")
+    if isinstance(content, int):
+        os.truncate(path, content)
+    write_environment(path)
+    assert load(path).keys() >= {"python", "host"}
+
+
+@pytest.mark.parametrize("number", [errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENOSPC])
+def test_a_folder_in_the_place_of_a_file_is_told(number: int) -> None:
+    """A traceback for a run folder that was put together by hand."""
+    assert explain(OSError(number, os.strerror(number), "samples")) == (
+        f"samples: {os.strerror(number)}. What was written before is whole."
+    )
 
 
 def test_the_first_environment_stays(tmp_path: Path) -> None:

@@ -421,6 +421,40 @@ def test_names_of_folders(
     assert os.environ["FACELAB_STAMP"] == name
 
 
+def test_a_home_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A traceback for a mistyped name of a user."""
+    monkeypatch.setenv("FACELAB_RESUMED", "[]")
+    with pytest.raises(RunError, match=r"~nobody-of-this-name/run is not the folder of a run"):
+        resumed_argv(["resume=~nobody-of-this-name/run"])
+
+
+@pytest.mark.parametrize("sweep", [True, False])
+def test_a_folder_that_cannot_be_written_to_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sweep: bool
+) -> None:
+    """A run on a medium that can only be read: a traceback of Hydra, which opens its log there."""
+    (tmp_path / "overrides.yaml").write_text("- seed=3\n")
+    (tmp_path / "sweep.json").write_text('{"cells": {"0": ["seed=3"]}}')
+    monkeypatch.setattr("facelab.files.closed", lambda folder: f"{folder}: Read-only file system")
+    monkeypatch.setenv("FACELAB_STAMP", "later")
+    monkeypatch.setenv("FACELAB_RESUMED", "[]")
+    with pytest.raises(RunError, match=r"nothing can be written there \(.*Read-only file system\)"):
+        resumed_argv([*["-m"] * sweep, f"resume={tmp_path}"])
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to(path.name)])
+def test_a_log_that_cannot_be_written_to_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], Any]
+) -> None:
+    """A folder from somebody else whose log is a pipe, on whose reader the run waits for ever, or a folder."""
+    (tmp_path / "overrides.yaml").write_text("- seed=3\n")
+    make(tmp_path / "train.log")
+    monkeypatch.setenv("FACELAB_RESUMED", "[]")
+    monkeypatch.setenv("FACELAB_STAMP", "later")
+    with pytest.raises(RunError, match=r"train\.log cannot be written to"):
+        resumed_argv([f"resume={tmp_path}"])
+
+
 @pytest.mark.parametrize("best_is_there", [True, False])
 def test_the_folder_may_have_any_name(tmp_path: Path, interrupt: Interrupt, best_is_there: bool) -> None:
     """The same with all that comes after the command line; a moved run whose best checkpoint is forgotten."""
