@@ -8,13 +8,11 @@ other endings are ignored.
 
 *Files of points.* A .txt has ``x y`` per line in pixels, the centre of the top-left pixel is 0 0; a first line may
 contain the number of points. A .pts has the format of 300-W (https://ibug.doc.ic.ac.uk/resources/300-W):
-``version: 1``, ``n_points: N``, then lines ``x y`` between braces, usually from 1. ``a.jpg.txt`` also belongs to
-``a.jpg``.
-
-Pixels are those of the photo as viewers show it, rotated by its orientation tag (EXIF), unless ``orientation`` is
-``stored``. With ``units: fraction`` the numbers are fractions of the width and height of the photo. In both formats
-``nan nan`` and the codes in ``missing`` mark points that are not annotated or hidden. A file that appears to use
-another code, or fractions without ``units: fraction``, is refused.
+``version: 1``, ``n_points: N``, then lines ``x y`` between braces, usually counted from 1. ``a.jpg.txt`` also belongs
+to ``a.jpg``. Pixels are those of the photo as viewers show it, rotated by its orientation tag (EXIF), unless
+``orientation`` is ``stored``. With ``units: fraction`` the numbers are fractions of the width and height of the photo.
+In both formats ``nan nan`` and the codes in ``missing`` mark points that are not annotated or hidden.
+A file that appears to use another code, or fractions without ``units: fraction``, is refused.
 
 *Splits.* The splits are the folders called ``train``, ``training`` or ``trainset``, ``val``, ``valid``, ``validation``
 or ``valset``, ``test``, ``testing`` or ``testset``, in upper or lower case and at any depth, and the folders in
