@@ -1,26 +1,26 @@
-"""Images of your own with one file of points each.
+"""Custom dataset: images with one file of points each.
 
-*On disk.* Any folders of images (.jpg, .jpeg, .png, .bmp, .webp, .tif, .tiff) with one face each. The points of an
-image are in a file of the same name that ends in .txt or .pts, beside the image, or in a folder ``landmarks`` that
-flips it: folders called ``images`` and ``landmarks`` do not count when names are compared, so that ``a.jpg`` goes
-with ``a.txt`` or ``landmarks/a.txt``, and ``train/images/a.jpg`` with ``train/landmarks/a.txt``. Names that begin with
-a dot are not looked at, nor are files with other endings.
+*On disk.* Any folders of images (.jpg, .jpeg, .png, .bmp, .webp, .tif, .tiff) with one face each. The file of points of
+an image has the same name with the ending .txt or .pts. It is beside the image or in a parallel folder ``landmarks``:
+the comparison of names ignores folders called ``images`` and ``landmarks``. So ``a.jpg`` belongs to ``a.txt`` or
+``landmarks/a.txt``, and ``train/images/a.jpg`` to ``train/landmarks/a.txt``. Names that begin with a dot and files with
+other endings are ignored.
 
-*Files of points.* .txt: ``x y`` per line, in pixels, the centre of the top-left pixel is 0 0; the number of points may
-stand on a line before them. .pts, the format of 300-W (https://ibug.doc.ic.ac.uk/resources/300-W): ``version: 1``,
-``n_points: N``, then the lines ``x y`` between braces, usually counted from 1. ``a.jpg.txt`` goes with ``a.jpg`` too.
-Pixels are those of the photo as viewers show it, turned by its orientation mark (EXIF), unless ``orientation`` is
-``stored``; ``units: fraction`` takes numbers as fractions of the photo's width and height. In both formats ``nan nan``
-says that a point is not annotated, and what ``missing`` names. Files that seem to use a code that is not named there,
-or fractions, are refused.
+*Files of points.* A .txt has ``x y`` per line in pixels, the centre of the top-left pixel is 0 0; a first line may
+contain the number of points. A .pts has the format of 300-W (https://ibug.doc.ic.ac.uk/resources/300-W):
+``version: 1``, ``n_points: N``, then lines ``x y`` between braces, usually counted from 1. ``a.jpg.txt`` also belongs
+to ``a.jpg``. Pixels are those of the photo as viewers show it, rotated by its orientation tag (EXIF), unless
+``orientation`` is ``stored``. With ``units: fraction`` the numbers are fractions of the width and height of the photo.
+In both formats ``nan nan`` and the codes in ``missing`` mark points that are not annotated or hidden.
+A file that appears to use another code, or fractions without ``units: fraction``, is refused.
 
-*Splits.* Folders called ``train``, ``training`` or ``trainset``, ``val``, ``valid``, ``validation`` or ``valset``,
-``test``, ``testing`` or ``testset``, in any case and at any depth, are the splits, and those that ``splits`` names. If
-there is a train and no val, a fixed share of the photos of train is val (``val_share``; 0 trains without validation).
-Without such folders fixed shares of all photos are test and val. The share is drawn from the SHA-256 of the photo's
-name (with its folders, but without ``images`` and its ending), so it does not change when photos are added. Photos of
-one person may then lie in several splits, which flatters the numbers: make the folders yourself if there are several
-photos of a person.
+*Splits.* The splits are the folders called ``train``, ``training`` or ``trainset``, ``val``, ``valid``, ``validation``
+or ``valset``, ``test``, ``testing`` or ``testset``, in upper or lower case and at any depth, and the folders in
+``splits``. If there is a train and no val, a fixed share of the train photos is val (``val_share``; 0 trains without
+validation). Without such folders fixed shares of all photos are test and val. The SHA-256 of the name of a photo (with
+its folders, without ``images`` and without its ending) determines its split, so adding photos does not move others.
+Photos of one person may then be in several splits, which makes the results too good: create the folders yourself if a
+person has several photos.
 """
 
 import logging
@@ -56,6 +56,7 @@ from facelab.files import walk
 log = logging.getLogger(__name__)
 
 SOURCE = "Put a file of points (.txt or .pts) beside each image"
+"""How to create the dataset, for error messages."""
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training", "trainset"), "train"),
@@ -63,36 +64,38 @@ SPLIT_NAMES = {
     **dict.fromkeys(("test", "testing", "testset"), "test"),
 }
 """Name of a folder, in lower case, to its split."""
-LIKELY = {*SPLIT_NAMES, "validate", "dev", "eval", "evaluation", "learn"}
-"""Words in the names of folders that look like splits."""
+SPLIT_WORDS = {*SPLIT_NAMES, "validate", "dev", "eval", "evaluation", "learn"}
+"""Words in the name of a folder that suggest that it is a split."""
 REMEDIES = {
-    "zero": "data.missing=[zero] takes 0 0 as not annotated",
-    "minus_one": "data.missing=[minus_one] takes -1 -1 as not annotated",
-    "negated": "data.missing=[negated] takes them as hidden points, with the signs turned",
-    "fraction": "data.units=fraction takes the numbers as fractions of the photo's width and height",
+    "zero": "data.missing=[zero] reads 0 0 as not annotated",
+    "minus_one": "data.missing=[minus_one] reads -1 -1 as not annotated",
+    "negated": "data.missing=[negated] reads them as hidden points and changes their signs",
+    "fraction": "data.units=fraction reads the numbers as fractions of the photo's width and height",
 }
+"""Remedies for :func:`check_face`: a code or ``fraction`` to the option that reads it."""
 
 
 class Folder:
     """Reader of images with a file of points each. No face has a box, a pose or a tag.
 
     Args:
-        name: of the set, for run names and tables.
-        root: the folder with all of it.
-        layout: what the points mean, and how many there have to be.
-        orientation: whether points are pixels of the photos as they are shown, or as they are stored.
-        units: ``pixels``, or ``fraction`` of the photo's width and height.
-        missing: codes for points that are not annotated, or hidden, beside ``nan nan``.
-        pts_origin: the coordinates of the centre of the top-left pixel in the .pts files: 1 as in 300-W, or 0.
-        splits: name of a folder at any depth to ``train``, ``val`` or ``test``, beside the usual names; None for none.
-        val_share: share of the photos of train that is val if there is no folder ``val``; without any of the three
-            folders, share of all photos.
+        name: name of the dataset, for run names and tables.
+        root: the folder that contains all files.
+        layout: layout of the points.
+        orientation: whether points are pixels of the photo as shown or as stored.
+        units: ``pixels``, or ``fraction`` of the width and height of the photo.
+        missing: codes for points that are not annotated or hidden, in addition to ``nan nan``.
+        pts_origin: coordinates of the centre of the top-left pixel in .pts files: 1 as in 300-W, or 0.
+        splits: name of a folder at any depth to ``train``, ``val`` or ``test``, in addition to the usual names; None
+            for none.
+        val_share: share of the train photos that is val if there is no folder ``val``; share of all photos if there is
+            none of the three folders.
         test_share: share of all photos that is test if there is none of the three folders.
-        skip_unpaired: leave out an image without points and points without an image, with a warning, instead of
-            refusing the set.
+        skip_unpaired: whether to skip an image without points and points without an image with a warning, instead of
+            raising.
 
     Raises:
-        ConfigError: a share that is none, or a folder of ``splits`` for something else than a split.
+        ConfigError: a share is out of range, or a value of ``splits`` is not a split.
     """
 
     tags: tuple[str, ...] = ()
@@ -115,13 +118,13 @@ class Folder:
             if not 0 <= share < 1:
                 raise ConfigError(key, f"={share} must be in [0, 1)")
         if val_share + test_share >= 1:
-            raise ConfigError("val_share", f"={val_share} and test_share={test_share} leave nothing to train with")
+            raise ConfigError("val_share", f"={val_share} and test_share={test_share} leave no photos for train")
         splits = splits or {}
-        if alien := [split for split in splits.values() if split not in SPLITS]:
-            raise ConfigError("splits", f": {alien[0]!r} is no split; a folder is train, val or test")
+        if invalid := [split for split in splits.values() if split not in SPLITS]:
+            raise ConfigError("splits", f": {invalid[0]!r} is not a split; use train, val or test")
         self.orientation, self.units, self.missing = orientation, units, tuple(missing)
         self.split_names = SPLIT_NAMES | {name.lower(): split for name, split in splits.items()}
-        self._told = False  # how the splits were made
+        self._splits_logged = False
         self.name = name
         self.root = Path(root)
         self.layout = layout
@@ -131,26 +134,26 @@ class Folder:
         self.skip_unpaired = skip_unpaired
 
     def photos(self, split: Split) -> list[Photo]:
-        """The photos of a split by name.
+        """Return the photos of a split, sorted by name.
 
         Raises:
-            DatasetError: nothing found; no such split; an image without points or points without an image; two files of
-                one name; a file of points that is not as described, or that seems to mean something else.
+            DatasetError: there are no images, the split is empty, an image has no points, points have no image, two
+                files have the same name, or a file of points is malformed or appears to use an unexpected code.
         """
         images, points = self._files() if self.root.is_dir() else ({}, {})
         if not images:
             raise not_found(self.root, "images", SOURCE)
-        every = images.keys() | points.keys()
-        splits = {} if split == "all" else self._splits(every)
-        names = sorted(every if split == "all" else (name for name, its in splits.items() if its == split))
-        double = self._linked_twice(images, splits)
-        names = [name for name in names if name not in double]
+        all_names = images.keys() | points.keys()
+        splits = {} if split == "all" else self._splits(all_names)
+        names = sorted(all_names if split == "all" else (name for name, its in splits.items() if its == split))
+        duplicates = self._duplicates(images, splits)
+        names = [name for name in names if name not in duplicates]
         if not names and split == "val" and not self.val_share:
             return []
         if not names:
             raise DatasetError(
-                f"{self.root}: no photo is in the split {split!r}, only in {', '.join(sorted(set(splits.values())))}"
-                + (f"; data.val_share={self.val_share} of so few photos is none" if split == "val" else "")
+                f"{self.root}: the split {split!r} has no photo, unlike {', '.join(sorted(set(splits.values())))}"
+                + (f"; data.val_share={self.val_share} is too small for so few photos" if split == "val" else "")
                 + ("; test=false trains without a test" if split == "test" else "")
             )
         unpaired = {
@@ -158,12 +161,12 @@ class Folder:
             "files of points without an image": [name for name in names if name not in images],
         }
         names = [name for name in names if name in images and name in points]
-        report_unpaired(self.root, unpaired, left=len(names), skip=self.skip_unpaired)
-        self._tell_marks([images[name] for name in names], split)
+        report_unpaired(self.root, unpaired, complete=len(names), skip=self.skip_unpaired)
+        self._log_orientation([images[name] for name in names], split)
         return [Photo(images[name], (self._face(points[name], images[name]),), self.orientation) for name in names]
 
     def _files(self) -> tuple[dict[str, Path], dict[str, Path]]:
-        """Name of a photo -> its image, and -> its file of points."""
+        """Find the files: name of a photo -> its image, and name -> its file of points."""
         images: dict[str, list[Path]] = defaultdict(list)
         points: dict[str, list[Path]] = defaultdict(list)
         try:
@@ -171,105 +174,105 @@ class Folder:
         except OSError as error:
             raise DatasetError(f"{error.filename}: {error.strerror}") from error
         for path in files:
-            kind = path.suffix.lower()
-            found = images if kind in SUFFIXES else points if kind in (".txt", ".pts") else None
-            if found is not None:
-                found[_name(path.relative_to(self.root))].append(path)
-        for found in (images, points):
-            double = next((paths for paths in found.values() if len(paths) > 1), None)
-            if double:
-                raise DatasetError(f"{double[0]} and {double[1]} have the same name: keep one of them")
-        by_name = {name: path for name, (path,) in images.items()}
-        # a.jpg.txt goes with a.jpg, unless there is an a.jpg.png
-        own = {name: name if name in images else _without_ending(name) for name in points}
-        if len(set(own.values())) < len(own):
-            twice = Counter(own.values()).most_common(1)[0][0]
-            raise DatasetError(f"{self.root}: {twice} has two files of points: keep one of them")
-        return by_name, {own[name]: path for name, (path,) in points.items()}
+            suffix = path.suffix.lower()
+            by_name = images if suffix in SUFFIXES else points if suffix in (".txt", ".pts") else None
+            if by_name is not None:
+                by_name[_name(path.relative_to(self.root))].append(path)
+        for by_name in (images, points):
+            same_name = next((paths for paths in by_name.values() if len(paths) > 1), None)
+            if same_name:
+                raise DatasetError(f"{same_name[0]} and {same_name[1]} have the same name: keep one of them")
+        image_of = {name: path for name, (path,) in images.items()}
+        # a.jpg.txt belongs to a.jpg, unless there is an a.jpg.png
+        photo_of = {name: name if name in images else _without_ending(name) for name in points}
+        if len(set(photo_of.values())) < len(photo_of):
+            duplicate = Counter(photo_of.values()).most_common(1)[0][0]
+            raise DatasetError(f"{self.root}: {duplicate} has two files of points: keep one of them")
+        return image_of, {photo_of[name]: path for name, (path,) in points.items()}
 
     def _splits(self, names: set[str]) -> dict[str, str]:
-        """Give each photo its split, by its folders or by a draw, and say once which."""
-        found = {name: self._named(name) for name in names}
-        folders = {split for split in found.values() if split}
+        """Assign each photo to a split by its folders or by a draw, and log the result once."""
+        by_folder = {name: self._folder_split(name) for name in names}
+        folders = {split for split in by_folder.values() if split}
         if not folders:
-            self._refuse_likely(names)
-            splits = {name: self._drawn(name, self.test_share) for name in names}
-            how = f"drawn by the hash of each name (data.test_share={self.test_share}, data.val_share={self.val_share})"
-        elif outside := sorted(name for name, split in found.items() if not split):
+            self._refuse_split_words(names)
+            splits = {name: self._draw(name, self.test_share) for name in names}
+            rule = f"drawn by the hash of the name (data.test_share={self.test_share}, data.val_share={self.val_share})"
+        elif outside := sorted(name for name, split in by_folder.items() if not split):
             raise DatasetError(
-                f"{self.root}: {len(outside)} images or files of points lie outside {', '.join(sorted(folders))}, for "
-                f"example {outside[0]}; move them into train, val or test, or away, or say what their folder is: "
-                f"'data.splits={{{_top(outside[0]) or 'FOLDER'}: train}}'"
+                f"{self.root}: {len(outside)} images or files of points are outside {', '.join(sorted(folders))}, for "
+                f"example {outside[0]}; move them into train, val or test, remove them, or set their split: "
+                f"'data.splits={{{_top_folder(outside[0]) or 'FOLDER'}: train}}'"
             )
         else:
             splits = {
-                name: self._drawn(name, 0.0) if split == "train" and "val" not in folders else split
-                for name, split in found.items()
+                name: self._draw(name, 0.0) if split == "train" and "val" not in folders else split
+                for name, split in by_folder.items()
             }
-            how = "by their folders"
+            rule = "by their folders"
             if "val" not in folders and self.val_share:
-                how += f", val drawn from train by the hash of each name (data.val_share={self.val_share})"
-        if not self._told:
-            self._told = True
+                rule += f", val drawn from train by the hash of the name (data.val_share={self.val_share})"
+        if not self._splits_logged:
+            self._splits_logged = True
             counts = Counter(splits.values())
-            words = ", ".join(f"{counts[split]} {split}" for split in SPLITS if counts[split])
-            log.info("%s: %d photos: %s, %s", self.name, len(splits), words, how)
+            sizes = ", ".join(f"{counts[split]} {split}" for split in SPLITS if counts[split])
+            log.info("%s: %d photos: %s, %s", self.name, len(splits), sizes, rule)
         return splits
 
-    def _linked_twice(self, images: Mapping[str, Path], splits: Mapping[str, str]) -> set[str]:
-        """Find the names of photos that are there by another name too, which then is their only one.
+    def _duplicates(self, images: Mapping[str, Path], splits: Mapping[str, str]) -> set[str]:
+        """Find the names that are links to a photo with another name, to use each photo once.
 
         Raises:
-            DatasetError: both lie in different splits.
+            DatasetError: the two names are in different splits.
         """
-        double, first = set(), dict[str, str]()
+        duplicates, first = set(), dict[str, str]()
         for name in sorted(images, key=lambda name: (images[name].is_symlink(), name)):
-            real = os.path.realpath(images[name])
-            other = first.setdefault(real, name)
+            target = os.path.realpath(images[name])
+            other = first.setdefault(target, name)
             if other != name and splits.get(other) != splits.get(name):
                 where = f"in {splits[other]} and {splits[name]}"
                 raise DatasetError(f"{self.root}: {images[other]} and {images[name]} are one photo, {where}")
             if other != name:
-                double.add(name)
-        return double
+                duplicates.add(name)
+        return duplicates
 
-    def _named(self, name: str) -> str:
-        """Return the split that the folders of a photo name; empty where none does.
+    def _folder_split(self, name: str) -> str:
+        """Return the split of the folders of a photo; empty if no folder is a split.
 
         Raises:
-            DatasetError: they name two.
+            DatasetError: the folders belong to two splits.
         """
         folders = name.split("/")[:-1]
-        named = {split for folder in folders if (split := self.split_names.get(folder.lower()))}
-        if len(named) > 1:
-            raise DatasetError(f"{self.root}: {name} lies in folders of two splits, {' and '.join(sorted(named))}")
-        return next(iter(named), "")
+        splits = {split for folder in folders if (split := self.split_names.get(folder.lower()))}
+        if len(splits) > 1:
+            raise DatasetError(f"{self.root}: {name} is in folders of two splits, {' and '.join(sorted(splits))}")
+        return next(iter(splits), "")
 
-    def _refuse_likely(self, names: set[str]) -> None:
-        """Refuse to pool and redraw photos whose folders look like splits.
+    def _refuse_split_words(self, names: set[str]) -> None:
+        """Refuse to join and redraw photos whose folders look like splits.
 
         Raises:
-            DatasetError: with the folders.
+            DatasetError: the name of a folder contains one of :data:`SPLIT_WORDS`.
         """
         folders = {folder for name in names for folder in name.split("/")[:-1]}
-        apart = {folder: re.sub(r"(?<=[a-z])(?=[A-Z])", " ", folder).lower() for folder in folders}
-        likely = sorted(folder for folder in folders if set(re.split(r"[\W_\d]+", apart[folder])) & LIKELY)
+        spaced = {folder: re.sub(r"(?<=[a-z])(?=[A-Z])", " ", folder).lower() for folder in folders}
+        likely = sorted(folder for folder in folders if set(re.split(r"[\W_\d]+", spaced[folder])) & SPLIT_WORDS)
         if likely:
             raise DatasetError(
-                f"{self.root}: {', '.join(likely[:3])} look like splits and are called otherwise; name them train, val "
-                f"and test, or say what they are: 'data.splits={{{likely[0]}: train}}'"
+                f"{self.root}: {', '.join(likely[:3])} look like splits with unknown names; rename them to train, val "
+                f"and test, or set their splits: 'data.splits={{{likely[0]}: train}}'"
             )
 
-    def _tell_marks(self, images: Sequence[Path], split: str) -> None:
-        """Log how many photos are shown other than they are stored."""
-        if marked := sum(map(has_mark, images)):
+    def _log_orientation(self, images: Sequence[Path], split: str) -> None:
+        """Log how many photos have an orientation tag that changes how they are shown."""
+        if rotated := sum(map(has_mark, images)):
             log.info(
-                "%s %s: %d of %d photos carry an orientation mark; their points are taken as pixels of the photo as it "
-                "is %s (data.orientation)",
-                *(self.name, split, marked, len(images), self.orientation),
+                "%s %s: %d of %d photos have an orientation tag; their points are pixels of the photo as %s "
+                "(data.orientation)",
+                *(self.name, split, rotated, len(images), self.orientation),
             )
 
-    def _drawn(self, name: str, test_share: float) -> str:
+    def _draw(self, name: str, test_share: float) -> str:
         number = hash_fraction(name)
         if number < test_share:
             return "test"
@@ -278,9 +281,9 @@ class Folder:
     def _face(self, path: Path, image: Path) -> Face:
         """Read a file of points."""
         if path.suffix.lower() == ".pts":
-            raw = read_pts(path, self.layout, origin=0, may_lack=True)
+            raw = read_pts(path, self.layout, origin=0, allow_nan=True)
         else:
-            raw = read_txt(path, self.layout, may_lack=True)
+            raw = read_txt(path, self.layout, allow_nan=True)
         points, visible = resolve_codes(raw, self.missing)
         if self.units == "fraction":
             points = _from_fractions(points, path, image, self.orientation)
@@ -291,32 +294,32 @@ class Folder:
 
 
 def _from_fractions(points: Array, path: Path, image: Path, orientation: Orientation) -> Array:
-    """Turn fractions of the photo's width and height into pixels.
+    """Convert fractions of the width and height of a photo to pixels.
 
     Raises:
-        DatasetError: they are no fractions.
+        DatasetError: a number exceeds 2 in absolute value, so it is not a fraction.
     """
-    if (abs(points) > 2).any():  # NaN is not
-        raise DatasetError(f"{path}: numbers up to {abs(points).max():.6g} are no fractions; data.units=pixels")
+    if (abs(points) > 2).any():  # False for NaN
+        raise DatasetError(f"{path}: numbers up to {abs(points).max():.6g} are not fractions; use data.units=pixels")
     try:
         x0, y0, x1, y1 = PhotoFile(image, orientation).box().tolist()
     except ImageError:
-        return np.full_like(points, np.nan)  # the photo is named and counted when it is asked for
+        return np.full_like(points, np.nan)  # the datamodule reports and counts the photo when it reads it
     return from_cells(points, np.array([x1 - x0, y1 - y0], points.dtype))
 
 
 def _name(path: Path) -> str:
-    """Folders and stem of a file, the same for an image and its points."""
+    """Return folders and stem of a file, equal for an image and its points."""
     folders = [part for part in path.parent.parts if part not in ("images", "landmarks")]
-    # A zip from a Mac takes letters with accents apart; the image and its points may come from two systems.
+    # macOS may decompose accented letters in file names, and the image and its points may be from two systems.
     return unicodedata.normalize("NFC", str(PurePosixPath(*folders, path.stem)))
 
 
 def _without_ending(name: str) -> str:
-    """Take the ending of an image off a name, of ``a.jpg`` for the file ``a.jpg.txt``."""
+    """Remove the ending of an image from a name, such as ``a.jpg`` of the file ``a.jpg.txt``."""
     path = PurePosixPath(name)
     return str(path.with_suffix("")) if path.suffix.lower() in SUFFIXES else name
 
 
-def _top(name: str) -> str:
+def _top_folder(name: str) -> str:
     return name.partition("/")[0] if "/" in name else ""

@@ -1,4 +1,4 @@
-"""Points in text files, and the images they belong to: what the readers of the datasets share."""
+"""Text files of points and their images: functions shared by the readers of datasets."""
 
 import hashlib
 import logging
@@ -17,26 +17,29 @@ from facelab.faces.layouts import Layout
 log = logging.getLogger(__name__)
 
 MissingCode = Literal["zero", "minus_one", "negated"]
-"""How a file says that a point is not annotated, or hidden, beside ``nan nan``: ``zero`` by 0 0, ``minus_one`` by
--1 -1, ``negated`` by both coordinates negated, as MERL-RAV writes points that are annotated and hidden."""
-SUSPECTS = 3
-"""So many points of a face at exactly 0 0 or -1 -1 are taken for a code and not for places."""
-FAR = 0.5
-"""Points at one place this share of the face's larger side away from the others are taken for a code."""
-SPREAD = 1.75
-"""Negative points are taken for a code where the face is so many times as large as with their signs turned."""
+"""Code for points that are not annotated or hidden, in addition to ``nan nan``. ``zero``: 0 0 is not annotated;
+``minus_one``: -1 -1 is not annotated; ``negated``: a point with both coordinates negated is annotated and hidden, as in
+MERL-RAV."""
+MIN_CODED = 3
+"""Minimum number of equal points of a face, such as 0 0, that are taken for a code: one or two may be real
+positions."""
+MIN_DISTANCE = 0.5
+"""Minimum distance of such points from all others, as a fraction of the longer side of the face, to be a code."""
+MIN_SPREAD = 1.75
+"""Minimum ratio of the size of the face to its size with the signs of negative points changed, to take them for a
+code."""
 LARGEST_FRACTION = 1.5
-"""Numbers up to this one are taken for fractions."""
+"""Largest coordinate that is taken for a fraction of the photo: points may be outside of the photo."""
 
 
 def read_lines(path: Path, errors: str = "replace") -> list[str]:
-    """The lines of a text file without the blank ones at its end.
+    """Read the lines of a text file, without blank lines at its end.
 
-    A byte that is not UTF-8 is kept as a mark, so that the parser that meets it can name the line.
+    By default a byte that is not UTF-8 becomes a replacement character, so the parser can report the line.
 
     Args:
         path: the file.
-        errors: how, see :meth:`bytes.decode`.
+        errors: handling of bytes that are not UTF-8, see :meth:`bytes.decode`.
 
     Raises:
         DatasetError: the file cannot be read or is empty.
@@ -58,133 +61,133 @@ def read_table(
     first_line: int,
     *,
     delimiter: str | None,
-    may_lack: bool,
+    allow_nan: bool,
 ) -> Array:
     """Parse lines of numbers.
 
     Args:
-        lines: R lines, each with the same number of fields.
-        width: how many numbers a line has to hold.
-        meaning: what these numbers are, for the message.
-        path: the file the lines come from, for the message.
-        first_line: number of the first of them in that file, counted from 1, for the message.
-        delimiter: what stands between two numbers; None is white space.
-        may_lack: whether ``nan`` may stand for "not annotated".
+        lines: R lines.
+        width: required number of values per line.
+        meaning: description of the values, for the message.
+        path: file of the lines, for the message.
+        first_line: number of the first line in the file, counted from 1, for the message.
+        delimiter: separator of the values; None is white space.
+        allow_nan: whether ``nan`` is allowed, for points that are not annotated.
 
     Returns:
         ``(R, width)`` float32.
 
     Raises:
-        DatasetError: naming the first line that does not hold ``width`` finite numbers.
+        DatasetError: a line does not contain ``width`` finite numbers; the message contains the file and the line.
     """
     try:
         table = np.loadtxt(lines, np.float32, comments=None, delimiter=delimiter, ndmin=2)
     except ValueError as error:
         fault = str(error)
     else:
-        allowed = ~np.isinf(table) if may_lack else np.isfinite(table)
+        allowed = ~np.isinf(table) if allow_nan else np.isfinite(table)
         if table.shape == (len(lines), width) and allowed.all():
             return table
         fault = f"found {table.shape[0]} x {table.shape[1]} numbers, expected {len(lines)} x {width}"
     for number, line in enumerate(lines, first_line):
-        _check_line(line.split(delimiter), width, meaning, f"{path}, line {number}", may_lack)
+        _check_line(line.split(delimiter), width, meaning, f"{path}, line {number}", allow_nan)
     raise DatasetError(f"{path}: {fault}")
 
 
-def _check_line(fields: Sequence[str], width: int, meaning: str, place: str, may_lack: bool) -> None:
+def _check_line(fields: Sequence[str], width: int, meaning: str, place: str, allow_nan: bool) -> None:
     if len(fields) != width:
         raise DatasetError(f"{place}: found {len(fields)} values, expected {width} ({meaning})")
     for field in fields:
         try:
-            value = float(field.replace("_", "x"))  # Python reads 1_0 as 10, which a coordinate never means
+            value = float(field.replace("_", "x"))  # Python parses 1_0 as 10
         except ValueError as error:
             raise DatasetError(f"{place}: {field!r} is not a number") from error
         if abs(value) > float(np.finfo(np.float32).max):
             raise DatasetError(f"{place}: {field!r} is not a finite number")
-        if np.isnan(value) and not may_lack:
+        if np.isnan(value) and not allow_nan:
             raise DatasetError(f"{place}: {field!r}, but every point of this dataset is annotated")
 
 
-def read_txt(path: Path, layout: Layout, *, may_lack: bool) -> Array:
-    """Read a .txt of one face: "x y" per line, with or without the number of points on a line before them.
+def read_txt(path: Path, layout: Layout, *, allow_nan: bool) -> Array:
+    """Read a .txt file of one face: "x y" per line, optionally after a line with the number of points.
 
     Args:
         path: the file; coordinates count from 0.
-        layout: how many points there have to be.
-        may_lack: whether ``nan nan`` may stand for a point that is not annotated.
+        layout: layout of the points.
+        allow_nan: whether ``nan nan`` is allowed, for a point that is not annotated.
 
     Returns:
-        ``(N, 2)`` float32, pixels of the image.
+        ``(N, 2)`` float32 in pixels of the image.
 
     Raises:
-        DatasetError: naming file and line.
+        DatasetError: the file is malformed; the message contains the file and the line.
     """
     lines = read_lines(path)
     first = lines[0].split()
     if len(first) != 1:
-        return _points(lines, path, 1, layout, may_lack)
-    _check_announced(first[0], f"{path}, line 1", layout)
-    return _points(lines[1:], path, 2, layout, may_lack)
+        return _points(lines, path, 1, layout, allow_nan)
+    _check_count(first[0], f"{path}, line 1", layout)
+    return _points(lines[1:], path, 2, layout, allow_nan)
 
 
-def read_pts(path: Path, layout: Layout, *, origin: int, may_lack: bool) -> Array:
-    """Read a .pts of one face, the format of 300-W: a header, then "x y" per line between braces.
+def read_pts(path: Path, layout: Layout, *, origin: int, allow_nan: bool) -> Array:
+    """Read a .pts file of one face, the format of 300-W: a header, then "x y" per line between braces.
 
     Args:
         path: the file.
-        layout: how many points there have to be.
-        origin: the file's coordinates of the centre of the top-left pixel: 1 in the files of 300-W, made with Matlab.
-        may_lack: whether ``nan nan`` may stand for a point that is not annotated.
+        layout: layout of the points.
+        origin: coordinates of the centre of the top-left pixel in the file: 1 in the files of 300-W, made with Matlab.
+        allow_nan: whether ``nan nan`` is allowed, for a point that is not annotated.
 
     Returns:
-        ``(N, 2)`` float32, pixels of the image.
+        ``(N, 2)`` float32 in pixels of the image.
 
     Raises:
-        DatasetError: naming file and line.
+        DatasetError: the file is malformed; the message contains the file and the line.
     """
     lines = [line.strip() for line in read_lines(path)]
     if "{" not in lines or lines[-1] != "}":
-        raise DatasetError(f"{path}: not a .pts file; expected the points between a line '{{' and a last line '}}'")
+        raise DatasetError(f"{path}: not a .pts file; expected the points between a line '{{' and the last line '}}'")
     start = lines.index("{")
     for number, line in enumerate(lines[:start], 1):
         key, _, value = line.partition(":")
         if key.strip() == "n_points":
-            _check_announced(value.strip(), f"{path}, line {number}", layout)
-    return _points(lines[start + 1 : -1], path, start + 2, layout, may_lack) - np.float32(origin)
+            _check_count(value.strip(), f"{path}, line {number}", layout)
+    return _points(lines[start + 1 : -1], path, start + 2, layout, allow_nan) - np.float32(origin)
 
 
-def _check_announced(count: str, place: str, layout: Layout) -> None:
+def _check_count(count: str, place: str, layout: Layout) -> None:
     if count != str(layout.num_points):
         raise DatasetError(
             f"{place}: expected the number of points of the layout {layout.name}, {layout.num_points}, found {count!r}"
         )
 
 
-def _points(lines: Sequence[str], path: Path, first_line: int, layout: Layout, may_lack: bool) -> Array:
+def _points(lines: Sequence[str], path: Path, first_line: int, layout: Layout, allow_nan: bool) -> Array:
     points = np.empty((0, 2), np.float32)
     if lines:
-        points = read_table(lines, 2, "x y", path, first_line, delimiter=None, may_lack=may_lack)
+        points = read_table(lines, 2, "x y", path, first_line, delimiter=None, allow_nan=allow_nan)
     if len(points) != layout.num_points:
         raise DatasetError(
             f"{path}, line {first_line + len(points)}: expected the {layout.num_points} points of the layout "
             f"{layout.name}, found {len(points)}"
         )
     missing = np.isnan(points)
-    half = missing.any(axis=-1) & ~missing.all(axis=-1)
-    if half.any():
-        raise DatasetError(f"{path}, line {first_line + half.argmax()}: one coordinate is nan and the other is not")
+    half_missing = missing.any(axis=-1) & ~missing.all(axis=-1)
+    if half_missing.any():
+        raise DatasetError(f"{path}, line {first_line + half_missing.argmax()}: one coordinate is nan, the other not")
     return points
 
 
 def resolve_codes(points: Array, codes: Collection[MissingCode]) -> tuple[Array, Array]:
-    """Read the codes for points that are not annotated, or hidden.
+    """Replace the codes for points that are not annotated or hidden.
 
     Args:
-        points: ``(N, 2)`` as they stand in the file.
-        codes: those that the set uses.
+        points: ``(N, 2)`` as in the file.
+        codes: codes that the dataset uses.
 
     Returns:
-        ``(N, 2)`` with NaN where a point is not annotated, and ``(N,)`` bool: annotated and not hidden.
+        ``(N, 2)``, NaN where not annotated, and ``(N,)`` bool: annotated and not hidden.
     """
     points, visible = points.copy(), np.ones(len(points), np.bool_)
     for code, value in (("zero", 0), ("minus_one", -1)):
@@ -198,80 +201,87 @@ def resolve_codes(points: Array, codes: Collection[MissingCode]) -> tuple[Array,
 
 
 def check_face(points: Array, place: str, remedies: Mapping[str, str]) -> None:
-    """Refuse a face whose numbers seem to mean something else than places in pixels.
+    """Refuse a face whose numbers do not look like positions in pixels.
 
-    Points that coincide are normal: closed lips, whole pixels.
+    Coinciding points are allowed: lips may be closed, and positions may be whole pixels.
 
     Args:
-        points: ``(N, 2)`` pixels of the photo, as they were read; NaN where not annotated.
-        place: of the face: file and line.
-        remedies: a code of :data:`MissingCode`, or ``fraction``, to what to do about it.
+        points: ``(N, 2)`` in pixels of the photo, as read; NaN where not annotated.
+        place: file and line of the face, for the message.
+        remedies: remedy for each code of :data:`MissingCode` and for ``fraction``, for the message.
 
     Raises:
-        DatasetError: several points at exactly (0, 0) or (-1, -1), or at another place far from all others; negative
-            points without whose signs the face is much smaller; a face smaller than a pixel, or whose numbers all
-            seem to be fractions.
+        DatasetError: several points are exactly (0, 0) or (-1, -1), or equal and far from all others; the face is much
+            smaller if the signs of negative points are changed; the face is smaller than a pixel, or all its numbers
+            look like fractions.
     """
-    known = points[np.isfinite(points).all(axis=1)].astype(np.float64)
+    annotated = points[np.isfinite(points).all(axis=1)].astype(np.float64)
     for code, value in (("zero", 0), ("minus_one", -1)):
-        count = int((known == value).all(axis=1).sum())
-        if count >= SUSPECTS:
+        count = int((annotated == value).all(axis=1).sum())
+        if count >= MIN_CODED:
             raise DatasetError(
-                f"{place}: {count} points at exactly {value} {value}, which seem not to be annotated; {remedies[code]}"
+                f"{place}: {count} points at exactly {value} {value}, probably not annotated; {remedies[code]}"
             )
-    if not len(known):
+    if not len(annotated):
         return
-    places, counts = np.unique(known, axis=0, return_counts=True)
-    for spot, count in zip(places[counts >= SUSPECTS], counts[counts >= SUSPECTS], strict=True):
-        rest = known[(known != spot).any(axis=1)]
-        if len(rest) > 1:
-            low, high = rest.min(axis=0), rest.max(axis=0)
-            margin = FAR * (high - low).max()
-            if margin and ((spot < low - margin) | (spot > high + margin)).any():
+    positions, counts = np.unique(annotated, axis=0, return_counts=True)
+    for point, count in zip(positions[counts >= MIN_CODED], counts[counts >= MIN_CODED], strict=True):
+        others = annotated[(annotated != point).any(axis=1)]
+        if len(others) > 1:
+            low, high = others.min(axis=0), others.max(axis=0)
+            margin = MIN_DISTANCE * (high - low).max()
+            if margin and ((point < low - margin) | (point > high + margin)).any():
                 raise DatasetError(
-                    f"{place}: {count} points at exactly {spot[0]:g} {spot[1]:g}, far from the others, which seem not "
-                    "to be annotated; write nan nan for such points"
+                    f"{place}: {count} points at exactly {point[0]:g} {point[1]:g}, far from the others, probably not "
+                    "annotated; write nan nan for such points"
                 )
-    negative = np.asarray((known < 0).all(axis=1))
-    turned = np.where(negative[:, None], -known, known)
-    extent, compact = ((each.max(axis=0) - each.min(axis=0)).max() for each in (known, turned))
-    if negative.any() and len(known) > 1 and (negative.all() or extent > SPREAD * compact):
+    negative = np.asarray((annotated < 0).all(axis=1))
+    positive = np.where(negative[:, None], -annotated, annotated)
+    extent, compact = ((each.max(axis=0) - each.min(axis=0)).max() for each in (annotated, positive))
+    if negative.any() and len(annotated) > 1 and (negative.all() or extent > MIN_SPREAD * compact):
         raise DatasetError(
-            f"{place}: {int(negative.sum())} points have both coordinates below 0 and lie in the face with their signs "
-            f"turned, so they seem to be hidden or not annotated; {remedies['negated']}"
+            f"{place}: {int(negative.sum())} points have both coordinates below 0 and would be in the face with both "
+            f"signs changed, so they are probably hidden or not annotated; {remedies['negated']}"
         )
-    if len(known) > 1 and (extent < 1 or abs(known).max() <= LARGEST_FRACTION):
-        width, height = known.max(axis=0) - known.min(axis=0)
+    if len(annotated) > 1 and (extent < 1 or abs(annotated).max() <= LARGEST_FRACTION):
+        width, height = annotated.max(axis=0) - annotated.min(axis=0)
         raise DatasetError(f"{place}: the face is {width:.3g} x {height:.3g} pixels large; {remedies['fraction']}")
 
 
 def check_box(box: Array, place: str, remedies: Mapping[str, str]) -> None:
-    """Refuse a box ``(4,)`` whose numbers seem to be fractions of the photo.
+    """Refuse a box ``(4,)`` whose numbers look like fractions of the photo.
+
+    Args:
+        box: the box as read.
+        place: file and line of the box, for the message.
+        remedies: remedy for ``fraction``, for the message.
 
     Raises:
-        DatasetError: all are within 0 .. 1, or nearly so.
+        DatasetError: no number exceeds :data:`LARGEST_FRACTION`, and not all are 0.
     """
     if np.isfinite(box).all() and box.any() and abs(box).max() <= LARGEST_FRACTION:
-        raise DatasetError(f"{place}: the box {[float(f'{value:.4g}') for value in box]}; {remedies['fraction']}")
+        raise DatasetError(
+            f"{place}: the box {[float(f'{value:.4g}') for value in box]} looks like fractions; {remedies['fraction']}"
+        )
 
 
-FIXED = "this set knows no such code; read it with data=folder, whose data.{} says what it means"
-"""The remedy in a set whose files have but one meaning, with the option of ``data=folder`` to fill in."""
+USE_FOLDER = "this reader has no option for it; read the dataset with data=folder and data.{}"
+"""Remedy for a reader without options for codes and units; the placeholder is the option of ``data=folder``."""
 REMEDIES = {
-    "zero": FIXED.format("missing=[zero]"),
-    "minus_one": FIXED.format("missing=[minus_one]"),
-    "negated": FIXED.format("missing=[negated]"),
-    "fraction": FIXED.format("units=fraction"),
+    "zero": USE_FOLDER.format("missing=[zero]"),
+    "minus_one": USE_FOLDER.format("missing=[minus_one]"),
+    "negated": USE_FOLDER.format("missing=[negated]"),
+    "fraction": USE_FOLDER.format("units=fraction"),
 }
-"""Remedies for :func:`check_face` and :func:`check_box` in such a set."""
+"""Remedies for :func:`check_face` and :func:`check_box` in such a reader."""
 
 
 def plain_face(points: Array, visible: Array | None = None) -> Face:
-    """Make the face of a dataset that gives points ``(N, 2)`` and nothing else.
+    """Create the face of a dataset that has points only.
 
     Args:
-        points: NaN where not annotated.
-        visible: ``(N,)`` bool; None where every annotated point is.
+        points: ``(N, 2)``, NaN where not annotated.
+        visible: ``(N,)`` bool; None if every annotated point is visible.
     """
     return Face(
         box=np.full(4, np.nan, np.float32),
@@ -283,75 +293,82 @@ def plain_face(points: Array, visible: Array | None = None) -> Face:
 
 
 def by_stem(folder: Path, endings: Collection[str]) -> dict[str, Path]:
-    """List the files of a folder with one of these endings, in any case, by their name without it.
+    """Map stem to path for the files of a folder with one of these endings, in upper or lower case.
+
+    Hidden files are ignored. The stem is in Unicode normal form C.
 
     Raises:
-        DatasetError: two files differ in their ending alone.
+        DatasetError: two files have the same stem.
     """
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.suffix.lower() in endings and not path.name.startswith("."):
             name = unicodedata.normalize("NFC", path.stem)
-            if name in found:
-                raise DatasetError(f"{found[name]} and {path} have the same name: keep one of them")
-            found[name] = path
-    return found
+            if name in paths:
+                raise DatasetError(f"{paths[name]} and {path} have the same name: keep one of them")
+            paths[name] = path
+    return paths
 
 
 def hash_fraction(name: str) -> float:
-    """A number in [0, 1) that is the same for a name on every machine: the first byte of its SHA-256 over 256."""
+    """Map a name to a number in [0, 1), the first byte of its SHA-256 divided by 256, equal on every machine."""
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[0] / 256
 
 
 def not_found(root: Path, expected: str, source: str) -> DatasetError:
-    """The fault of a folder that is not the dataset it should be.
+    """Create the error for a folder that does not contain the expected dataset.
 
     Args:
         root: the folder.
-        expected: what was looked for in it.
-        source: one sentence on how to get the dataset, without its full stop.
+        expected: the expected files or folders.
+        source: one sentence on how to get the dataset, without the full stop.
     """
-    held = "is not an existing folder"
+    state = "is not an existing folder"
     if root.is_dir():
         names = sorted(path.name for path in root.iterdir())
-        held = f"holds {_first_three(names)}" if names else "is empty"
-    return DatasetError(f"{root} {held}; looked for {expected}. {source}, and give its place with data.root=FOLDER")
+        state = f"contains {_first_three(names)}" if names else "is empty"
+    return DatasetError(f"{root} {state}; expected {expected}. {source}, and set data.root=FOLDER")
 
 
 def with_images(root: Path, photos: Sequence[Photo], *, skip: bool) -> list[Photo]:
-    """The listed photos whose image is there.
-
-    Raises:
-        DatasetError: images are absent and ``skip`` is False, or all are.
-    """
-    absent = [photo.path for photo in photos if not photo.path.is_file()]
-    names = [str(path.relative_to(root)) for path in absent]
-    what = f"of {len(photos)} listed images are absent"
-    report_unpaired(root, {what: names}, left=len(photos) - len(absent), skip=skip)
-    left_out = set(absent)
-    return [photo for photo in photos if photo.path not in left_out]
-
-
-def report_unpaired(root: Path, unpaired: Mapping[str, Sequence[str]], *, left: int, skip: bool) -> None:
-    """Refuse a dataset of which images or annotations are absent, or warn how many are left out.
+    """Select the photos whose image file exists.
 
     Args:
         root: the folder of the dataset.
-        unpaired: what is wrong -> the names of which it is true.
-        left: how many photos there are without these.
-        skip: warn instead.
+        photos: the listed photos.
+        skip: whether to log a warning about missing images instead of raising.
 
     Raises:
-        DatasetError: there is any name, and ``skip`` is False or nothing is left.
+        DatasetError: images are missing and ``skip`` is False, or all images are missing.
     """
-    text = "; ".join(f"{len(names)} {what} ({_first_three(names)})" for what, names in unpaired.items() if names)
+    missing = [photo.path for photo in photos if not photo.path.is_file()]
+    names = [str(path.relative_to(root)) for path in missing]
+    problem = f"of {len(photos)} listed images are missing"
+    report_unpaired(root, {problem: names}, complete=len(photos) - len(missing), skip=skip)
+    excluded = set(missing)
+    return [photo for photo in photos if photo.path not in excluded]
+
+
+def report_unpaired(root: Path, unpaired: Mapping[str, Sequence[str]], *, complete: int, skip: bool) -> None:
+    """Refuse a dataset with missing images or annotations, or log a warning about them.
+
+    Args:
+        root: the folder of the dataset.
+        unpaired: problem -> names of the affected photos.
+        complete: number of complete photos.
+        skip: whether to log a warning instead of raising.
+
+    Raises:
+        DatasetError: a photo is affected, and ``skip`` is False or no photo is complete.
+    """
+    text = "; ".join(f"{len(names)} {problem} ({_first_three(names)})" for problem, names in unpaired.items() if names)
     if not text:
         return
-    if not left:
-        raise DatasetError(f"{root}: {text}, and nothing else is there. Complete the dataset")
+    if not complete:
+        raise DatasetError(f"{root}: {text}, and no photo is complete. Add the missing files")
     if not skip:
-        raise DatasetError(f"{root}: {text}. Complete the dataset, or leave these out with data.skip_unpaired=true")
-    log.warning("%s: left out %s", root, text)
+        raise DatasetError(f"{root}: {text}. Add the missing files, or skip these with data.skip_unpaired=true")
+    log.warning("%s: skipped %s", root, text)
 
 
 def _first_three(names: Sequence[str]) -> str:

@@ -1,10 +1,10 @@
-"""A parametric human head before a camera: landmarks, pose and visibility are exact.
+"""Renderer of a parametric human head, with exact landmarks, pose and visibility.
 
-A head is one closed surface with a relief for nose, lips, brows and eye sockets; eyes, brows and lips are patches
-between curves on that surface. The landmarks of every layout are samples of the same curves.
+A head is one closed surface with a relief for nose, lips, brows and eye sockets. Eyes, brows and lips are patches
+between curves on this surface. The landmarks of every layout are samples of the same curves.
 
-Head frame: x to the right of the image, y down, z away from the viewer (the nose points to -z). The unit is half the
-width of an average face, y = 0 the line of the eyes. The projection is orthographic.
+Head frame: x to the right of the image, y down, z away from the viewer (the nose points to -z). The head unit is half
+the width of an average face, y = 0 is the line through the eyes. The projection is orthographic.
 """
 
 from typing import NamedTuple
@@ -17,20 +17,33 @@ from numpy.typing import NDArray
 from facelab.faces.geometry import Array, from_cells, to_cells
 from facelab.faces.pose import rotation
 
-CURVE = 96  # steps of a curve: 2, 3, 4, 6, 16 and 32 equal parts of it, as the layouts want them, end on its samples
+CURVE = 96
+"""Steps of a curve. 2, 3, 4, 6, 16 and 32 equal parts of it, which the layouts need, end on its samples."""
 T = np.linspace(0, 1, CURVE + 1)
+"""Parameter of the curves, from the left (0) to the right end (1)."""
 ARC = np.sin(np.pi * T)
-PATCH = 8  # steps of a curve per quad of a patch
-CROWN = -1.55  # y of the top of the head
-MIDDLE = np.array([0.0, 0.5, -0.6])  # what View.centre shows, in the head frame
+"""Arch over the parameter of a curve: 0 at both ends, 1 in the middle."""
+PATCH = 8
+"""Steps of a curve per quad of a patch."""
+CROWN = -1.55
+"""Y of the top of the head in head units."""
+MIDDLE = np.array([0.0, 0.5, -0.6])
+"""Point of the head frame that is projected to ``View.centre``."""
 OVERSAMPLING, SUBPIXEL_BITS = 2, 4
-RIM = 0.05  # head units from an outline within which a point behind it counts as visible
-OVERLAP = 0.15  # head units by which something must lie before a point to hide it: the depth of a quad seen aslant
-DEPTH_NEAR, DEPTH_STEPS, OCCLUDER = 2.0, 62.0, 255  # the canvas's fourth channel: steps of depth, 0 the background
+"""Canvas pixels per pixel of the photo, and fractional bits of OpenCV's fixed-point drawing coordinates."""
+RIM = 0.05
+"""Head units from an outline within which a point behind it is still visible."""
+OVERLAP = 0.15
+"""Minimum distance in head units from a point to a surface in front that hides it: the depth range of an oblique
+quad."""
+DEPTH_FAR, DEPTH_STEPS, OCCLUDER = 2.0, 62.0, 255
+"""Depth channel of the canvas: depth of step 0 in head units, steps per head unit towards the viewer, value of the
+occluder. The background is 0, the head 1 to 254."""
 
 WHOLE, REVERSED, BACK_INNER = slice(None), slice(None, None, -1), slice(-2, 0, -1)
 BACK_FROM_END, BACK_TO_START = slice(None, 0, -1), slice(-2, None, -1)
-Piece = tuple[str, int, slice]  # a curve, the number of equally spaced samples on it, which of them in which order
+Piece = tuple[str, int, slice]
+"""Part of a layout: a curve, the number of equally spaced samples on it, and the selection and order of the samples."""
 
 
 def _eye(side: str, samples: int) -> tuple[Piece, ...]:
@@ -57,80 +70,81 @@ PIECES: dict[str, tuple[Piece, ...]] = {
     "wflw98": (*CONTOUR_AND_BROWS, BRIDGE, BASE, *_eye("left", 5), *_eye("right", 5), *MOUTH, *PUPILS),
     "lapa106": (
         *(*CONTOUR_AND_BROWS, BRIDGE, ("nose_side_left", 3, REVERSED), BASE, ("nose_side_right", 3, REVERSED)),
-        *(*_eye("left", 5), PUPILS[0], *_eye("right", 5), PUPILS[1]),  # LaPa's eye centre coincides with the pupil
+        *(*_eye("left", 5), PUPILS[0], *_eye("right", 5), PUPILS[1]),  # eye centre and pupil coincide in LaPa
         *(*MOUTH, *PUPILS),
     ),
 }
-"""Name of a layout to the curves it samples, in its order."""
+"""Name of a layout to its sampled curves, in the order of its points."""
 
 
 class Head(NamedTuple):
-    """Shape and expression; lengths and places in head units."""
+    """Shape and expression of a head; lengths and positions in head units."""
 
     width: float  # half width at the eyes
-    chin: float  # y of the chin when the mouth is shut
-    jaw: float  # exponent of the jaw line: low is pointed, high is square
-    nose_base: float  # y
+    chin: float  # y of the chin with the mouth shut
+    jaw: float  # exponent of the jaw line: pointed if low, square if high
+    nose_base: float  # y of the base of the nose
     nose_width: float  # half width over the wings
-    nose_height: float
-    eye_x: float  # of the eye's middle
+    nose_height: float  # height of the ridge at the tip
+    eye_x: float  # x of the middle of the right eye
     eye_width: float  # half width
-    eye_open: float  # 0 shut, 1 usual
-    gaze: float  # -1 to the image's left .. 1
-    brow_height: float  # above the eye
-    brow_arch: float
-    lip_line: float  # from the base of the nose down to the corners of the mouth
+    eye_open: float  # 0 shut, 1 normal
+    gaze: float  # -1 to the left of the image .. 1 to the right
+    brow_height: float  # distance above the eye
+    brow_arch: float  # height of the arch
+    lip_line: float  # distance from the base of the nose to the corners of the mouth
     mouth_width: float  # half width
-    mouth_open: float  # 0 shut, 1 as high as half the mouth is wide
-    smile: float  # -1 corners down .. 1 corners up and wide
-    lips: float  # thickness, 1 usual
-    hairline: float  # y
+    mouth_open: float  # 0 shut, 1 opening as high as half the width of the mouth
+    smile: float  # -1 corners down .. 1 corners up and outwards
+    lips: float  # thickness, 1 normal
+    hairline: float  # y of the hairline above the forehead
 
     @property
     def mouth(self) -> float:
-        """Y of the corners of the mouth."""
+        """Return y of the corners of the mouth."""
         return self.nose_base + self.lip_line
 
     @property
     def jaw_end(self) -> float:
-        """Y of the chin."""
+        """Return y of the chin, which moves down with the open mouth."""
         return self.chin + 0.3 * self.mouth_open * self.mouth_width
 
 
+# Ranges of random_head
 LOW = Head(0.93, 1.52, 1.75, 0.58, 0.2, 0.3, 0.42, 0.185, 0.7, -1, 0.21, 0.03, 0.31, 0.31, 0, -0.6, 0.75, -1.1)
 HIGH = Head(1.05, 1.72, 2.5, 0.7, 0.28, 0.42, 0.47, 0.225, 1.3, 1, 0.34, 0.12, 0.38, 0.4, 1, 1, 1.25, -0.75)
 
 
 class View(NamedTuple):
-    """How a head stands before the camera."""
+    """Pose, size and position of a head in the photo."""
 
     pose: Array  # (3,) yaw, pitch, roll in degrees, see facelab.faces.pose
     scale: float  # pixels per head unit
-    centre: Array  # (2,) pixels of the photo where MIDDLE is seen
+    centre: Array  # (2,) projection of MIDDLE in pixels of the photo
 
 
 class Look(NamedTuple):
-    """Colours, (3,) blue green red in 0 .. 1, and the light of a picture."""
+    """Colours and light of a photo. A colour is (3,) blue, green, red in 0 .. 1."""
 
     skin: Array
     hair: Array
     iris: Array
     cloth: Array
-    light: Array  # (3,) direction to the lamp, in the axes of the camera
-    ambient: float  # share of the light that comes from everywhere
+    light: Array  # (3,) unit vector towards the lamp, in the axes of the camera
+    ambient: float  # share of ambient light
 
 
 class Picture(NamedTuple):
-    """A photo of a head, and where the points of all layouts, one after the other, are in it."""
+    """Photo of a head with the points of all layouts. Masks contain the points of the layouts one after the other."""
 
-    photo: NDArray[np.uint8]  # (size, size, 3) blue green red
-    points: dict[str, Array]  # layout to (N, 3) of to_camera
-    seen: NDArray[np.bool_]  # (all N) in the photo and not behind the head
-    hidden: NDArray[np.bool_]  # (all N) behind the occluder or outside the photo
+    photo: NDArray[np.uint8]  # (size, size, 3) blue, green, red
+    points: dict[str, Array]  # name of a layout to (N, 3), see to_camera
+    seen: NDArray[np.bool_]  # (sum of N) in the photo and not behind the head
+    hidden: NDArray[np.bool_]  # (sum of N) behind the occluder or outside the photo
 
 
 def random_head(rng: Generator) -> Head:
-    """Every measure is uniform between LOW and HIGH; half of the mouths and one pair of eyes in twelve are shut."""
+    """Draw a head: every measure uniform between LOW and HIGH, the mouth shut in 1 of 2 heads, the eyes in 1 of 12."""
     head = Head(*rng.uniform(LOW, HIGH))
     if rng.random() < 1 / 2:
         head = head._replace(mouth_open=0.0)
@@ -138,9 +152,12 @@ def random_head(rng: Generator) -> Head:
 
 
 def random_look(rng: Generator) -> Look:
-    """Skin from dark to pale, hair black, brown, blond, grey or red, a lamp somewhere before the face."""
+    """Draw colours and light.
+
+    The skin is dark to pale, the hair black, brown, blond, grey or red, the lamp in front of the face.
+    """
     tones = np.array([[0.2, 0.27, 0.42], [0.42, 0.55, 0.78], [0.68, 0.76, 0.95]])
-    skin = _along(rng.random(), [0, 0.5, 1], tones) * rng.uniform(0.9, 1.05, 3)
+    skin = _interpolate(rng.random(), [0, 0.5, 1], tones) * rng.uniform(0.9, 1.05, 3)
     hair = np.array([[0.05, 0.06, 0.08], [0.1, 0.17, 0.28], [0.35, 0.6, 0.8], [0.6, 0.6, 0.62], [0.1, 0.25, 0.55]])
     light = rng.normal([0, -0.3, -1], [0.6, 0.4, 0.2])
     return Look(
@@ -153,21 +170,21 @@ def random_look(rng: Generator) -> Look:
     )
 
 
-def _along(at: Array | float, knots: Array | list[float], values: Array) -> Array:
-    """Linear interpolation of every column of ``values (K, C)`` over its knots ``(K,)``."""
+def _interpolate(at: Array | float, knots: Array | list[float], values: Array) -> Array:
+    """Interpolate every column of ``values (K, C)`` linearly over the knots ``(K,)``."""
     return np.stack([np.interp(at, knots, column) for column in values.T], axis=-1)
 
 
 def _relief(head: Head, x: Array, y: Array) -> Array:
-    """How far the face stands out of the plain head, in head units, at the places (x, y) seen from the front."""
+    """Compute the height of the face above the plain head in head units, at frontal positions (x, y)."""
 
     def hill(at_x: float, at_y: float, width: float, height: float, top: float) -> Array:
         return top * np.exp(-(((np.abs(x) - at_x) / width) ** 2) - ((y - at_y) / height) ** 2)
 
     base, tip, low = head.nose_base, head.nose_base - 0.16, head.mouth + 0.5 * head.mouth_width * head.mouth_open
-    along, under = np.clip((y + 0.1) / (tip + 0.1), 0, 1), np.clip((y - tip) / (base + 0.03 - tip), 0, 1)
-    ridge = head.nose_height * (0.12 + 0.88 * along**1.4) * np.clip((y + 0.35) / 0.25, 0, 1) * (1 - under**2.5)
-    nose = ridge * np.exp(-((np.abs(x) / (0.1 + 0.06 * along)) ** 2.2))
+    down_ridge, below_tip = np.clip((y + 0.1) / (tip + 0.1), 0, 1), np.clip((y - tip) / (base + 0.03 - tip), 0, 1)
+    ridge = head.nose_height * (0.12 + 0.88 * down_ridge**1.4) * np.clip((y + 0.35) / 0.25, 0, 1) * (1 - below_tip**2.5)
+    nose = ridge * np.exp(-((np.abs(x) / (0.1 + 0.06 * down_ridge)) ** 2.2))
     mouth = hill(0.3, head.mouth, 0.3, 0.2, 0.05) + hill(0.0, head.mouth - 0.07, 0.25, 0.06, 0.05)
     lip_and_chin = hill(0.0, low + 0.08, 0.22, 0.07, 0.05) - hill(0.0, low + 0.22, 0.25, 0.07, 0.04)
     eye = hill(0.4, -0.27, 0.35, 0.1, 0.06) - hill(head.eye_x - 0.08, 0.0, 0.24, 0.17, 0.13)
@@ -178,39 +195,49 @@ def _relief(head: Head, x: Array, y: Array) -> Array:
     )
 
 
-def _level(head: Head, y: Array) -> tuple[Array, Array, Array, Array]:
-    """The level y of the plain head: half width, z of the widest line, depth from there to the front and the back."""
+def _section(head: Head, y: Array) -> tuple[Array, Array, Array, Array]:
+    """Compute the horizontal section of the plain head at height y.
+
+    Returns:
+        Half width, z of the widest line, depth from there to the front, and depth from there to the back.
+    """
     lower = y > 0
-    part = np.clip(np.abs(y) / np.where(lower, head.jaw_end, -CROWN), 0, 1)
-    narrow = np.sqrt(np.maximum(1 - part ** np.where(lower, head.jaw, 2.4), 1e-9))
-    widest = np.where(lower, -0.85 * part**3, 0.4 * part**2) - 0.12
+    fraction = np.clip(np.abs(y) / np.where(lower, head.jaw_end, -CROWN), 0, 1)
+    narrow = np.sqrt(np.maximum(1 - fraction ** np.where(lower, head.jaw, 2.4), 1e-9))
+    widest = np.where(lower, -0.85 * fraction**3, 0.4 * fraction**2) - 0.12
     return head.width * narrow, widest, 1.1 * narrow ** np.where(lower, 1.0, 0.6), 1.4 * narrow
 
 
 def around(head: Head, angle: Array, y: Array) -> Array:
-    """Points ``(..., 3)`` of the head at ``angle`` radians about the vertical: 0 the front, positive to the right."""
-    width, widest, front, back = _level(head, y)
-    x, ahead = width * np.sin(angle), np.cos(angle)
-    z = widest - np.where(ahead > 0, front, back) * ahead - _relief(head, x, y) * np.clip(2 * ahead, 0, 1)
+    """Compute points ``(..., 3)`` of the surface at height y and an angle about the vertical.
+
+    Args:
+        head: the head.
+        angle: radians, 0 in front, positive to the right.
+        y: height in the head frame.
+    """
+    width, widest, front, back = _section(head, y)
+    x, forward = width * np.sin(angle), np.cos(angle)
+    z = widest - np.where(forward > 0, front, back) * forward - _relief(head, x, y) * np.clip(2 * forward, 0, 1)
     return np.stack(np.broadcast_arrays(x, y, z), axis=-1)
 
 
 def ahead(head: Head, line: Array) -> Array:
-    """Points ``(..., 3)`` of the head that are seen from the front at the places ``line (..., 2)``."""
-    return around(head, np.arcsin(np.clip(line[..., 0] / _level(head, line[..., 1])[0], -1, 1)), line[..., 1])
+    """Project frontal positions ``line (..., 2)`` onto the front of the surface, ``(..., 3)``."""
+    return around(head, np.arcsin(np.clip(line[..., 0] / _section(head, line[..., 1])[0], -1, 1)), line[..., 1])
 
 
 def curves(head: Head) -> dict[str, Array]:
-    """The named lines of a face, each ``(CURVE + 1, 3)`` in the head frame and from left to right in the image.
+    """Compute the named curves of a face, ``(CURVE + 1, 3)`` each in the head frame, from left to right.
 
-    The contour is the widest line of the head from ear to ear: its outline from the front, and the edge of the jaw
-    from the side. It stays where it is on the head when that turns.
+    The contour is the widest line of the head from ear to ear: the outline in the front view, and the edge of the jaw
+    in the side view. It is fixed on the head and does not depend on the pose.
     """
     right = _eye_lines(head) | _brow_lines(head) | _nose_side_lines(head)
     left = {name.replace("_right", "_left"): line[::-1] * [-1, 1] for name, line in right.items()}
     flat = right | left | _nose_lines(head) | _mouth_lines(head)
-    lifted = ahead(head, np.stack(list(flat.values())))
-    return dict(zip(flat, lifted, strict=True)) | {"contour": _contour(head)}
+    on_surface = ahead(head, np.stack(list(flat.values())))
+    return dict(zip(flat, on_surface, strict=True)) | {"contour": _contour(head)}
 
 
 def _line(x: Array, y: Array) -> Array:
@@ -218,9 +245,12 @@ def _line(x: Array, y: Array) -> Array:
 
 
 def _eye_lines(head: Head) -> dict[str, Array]:
-    """The right eye from the front: lids, what is drawn along them, iris and pupil, both cut off by the lids."""
+    """Compute the curves of the right eye in the front view: lids, lashes, crease, iris and pupil.
+
+    The lids clip iris and pupil.
+    """
     x = head.eye_x + head.eye_width * (2 * T - 1)
-    slope = 0.02 * (1 - T)  # the inner corner is lower
+    slope = 0.02 * (1 - T)  # lowers the inner corner
     upper, lower = slope - 0.125 * head.eye_open * ARC**0.8, slope + (0.02 + 0.045 * head.eye_open) * ARC
     look_x, look_y = head.eye_x + 0.05 * head.gaze, -0.03 * head.eye_open
     look_y = np.clip(look_y, np.interp(look_x, x, upper), np.interp(look_x, x, lower))
@@ -242,7 +272,7 @@ def _eye_lines(head: Head) -> dict[str, Array]:
 
 
 def _brow_lines(head: Head) -> dict[str, Array]:
-    """The borders of the right brow, thick at the nose and pointed at the outer end, and its middle."""
+    """Compute both edges and the centre line of the right brow, thick at the nose and pointed at the outer end."""
     x = 0.19 + (head.eye_x + head.eye_width - 0.01) * T
     y = -head.brow_height + 0.12 * T**3 - head.brow_arch * np.sin(np.pi * T**1.2)
     half = 0.05 * (1 - T**3)
@@ -251,9 +281,9 @@ def _brow_lines(head: Head) -> dict[str, Array]:
 
 
 def _nose_side_lines(head: Head) -> dict[str, Array]:
-    """The right side of the nose from its root to the wing, the fold behind the wing, and the nostril."""
+    """Compute the right side of the nose from root to wing, the fold behind the wing, and the nostril."""
     width, base = head.nose_width, head.nose_base
-    side = _along(T, [0, 0.5, 1], np.array([[0.13, -0.02], [width - 0.03, base - 0.21], [width, base - 0.1]]))
+    side = _interpolate(T, [0, 0.5, 1], np.array([[0.13, -0.02], [width - 0.03, base - 0.21], [width, base - 0.1]]))
     hole = _line(0.05 + (width - 0.13) * T, base - 0.055 + 0 * T)
     return {
         "nose_side_right": side,
@@ -275,7 +305,7 @@ def _nose_lines(head: Head) -> dict[str, Array]:
 
 
 def _mouth_lines(head: Head) -> dict[str, Array]:
-    """The borders of the lips and of the upper teeth."""
+    """Compute the edges of the lips and of the upper teeth."""
     across = 2 * T - 1
     width = head.mouth_width * (1 + 0.12 * head.smile - 0.15 * head.mouth_open)
     gap, middle = head.mouth_width * head.mouth_open * ARC, head.mouth - 0.07 * head.smile * across**2
@@ -291,45 +321,45 @@ def _mouth_lines(head: Head) -> dict[str, Array]:
 
 
 def _contour(head: Head) -> Array:
-    """From ear to ear in steps of equal length as seen from the front, ``(CURVE + 1, 3)``."""
+    """Compute the contour from ear to ear, in steps of equal length in the front view, ``(CURVE + 1, 3)``."""
     y = head.jaw_end * np.sin(np.linspace(-0.03, np.pi / 2, 400))
     right = around(head, np.full(400, np.pi / 2), y)
     line = np.concatenate([right * [-1, 1, 1], right[-2::-1]])
     length = np.concatenate([[0], np.linalg.norm(np.diff(line[:, :2], axis=0), axis=-1).cumsum()])
-    return _along(length[-1] * T, length, line)
+    return _interpolate(length[-1] * T, length, line)
 
 
 def hairline(head: Head, angle: Array) -> Array:
-    """Y above which there is hair at an angle (radians) about the head: over the brow, before the ears, the nape."""
-    turned = np.abs(np.arctan2(np.sin(angle), np.cos(angle)))
-    return head.hairline + np.interp(turned, np.deg2rad([0, 50, 80, 95, 110, 180]), [0, 0.1, 0.5, 0.95, 1.5, 1.8])
+    """Compute the y of the lower edge of the hair at an angle in radians about the vertical, 0 in front."""
+    from_front = np.abs(np.arctan2(np.sin(angle), np.cos(angle)))
+    return head.hairline + np.interp(from_front, np.deg2rad([0, 50, 80, 95, 110, 180]), [0, 0.1, 0.5, 0.95, 1.5, 1.8])
 
 
 def landmarks(lines: dict[str, Array], layout: str) -> Array:
-    """The points of a layout on the curves of a head, ``(N, 3)`` in the head frame."""
+    """Sample the points of a layout from the curves of a head, ``(N, 3)`` in the head frame."""
     return np.concatenate(
         [lines[name][np.linspace(0, CURVE, samples).astype(int)][part] for name, samples, part in PIECES[layout]]
     )
 
 
 def to_camera(points: Array, view: View) -> Array:
-    """Head frame to the photo: ``(..., 3)`` x, y and depth (larger is farther), all in pixels."""
-    turn = rotation(view.pose)
-    return (points @ turn.T - [*(turn @ MIDDLE)[:2], 0]) * view.scale + [*view.centre, 0]
+    """Project points ``(..., 3)`` of the head frame to x, y and depth (larger is farther) in pixels of the photo."""
+    rotate = rotation(view.pose)
+    return (points @ rotate.T - [*(rotate @ MIDDLE)[:2], 0]) * view.scale + [*view.centre, 0]
 
 
 def _quads(vertices: Array) -> Array:
-    """Vertices ``(..., R, C, 3)`` to the corners of the quads between them, ``(Q, 4, 3)``."""
+    """Collect the corners ``(Q, 4, 3)`` of the quads between vertices ``(..., R, C, 3)``."""
     up, down = vertices[..., :-1, :, :], vertices[..., 1:, :, :]
     corners = up[..., :-1, :], up[..., 1:, :], down[..., 1:, :], down[..., :-1, :]
     return np.stack(corners, axis=-2).reshape(-1, 4, 3)
 
 
 def _head_quads(head: Head, look: Look) -> tuple[Array, Array]:
-    """The plain head ``(Q, 4, 3)`` and its colours ``(Q, 3)``.
+    """Compute the quads of the head without ears and patches ``(Q, 4, 3)`` and their colours ``(Q, 3)``.
 
-    One row of vertices follows the hairline; above it the head is larger by the hair. Rows and columns are dense where
-    the nose is.
+    One row of vertices follows the hairline. Above it the hair enlarges the head. Rows and columns are dense at the
+    nose.
     """
     hair_rows = 12
     u, chin = np.linspace(-1, 1, 33), 0.66 + 0.34 * np.sin(np.linspace(0, np.pi / 2, 13))
@@ -340,7 +370,7 @@ def _head_quads(head: Head, look: Look) -> tuple[Array, Array]:
     y = np.concatenate([CROWN + (line - CROWN) * top, line + (head.jaw_end - line) * down])
     thick = np.where(np.arange(len(y)) < hair_rows, 1.05, 1.0)[:, None, None]
     behind = np.cos((angle[:-1] + angle[1:]) / 2) < 0
-    shadow = (y[:-1, :-1] > 0.3) & behind  # of the jaw on what lies behind its edge, the contour
+    shadow = (y[:-1, :-1] > 0.3) & behind  # of the jaw on the surface behind the contour
     colour = np.where(shadow[..., None], 0.75 * look.skin, look.skin)
     colour[:hair_rows] = look.hair
     return _quads(around(head, angle, y) * thick), colour.reshape(-1, 3)
@@ -357,7 +387,11 @@ def _ear_quads(head: Head, look: Look) -> tuple[Array, Array]:
 
 
 def _patch_quads(lines: dict[str, Array], look: Look) -> tuple[Array, Array, Array]:
-    """What is drawn on the head: quads ``(Q, 4, 3)``, colours ``(Q, 3)``, and how many patches lie under each."""
+    """Compute the patches on the head.
+
+    Returns:
+        Quads ``(Q, 4, 3)``, their colours ``(Q, 3)``, and the number of patches below each quad ``(Q,)``.
+    """
     white, throat, lips = np.array([0.88, 0.9, 0.92]), np.array([0.1, 0.08, 0.22]), look.skin * [0.6, 0.5, 0.83]
     table = [
         ("nose_base", "nose_shadow", look.skin * 0.75, 0),
@@ -384,7 +418,7 @@ def _patch_quads(lines: dict[str, Array], look: Look) -> tuple[Array, Array, Arr
 
 
 def paint(canvas: Array, head: Head, lines: dict[str, Array], look: Look, view: View) -> None:
-    """Paint neck, shoulders and head on a canvas ``(H, W, 4)``, far quads first; its last channel becomes the depth."""
+    """Paint neck, shoulders and head on a canvas ``(H, W, 4)``, far quads first, with the depth in the last channel."""
     neck = to_camera(np.array([0, 0.75, 0.3]), view)[:2]
     trunk = np.array([[-0.55, 0], [0.55, 0], [0.6, 1.5], [2.2, 2.1], [2.2, 9], [-2.2, 9], [-2.2, 2.1], [-0.6, 1.5]])
     trunk = _to_canvas(neck + trunk * view.scale)
@@ -397,12 +431,12 @@ def paint(canvas: Array, head: Head, lines: dict[str, Array], look: Look, view: 
     normal = np.cross(quads[:, 3] - quads[:, 1], quads[:, 2] - quads[:, 0])
     normal /= np.linalg.norm(normal, axis=-1, keepdims=True) + 1e-9
     ear = slice(len(plain), len(plain) + len(ears))
-    normal[ear] *= -np.sign(normal[ear, 2:])  # an ear is seen from both sides
+    normal[ear] *= -np.sign(normal[ear, 2:])  # both sides of an ear are visible
     shade = look.ambient + (1.2 - look.ambient) * np.clip(normal @ look.light, 0, None)
     depth = quads[..., 2].mean(axis=1) / view.scale
-    # so much nearer than it is, that a thing is painted after what it lies on
-    lift = np.concatenate([np.zeros(len(plain)), np.full(len(ears), 0.08), 0.05 + 0.03 * under])
-    order = np.argsort(lift - depth, kind="stable")
+    # Depth bias in head units: ears and patches are painted after the surface they are on.
+    bias = np.concatenate([np.zeros(len(plain)), np.full(len(ears), 0.08), 0.05 + 0.03 * under])
+    order = np.argsort(bias - depth, kind="stable")
     order = order[normal[order, 2] < 0]
     values = np.column_stack([255 * np.clip(colour * shade[:, None], 0, 1), _steps(depth)])[order].tolist()
     for corners, value in zip(_to_canvas(quads[order, :, :2]), values, strict=True):
@@ -410,25 +444,26 @@ def paint(canvas: Array, head: Head, lines: dict[str, Array], look: Look, view: 
 
 
 def _to_canvas(points: Array) -> NDArray[np.int32]:
-    """Photo pixels to canvas pixels in the fixed point that OpenCV draws with."""
+    """Convert pixels of the photo to fixed-point pixels of the canvas, as OpenCV draws."""
     return np.rint(from_cells(to_cells(points, 1), OVERSAMPLING) * 2**SUBPIXEL_BITS).astype(np.int32)
 
 
 def _steps(depth: Array) -> Array:
-    return np.clip((DEPTH_NEAR - depth) * DEPTH_STEPS, 1, OCCLUDER - 1)
+    return np.clip((DEPTH_FAR - depth) * DEPTH_STEPS, 1, OCCLUDER - 1)
 
 
 def _painted(depth: Array, points: Array) -> NDArray[np.uint8]:
-    """The depth channel at points ``(N, 2)`` of the photo, ``(N,)``; outside it the occluder's."""
+    """Read the depth channel at points ``(N, 2)`` of the photo, ``(N,)``; OCCLUDER outside the photo."""
     x, y = (_to_canvas(points) >> SUBPIXEL_BITS).T
     inside = (x >= 0) & (y >= 0) & (x < depth.shape[1]) & (y < depth.shape[0])
     return np.where(inside, depth[np.where(inside, y, 0), np.where(inside, x, 0)], np.uint8(OCCLUDER))
 
 
 def visible(canvas: Array, points: Array, scale: float) -> NDArray[np.bool_]:
-    """Which points ``(N, 3)`` of :func:`to_camera` lie in the photo and not behind the head, ``(N,)``.
+    """Return whether points ``(N, 3)`` of :func:`to_camera` are in the photo and not behind the head, ``(N,)``.
 
-    A point may lie RIM behind an outline and is still visible: people mark the jaw line where the cheek ends.
+    A point behind an outline is visible up to a distance of RIM, because annotators mark the jaw line at the edge of
+    the cheek.
     """
     reach = 2 * round(OVERSAMPLING * RIM * scale) + 1
     painted = _painted(np.asarray(cv2.erode(canvas[..., 3], np.ones((reach, reach), np.uint8))), points[:, :2])
@@ -436,13 +471,13 @@ def visible(canvas: Array, points: Array, scale: float) -> NDArray[np.bool_]:
 
 
 def render(rng: Generator, head: Head, look: Look, view: View, size: int, occlusion: float) -> Picture:
-    """A photo of a head, before a random background and with the faults of a camera.
+    """Render a photo of a head in front of a random background, with the image noise of a camera.
 
     Args:
-        rng: of background, occluder, exposure and noise.
-        head: its shape and expression.
-        look: its colours and the light.
-        view: how it stands before the camera.
+        rng: generator for background, occluder, exposure and noise.
+        head: shape and expression.
+        look: colours and light.
+        view: pose, size and position.
         size: side of the photo in pixels.
         occlusion: probability of an occluder over one of the points.
     """
@@ -450,17 +485,17 @@ def render(rng: Generator, head: Head, look: Look, view: View, size: int, occlus
     lines = curves(head)
     paint(canvas, head, lines, look, view)
     points = {name: to_camera(landmarks(lines, name), view) for name in PIECES}
-    every = np.concatenate(list(points.values()))
-    seen = visible(canvas, every, view.scale)
+    all_points = np.concatenate(list(points.values()))
+    seen = visible(canvas, all_points, view.scale)
     if rng.random() < occlusion:
-        at = _to_canvas(rng.choice(every)[:2]) >> SUBPIXEL_BITS
+        at = _to_canvas(rng.choice(all_points)[:2]) >> SUBPIXEL_BITS
         _occlude(rng, canvas, at.astype(float), OVERSAMPLING * view.scale, look.skin)
-    hidden = _painted(canvas[..., 3], every[:, :2]) == OCCLUDER
+    hidden = _painted(canvas[..., 3], all_points[:, :2]) == OCCLUDER
     return Picture(_expose(rng, canvas, size), points, seen, hidden)
 
 
 def _background(rng: Generator, size: int) -> NDArray[np.uint8]:
-    """Smooth noise with a few shapes on it, ``(H, W, 4)`` with no depth."""
+    """Draw smooth noise with up to 7 shapes on it, ``(H, W, 4)`` with depth 0."""
     grid = (*rng.integers(2, 12, 2),)
     noise = (rng.uniform(0, 255, (*grid, 1)) + rng.uniform(-60, 60, (*grid, 3))).astype(np.float32)
     canvas = np.clip(cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC), 0, 255).astype(np.uint8)
@@ -475,7 +510,7 @@ def _background(rng: Generator, size: int) -> NDArray[np.uint8]:
 
 
 def _occlude(rng: Generator, canvas: Array, at: Array, unit: float, skin: Array) -> None:
-    """Draw a bar, an ellipse or a hand over the canvas pixel ``at``; ``unit`` is a head unit in canvas pixels."""
+    """Draw a bar, an ellipse or a hand at the canvas pixel ``at``; ``unit`` is a head unit in canvas pixels."""
     kind, turn = rng.integers(3), rng.uniform(0, 360)
     colour, centre = [*rng.uniform(0, 255, 3), OCCLUDER], at.tolist()
     if kind == 0:
@@ -489,7 +524,7 @@ def _occlude(rng: Generator, canvas: Array, at: Array, unit: float, skin: Array)
         lines = [(at + (k - 1.5) * side, at + (k - 1.5) * 1.3 * side - rng.uniform(0.75, 1) * arm) for k in range(4)]
         lines += [(at + 0.3 * arm, at + 2.6 * side - 0.3 * arm), (at + 0.2 * arm, at + 5 * arm)]
         palm = (at + 0.2 * arm).tolist(), (1.2 * unit, 0.95 * unit), turn
-        for width, tone in ((0.28, 130), (0.23, 230)):  # the wider, darker hand below is the outline
+        for width, tone in ((0.28, 130), (0.23, 230)):  # the wider, darker hand below becomes the outline
             for line in lines:
                 start, end = np.array(line).astype(int).tolist()
                 cv2.line(canvas, start, end, [*(tone * skin), OCCLUDER], int(width * unit))
@@ -497,7 +532,7 @@ def _occlude(rng: Generator, canvas: Array, at: Array, unit: float, skin: Array)
 
 
 def _expose(rng: Generator, canvas: Array, size: int) -> NDArray[np.uint8]:
-    """The canvas as a camera sees it ``(size, size, 3)``: brightness, contrast, blur, noise."""
+    """Reduce the canvas to a photo ``(size, size, 3)`` with random brightness, contrast, blur and noise."""
     small = cv2.resize(canvas[..., :3], (size, size), interpolation=cv2.INTER_AREA)
     curve = rng.uniform(0.7, 1.1) * np.linspace(0, 1, 256) ** rng.uniform(0.7, 1.3)
     lit = cv2.LUT(small, np.clip(255 * curve, 0, 255).astype(np.uint8))

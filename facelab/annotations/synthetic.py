@@ -1,7 +1,7 @@
-"""Rendered faces: a dataset that needs no download and whose labels are exact.
+"""Dataset of rendered faces, with exact labels and without a download.
 
-It is a test bed: position, pose, visibility and tags of :mod:`facelab.annotations.rendered_head` are exact. A number
-measured here says that a method learns, and nothing about photographs.
+It is a test bed: positions, pose, visibility and tags of :mod:`facelab.annotations.rendered_head` are exact. Results on
+it show that a method learns, but do not transfer to photographs.
 """
 
 import hashlib
@@ -33,57 +33,71 @@ from facelab.files import naming
 log = logging.getLogger(__name__)
 
 VERSION = 1
-"""Part of the name of a rendered set: raise it when the same parameters give other pictures or labels."""
+"""Version of the renderer, part of the name of a rendered set: increase it if equal parameters give other photos or
+labels."""
 TAGS = ("profile", "frontal", "head_up", "head_down", "expression", "occlusion")
-"""The six classes of PFLD (Guo et al., arXiv 1902.10859, section 3.1); the paper does not define them, we do in
-:func:`tags_of`."""
+"""Six classes of PFLD (Guo et al., arXiv 1902.10859, section 3.1). The paper does not define them; :func:`tags_of`
+does."""
 PROFILE_YAW, FRONTAL_PITCH, OPEN_MOUTH, SHUT_EYE, BROAD_SMILE, OCCLUDED_SHARE = 30.0, 15.0, 0.4, 0.3, 0.6, 0.05
+"""Limits of the classes, see :func:`tags_of`: degrees, degrees, three measures of :class:`Head`, share of the
+landmarks."""
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-MOST = 10**7
-"""Photos of a split: a week of rendering on a large machine."""
-REPORTED = 1000  # photos from one line of the log to the next
+MAX_PHOTOS = 10**7
+"""Largest number of photos of a split: a week of rendering on a large machine."""
+LOG_INTERVAL = 1000
+"""Number of photos between two log messages."""
 
 
 def tags_of(pose: Array, head: Head, hidden: float) -> frozenset[str]:
-    """The classes a face belongs to.
+    """Determine the classes of a face.
 
-    profile: yaw beyond 30 degrees. frontal: yaw within 30 and pitch within 15. head_up, head_down: pitch over 15,
-    under -15. expression: the mouth wide open or smiling broadly, or the eyes shut. occlusion: the occluder hides more
-    than one landmark in 20 (``hidden`` is the share).
+    * profile: yaw beyond 30 degrees.
+    * frontal: yaw within 30 degrees and pitch within 15 degrees.
+    * head_up, head_down: pitch above 15 degrees, below -15 degrees.
+    * expression: the mouth is wide open or smiles broadly, or the eyes are shut.
+    * occlusion: the occluder hides more than 5 % of the landmarks.
+
+    Args:
+        pose: ``(3,)`` yaw, pitch, roll in degrees.
+        head: shape and expression.
+        hidden: share of the landmarks that the occluder hides.
     """
     yaw, pitch = pose[:2]
     expression = head.mouth_open > OPEN_MOUTH or head.smile > BROAD_SMILE or head.eye_open < SHUT_EYE
     level = abs(pitch) <= FRONTAL_PITCH
-    holds = (abs(yaw) > PROFILE_YAW, abs(yaw) <= PROFILE_YAW and level, pitch > FRONTAL_PITCH, pitch < -FRONTAL_PITCH)
-    return frozenset(tag for tag, true in zip(TAGS, (*holds, expression, hidden > OCCLUDED_SHARE), strict=True) if true)
+    by_pose = (abs(yaw) > PROFILE_YAW, abs(yaw) <= PROFILE_YAW and level, pitch > FRONTAL_PITCH, pitch < -FRONTAL_PITCH)
+    return frozenset(
+        tag for tag, member in zip(TAGS, (*by_pose, expression, hidden > OCCLUDED_SHARE), strict=True) if member
+    )
 
 
 class Synthetic:
-    """Rendered faces, one per photo, written once and then read like any set on disk.
+    """Dataset of rendered faces, one per photo, written once and then read from disk.
 
-    The photos lie in ``cache/<hash>/<split>/``, their labels in ``cache/<hash>/faces.npz`` with the points of every
-    layout, so that one set serves all of them. The hash stands for everything that changes a picture or a label. A
-    photo depends on the seed, its split and its number alone. The box of a face is that of its points and the hairline.
-    Nothing is rendered before the first call of :meth:`photos`.
+    The photos are in ``cache/<hash>/<split>/``, their labels in ``cache/<hash>/faces.npz``, which contains the points
+    of every layout, so all layouts share one set. The hash covers all parameters except ``name``, ``cache`` and
+    ``layout``. A photo depends on its split, its number and these parameters, except the numbers of photos. The box of
+    a face encloses its points and the hairline. The first call of :meth:`photos` renders the set.
 
     Args:
-        name: of the dataset, in run names and tables.
-        cache: folder of the rendered sets. Not called ``root``: nothing may be written where a real set is read.
+        name: name of the dataset, for run names and tables.
+        cache: folder of the rendered sets. It is not called ``root``, because no reader writes to the root of a
+            dataset.
         layout: one of the layouts in PIECES.
-        seed: another seed, other faces.
-        train: number of photos.
-        val: number of photos.
-        test: number of photos.
+        seed: seed of the faces.
+        train: number of train photos.
+        val: number of val photos.
+        test: number of test photos.
         size: side of a photo in pixels.
         yaw: largest yaw in degrees, to both sides.
-        wide_yaw: the same in the wide part of the test split.
-        wide_share: expected share of that part.
+        wide_yaw: largest yaw in degrees in the wide part of the test split.
+        wide_share: expected share of the wide part.
         pitch: largest pitch in degrees, up and down.
         roll: largest roll in degrees, to both sides.
         occlusion: probability of an occluder.
 
     Raises:
-        ConfigError: for a layout whose curves are not known, and for numbers out of range.
+        ConfigError: the layout is not in PIECES, or a number is out of range.
     """
 
     tags = TAGS
@@ -106,9 +120,9 @@ class Synthetic:
         occlusion: float,
     ):
         if layout.name not in PIECES:
-            raise ConfigError("", f": rendered faces have the layouts {', '.join(PIECES)}, not {layout.name!r}")
+            raise ConfigError("", f": rendered faces support the layouts {', '.join(PIECES)}, not {layout.name!r}")
         ranges: dict[str, tuple[float, float, float]] = {
-            **{key: (count, 0, MOST) for key, count in (("train", train), ("val", val), ("test", test))},
+            **{key: (count, 0, MAX_PHOTOS) for key, count in (("train", train), ("val", val), ("test", test))},
             "size": (size, 32, 4096),
             "seed": (seed, 0, 2**32 - 1),
             **{key: (angle, 0, 90) for key, angle in (("yaw", yaw), ("wide_yaw", wide_yaw), ("pitch", pitch))},
@@ -119,7 +133,7 @@ class Synthetic:
             if not least <= value <= most:
                 raise ConfigError(key, f"={value} must be from {least} to {most}")
         if not max(train, val, test):
-            raise ConfigError("train", "=0, and neither val nor test has photos")
+            raise ConfigError("train", "=0, and val and test are 0 too; at least one split needs photos")
         self.name, self.layout = name, layout
         self.counts = dict(zip(SPLITS, (train, val, test), strict=True))
         self.seed, self.size, self.yaw, self.pitch, self.roll = seed, size, yaw, pitch, roll
@@ -129,10 +143,10 @@ class Synthetic:
         self.folder = Path(cache) / digest[:12]
 
     def photos(self, split: Split) -> list[Photo]:
-        """The photos of a split, rendered first if they are not there.
+        """Return the photos of a split; render the set first if it does not exist.
 
         Raises:
-            DatasetError: when the set on disk has lost its labels.
+            DatasetError: the labels of the set on disk cannot be read.
         """
         if not self.folder.exists():
             self._write()
@@ -142,7 +156,7 @@ class Synthetic:
                 columns = [labels[key] for key in ("path", "box", self.layout.name, f"visible_{self.layout.name}")]
                 rows = list(zip(*columns, labels["pose"], labels["tags"], strict=True))
         except (OSError, EOFError, KeyError, ValueError, BadZipFile) as error:
-            raise DatasetError(f"{file}: {error}. Delete {self.folder}: the photos are then rendered anew") from error
+            raise DatasetError(f"{file}: {error}. Delete {self.folder} to render the photos again") from error
         names = np.array(TAGS)
         return [
             Photo(self.folder / path, (Face(box, points, seen, pose, frozenset(names[tags].tolist())),), "stored")
@@ -151,42 +165,47 @@ class Synthetic:
         ]
 
     def _write(self) -> None:
-        """Render into a folder of this process's own and rename it, so that a set is there as a whole or not at all."""
+        """Render into a temporary folder and rename it, so a set on disk is always complete."""
         jobs = [(split, index) for split in SPLITS for index in range(self.counts[split])]
         log.info("rendering %d photos of faces into %s", len(jobs), self.folder)
-        own = self.folder.with_name(f".{self.folder.name}-{uuid.uuid4().hex}")
+        temporary = self.folder.with_name(f".{self.folder.name}-{uuid.uuid4().hex}")
         try:
             with naming(self.folder):
                 for split in SPLITS:
-                    (own / split).mkdir(parents=True)
-                rows = self._rows([(own / split / f"{index:05d}.jpg", split, index) for split, index in jobs], own)
+                    (temporary / split).mkdir(parents=True)
+                paths = [(temporary / split / f"{index:05d}.jpg", split, index) for split, index in jobs]
+                rows = self._rows(paths, temporary)
                 columns = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-                np.savez(own / "faces.npz", allow_pickle=False, **columns)
+                np.savez(temporary / "faces.npz", allow_pickle=False, **columns)
             try:
-                own.rename(self.folder)
+                temporary.rename(self.folder)
             except OSError:
-                if not self.folder.exists():  # else another process was faster: its photos are the same
+                if not self.folder.exists():  # otherwise another process has rendered the same photos
                     raise
         finally:
-            shutil.rmtree(own, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
-    def _rows(self, jobs: list[tuple[Path, Split, int]], own: Path) -> list[dict[str, Array]]:
-        # Elsewhere there is no safe fork: Windows has none, and the libraries of macOS may crash in one.
+    def _rows(self, jobs: list[tuple[Path, Split, int]], temporary: Path) -> list[dict[str, Array]]:
+        # Only Linux has a safe fork: Windows has none, and the libraries of macOS may crash in a forked process.
         processes = min(len(os.sched_getaffinity(0)), len(jobs) // 20) if sys.platform == "linux" else 1
         if processes < 2:
-            return _reported(map(self.write_photo, jobs), len(jobs))
-        # fork: a fresh interpreter would run the caller's script again, which may lack a __main__ guard.
-        with ProcessPoolExecutor(processes, get_context("fork"), _start_renderer, (own,)) as pool:
+            return _collect(map(self.write_photo, jobs), len(jobs))
+        # fork, because spawn would import the caller's script again, which may have no __main__ guard.
+        with ProcessPoolExecutor(processes, get_context("fork"), _start_renderer, (temporary,)) as pool:
             try:
                 with signals.held():
                     rows = pool.map(self.write_photo, jobs, chunksize=20)
-                return _reported(rows, len(jobs))
+                return _collect(rows, len(jobs))
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
 
     def write_photo(self, job: tuple[Path, Split, int]) -> dict[str, Array]:
-        """Render one photo into a file and return its labels."""
+        """Render one photo into a file and return its labels.
+
+        Args:
+            job: path of the file, split, and number of the photo in the split.
+        """
         path, split, index = job
         rng = np.random.default_rng([self.seed, SPLITS.index(split), index])
         head, look = random_head(rng), random_look(rng)
@@ -197,39 +216,39 @@ class Synthetic:
         picture = render(rng, head, look, view, self.size, self.occlusion)
         path.write_bytes(cv2.imencode(".jpg", picture.photo, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes())
 
-        places, brow = picture.points.values(), ahead(head, np.array([[0, head.hairline]]))
+        points, top = picture.points.values(), ahead(head, np.array([[0, head.hairline]]))
         labels = {
             "path": np.array(f"{split}/{path.name}"),
-            "box": bounding_box(np.concatenate([*places, to_camera(brow, view)])[:, :2]).astype(np.float32),
+            "box": bounding_box(np.concatenate([*points, to_camera(top, view)])[:, :2]).astype(np.float32),
             "pose": pose.astype(np.float32),
             "tags": np.array([tag in tags_of(pose, head, (picture.seen & picture.hidden).mean()) for tag in TAGS]),
         }
-        open_views = np.split(picture.seen & ~picture.hidden, np.cumsum([len(place) for place in places])[:-1])
-        for name, place, open_view in zip(picture.points, places, open_views, strict=True):
-            labels |= {name: place[:, :2].astype(np.float32), f"visible_{name}": open_view}
+        visible = np.split(picture.seen & ~picture.hidden, np.cumsum([len(each) for each in points])[:-1])
+        for name, layout_points, layout_visible in zip(picture.points, points, visible, strict=True):
+            labels |= {name: layout_points[:, :2].astype(np.float32), f"visible_{name}": layout_visible}
         return labels
 
 
-def _start_renderer(own: Path) -> None:
-    """Prepare a process of the pool; when the parent was killed, it removes the folder that is not finished."""
+def _start_renderer(temporary: Path) -> None:
+    """Initialise a worker of the pool; if the parent is killed, the worker removes the temporary folder."""
 
-    def tidy() -> None:
-        for _ in range(20):  # the others may still write there
-            shutil.rmtree(own, ignore_errors=True)
-            if not own.exists():
+    def remove() -> None:
+        for _ in range(20):  # other workers may still write files
+            shutil.rmtree(temporary, ignore_errors=True)
+            if not temporary.exists():
                 return
             time.sleep(0.1)
 
-    signals.obey_parent(tidy)
-    # 0: to go down to 1 thread OpenCV waits for the end of the parent's, which are not in the child, and hangs
+    signals.obey_parent(remove)
+    # Not 1: OpenCV would wait for the threads of the parent to end, which do not exist in a forked process.
     cv2.setNumThreads(0)
 
 
-def _reported(rows: Iterable[dict[str, Array]], total: int) -> list[dict[str, Array]]:
-    """Collect the labels of ``total`` photos as they come, and say now and then how far it is."""
-    done = []
+def _collect(rows: Iterable[dict[str, Array]], total: int) -> list[dict[str, Array]]:
+    """Collect the labels of ``total`` photos, and log the progress."""
+    collected = []
     for row in rows:
-        done.append(row)
-        if len(done) % REPORTED == 0:
-            log.info("%d of %d photos are rendered", len(done), total)
-    return done
+        collected.append(row)
+        if len(collected) % LOG_INTERVAL == 0:
+            log.info("%d of %d photos are rendered", len(collected), total)
+    return collected

@@ -1,22 +1,22 @@
 """WFLW: 98 points, a detection rectangle and six attributes per face; several faces per image.
 
 *Source.* Wu, Qian, Yang, Wang, Cai, Zhou: Look at Boundary: A Boundary-Aware Face Alignment Algorithm, CVPR 2018;
-https://wywu.github.io/projects/LAB/WFLW.html. The images are WIDER FACE's; for research.
+https://wywu.github.io/projects/LAB/WFLW.html. The images are from WIDER FACE, for research.
 
 *On disk.* ``WFLW_images/EVENT/NAME.jpg`` and
 ``WFLW_annotations/list_98pt_rect_attr_train_test/list_98pt_rect_attr_{train,test}.txt``, one face per line in 207
 fields: x0 y0 ... x97 y97, the rectangle x_min y_min x_max y_max, six flags, ``EVENT/NAME.jpg``. The lists of the test
-subsets in ``list_98pt_test/`` repeat what the flags say (326 large pose, 314 expression, 698 illumination, 206
-make-up, 736 occlusion, 773 blur) and are not needed.
+subsets in ``list_98pt_test/`` repeat the flags (326 large pose, 314 expression, 698 illumination, 206 make-up, 736
+occlusion, 773 blur) and are not needed.
 
-*Counts.* 7,500 faces to train, 2,500 faces on 2,118 images to test.
+*Counts.* 7,500 faces in train, 2,500 faces on 2,118 images in test.
 
-*Quirks.* Coordinates may be negative or beyond the image, down to -105: they are real, not missing. Whether they count
-from 0 or from 1 is nowhere stated, and they are taken as counting from 0, as everybody does. The rectangle is a
-detector's, taller than the points. There is no official val: a fixed share of the train photos is val, chosen by the
-SHA-256 of ``EVENT/NAME.jpg``, so that the faces of one photo stay together.
+*Quirks.* Coordinates may be negative or beyond the image, down to -105; these points are annotated, not missing. The
+authors do not state whether coordinates count from 0 or from 1; this reader counts from 0, as is usual. The rectangle
+is the box of a detector, taller than the points. There is no official val: a fixed share of the train photos is val,
+drawn by the SHA-256 of ``EVENT/NAME.jpg`` to keep the faces of a photo in one split.
 
-*Orientation.* Photos are read as they are stored, without regard to their orientation mark (EXIF).
+*Orientation.* Photos are read as stored; their orientation tag (EXIF) is ignored.
 """
 
 from pathlib import Path
@@ -42,19 +42,21 @@ from facelab.faces.geometry import Array
 from facelab.faces.layouts import Layout
 
 SOURCE = "WFLW's images and lists are at https://wywu.github.io/projects/LAB/WFLW.html; unpack both into one folder"
+"""Where to get the dataset, for error messages."""
 LISTS = Path("WFLW_annotations", "list_98pt_rect_attr_train_test")
+"""Folder of the lists, relative to the root."""
 
 
 class WFLW:
-    """Reader of WFLW and of sets in its format. ``Face.box`` is the detection rectangle; no face has a pose.
+    """Reader of WFLW and of datasets in its format. ``Face.box`` is the detection rectangle; no face has a pose.
 
     Args:
-        name: of the set, for run names and tables.
-        root: the folder that holds ``WFLW_images`` and ``WFLW_annotations``.
-        layout: what the points mean, and how many there have to be.
-        val_share: share of the train photos that is val: those whose draw, the first byte of SHA-256 over 256, is
-            under it. With 0 all of the list trains, as in the papers, and there is no val.
-        skip_unpaired: leave out faces whose image is absent, with a warning, instead of refusing the set.
+        name: name of the dataset, for run names and tables.
+        root: the folder that contains ``WFLW_images`` and ``WFLW_annotations``.
+        layout: layout of the points.
+        val_share: share of the train photos that is val: the photos with a :func:`hash_fraction` below it. With 0 val
+            is empty and the whole list is train, as in the papers.
+        skip_unpaired: whether to skip faces with a missing image with a warning, instead of raising.
     """
 
     tags: tuple[str, ...] = ("pose", "expression", "illumination", "makeup", "occlusion", "blur")
@@ -74,10 +76,11 @@ class WFLW:
         self.skip_unpaired = skip_unpaired
 
     def photos(self, split: Split) -> list[Photo]:
-        """The photos of a split in the order in which the list first names them.
+        """Return the photos of a split, in the order of their first line in the list.
 
         Raises:
-            DatasetError: no list for this split; a line that is not as described; an image that is absent; no photo.
+            DatasetError: the list of the split is missing, a line is malformed, an image is missing, or the split is
+                empty.
         """
         lists = {part: self._list(part) for part in ("train", "test") if self._list(part).is_file()}
         if not lists:
@@ -88,14 +91,14 @@ class WFLW:
         part = "train" if split == "val" else split
         if part not in lists:
             raise DatasetError(
-                f"{self._list(part)} does not exist, so there is no split {split!r}; the lists are those of "
+                f"{self._list(part)} does not exist, so there is no split {split!r}; there are lists for "
                 f"{', '.join(lists)}"
             )
         photos = [photo for name, photo in self._read(lists[part]).items() if self._split(part, name) == split]
         if not photos and split == "val" and not self.val_share:
             return []
         if not photos:
-            raise DatasetError(f"{lists[part]}: no photo of it is in {split!r} with val_share={self.val_share}")
+            raise DatasetError(f"{lists[part]}: the split {split!r} is empty with val_share={self.val_share}")
         return with_images(self.root, photos, skip=self.skip_unpaired)
 
     def _list(self, part: str) -> Path:
@@ -105,18 +108,18 @@ class WFLW:
         return "val" if part == "train" and hash_fraction(name) < self.val_share else part
 
     def _read(self, path: Path) -> dict[str, Photo]:
-        """Name of a photo -> the photo."""
+        """Read a list into a dict: name of a photo -> photo."""
         lines = [line.rsplit(maxsplit=1) for line in read_lines(path)]
         numbers = [line[0] if len(line) > 1 else "" for line in lines]
         end = 2 * self.layout.num_points
         width = end + 4 + len(self.tags)
         meaning = f"{self.layout.num_points} points of the layout {self.layout.name}, rectangle, flags; then the name"
-        table = read_table(numbers, width, meaning, path, 1, delimiter=None, may_lack=False)
+        table = read_table(numbers, width, meaning, path, 1, delimiter=None, allow_nan=False)
         points, boxes, flags = np.split(table, [end, end + 4], axis=1)
         wrong = ~np.isin(flags, (0, 1)).all(axis=1)
         if wrong.any():
             row = wrong.argmax()
-            raise DatasetError(f"{path}, line {row + 1}: the flags have to be 0 or 1, found {flags[row].tolist()}")
+            raise DatasetError(f"{path}, line {row + 1}: the flags must be 0 or 1, found {flags[row].tolist()}")
         faces: dict[str, list[Face]] = {}
         for number, ((_, name), xy, box, flag) in enumerate(zip(lines, points, boxes, flags, strict=True), 1):
             check_face(xy.reshape(-1, 2), f"{path}, line {number}", REMEDIES)

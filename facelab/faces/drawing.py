@@ -1,4 +1,4 @@
-"""Landmarks drawn on faces, and faces laid out in a grid."""
+"""Drawing of landmarks on images, and arrangement of images in a grid."""
 
 from collections.abc import Sequence
 from itertools import chain, pairwise
@@ -11,26 +11,29 @@ from facelab.faces.layouts import Layout
 
 Colour = tuple[int, int, int]
 TRUTH: Colour = (60, 220, 90)
+"""RGB of annotated points: green."""
 PREDICTION: Colour = (255, 70, 60)
+"""RGB of predicted points: red."""
 SUBPIXEL_BITS = 4
+"""Fractional bits of OpenCV's fixed-point drawing coordinates: steps of 1/16 pixel."""
 
 
 def draw_landmarks(image: Array, points: Array, layout: Layout, colour: Colour, *, lines: bool) -> Array:
-    """Draw the points of a face, and on request the outlines of its parts.
+    """Draw the points of a face, and optionally the outlines of its parts.
 
     Args:
         image: ``(H, W, 3)`` uint8 RGB, not changed.
         points: ``(N, 2)`` pixels of ``image``; NaN points are not drawn.
-        layout: whose regions are the outlines.
+        layout: layout of ``points``; its regions are the outlines.
         colour: RGB.
-        lines: draw the outlines too.
+        lines: whether to draw the outlines.
 
     Returns:
-        ``(H, W, 3)`` uint8.
+        ``(H, W, 3)`` uint8, a copy of ``image``.
     """
     image = np.ascontiguousarray(image).copy()
     radius = max(1.0, max(image.shape[:2]) / 200)
-    drawn: Array = np.all(np.abs(points) < 2**20, axis=1)  # False for NaN
+    drawn: Array = np.all(np.abs(points) < 2**20, axis=1)  # False for NaN and for numbers too large for OpenCV
     fixed = np.round(np.where(drawn[:, None], points, 0) * 2**SUBPIXEL_BITS).astype(int)
     thickness = max(1, round(radius / 2))
     if lines:
@@ -47,40 +50,40 @@ def draw_landmarks(image: Array, points: Array, layout: Layout, colour: Colour, 
 def tile(
     image: Array, layout: Layout, *, side: int, truth: Array | None, prediction: Array | None, caption: str
 ) -> Array:
-    """One face of a grid: enlarged, true points green, predicted ones red, a caption below.
+    """Draw one tile of a grid: the resized image, annotated points green, predicted ones red, a caption at the bottom.
 
     Args:
         image: ``(H, W, 3)`` uint8 RGB.
-        layout: of the points.
-        side: of the result in pixels.
-        truth: ``(N, 2)`` pixels of ``image``.
-        prediction: the same.
-        caption: a few characters.
+        layout: layout of the points.
+        side: side of the tile in pixels.
+        truth: ``(N, 2)`` annotated points in pixels of ``image``, or None.
+        prediction: ``(N, 2)`` predicted points in pixels of ``image``, or None.
+        caption: short text; empty for none.
 
     Returns:
         ``(side, side, 3)`` uint8.
     """
     height, width = image.shape[:2]
     scale = side / max(height, width)
-    to_cell = box_to_image(image_box(width, height), round(width * scale), round(height * scale))
+    to_tile = box_to_image(image_box(width, height), round(width * scale), round(height * scale))
     canvas = np.zeros((side, side, 3), np.uint8)
     resized = cv2.resize(image, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
     canvas[: resized.shape[0], : resized.shape[1]] = resized
     for points, colour in ((truth, TRUTH), (prediction, PREDICTION)):
         if points is not None:
             canvas = draw_landmarks(
-                canvas, transform_points(to_cell, points.astype(np.float64)), layout, colour, lines=False
+                canvas, transform_points(to_tile, points.astype(np.float64)), layout, colour, lines=False
             )
     if caption:
-        (width, height), below = cv2.getTextSize(caption, cv2.FONT_HERSHEY_SIMPLEX, side / 480, 1)
-        cv2.rectangle(canvas, (0, side - height - below - 4), (width + 8, side), (0, 0, 0), -1)
-        place = (4, side - below - 1)
-        cv2.putText(canvas, caption, place, cv2.FONT_HERSHEY_SIMPLEX, side / 480, (255, 255, 255), 1, cv2.LINE_AA)
+        (width, height), baseline = cv2.getTextSize(caption, cv2.FONT_HERSHEY_SIMPLEX, side / 480, 1)
+        cv2.rectangle(canvas, (0, side - height - baseline - 4), (width + 8, side), (0, 0, 0), -1)
+        origin = (4, side - baseline - 1)
+        cv2.putText(canvas, caption, origin, cv2.FONT_HERSHEY_SIMPLEX, side / 480, (255, 255, 255), 1, cv2.LINE_AA)
     return canvas
 
 
 def grid(tiles: Sequence[Array], columns: int) -> Array:
-    """Lay equal tiles ``(S, S, 3)`` out row by row; the last row is filled with black."""
+    """Arrange tiles ``(S, S, 3)`` row by row in one image; black tiles fill the last row."""
     blank = np.zeros_like(tiles[0])
     filled = [*tiles, *[blank] * (-len(tiles) % columns)]
     return np.vstack([np.hstack(filled[i : i + columns]) for i in range(0, len(filled), columns)])

@@ -1,4 +1,4 @@
-"""What a dataset says: photos, the faces on them, and what a reader of a dataset offers."""
+"""Photos, their annotated faces, and the interface of a dataset reader."""
 
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -16,11 +16,11 @@ Split = Literal["train", "val", "test", "all"]
 class Face(NamedTuple):
     """One annotated face, in pixels of its photo (see :mod:`facelab.faces.geometry`)."""
 
-    box: Array  # (4,) x0 y0 x1 y1 as the dataset gives it; NaN if it gives none
+    box: Array  # (4,) x0 y0 x1 y1, box of the dataset; NaN if it has none
     points: Array  # (N, 2), NaN where not annotated
-    visible: NDArray[np.bool_]  # (N,) False where hidden or not annotated
-    pose: Array  # (3,) yaw, pitch, roll in degrees, labelled; NaN if the dataset has no label
-    tags: frozenset[str]  # the dataset's subsets this face belongs to, of Annotations.tags
+    visible: NDArray[np.bool_]  # (N,) bool: annotated and not hidden
+    pose: Array  # (3,) labelled yaw, pitch, roll in degrees; NaN if the dataset has no pose labels
+    tags: frozenset[str]  # subsets of the dataset that contain this face, out of Annotations.tags
 
 
 class Photo(NamedTuple):
@@ -28,20 +28,26 @@ class Photo(NamedTuple):
 
     path: Path
     faces: tuple[Face, ...]
-    orientation: Orientation  # which pixels the coordinates mean: as the photo is shown, or as it is stored
+    orientation: Orientation  # orientation of the photo in which the coordinates are pixels
 
 
 class Annotations(Protocol):
-    """What the reader of a dataset offers. There is no base class."""
+    """Interface of a dataset reader. There is no base class.
+
+    Attributes:
+        name: name of the dataset, for run names and tables.
+        layout: layout of ``Face.points``.
+        tags: all subsets that ``Face.tags`` may contain.
+    """
 
     name: str
     layout: Layout
     tags: tuple[str, ...]
 
     def photos(self, split: Split) -> list[Photo]:
-        """The photos of a split in a fixed order.
+        """Return the photos of a split in a fixed order.
 
         Raises:
-            DatasetError: naming file, line and expectation.
+            DatasetError: the dataset cannot be read; the message contains the file, the line and the expected content.
         """
         ...

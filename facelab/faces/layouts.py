@@ -1,7 +1,7 @@
-"""What each landmark index means. The only file that knows an index.
+"""Landmark layouts: the meaning of each landmark index. No other file contains an index.
 
-The constants are the layouts of the field, each named after its dataset and its number of points. A layout is known by
-its ``name``: two objects of one name are the same layout (a copy arrives in every worker process), so compare names.
+The constants are the layouts of the field, each named after its dataset and its number of points. The ``name`` of a
+layout identifies it: compare names, not objects, since every worker process has a copy of the layout.
 
 "Left" is left **in the image** (the subject's right side), as in the numbering of all these schemes. Indices count
 from 0.
@@ -15,39 +15,39 @@ import numpy as np
 from facelab.faces.geometry import Array, ArrayOrTensor
 
 POSE_FLIP = (3, 2, 1, 0, 7, 6, 5, 4, 9, 8, 11, 10, 12, 13)
-"""Flip of the points of :data:`facelab.faces.pose.MODEL`: outer and inner end of the left brow, inner and outer
-end of the right brow, corners of the left eye (outer, inner) and of the right eye (inner, outer), left and right nose
-wing, left and right mouth corner, lower lip, chin."""
+"""Permutation that flips the points of :data:`facelab.faces.pose.MODEL`: outer and inner end of the left brow, inner
+and outer end of the right brow, corners of the left eye (outer, inner) and of the right eye (inner, outer), left and
+right nose wing, left and right mouth corner, lower lip, chin."""
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """A layout of the face: how many points there are and what each of them is.
+    """Landmark layout: the number of points and the meaning of each index.
 
     Raises:
-        ValueError: when the flip is not a permutation or not its own inverse, an index does not exist, or a table is
-            not carried onto itself by the flip. It names the layout, the table and the indices at fault.
+        ValueError: the flip is not a permutation or not its own inverse, an index does not exist, or the flip does not
+            map a table to itself. The message contains the layout, the table and the wrong indices.
     """
 
     name: str
     num_points: int
     flip: tuple[int, ...]
-    """``flipped[i] = points[flip[i]]`` after x has been flipped: a permutation and its own inverse."""
+    """Permutation of the points after x has been flipped, its own inverse: ``flipped[i] = points[flip[i]]``."""
     eye_corners: tuple[int, int]
-    """Outer corners of the left and the right eye; their distance is the inter-ocular distance. A layout without
-    corners gives its eye centres, and its inter-ocular distance is the inter-pupil distance."""
+    """Outer corners of the left and the right eye; their distance is the inter-ocular distance. Eye centres in a layout
+    without corners, whose inter-ocular distance is then the inter-pupil distance."""
     pupils: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
-    """Points whose centroids are the left and the right pupil; empty where the layout has none."""
+    """Points whose centroids are the left and the right pupil; empty if the layout has none."""
     five: tuple[tuple[int, ...], ...] = ()
-    """Left eye, right eye, nose tip, left and right mouth corner, each the centroid of these points."""
+    """Points whose centroids are left eye, right eye, nose tip, left and right mouth corner; empty if not defined."""
     regions: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
-    """Name of a part of the face to the lines it is drawn with. A line that ends where it began is closed, a line of
-    one index is a dot. Together they hold every point; the points of a region are the set of all its indices."""
+    """Name of a part of the face to the lines that draw it. A line whose last index is its first is closed, a line of
+    one index is a dot. All regions together contain every point; the points of a region are the set of its indices."""
     pose: tuple[int, ...] = ()
-    """The points of :data:`facelab.faces.pose.MODEL`, in its order; empty where the layout lacks one of them."""
+    """Points of :data:`facelab.faces.pose.MODEL`, in its order; empty if the layout does not have all of them."""
 
     def __post_init__(self) -> None:
-        self._check_mirror()
+        self._check_flip()
         self._check_partners("eye_corners", [(i,) for i in self.eye_corners], (1, 0))
         self._check_partners("pupils", self.pupils, (1, 0))
         if self.five:
@@ -55,36 +55,36 @@ class Layout:
         if self.pose:
             self._check_partners("pose", [(i,) for i in self.pose], POSE_FLIP)
         names = list(self.regions)
-        if strangers := [name for name in names if _other_side(name) not in self.regions]:
-            raise ValueError(f"layout {self.name!r}: regions {strangers} have no partner of the other side")
+        if unpaired := [name for name in names if _other_side(name) not in self.regions]:
+            raise ValueError(f"layout {self.name!r}: regions {unpaired} have no partner on the other side")
         partners = tuple(names.index(_other_side(name)) for name in names)
         self._check_partners("regions", [sum(self.regions[name], ()) for name in names], partners)
 
-    def _check_mirror(self) -> None:
+    def _check_flip(self) -> None:
         if sorted(self.flip) != list(range(self.num_points)):
             raise ValueError(
-                f"layout {self.name!r}: flip is no permutation of 0 .. {self.num_points - 1} "
+                f"layout {self.name!r}: flip is not a permutation of 0 .. {self.num_points - 1} "
                 f"({len(self.flip)} entries, {len(set(self.flip))} different)"
             )
-        if loose := [i for i, j in enumerate(self.flip) if self.flip[j] != i]:
-            raise ValueError(f"layout {self.name!r}: flip is not its own inverse at {loose}")
+        if wrong := [i for i, j in enumerate(self.flip) if self.flip[j] != i]:
+            raise ValueError(f"layout {self.name!r}: flip is not its own inverse at {wrong}")
 
     def _check_partners(self, table: str, rows: Collection[tuple[int, ...]], partners: tuple[int, ...]) -> None:
-        """The flip must carry row k of a table to row ``partners[k]``, as a set of points."""
+        """Check that the flip maps row k of a table to row ``partners[k]``, as a set of points."""
         sets = [set(row) for row in rows]
         if len(sets) != len(partners):
             raise ValueError(f"layout {self.name!r}: {table} has {len(sets)} entries, expected {len(partners)}")
-        if alien := sorted(i for row in sets for i in row if not 0 <= i < self.num_points):
-            raise ValueError(f"layout {self.name!r}: {table} names {alien}; there are {self.num_points} points")
+        if unknown := sorted(i for row in sets for i in row if not 0 <= i < self.num_points):
+            raise ValueError(f"layout {self.name!r}: {table} contains {unknown}; there are {self.num_points} points")
         for row, partner in zip(sets, partners, strict=True):
             if (image := {self.flip[i] for i in row}) != sets[partner]:
                 raise ValueError(
-                    f"layout {self.name!r}: the flip carries {sorted(row)} of {table} to {sorted(image)}, "
-                    f"but its partner there is {sorted(sets[partner])}"
+                    f"layout {self.name!r}: the flip maps {sorted(row)} of {table} to {sorted(image)}, "
+                    f"but its partner in the table is {sorted(sets[partner])}"
                 )
 
     def flipped(self, points: ArrayOrTensor) -> ArrayOrTensor:
-        """Swap left and right points ``(..., N, 2)`` after their x was flipped."""
+        """Swap left and right points ``(..., N, 2)`` whose x has been flipped."""
         return points[..., list(self.flip), :]
 
 
@@ -96,7 +96,7 @@ def _other_side(region: str) -> str:
 
 
 def _flip(num_points: int, *swaps: tuple[Iterable[int], Iterable[int]]) -> tuple[int, ...]:
-    """The permutation that swaps points of the left with their partners on the right and keeps all others."""
+    """Return the permutation that swaps left points with their right partners and keeps all others."""
     flip = list(range(num_points))
     for left, right in swaps:
         for i, j in zip(left, right, strict=True):
@@ -141,8 +141,8 @@ IBUG68 = Layout(
     },
     pose=(17, 21, 22, 26, 36, 39, 42, 45, 31, 35, 48, 54, 57, 8),
 )
-"""300W, 300W-LP, AFLW2000-3D, 300VW, COFW-68, Menpo (semi-frontal), MERL-RAV: 68 points. It marks no pupil: the
-centroid of the six points of an eye stands for it."""
+"""68 points of 300W, 300W-LP, AFLW2000-3D, 300VW, COFW-68, Menpo (semi-frontal), MERL-RAV. The scheme has no pupils;
+the centroid of the six points of an eye replaces them."""
 
 _CONTOUR_AND_BROWS = (
     (range(16), range(32, 16, -1)),  # contour; 16 is the chin
@@ -177,7 +177,7 @@ WFLW98 = Layout(
     },
     pose=(33, 38, 50, 46, 60, 64, 68, 72, 55, 59, 76, 82, 85, 16),
 )
-"""WFLW: 98 points."""
+"""98 points of WFLW."""
 
 LAPA106 = Layout(
     name="lapa106",
@@ -207,8 +207,8 @@ LAPA106 = Layout(
     },
     pose=(33, 38, 50, 46, 66, 70, 75, 79, 58, 62, 84, 90, 93, 16),
 )
-"""LaPa, and as far as is known the JD-landmark challenges: 106 points. In LaPa's own labels eye centre and pupil
-(74 and 104, 83 and 105) coincide."""
+"""106 points of LaPa, and as far as is known of the JD-landmark challenges. Eye centre and pupil (74 and 104, 83 and
+105) coincide in the labels of LaPa."""
 
 COFW29 = Layout(
     name="cofw29",
@@ -235,8 +235,8 @@ COFW29 = Layout(
     },
     pose=(0, 2, 3, 1, 8, 10, 11, 9, 18, 19, 22, 23, 27, 28),
 )
-"""COFW: 29 points. The inner lips share the mouth corners. Its nose wings are the outermost points of the wings,
-farther out and back than those of the pose model: pitch comes out about 5 degrees higher than from LaPa's points."""
+"""29 points of COFW. The inner lips share the mouth corners. The nose wings are the outermost points of the wings,
+farther out and back than those of the pose model: the pitch is about 5 degrees higher than from the points of LaPa."""
 
 AFLW19 = Layout(
     name="aflw19",
@@ -260,8 +260,8 @@ AFLW19 = Layout(
         "mouth": (_line(15, 17),),
     },
 )
-"""AFLW without its two ear points: 19 points. It marks eye corners (6, 11) and, as its pupils, eye centres (7, 10).
-It has no lower lip, hence no pose. Its own protocol normalises by the side of the face box, not by the eyes."""
+"""19 points of AFLW, without its two ear points. It has eye corners (6, 11), and eye centres (7, 10) as pupils. It has
+no lower lip, hence no pose. The protocol of AFLW normalises by the side of the face box, not by the eyes."""
 
 FIVE5 = Layout(
     name="five5",
@@ -272,11 +272,10 @@ FIVE5 = Layout(
     five=((0,), (1,), (2,), (3,), (4,)),
     regions={"left_eye": ((0,),), "right_eye": ((1,),), "nose": ((2,),), "mouth": (_line(3, 4),)},
 )
-"""What face detectors give: eye centres, nose tip, mouth corners. It has no eye corners, the eye centres stand in
-their place: an error "by inter-ocular distance" on five points is one by inter-pupil distance."""
+"""5 points of face detectors: eye centres, nose tip, mouth corners. It has no eye corners, the eye centres replace
+them: an error normalised by inter-ocular distance is normalised by inter-pupil distance."""
 
-# One layout's points in another's
-# The LaPa index of every point of a layout that is a selection or a re-ordering of LaPa's points.
+# The LaPa index of every point of a layout that is a selection or a re-ordering of the points of LaPa
 
 # fmt: off
 _LAPA106_IN_ALPHA = [
@@ -303,7 +302,7 @@ _COFW29_IN_LAPA = [
 
 
 def _renumbered(name: str, layout: Layout, order: list[int]) -> Layout:
-    """The same layout whose point i is point ``order[i]`` of ``layout``."""
+    """Re-order a layout: point i of the result is point ``order[i]`` of ``layout``."""
     new = {old: i for i, old in enumerate(order)}
 
     def rows(table: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
@@ -324,16 +323,16 @@ def _renumbered(name: str, layout: Layout, order: list[int]) -> Layout:
 
 
 ALPHA106 = _renumbered("alpha106", LAPA106, _ALPHA106_IN_LAPA)
-"""The 106 points of Face++ sorted by their names: InsightFace's ``2d106det`` and the data of pfld_106, often called
-"JD". The points are LaPa's in another order, so every table follows from :data:`LAPA106`. Hence the pose indices are
-not those of pfld_106, whose list names a side of the nose (75) for the inner corner of the left eye (39) and the
-outermost points of the nose wings (77, 83) for those at its base (78, 84)."""
+"""106 points of Face++ sorted by their names: InsightFace's ``2d106det`` and the data of pfld_106, often called "JD".
+The points are those of LaPa in another order, so every table is derived from :data:`LAPA106`. The pose indices
+therefore differ from those of pfld_106, whose list has a side of the nose (75) in place of the inner corner of the left
+eye (39) and the outermost points of the nose wings (77, 83) in place of the points at the base of the nose (78, 84)."""
 
 # Conversions
 
 
 def _weights(source: Layout, target: Layout, mix: Mapping[int, Mapping[int, float]]) -> Array:
-    """The matrix ``(M, N)`` of a table of target point -> source point -> weight."""
+    """Build the matrix ``(M, N)`` from a table: target point -> source point -> weight."""
     weights = np.zeros((target.num_points, source.num_points))
     for i, parts in mix.items():
         for j, weight in parts.items():
@@ -350,9 +349,12 @@ def _mixed(weights: tuple[float, float], *triples: tuple[int, int, int]) -> dict
 
 
 def _chained(first: Array, second: Array) -> Array:
-    """``first``, then ``second``; a point that needs one which ``first`` cannot give has no source."""
-    lost = (second[:, ~first.any(axis=1)] != 0).any(axis=1)
-    return np.where(lost[:, None], 0.0, second @ first)
+    """Compose two conversions, ``first`` before ``second``.
+
+    A row is zero if it depends on a point that ``first`` does not define.
+    """
+    undefined = (second[:, ~first.any(axis=1)] != 0).any(axis=1)
+    return np.where(undefined[:, None], 0.0, second @ first)
 
 
 def _conversions() -> dict[tuple[str, str], Array]:
@@ -385,7 +387,7 @@ def _conversions() -> dict[tuple[str, str], Array]:
         | _mixed(thirds, (43, 69, 70), (44, 71, 70), (46, 73, 74), (47, 75, 74))
         | _copied(range(48, 68), range(76, 96)),
     )
-    # a selection of LaPa's points is undone by its transpose
+    # The transpose of a selection of points maps them back.
     from_lapa = {name: to_lapa[name].T for name in (WFLW98.name, COFW29.name, ALPHA106.name)}
     from_lapa[IBUG68.name] = _chained(from_lapa[WFLW98.name], wflw_to_68)
     conversions = {(name, LAPA106.name): weights for name, weights in to_lapa.items()}
@@ -401,14 +403,15 @@ def _conversions() -> dict[tuple[str, str], Array]:
 
 CONVERSIONS: dict[tuple[str, str], Array] = _conversions()
 """Names of source and target layout to weights ``(M, N)``: target point i is the sum of ``weights[i, j]`` times source
-point j. A row sums to 1, or is zero where the source has nothing to offer.
+point j. A row sums to 1; it is zero if the source has no equivalent of the point.
 
-Stated are WFLW98, COFW29 and the alphabetical order as points of LaPa, IBUG68 to LaPa, and WFLW98 to IBUG68; the rest
-goes through LaPa. Eye centres of LaPa (74, 83) are not filled by the pupils of another layout. The brows of IBUG68 are
-centre lines, yet LaPa's upper edge takes them: an approximation.
+The conversions of WFLW98, COFW29, ALPHA106 and IBUG68 to LAPA106, of WFLW98 to IBUG68, and to FIVE5 are defined
+directly; the others are compositions of these and of inverted selections, through LAPA106. The eye centres of LaPa (74,
+83) are not filled by the pupils of another layout. The brows of IBUG68 are centre lines, but are converted to the upper
+edge of LaPa: an approximation.
 
-WFLW98 to IBUG68 departs from the code of PIPNet (Jin, Liao, Shao, IJCV 2021): lid points are mixed by exact thirds, not
-by 0.666 and 0.333, which pull a point towards the origin by a thousandth of its coordinates; and a brow point is the
-middle between upper and lower edge, where that code halves y alone and keeps the x of the upper edge, so that its
-answer depends on how the image is turned.
+WFLW98 to IBUG68 departs from the code of PIPNet (Jin, Liao, Shao, IJCV 2021). Lid points are weighted by exact thirds
+instead of 0.666 and 0.333, which move a point towards the origin by a thousandth of its coordinates. A brow point is
+the midpoint of upper and lower edge; the code of PIPNet averages y alone and keeps the x of the upper edge, so its
+result changes when the image is rotated.
 """

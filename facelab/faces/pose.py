@@ -1,12 +1,13 @@
 """Head pose from landmarks.
 
-Pose is ``(..., 3)`` yaw, pitch, roll in **degrees**, with ``R = Rz(roll) Ry(yaw) Rx(pitch)``: the head nods about its
-own ears, turns about the image's vertical, and tilts in the image plane. Yaw is positive with the nose towards the left
-of the image, pitch with the chin up, roll clockwise in the image. Axes are those of the image: x right, y down, z away
-from the viewer. Yaw lies within 90 degrees; there pitch and roll turn about one axis and only their sum is determined.
+Pose is ``(..., 3)`` yaw, pitch, roll in **degrees**, with ``R = Rz(roll) Ry(yaw) Rx(pitch)``: pitch rotates about the
+axis through the ears, yaw about the vertical axis of the image, roll in the image plane. Yaw is positive with the nose
+towards the left of the image, pitch with the chin up, roll clockwise in the image. The axes are those of the image: x
+right, y down, z away from the viewer. Yaw is within 90 degrees; at 90 degrees pitch and roll rotate about the same axis
+and only their sum or difference is determined.
 
-The signs are those of ``Pose_Para`` of AFLW2000-3D and 300W-LP, the order of the three turns is not: use
-:func:`from_300w_lp`.
+The signs are those of ``Pose_Para`` of AFLW2000-3D and 300W-LP, but the order of the three rotations differs:
+:func:`from_300w_lp` converts it.
 """
 
 import cv2
@@ -15,8 +16,8 @@ import numpy as np
 from facelab.faces.geometry import Array, to_cells
 from facelab.faces.layouts import Layout
 
-# In the frame of the code it comes from: x to the left of the image, y up, z towards the viewer. There the left nose
-# wing has the x of the right one, a slip that was reported to its authors:
+# In the axes of the source code: x to the left of the image, y up, z towards the viewer. There the left nose wing has
+# the x of the right nose wing, an error that was reported to the authors:
 # https://github.com/polarisZhao/PFLD-pytorch/issues/47
 _LEFT_UP_NEAR = np.array(
     [
@@ -37,21 +38,22 @@ _LEFT_UP_NEAR = np.array(
     ]
 )
 MODEL: Array = -_LEFT_UP_NEAR
-"""``(14, 3)``: a head as 14 points in units of its own, x right, y down, z away from the viewer.
+"""Model of a head: 14 points ``(14, 3)`` in arbitrary units, x right, y down, z away from the viewer.
 
-Widely used with a pinhole camera for PFLD's angles (Guo et al., arXiv 1902.10859, do not name their eleven points). All
-three axes are reversed against that code: it leaves every rotation as it is, and the head no longer lies behind the
-camera."""
+The public codes of PFLD compute their angles from it with a pinhole camera (Guo et al., arXiv 1902.10859, do not list
+their eleven points). All three axes are reversed relative to those codes. This changes no rotation, and puts the head
+in front of the camera instead of behind it."""
 
 MIN_POINTS = 6
-"""A pose needs this many of the 14 points: an affine camera has 8 unknowns, and few points near one plane do not fix
-the depth."""
+"""Minimum number of the 14 points for a pose: an affine camera has 8 unknowns, and a few almost coplanar points do not
+determine the depth."""
 
 X, Y, Z = range(3)
+"""Indices of the axes."""
 
 
-def _turn(degrees: Array, start: int, end: int) -> Array:
-    """Rotations ``(..., 3, 3)`` that turn axis ``start`` towards axis ``end``."""
+def _rotate(degrees: Array, start: int, end: int) -> Array:
+    """Return the rotations ``(..., 3, 3)`` of axis ``start`` towards axis ``end``."""
     radians = np.deg2rad(np.asarray(degrees, np.float64))
     matrix = np.zeros((*radians.shape, 3, 3))
     matrix[..., range(3), range(3)] = 1
@@ -62,38 +64,47 @@ def _turn(degrees: Array, start: int, end: int) -> Array:
 
 
 def _yaw(degrees: Array) -> Array:
-    return _turn(degrees, Z, X)  # the nose is at -z: it goes to -x
+    return _rotate(degrees, Z, X)  # moves the nose from -z towards -x
 
 
 def _pitch(degrees: Array) -> Array:
-    return _turn(degrees, Z, Y)
+    return _rotate(degrees, Z, Y)
 
 
 def _roll(degrees: Array) -> Array:
-    return _turn(degrees, X, Y)
+    return _rotate(degrees, X, Y)
 
 
 def rotation(pose: Array) -> Array:
-    """The rotation of a pose: ``Rz(roll) Ry(yaw) Rx(pitch)``.
+    """Convert a pose to a rotation matrix, ``Rz(roll) Ry(yaw) Rx(pitch)``.
 
     Args:
         pose: ``(..., 3)`` yaw, pitch, roll in degrees.
 
     Returns:
-        ``(..., 3, 3)``, from the head's axes to the image's.
+        ``(..., 3, 3)``, from the axes of the head to the axes of the image.
+
+    Example:
+        >>> nose = np.array([0.0, 0.0, -1.0])  # towards the viewer
+        >>> (rotation(np.array([30.0, 20.0, 0.0])) @ nose).round(3)  # towards the left and up
+        array([-0.47 , -0.342, -0.814])
     """
     pose = np.asarray(pose)
     return _roll(pose[..., 2]) @ _yaw(pose[..., 0]) @ _pitch(pose[..., 1])
 
 
 def angles(matrix: Array) -> Array:
-    """The pose of a rotation, the inverse of :func:`rotation` for yaw within 90 degrees.
+    """Convert a rotation matrix to a pose, the inverse of :func:`rotation` for yaw within 90 degrees.
 
     Args:
         matrix: ``(..., 3, 3)`` rotations; NaN stays NaN.
 
     Returns:
         ``(..., 3)`` yaw, pitch, roll in degrees; pitch and roll within 180.
+
+    Example:
+        >>> angles(rotation(np.array([30.0, -10.0, 5.0]))).round(6)
+        array([ 30., -10.,   5.])
     """
     yaw = np.arcsin(np.clip(-matrix[..., Z, X], -1, 1))
     pitch = np.arctan2(-matrix[..., Z, Y], matrix[..., Z, Z])
@@ -102,114 +113,143 @@ def angles(matrix: Array) -> Array:
 
 
 def turned(pose: Array, degrees: float) -> Array:
-    """The pose ``(..., 3)`` after the image was turned clockwise by ``degrees``; roll stays within 180."""
+    """Return the pose ``(..., 3)`` after a clockwise rotation of the image by ``degrees``; roll stays within 180.
+
+    Example:
+        >>> turned(np.array([30.0, -10.0, 170.0]), 20.0)
+        array([  30.,  -10., -170.])
+    """
     pose = np.array(pose)
     pose[..., 2] = (pose[..., 2] + degrees + 180) % 360 - 180
     return pose
 
 
 def flipped(pose: Array) -> Array:
-    """The pose ``(..., 3)`` after the image was flipped left to right: yaw and roll change sign."""
+    """Return the pose ``(..., 3)`` after a left-right flip of the image: yaw and roll change sign.
+
+    Example:
+        >>> flipped(np.array([30.0, -10.0, 5.0]))
+        array([-30., -10.,  -5.])
+    """
     return np.asarray(pose) * np.array([-1, 1, -1], np.float32)
 
 
 def from_300w_lp(pose_para: Array) -> Array:
-    """The pose of a label of 300W-LP or AFLW2000-3D.
+    """Convert a pose label of 300W-LP or AFLW2000-3D.
 
-    Their angles compose the other way round, ``Rx(pitch) Ry(yaw) Rz(roll)``, with the signs used here. So yaw itself
-    changes where the head is both nodded and tilted: the pose buckets of papers on AFLW2000-3D go by the label's own
-    yaw.
+    Their angles compose in the opposite order, ``Rx(pitch) Ry(yaw) Rz(roll)``, with the same signs. The result
+    therefore has another yaw than the label if pitch and roll are both nonzero. Papers on AFLW2000-3D define their pose
+    buckets by the yaw of the label.
 
     Args:
         pose_para: ``(..., 3)`` or longer, as in the file: pitch, yaw, roll in radians (then translation and scale).
 
     Returns:
         ``(..., 3)`` yaw, pitch, roll in degrees.
+
+    Example:
+        >>> from_300w_lp(np.deg2rad([20.0, 0.0, 30.0])).round(1)  # yaw 0 in the label
+        array([ 9.8, 17.5, 28.5])
     """
     degrees = np.rad2deg(np.asarray(pose_para, np.float64))
     return angles(_pitch(degrees[..., 0]) @ _yaw(degrees[..., 1]) @ _roll(degrees[..., 2]))
 
 
 def _model_points(points: Array, layout: Layout) -> tuple[Array, Array]:
-    """The 14 points of each face ``(F, 14, 2)``, and which of them are annotated ``(F, 14)``: none without a list."""
+    """Select the 14 model points of each face ``(F, 14, 2)``, with a mask of the annotated points ``(F, 14)``.
+
+    The mask is False for a layout without pose points.
+    """
     if points.ndim != 3 or points.shape[1:] != (layout.num_points, 2):
         raise ValueError(
-            f"points of shape {points.shape} are not those of layout {layout.name!r} (faces, {layout.num_points}, 2)"
+            f"points have shape {points.shape}, but layout {layout.name!r} needs (faces, {layout.num_points}, 2)"
         )
-    found = np.full((len(points), len(MODEL), 2), np.nan)
+    selected = np.full((len(points), len(MODEL), 2), np.nan)
     if layout.pose:
-        found[:] = points[:, list(layout.pose)]
-    return found, np.asarray(np.isfinite(found).all(axis=-1))
+        selected[:] = points[:, list(layout.pose)]
+    return selected, np.asarray(np.isfinite(selected).all(axis=-1))
 
 
 def estimate_pose(points: Array, layout: Layout) -> Array:
-    """Poses by a scaled-orthographic least-squares fit of :data:`MODEL`.
+    """Estimate poses by a scaled-orthographic least-squares fit of :data:`MODEL`.
 
-    The affine camera that best maps the annotated model points to the image points is found, and the nearest
-    rotation to its two rows taken. It needs no focal length and no image size. Forcing the camera to be a rotation
-    during the fit is worse, for the model's depths do not fit every head.
+    The fit computes the affine camera that best maps the annotated model points to the image points, and the rotation
+    nearest to the two rows of the camera. It needs no focal length and no image size. A fit constrained to rotations is
+    less accurate, because the depths of the model do not fit every head.
 
-    On the 2,000 faces of AFLW2000-3D yaw is off by 3.4 degrees on average from the label, and 6.4 % of the faces are
-    in another bucket of 30 degrees; 2.1 degrees and 4.0 % when both follow the label's order of turns. Yaw hardly
-    depends on the layout, pitch does by up to 5 degrees, with the ends of the brows and the nose wings it marks.
+    On the 2,000 faces of AFLW2000-3D yaw differs from the label by 3.4 degrees on average, and 6.4 % of the faces are
+    in another bucket of 30 degrees; 2.1 degrees and 4.0 % if both use the order of rotations of the label. The layout
+    hardly changes yaw. It changes pitch by up to 5 degrees, because layouts place the ends of the brows and the nose
+    wings differently.
 
     Args:
         points: ``(F, N, 2)`` in pixels, NaN where not annotated.
-        layout: their layout.
+        layout: layout of ``points``.
 
     Returns:
-        ``(F, 3)`` float32 yaw, pitch, roll in degrees. NaN where fewer than :data:`MIN_POINTS` of the 14 points are
-        annotated, where they lie on one line, and everywhere for a layout without pose points.
+        ``(F, 3)`` float32 yaw, pitch, roll in degrees. NaN for a face with fewer than :data:`MIN_POINTS` annotated
+        model points or with collinear points, and for every face of a layout without pose points.
 
     Raises:
-        ValueError: when ``points`` are not those of ``layout``.
+        ValueError: the shape of ``points`` does not match ``layout``.
+
+    Example:
+        >>> from facelab.faces.layouts import IBUG68
+        >>> points = np.full((1, 68, 2), np.nan)
+        >>> points[0, list(IBUG68.pose)] = (MODEL @ rotation(np.array([30.0, -10.0, 5.0])).T)[:, :2]
+        >>> estimate_pose(points, IBUG68).round(3).tolist()
+        [[30.0, -10.0, 5.0]]
     """
-    found, known = _model_points(points, layout)
-    weight = known[..., None].astype(np.float64)  # (F, 14, 1)
+    selected, annotated = _model_points(points, layout)
+    weight = annotated[..., None].astype(np.float64)  # (F, 14, 1)
     total = np.maximum(weight.sum(axis=1, keepdims=True), 1)
-    found = np.where(weight > 0, found, 0)
-    image = weight * (found - found.sum(axis=1, keepdims=True) / total)  # (F, 14, 2)
+    selected = np.where(weight > 0, selected, 0)
+    image = weight * (selected - selected.sum(axis=1, keepdims=True) / total)  # (F, 14, 2)
     head = weight * (MODEL - (weight * MODEL).sum(axis=1, keepdims=True) / total)  # (F, 14, 3)
     camera = (np.linalg.pinv(head) @ image).mT  # (F, 2, 3)
-    u, spread, v = np.linalg.svd(camera, full_matrices=False)
+    u, singular, v = np.linalg.svd(camera, full_matrices=False)
     rows = u @ v
     matrix = np.concatenate([rows, np.cross(rows[:, :1], rows[:, 1:])], axis=1)  # (F, 3, 3)
-    usable = (known.sum(axis=1) >= MIN_POINTS) & (spread[:, 1] > 1e-6 * spread[:, 0])
+    usable = (annotated.sum(axis=1) >= MIN_POINTS) & (singular[:, 1] > 1e-6 * singular[:, 0])
     return np.where(usable[:, None], angles(matrix), np.nan).astype(np.float32)
 
 
 def official_pnp(points: Array, layout: Layout, size: float) -> Array:
-    """Poses by a pinhole camera with 60 degrees of view, as the public codes of PFLD find their angles.
+    """Estimate poses with a pinhole camera of 60 degrees field of view, like the public codes of PFLD.
 
-    Iterative perspective-n-point with its principal point in the middle of the image and no distortion. The camera
-    sees the crop alone, so the answer depends on how the crop was made: on AFLW2000-3D in squares of 1.2 times the
-    tight box yaw is off by 7.7 degrees on average, and 13.6 % of the faces are in another bucket.
+    The method is iterative perspective-n-point with the principal point at the image centre and no distortion. The
+    image is the crop, so the result depends on the crop: on AFLW2000-3D, in squares of 1.2 times the tight box, yaw
+    differs from the label by 7.7 degrees on average, and 13.6 % of the faces are in another bucket.
 
-    Departures from the public codes: each nose wing has its own x; ``points`` must be in pixels of the image of
-    ``size`` (polarisZhao/PFLD-pytorch passes fractions of the crop to a camera of 256 pixels, which makes its angles
-    noise); the iteration starts from SQPnP (Terzakis, Lourakis, ECCV 2020), since without a start it ends with some
-    frontal faces behind the camera, rolled by 180 degrees; the result is yaw, pitch, roll with our signs, where those
-    codes return pitch, yaw, roll with pitch of the opposite sign.
+    Departures from the public codes:
+
+    * Left and right nose wing have different x.
+    * ``points`` must be in pixels of the image of side ``size``. polarisZhao/PFLD-pytorch passes fractions of the crop
+      to a camera of 256 pixels, so its angles are noise.
+    * The iteration starts from SQPnP (Terzakis, Lourakis, ECCV 2020). Without an initial pose it converges to a pose
+      behind the camera, rolled by 180 degrees, for some frontal faces.
+    * The result is yaw, pitch, roll with the signs of this module. The public codes return pitch, yaw, roll with the
+      opposite sign of pitch.
 
     Args:
         points: ``(F, N, 2)`` in pixels of a square image, NaN where not annotated.
-        layout: their layout.
-        size: side of that image in pixels.
+        layout: layout of ``points``.
+        size: side of the image in pixels.
 
     Returns:
         ``(F, 3)`` float32 yaw, pitch, roll in degrees, NaN as in :func:`estimate_pose`.
 
     Raises:
-        ValueError: when ``points`` are not those of ``layout``.
+        ValueError: the shape of ``points`` does not match ``layout``.
     """
-    found, known = _model_points(points, layout)
+    selected, annotated = _model_points(points, layout)
     focal = size / 2 / np.tan(np.deg2rad(60 / 2))
     camera = np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1]])
     matrix = np.full((len(points), 3, 3), np.nan)
     for face in np.flatnonzero(np.isfinite(estimate_pose(points, layout)).all(axis=1)):
-        head, image = MODEL[known[face]], to_cells(found[face, known[face]], 1)  # counted from the image's edge
-        solved, vector, place = cv2.solvePnP(head, image, camera, None, flags=cv2.SOLVEPNP_SQPNP)
+        head, image = MODEL[annotated[face]], to_cells(selected[face, annotated[face]], 1)  # from the edge of the image
+        solved, vector, translation = cv2.solvePnP(head, image, camera, None, flags=cv2.SOLVEPNP_SQPNP)
         if solved:
-            cv2.solvePnP(head, image, camera, None, vector, place, True, cv2.SOLVEPNP_ITERATIVE)
+            cv2.solvePnP(head, image, camera, None, vector, translation, True, cv2.SOLVEPNP_ITERATIVE)
             matrix[face] = cv2.Rodrigues(vector)[0]
     return angles(matrix).astype(np.float32)

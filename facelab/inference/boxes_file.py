@@ -62,7 +62,7 @@ def _boxes_of_rows(rows: Any, path: Path) -> Boxes:
         if not name.strip():
             raise DatasetError(f"{place}: no image is named, expected {meaning}")
         table = read_table(
-            [",".join(numbers)], 4, ",".join(COLUMNS[1:]), path, rows.line_num, delimiter=",", may_lack=False
+            [",".join(numbers)], 4, ",".join(COLUMNS[1:]), path, rows.line_num, delimiter=",", allow_nan=False
         )
         boxes.setdefault(_name(name), []).append(table[0].astype(np.float64))
     return boxes

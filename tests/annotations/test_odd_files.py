@@ -56,7 +56,7 @@ def refused_or(read: Callable[[], Any]) -> Any:
 def check_txt(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", errors="replace", newline="")
     for read in (read_txt, lambda *given, **named: read_pts(*given, origin=1, **named)):
-        points = refused_or(lambda read=read: read(path, FIVE5, may_lack=True))
+        points = refused_or(lambda read=read: read(path, FIVE5, allow_nan=True))
         if points is not None:
             assert points.shape == (5, 2) and not np.isinf(points).any()
             assert (np.isnan(points).all(axis=1) == np.isnan(points).any(axis=1)).all()
@@ -228,5 +228,5 @@ def test_what_is_no_file_is_refused(make: Callable[[Path], Any], tmp_path: Path)
     """A pipe that is waited for, a device that never ends."""
     make(tmp_path / "a.jpg")
     for read in (read_image, image_size):
-        with pytest.raises(FacelabError, match=r"no regular file|Is a directory"):
+        with pytest.raises(FacelabError, match=r"not a regular file|Is a directory"):
             read(tmp_path / "a.jpg")

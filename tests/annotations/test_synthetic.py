@@ -135,7 +135,7 @@ def test_rendering_tells_how_far_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Catches minutes of silence at the first training."""
-    monkeypatch.setattr(synthetic, "REPORTED", 4)
+    monkeypatch.setattr(synthetic, "LOG_INTERVAL", 4)
     with caplog.at_level(logging.INFO, logger=synthetic.__name__):
         faces(tmp_path).photos("train")
     told = [record.getMessage() for record in caplog.records]
@@ -249,7 +249,7 @@ def test_a_set_without_labels_is_named(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_rendered_is_refused(tmp_path: Path, changed: dict[str, Any]) -> None:
     """Catches a typing error in the config that would end in a traceback from numpy, or in wrong faces."""
-    with pytest.raises(ConfigError, match=r"layouts|must be from|has photos"):
+    with pytest.raises(ConfigError, match=r"layouts|must be from|needs photos"):
         faces(tmp_path, **changed)
 
 

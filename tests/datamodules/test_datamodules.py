@@ -318,8 +318,8 @@ def test_a_face_at_the_edge_of_its_photo_keeps_its_true_points(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("points", "reason"),
     [
-        ([[-110.0, 10], [-90, 10], [-100, 40]], "lies outside of the photo of 60 x 50 pixels"),
-        ([[400.0, 400], [600, 400], [500, 600]], "lies outside of the photo"),
+        ([[-110.0, 10], [-90, 10], [-100, 40]], "is outside of the photo of 60 x 50 pixels"),
+        ([[400.0, 400], [600, 400], [500, 600]], "is outside of the photo"),
         ([[-9e5, -9e5], [9e5, -9e5], [0, 9e5]], "pixels large"),
     ],
 )

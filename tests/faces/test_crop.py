@@ -84,7 +84,7 @@ def test_a_box_without_area_is_refused(box: list[float]) -> None:
     [
         ({"size": 0}, "size=0 must"),
         ({"scale": 0.0}, "scale=0.0"),
-        ({"scale": [1.2, -1.0]}, "over 0"),
+        ({"scale": [1.2, -1.0]}, "greater than 0"),
         ({"shift": [0.1]}, "two numbers, x and y"),
         ({"scale": [1.0, 1.0, 1.0]}, "one number or two"),
     ],

@@ -231,7 +231,7 @@ def test_a_faulty_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
 def test_a_jpeg_that_was_cut_off_is_refused_as_such(tmp_path: Path, name: str) -> None:
     """Would catch trust in OpenCV, of which some versions return half a picture, and in the end marker of a preview."""
     (tmp_path / name).write_bytes(FAULTY[name])
-    with pytest.raises(ImageError, match=f"{name}: the JPEG was cut off"):
+    with pytest.raises(ImageError, match=f"{name}: the JPEG is truncated"):
         read_image(tmp_path / name)
 
 

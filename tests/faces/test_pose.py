@@ -117,7 +117,7 @@ def test_no_pose_from_nothing() -> None:
     assert np.isnan(estimate_pose(as_faces(collapsed, IBUG68), IBUG68)).all()
     assert np.isnan(official_pnp(as_faces(collapsed, IBUG68), IBUG68, 112)).all()
     assert estimate_pose(np.zeros((0, 68, 2)), IBUG68).shape == official_pnp(np.zeros((0, 68, 2)), IBUG68, 9).shape
-    with pytest.raises(ValueError, match="not those of layout 'wflw98'"):
+    with pytest.raises(ValueError, match="but layout 'wflw98' needs"):
         estimate_pose(np.zeros((1, 68, 2)), WFLW98)
 
 

@@ -288,7 +288,7 @@ def test_faulty_photos_do_not_stop_the_others(
     assert list(result["images"]) == ["sub/good.jpg"]
     assert {skip["image"] for skip in result["skipped"]} == {"half.jpg", "text.jpg", "empty.png"}
     said = capsys.readouterr().out
-    assert "skipped half.jpg: the JPEG was cut off" in said
+    assert "skipped half.jpg: the JPEG is truncated" in said
     assert "1 face in 1 of 4 photos" in said
 
 
@@ -548,7 +548,7 @@ def test_training_without_a_test_or_a_validation(trained: SimpleNamespace, tmp_p
         *("crop.size=64", "coder.num_neighbours=2", "datamodule.batch_size=2", "datamodule.num_workers=0"),
         *("trainer.max_epochs=1", "data.val_share=0"),
     ]
-    with pytest.raises(SystemExit, match=r"no photo is in the split 'test'.*test=false trains without a test"):
+    with pytest.raises(SystemExit, match=r"the split 'test' has no photo.*test=false trains without a test"):
         open_door("train", *words, "hydra.run.dir=a", folder=tmp_path)
     assert not (tmp_path / "a" / "checkpoints").exists(), "it trained first"
     with pytest.raises(SystemExit, match="test_ckpt=best: without a validation"):
