@@ -24,7 +24,7 @@ WHOLE = ("faces", "faces_skipped")
 DEGREES = "mae_"
 """Prefix of the metrics in degrees; they are shown unchanged, fractions in percent."""
 LOWER, HIGHER = ("nme_", "fr", DEGREES), ("auc",)
-"""Prefixes of the metrics of which a lower value is better, and of those of which a higher value is better."""
+"""Prefixes of the metrics for which lower is better, and of those for which higher is better."""
 MODEL = "model._target_"
 """Key of the method in the configuration."""
 RECIPE = frozenset(
