@@ -239,7 +239,7 @@ def test_the_paper_stands_beside_the_official_test_set(tmp_path: Path) -> None:
     write(tmp_path / "b", measured=False)
     text = page_of(tmp_path / "*", tmp_path / "page.html")
     assert "<span>4.57</span>" in text and "Jin, Liao, Shao, IJCV 2021" in text
-    assert "Published on these faces" in text and "LAB" in text
+    assert "Published results on these faces" in text and "LAB" in text
 
 
 def test_pictures_are_limited_and_small(tmp_path: Path) -> None:

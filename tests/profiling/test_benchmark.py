@@ -285,7 +285,7 @@ def test_benchmark_of_a_sweep(trained: Path, tmp_path: Path, capfd: pytest.Captu
     assert [cost["title"] for cost in section_data(table)["costs"]] == ["MACs", "Latency"]
     for number in "03":
         shutil.rmtree(sweep / number / "checkpoints")
-    with pytest.raises(SystemExit, match="sweep: none of its 5 cells can be measured"):
+    with pytest.raises(SystemExit, match="sweep: none of its 5 jobs can be measured"):
         open_door("benchmark", "ckpt=sweep", *QUICK, "hydra.run.dir=again", folder=tmp_path)
 
 
