@@ -39,12 +39,12 @@ OPTIONS: dict[str, Any] = {
     "memory_format": Any,
     "compile": Any,
 }
-"""The keys that say what is measured and how, and their types; with a model, those of train.py say which."""
+"""Types of the keys that select the measurement; the keys of train.py select the model unless ``ckpt`` is given."""
 Row = dict[str, str | int | float | bool]
 
 
 def benchmarked(ckpt: str | ListConfig | None, model: str) -> str:
-    """Name a benchmark: as the one run or sweep, by the number of them, or by what a model is made of."""
+    """Name a benchmark: by its only run or sweep, by the number of runs, or by the parts of the model."""
     if isinstance(ckpt, ListConfig) and len(ckpt) != 1:
         return f"{len(ckpt)}-runs"
     return model if ckpt is None else run_name(ckpt[0] if isinstance(ckpt, ListConfig) else ckpt)
@@ -55,7 +55,7 @@ OmegaConf.register_new_resolver("benchmarked", benchmarked, replace=True)
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="benchmark")
 def main(cfg: DictConfig) -> None:
-    """Measure each run, or the model; print a table, and write it down with each run."""
+    """Measure each run or the model, print a table, and write the results also into the folder of each run."""
     folder = Path(cfg.paths.run)
     with exits(), track_run(folder, cfg.task):
         check_values(cfg)
@@ -66,10 +66,10 @@ def main(cfg: DictConfig) -> None:
 
 
 def check_values(cfg: DictConfig) -> None:
-    """Refuse values that would change nothing.
+    """Refuse overrides that would have no effect.
 
     Raises:
-        ConfigError: says which value, and what is expected.
+        ConfigError: ``ckpt`` is empty, or an override changes a model although ``ckpt`` selects trained runs.
     """
     if cfg.ckpt is not None:
         if not checkpoints(cfg):
@@ -78,24 +78,24 @@ def check_values(cfg: DictConfig) -> None:
         if others := [key for key in typed if key not in OPTIONS and not key.startswith("paths")]:
             raise ConfigError(
                 others[0],
-                "=... changes nothing beside ckpt=..., which is measured as it was trained; without ckpt the model "
-                "that you type is measured",
+                "=... has no effect with ckpt=..., whose runs are measured with their own configuration; without ckpt "
+                "benchmark.py measures the model of the overrides",
             )
 
 
 def checkpoints(cfg: DictConfig) -> list[Path]:
-    """The run folders, checkpoint files and sweeps that were typed."""
-    given = cfg.ckpt if isinstance(cfg.ckpt, ListConfig) else [cfg.ckpt]
-    return [at_home(str(path)) for path in given]
+    """Return the paths in ``ckpt``: run folders, checkpoint files and sweeps."""
+    paths = cfg.ckpt if isinstance(cfg.ckpt, ListConfig) else [cfg.ckpt]
+    return [at_home(str(path)) for path in paths]
 
 
 def measure_runs(folder: Path, cfg: DictConfig) -> list[Row]:
-    """Measure trained runs. All are opened before the first is measured, so that mistakes are told at once."""
+    """Measure trained runs. All are opened before the first is measured, to report mistakes at once."""
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     paths: list[Path] = []
     for path in checkpoints(cfg):
         if RunFolder(path).sweep.is_file():
-            paths += measurable_cells(path, cfg)
+            paths += measurable_jobs(path, cfg)
         elif reason := refusal(path, cfg):
             raise FacelabError(reason)
         else:
@@ -104,11 +104,11 @@ def measure_runs(folder: Path, cfg: DictConfig) -> list[Row]:
     return [measure_run(path, cfg) for path in paths]
 
 
-def measurable_cells(sweep: Path, cfg: DictConfig) -> list[Path]:
-    """The folders of the finished jobs of a sweep; those that are left out are named on the screen.
+def measurable_jobs(sweep: Path, cfg: DictConfig) -> list[Path]:
+    """Return the folders of a sweep's jobs that can be measured, and log a warning for each other job.
 
     Raises:
-        RunError: none is left, or the sweep or one of its checkpoints cannot be read.
+        RunError: no job can be measured, or the sweep or one of its checkpoints cannot be read.
     """
     from facelab.runs.sweep import ledger
 
@@ -117,40 +117,39 @@ def measurable_cells(sweep: Path, cfg: DictConfig) -> list[Path]:
         folder = RunFolder(sweep).job(job.number)
         path, reason = folder.path, ": ".join(filter(None, (job.status.state, job.status.reason)))
         if job.status.state == "finished":
-            saved = any(folder.checkpoints.glob("*.ckpt"))
-            reason = refusal(path, cfg) if saved else "finished, without a checkpoint"
+            has_checkpoint = any(folder.checkpoints.glob("*.ckpt"))
+            reason = refusal(path, cfg) if has_checkpoint else "finished, without a checkpoint"
         if reason:
-            log.warning("%s is left out: %s", path, reason)
+            log.warning("%s is skipped: %s", path, reason)
         else:
             paths.append(path)
     if not paths:
-        raise RunError(f"{sweep}: none of its {len(jobs)} jobs can be measured; why is told above")
+        raise RunError(f"{sweep}: none of its {len(jobs)} jobs can be measured; see the reasons above")
     return paths
 
 
 def refusal(path: Path, cfg: DictConfig) -> str:
-    """Why a run cannot be measured as it is asked; empty where it can.
+    """Return why a run cannot be measured with these options; empty if it can.
 
     Raises:
-        FacelabError: it cannot be opened.
+        FacelabError: the run cannot be opened.
     """
     run = load_run(path, cfg.paths)
     return no_pose(run.module, run.cfg.crop.size, cfg)
 
 
 def no_pose(module: "LandmarkModule", size: int, cfg: DictConfig) -> str:
-    """What is to be said where the pose is asked for, of a module that predicts none; else empty."""
+    """Return an error message if ``with_pose`` is set and the module predicts no pose; otherwise empty."""
     from facelab.profiling.cost import predicts_pose
 
-    lacks = cfg.with_pose and not predicts_pose(module, size)
-    return "with_pose=true: this model predicts no pose; see pose= and model.angle_weight=" if lacks else ""
+    is_missing = cfg.with_pose and not predicts_pose(module, size)
+    return "with_pose=true: this model predicts no pose; see pose= and model.angle_weight=" if is_missing else ""
 
 
 def measure_run(path: Path, cfg: DictConfig) -> Row:
-    """Measure a trained run, and write the numbers into its folder; a lone checkpoint has none.
+    """Measure a trained run and write the results into its folder, if its checkpoint is in a run's folder.
 
-    A folder that cannot be written to, as of a run on a medium that is read only, costs none of the numbers: they also
-    stand in the table of the benchmark.
+    If that folder is read-only, the results are in the table of the benchmark only.
     """
     run = load_run(path, cfg.paths)
     row = measure(run.module, run.cfg.crop.size, cfg)
@@ -160,15 +159,15 @@ def measure_run(path: Path, cfg: DictConfig) -> Row:
             write_row(owner.path, row)
         except OSError as error:
             log.warning("%s: %s; its numbers are in benchmark.csv alone", error.filename, error.strerror)
-    place = (owner.path if owner else run.checkpoint).resolve()
-    return {"name": f"{place.parent.name}/{place.name}" if place.name.isdecimal() else place.name, **row}
+    source = (owner.path if owner else run.checkpoint).resolve()
+    return {"name": f"{source.parent.name}/{source.name}" if source.name.isdecimal() else source.name, **row}
 
 
 def measure_model(folder: Path, cfg: DictConfig) -> Row:
-    """Measure what train.py would train, and write the numbers and ``config.yaml`` as those of a run.
+    """Measure the model that train.py would train, and write the results and ``config.yaml`` into the folder.
 
     Raises:
-        FacelabError: the pose is asked for, and it predicts none.
+        FacelabError: ``with_pose`` is set and the model predicts no pose.
     """
     cfg = OmegaConf.create(clear_initial_weights(OmegaConf.to_container(cfg, resolve=False)))
     module = build(cfg, "model")
@@ -181,10 +180,10 @@ def measure_model(folder: Path, cfg: DictConfig) -> Row:
 
 
 def measure(module: "LandmarkModule", size: int, cfg: DictConfig) -> Row:
-    """Size and speed of a module, and what they were measured on.
+    """Measure the size and the speed of a module, and add a description of the machine.
 
     Raises:
-        ConfigError: the device is not there, or a crop of this size does not fit the method.
+        ConfigError: the device does not exist, or the method does not accept crops of this size.
     """
     import torch
 
@@ -192,9 +191,9 @@ def measure(module: "LandmarkModule", size: int, cfg: DictConfig) -> Row:
     from facelab.profiling.cost import cost, latency, machine
 
     if cfg.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device", "=cuda: torch finds no CUDA device here; device=auto takes what there is")
+        raise ConfigError("device", "=cuda: torch finds no CUDA device; device=auto selects an existing one")
     device = cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    torch.compiler.reset()  # after some modules torch would give up compiling more of the same class
+    torch.compiler.reset()  # torch compiles a limited number of modules of a class
     prepare(module.to(device), cfg.memory_format, cfg.compile)
     pose = cfg.with_pose
     one, many = (
@@ -216,13 +215,13 @@ def measure(module: "LandmarkModule", size: int, cfg: DictConfig) -> Row:
 
 
 def write_row(folder: Path, row: Row) -> None:
-    """Write the numbers into the folder of a run; those with the head's pose stand beside those without."""
+    """Write the results into the folder of a run; results with and without the head pose have separate files."""
     files = RunFolder(folder)
     write_json(files.benchmark_pose if row["pose"] else files.benchmark, row)
 
 
 def write_csv(path: Path, rows: list[Row]) -> None:
-    """Write one line for each run or model, numbers in full."""
+    """Write one line per run or model, with unrounded numbers."""
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -230,7 +229,7 @@ def write_csv(path: Path, rows: list[Row]) -> None:
 
 
 def report(folder: Path, rows: list[Row]) -> None:
-    """Print the table, what it was measured on, and where it lies."""
+    """Print the table with the description of the machine, and the path of the CSV file."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -250,7 +249,9 @@ def report(folder: Path, rows: list[Row]) -> None:
         table.add_row(numbers["name"], str(numbers["size"]), *size, *speed)
     console = Console()
     console.print(table)
-    console.print("one face, without flip test; a MAC is a multiplication and an addition: two FLOPs", soft_wrap=True)
+    console.print(
+        "one face, without flip test; a MAC is one multiplication and one addition, so two FLOPs", soft_wrap=True
+    )
     console.print(f"benchmark.csv in {folder}", soft_wrap=True)
 
 

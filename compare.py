@@ -1,4 +1,4 @@
-"""Put runs side by side: ``python compare.py logs/train/multiruns/2026-11-20_07-17-00 'logs/train/runs/*wflw98*'``."""
+"""Compare runs: ``python compare.py logs/train/multiruns/2026-11-20_07-17-00 'logs/train/runs/*wflw98*'``."""
 
 import argparse
 from collections.abc import Sequence
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from facelab.comparison.pairs import Pair
 
 WIDEST = 10_000
-"""Characters; wider than any table."""
+"""Width in characters of a console without a terminal; no table is wider."""
 NARROWEST = 14
-"""Characters to which a column of words is folded."""
+"""Minimum width in characters of a folded text column."""
 
 
 def parse() -> argparse.Namespace:
-    """Read what was typed."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
-        description="Put runs side by side, one table for each protocol: only numbers of the same faces, boxes and "
-        "rules can be compared. Sorted by nme_box.",
-        epilog="The column paper appears beside the whole official test sets, which are known by their data.name: "
-        + "; ".join(f"{name} ({what})" for name, what in official_sets().items()),
+        description="Compare runs, in one table per protocol: only results on the same faces and boxes by the same "
+        "rules are comparable. The tables are sorted by nme_box.",
+        epilog="The column paper appears for complete official test sets, which are identified by their data.name: "
+        + "; ".join(f"{name} ({description})" for name, description in official_sets().items()),
     )
     parser.add_argument(
         "runs",
@@ -41,70 +41,68 @@ def parse() -> argparse.Namespace:
         nargs="+",
         help="folder of a run, folder of a sweep, or a pattern such as 'logs/train/runs/*'",
     )
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write one row per run, as fractions in full")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write one row per run, with unrounded fractions")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the tables as Markdown, in percent")
     parser.add_argument(
         "--html",
         type=Path,
         metavar="FILE",
-        help="also write one page, which needs nothing beside it: tables, curves, error distributions, error against "
-        "cost, face-by-face comparison of any two runs, worst faces",
+        help="also write a self-contained page: tables, curves, error distributions, error against cost, face-by-face "
+        "comparison of any two runs, worst faces",
     )
     parser.add_argument(
         "--pictures",
         type=int,
         default=6,
         metavar="N",
-        help="runs of each table whose worst faces the page shows, the best first; they are pictures of the dataset: "
-        "0 keeps them out (default: 6)",
+        help="number of runs per table whose worst faces the page shows, the best first; 0 keeps all pictures of the "
+        "dataset out of the page (default: 6)",
     )
     parser.add_argument(
         "--pair",
         nargs=2,
         metavar=("A", "B"),
-        help="compare two of the runs on the faces both have; a part of a name is enough",
+        help="compare two of the runs on their common faces; a part of a name is enough",
     )
-    parser.add_argument(
-        "--each", action="store_true", help="list the single runs below the mean of those that differ in the seed"
-    )
+    parser.add_argument("--each", action="store_true", help="list the single runs below each mean over seeds")
     parser.add_argument(
         "--metrics",
         metavar="NAME",
         nargs="+",
-        help=f"columns, by their names in {RunFolder(Path()).metrics.name} (default: {' '.join(MAIN)})",
+        help=f"columns, by their name in {RunFolder(Path()).metrics.name} (default: {' '.join(MAIN)})",
     )
     return parser.parse_args()
 
 
 def main() -> None:
-    """Read, compare, print and write."""
-    typed = parse()
+    """Read the runs, compare them, print the tables and write the files."""
+    options = parse()
     try:
-        runs = read_runs(typed.runs)
-        tables = compare(runs, typed.metrics)
-        pair = compare_two(runs, typed.pair) if typed.pair else None
-        if typed.csv:
-            write_csv(typed.csv, runs, tables)
-        if typed.markdown:
-            write_markdown(typed.markdown, runs, tables, each=typed.each)
-        if typed.html:
+        runs = read_runs(options.runs)
+        tables = compare(runs, options.metrics)
+        pair = compare_two(runs, options.pair) if options.pair else None
+        if options.csv:
+            write_csv(options.csv, runs, tables)
+        if options.markdown:
+            write_markdown(options.markdown, runs, tables, each=options.each)
+        if options.html:
             from facelab.comparison.page import write_page
 
-            write_page(typed.html, runs, tables, typed.pictures)
+            write_page(options.html, runs, tables, options.pictures)
     except (FacelabError, OSError) as error:
         raise SystemExit(str(error)) from error
     console = open_console()
-    show(console, runs, tables, each=typed.each)
+    show(console, runs, tables, each=options.each)
     if pair:
         show_pair(console, *pair)
-    if typed.html:
-        console.print(f"page: {typed.html}", style="dim")
+    if options.html:
+        console.print(f"page: {options.html}", style="dim")
     elif tables:
-        console.print("--html FILE writes a page with curves, distributions and any two runs face by face", style="dim")
+        console.print("--html FILE writes a page with curves, distributions and face-by-face comparisons", style="dim")
 
 
 def compare_two(runs: Sequence[Run], names: Sequence[str]) -> "tuple[Run, Run, Pair]":
-    """Compare the two runs that are meant."""
+    """Compare the two runs with these names."""
     from facelab.comparison.pairs import choose, compare_pair
 
     a, b = (choose(runs, name) for name in names)
@@ -112,7 +110,7 @@ def compare_two(runs: Sequence[Run], names: Sequence[str]) -> "tuple[Run, Run, P
 
 
 def open_console() -> "Console":
-    """Open the terminal; a pipe is as wide as what is written to it."""
+    """Create a console; without a terminal, as in a pipe, its width does not limit the tables."""
     from rich.console import Console
 
     console = Console(highlight=False, markup=False, emoji=False)
@@ -122,7 +120,7 @@ def open_console() -> "Console":
 
 
 def show(console: "Console", runs: list[Run], tables: list[Table], *, each: bool) -> None:
-    """Print the tables."""
+    """Print the tables and the list of runs without metrics."""
     if line := disagreement(tables):
         console.print(line + "\n")
     for heading, table in zip(headings(tables), tables, strict=True):
@@ -130,48 +128,51 @@ def show(console: "Console", runs: list[Run], tables: list[Table], *, each: bool
         show_grid(console, grid(table, each=each))
         console.print("\n".join(remarks(table)) + "\n", style="dim")
     if rows := grid_without_numbers(runs):
-        console.print("Runs without numbers", style="bold")
+        console.print("Runs without metrics", style="bold")
         show_grid(console, rows)
 
 
 def show_pair(console: "Console", a: Run, b: Run, pair: "Pair") -> None:
-    """Print how two runs differ on their common faces."""
+    """Print the differences of two runs on their common faces."""
     from facelab.comparison.pairs import RESAMPLES
 
     console.print(f"A {one_line(a.name)}\nB {one_line(b.name)}", style="bold")
     rows = [[Cell("A - B"), *(Cell(text, number=True) for text in ("%", "95 % interval", "p", "faces"))]]
-    for metric, found in pair.differences.items():
-        numbers = (f"{100 * found.value:+.2f}", f"{100 * found.low:+.2f}..{100 * found.high:+.2f}")
+    for metric, difference in pair.differences.items():
+        numbers = (f"{100 * difference.value:+.2f}", f"{100 * difference.low:+.2f}..{100 * difference.high:+.2f}")
         rows.append(
             [
                 Cell(metric),
-                *(Cell(text, number=True) for text in (*numbers, f"{found.probability:.3f}", f"{found.faces}")),
+                *(
+                    Cell(text, number=True)
+                    for text in (*numbers, f"{difference.probability:.3f}", f"{difference.faces}")
+                ),
             ]
         )
     show_grid(console, rows)
-    lines = [f"Paired bootstrap, {RESAMPLES} resamples of the {pair.common} faces both have"]
+    lines = [f"Paired bootstrap, {RESAMPLES} resamples of the {pair.common} common faces"]
     lines[0] += " (of {} and {}).".format(*pair.faces)
-    lines.append("p: twice the share of resamples in which the difference has the other sign or is zero.")
+    lines.append("p: twice the share of resamples in which the difference is zero or has the opposite sign.")
     if parts := protocol_differences([a.protocol, b.protocol]):
         lines.append(f"Their protocols differ in {', '.join(map(one_line, parts))}.")
     console.print("\n".join(lines) + "\n", style="dim")
 
 
 def show_grid(console: "Console", rows: list[list[Cell]]) -> None:
-    """Print a table. Words are folded to make it fit, numbers never: the lines of a table may pass the window's end."""
+    """Print a table. Text columns are folded to fit the window, numbers never, so a table may be wider than it."""
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
 
     def text(cell: Cell) -> Text:
-        # A metric's long name breaks before its subset, a cost with pose behind that.
+        # Break a metric's name before its yaw range, and a cost's name after "pose:".
         name = cell.text.replace("_yaw_", "_\nyaw_").replace("pose: ", "pose:\n") if cell.number else cell.text
         return Text.assemble((name, "bold" if cell.bold else ""), (f"\n{cell.below}" if cell.below else "", "dim"))
 
     texts = [[text(cell) for cell in row] for row in rows]
     table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for cell, column in zip(rows[0], zip(*texts, strict=True), strict=True):
-        width = max(measure(console, each).maximum for each in column)
+        width = max(measure(console, entry).maximum for entry in column)
         least = width if cell.number else min(width, NARROWEST)
         table.add_column(column[0], justify="right" if cell.number else "left", min_width=least, overflow="fold")
     for row in texts[1:]:
@@ -180,11 +181,11 @@ def show_grid(console: "Console", rows: list[list[Cell]]) -> None:
     console.print(table, width=min(size.maximum, max(size.minimum, console.width)), crop=False)
 
 
-def measure(console: "Console", what: "RichTable | Text") -> "Measurement":
-    """Count the fewest and most characters that something is wide, in a window without an end."""
+def measure(console: "Console", item: "RichTable | Text") -> "Measurement":
+    """Return the minimum and maximum width of an item in characters, in a window of unlimited width."""
     from rich.measure import Measurement
 
-    return Measurement.get(console, console.options.update(width=WIDEST), what)
+    return Measurement.get(console, console.options.update(width=WIDEST), item)
 
 
 if __name__ == "__main__":

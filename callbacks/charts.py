@@ -1,4 +1,4 @@
-"""What a test measured, as charts in W&B."""
+"""Charts of a test's results in W&B."""
 
 from typing import TYPE_CHECKING
 
@@ -16,45 +16,51 @@ if TYPE_CHECKING:  # importing it takes a second
     from wandb.plot.custom_chart import CustomChart
 
 NORMALISERS: tuple[Normaliser, ...] = ("ioc", "box")
-"""What the curves divide errors by."""
+"""Normalisers of the errors, one curve each."""
 ERRORS = np.linspace(0, max(THRESHOLDS.values()), 101)
-"""Where the curves are drawn: the same for all runs, up to the largest error that a rate or an area counts."""
+"""Errors at which the curves are evaluated, as fractions.
+
+They are the same for all runs and end at the largest threshold of a failure rate or AUC.
+"""
 
 
 class Charts(Callback):
-    """Shows a test in W&B: cumulative errors, and errors by pose, tag, region and size with the faces behind them.
+    """Charts of a test in W&B: cumulative errors, and errors by pose, tag, region and size with the number of faces.
 
-    Each chart brings the table it is drawn from, under its own name and ``_table``. The numbers are logged by the
-    module: the bar ``0_30`` of ``test/nme_box_yaw`` is ``test/nme_box_yaw_0_30``, in percent. Without the logger of
-    W&B this does nothing.
+    W&B stores the table of a chart under the chart's name followed by ``_table``. The module logs the same numbers:
+    the bar ``0_30`` of ``test/nme_box_yaw`` is ``test/nme_box_yaw_0_30``, in percent. Without a W&B logger the
+    callback does nothing.
     """
 
     def on_test_end(  # type: ignore[override]
         self, trainer: Trainer, module: LandmarkModule
     ) -> None:
-        """Show it."""
+        """Log the charts of the test."""
         tags = trainer.datamodule.data.tags  # type: ignore[attr-defined]
         show(trainer, lambda: charts(module.table, module.layout, tags))
 
 
 def charts(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[str, "CustomChart"]:
-    """Name to chart; one that would have no bar or no curve is left out.
+    """Build the charts of a test. A chart without any bar or curve is left out.
 
     Args:
-        table: the faces of the test.
-        layout: their layout.
+        table: errors of the tested faces.
+        layout: layout of their landmarks.
         tags: Annotations.tags, the columns of ``table.tags``.
+
+    Returns:
+        The charts by name.
     """
-    by_kind = {f"test/{kind}": parts for kind, parts in breakdowns(table, layout, tags).items()}
-    by_normaliser = {name: ced(nme_per_face(table, name), ERRORS) for name in NORMALISERS}
-    known: dict[str, Array] = {name: curve for name, curve in by_normaliser.items() if not np.isnan(curve).any()}
-    return {name: _bars(name, parts) for name, parts in by_kind.items() if parts} | (
-        {"test/ced": _curves(known)} if known else {}
+    breakdown_by_name = {f"test/{kind}": parts for kind, parts in breakdowns(table, layout, tags).items()}
+    curve_by_name = {name: ced(nme_per_face(table, name), ERRORS) for name in NORMALISERS}
+    defined: dict[str, Array] = {name: curve for name, curve in curve_by_name.items() if not np.isnan(curve).any()}
+    return {name: _bars(name, parts) for name, parts in breakdown_by_name.items() if parts} | (
+        {"test/ced": _curves(defined)} if defined else {}
     )
 
 
 def _bars(name: str, parts: dict[str, Array]) -> "CustomChart":
-    """The mean error of each part; one without a face has no bar."""
+    """Draw the mean error of each part as a bar. A part without a face has no bar."""
     import wandb
 
     rows = [[part, percent(float(nme(e))), int((~np.isnan(e)).sum())] for part, e in parts.items()]
@@ -62,9 +68,9 @@ def _bars(name: str, parts: dict[str, Array]) -> "CustomChart":
     return wandb.plot.bar(table, "part", ERROR, title=f"{name}, {ERROR}")
 
 
-def _curves(shares: dict[str, Array]) -> "CustomChart":
-    """The percentage of the faces whose error is at most x, for each normaliser."""
+def _curves(curves: dict[str, Array]) -> "CustomChart":
+    """Plot the percentage of the faces whose error is at most x, with one curve per normaliser."""
     import wandb
 
-    x, y = (100 * ERRORS).tolist(), [(100 * curve).tolist() for curve in shares.values()]
-    return wandb.plot.line_series(x, y, list(shares), title="faces by error, both in percent", xname=ERROR)
+    x, y = (100 * ERRORS).tolist(), [(100 * curve).tolist() for curve in curves.values()]
+    return wandb.plot.line_series(x, y, list(curves), title="cumulative share of faces in percent", xname=ERROR)

@@ -1,4 +1,4 @@
-"""The metrics of a run in one table on disk, which a resumed run continues."""
+"""CSV table of a run's metrics, to which a resumed run appends."""
 
 import csv
 from argparse import Namespace
@@ -13,13 +13,13 @@ from facelab.files import naming, replacing
 
 
 class AppendingCSVLogger(Logger):
-    """Writes ``metrics.csv``: a row for each time that something is logged, whole on disk when the call returns.
+    """Logger of ``metrics.csv``: each call writes one row, which is on disk when the call returns.
 
-    Lightning's own CSVLogger removes the file of a run that goes on, and keeps up to a hundred rows in memory, which a
-    killed run loses.
+    Lightning's CSVLogger deletes the file when a run is resumed. It also buffers up to a hundred rows in memory, which
+    are lost when the run is killed.
 
     Args:
-        path: of the file. If it is there, rows are added to it.
+        path: file to write. If it exists, rows are appended.
     """
 
     def __init__(self, path: str) -> None:
@@ -29,28 +29,28 @@ class AppendingCSVLogger(Logger):
 
     @property
     def name(self) -> str:
-        """Of the file."""
+        """Return the name of the file."""
         return self.path.name
 
     @property
     def version(self) -> str:
-        """There is one."""
+        """Return an empty string, as there are no versions."""
         return ""
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any) -> None:
-        """The configuration stands in config.yaml."""
+        """Do nothing: config.yaml contains the configuration."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add a row, and columns for what was not logged before."""
+        """Append a row, and add columns for metrics that are logged for the first time."""
         row = {"step": step, **metrics}
         if not self.path.is_file() or not row.keys() <= set(self.columns):
-            self._widen(list(row))
+            self._add_columns(list(row))
         with naming(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
 
-    def _widen(self, names: list[str]) -> None:
+    def _add_columns(self, names: list[str]) -> None:
         rows = []
         if self.path.is_file():
             with self.path.open(newline="", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Pictures of a run: the same faces after every epoch, and the worst faces of the test."""
+"""Pictures of a run: the same faces after each epoch, and the worst faces of the test."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,10 +32,10 @@ if TYPE_CHECKING:  # importing it takes a second
 
 @rank_zero_only
 def save_picture(trainer: Trainer, picture: Array, path: Path, name: str) -> None:
-    """Write an RGB picture as PNG and show it in the loggers that take pictures."""
+    """Write an RGB picture as PNG and log it to W&B and TensorBoard."""
     _, content = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     with replacing(path) as temporary:
-        temporary.write_bytes(content.tobytes())  # OpenCV's own writing does not say what went wrong
+        temporary.write_bytes(content.tobytes())  # cv2.imwrite gives no reason for a failure
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.log_image(name, [picture], step=trainer.global_step)
@@ -44,19 +44,19 @@ def save_picture(trainer: Trainer, picture: Array, path: Path, name: str) -> Non
 
 
 def picture_of(batch: LandmarkBatch, row: int) -> tuple[Array, Array]:
-    """Image ``(H, W, 3)`` and true points ``(N, 2)`` of a row, as numpy."""
+    """Return the image ``(H, W, 3)`` and the true points ``(N, 2)`` of a row as numpy arrays."""
     return batch.image[row].permute(1, 2, 0).cpu().numpy(), batch.points[row].cpu().numpy()
 
 
 Tiles: TypeAlias = Annotated[int, Interval(ge=1, le=100)]
-"""Faces side by side; all of a picture are kept until it is drawn."""
+"""Number of rows or columns of faces in a picture, limited because all its faces are in memory until it is drawn."""
 
 
 class FaceGrid(Callback):
-    """The first faces of the validation set with true (green) and predicted (red) points, after every epoch.
+    """Picture of the first validation faces with true (green) and predicted (red) points after each epoch.
 
     Args:
-        folder: of ``epoch_000.png``, ...; and ``test.png`` for the first faces of the test.
+        folder: folder of ``epoch_000.png``, ..., and of ``test.png`` with the first faces of the test.
         columns: faces in a row.
         rows: rows of faces.
         tile: side of a face in pixels.
@@ -66,7 +66,7 @@ class FaceGrid(Callback):
         self.folder, self.columns, self.size, self.tile = Path(folder), columns, columns * rows, tile
         self.tiles: list[Array] = []
 
-    def _take(self, layout: Layout, outputs: Any, batch: LandmarkBatch) -> None:
+    def _draw_tiles(self, layout: Layout, outputs: Any, batch: LandmarkBatch) -> None:
         for row in range(min(len(batch.image), self.size - len(self.tiles))):
             image, truth = picture_of(batch, row)
             prediction = outputs.points[row].float().cpu().numpy()
@@ -80,29 +80,29 @@ class FaceGrid(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: LandmarkBatch, *_: int
     ) -> None:
-        """Keep the first faces."""
-        self._take(module.layout, outputs, batch)  # type: ignore[arg-type]
+        """Draw the first faces."""
+        self._draw_tiles(module.layout, outputs, batch)  # type: ignore[arg-type]
 
     def on_validation_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Save them."""
+        """Save the picture of the epoch."""
         self._save(trainer, f"epoch_{trainer.current_epoch:03d}.png", "val/face_grid")
 
     def on_test_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: LandmarkBatch, *_: int
     ) -> None:
-        """Keep the first faces."""
-        self._take(module.layout, outputs, batch)  # type: ignore[arg-type]
+        """Draw the first faces."""
+        self._draw_tiles(module.layout, outputs, batch)  # type: ignore[arg-type]
 
     def on_test_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Save them."""
+        """Save the picture of the test."""
         self._save(trainer, TEST_PICTURE, "test/face_grid")
 
 
 class WorstFaces(Callback):
-    """The test faces with the largest NME_box, worst first: ``worst.png``, and in W&B a table with pose and tags.
+    """Picture of the test faces with the largest NME_box, worst first, and a W&B table of them with pose and tags.
 
     Args:
-        folder: of ``worst.png``.
+        folder: folder of ``worst.png``.
         columns: faces in a row.
         rows: rows of faces.
         tile: side of a face in pixels.
@@ -115,16 +115,16 @@ class WorstFaces(Callback):
     def on_test_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: LandmarkBatch, *_: int
     ) -> None:
-        """Keep what was predicted: points alone, since the images would not fit."""
+        """Store the predicted points. The images would need too much memory."""
         self.points |= dict(zip(batch.face_id.tolist(), outputs.points.float().cpu().numpy(), strict=True))
 
     def on_test_end(  # type: ignore[override]
         self, trainer: Trainer, module: LandmarkModule
     ) -> None:
-        """Cut the worst faces out again and draw them."""
+        """Crop the worst faces again and draw them."""
         error = nme_per_face(module.table, "box")
-        known = np.flatnonzero(~np.isnan(error))
-        order = known[np.argsort(-error[known], kind="stable")][: self.size]
+        measured = np.flatnonzero(~np.isnan(error))
+        order = measured[np.argsort(-error[measured], kind="stable")][: self.size]
         worst = FaceTable._make(column[order] for column in module.table)
         points = self._predicted(trainer, module, worst)
         self.points = {}
@@ -137,18 +137,18 @@ class WorstFaces(Callback):
         show(trainer, lambda: {"test/worst_faces_table": _table(tiles, photos, worst, data.data.tags)})
 
     def _predicted(self, trainer: Trainer, module: LandmarkModule, worst: FaceTable) -> Array:
-        """What was predicted for these faces, by whichever process, ``(F, N, 2)`` pixels of their crops."""
-        own = np.full((*worst.error.shape, 2), np.nan, np.float32)
-        for points, row in zip(own, worst.face_id.tolist(), strict=True):
+        """Return the predicted points of these faces from all ranks, ``(F, N, 2)`` in pixels of their crops."""
+        local = np.full((*worst.error.shape, 2), np.nan, np.float32)
+        for points, row in zip(local, worst.face_id.tolist(), strict=True):
             points[:] = self.points.get(row, np.nan)
         if trainer.world_size == 1:
-            return own
-        # not Lightning's gather, which torch calls deprecated in each process
-        parts = gather_all_tensors(torch.from_numpy(own).to(module.device))
+            return local
+        # Lightning's own gather would print torch's deprecation warning on every rank.
+        parts = gather_all_tensors(torch.from_numpy(local).to(module.device))
         return np.fmax.reduce([part.cpu().numpy() for part in parts])
 
     def _tiles(self, faces: FaceDataset, worst: FaceTable, points: Array) -> list[Array]:
-        """The faces with true and predicted points, the error in percent and the photo's name."""
+        """Draw the faces with true and predicted points, the error in percent and the photo's name."""
         tiles = []
         for row, error, prediction in zip(worst.face_id.tolist(), nme_per_face(worst, "box"), points, strict=True):
             sample = faces[(0, row)]
@@ -159,12 +159,12 @@ class WorstFaces(Callback):
 
 
 def _table(tiles: Sequence[Array], photos: Sequence[str], faces: FaceTable, tags: tuple[str, ...]) -> "wandb.Table":
-    """Faces as W&B shows them. Angles are in degrees."""
+    """Build the W&B table of the faces, with angles in degrees."""
     import wandb
 
-    errors, of_face = nme_per_face(faces, "box"), [np.compress(row, tags).tolist() for row in faces.tags]
+    errors, tags_of_face = nme_per_face(faces, "box"), [np.compress(row, tags).tolist() for row in faces.tags]
     rows = [
-        [wandb.Image(tiles[i]), photos[i], percent(errors[i]), *map(number, faces.pose[i]), ", ".join(of_face[i])]
+        [wandb.Image(tiles[i]), photos[i], percent(errors[i]), *map(number, faces.pose[i]), ", ".join(tags_of_face[i])]
         for i in range(len(tiles))
     ]
     return wandb.Table(["face", "photo", ERROR, "yaw", "pitch", "roll", "tags"], rows)

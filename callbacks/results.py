@@ -1,4 +1,4 @@
-"""What a test leaves in the folder of its run: every number, what it was measured on, and one row per face."""
+"""Files of a test in the folder of its run: all metrics with their protocol, and one row per face."""
 
 import hashlib
 from collections.abc import Sequence
@@ -23,19 +23,23 @@ from facelab.run_folder import RunFolder
 from lightning_modules.landmark import LandmarkModule
 
 EVALUATOR_VERSION = 1
-"""Raised whenever the same predictions would get another number, so that old and new numbers are not compared."""
+"""Version in the protocol; increase it when a change alters a metric of the same predictions.
+
+Old and new metrics are then not compared.
+"""
 RESAMPLES = 1000
+"""Resamples of the bootstrap of each 95 % interval."""
 
 
 class Results(Callback):
-    """Writes ``metrics.json`` and ``faces.csv`` at the end of a test, complete or not at all.
+    """Writer of ``metrics.json`` and ``faces.csv`` at the end of a test; both files are written atomically.
 
-    With a strategy that starts processes of its own the table of a test exists in these alone; the first one writes.
-    A part of the test faces, as ``trainer=check`` and ``limit_test_batches`` measure, is written like all of them: its
-    protocol says which faces they were.
+    A strategy that spawns processes has the table of a test only in these processes; rank 0 writes it. A test of a part
+    of the faces, as with ``trainer=check`` or ``limit_test_batches``, is written in the same way: its protocol
+    identifies the faces.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
     """
 
     def __init__(self, folder: str) -> None:
@@ -45,32 +49,32 @@ class Results(Callback):
     def teardown(  # type: ignore[override]
         self, trainer: Trainer, module: LandmarkModule, stage: str
     ) -> None:
-        """Write the numbers after all that other callbacks write: with them, the run is finished."""
+        """Write ``metrics.json`` after the files of all other callbacks, as it marks the run as finished."""
         if stage == "test":
-            found = results(module, trainer.datamodule)  # type: ignore[attr-defined]
-            write_json(self.folder.metrics, {"name": self.folder.path.name, **found})
+            content = results(module, trainer.datamodule)  # type: ignore[attr-defined]
+            write_json(self.folder.metrics, {"name": self.folder.path.name, **content})
 
     @rank_zero_only
     def on_test_end(  # type: ignore[override]
         self, trainer: Trainer, module: LandmarkModule
     ) -> None:
-        """Write the table of faces."""
+        """Write ``faces.csv``."""
         datamodule: LandmarkDataModule = trainer.datamodule  # type: ignore[attr-defined]
         names = [printable(path.name) for path in datamodule.faces["test"].paths]
         write_faces(module.table, self.folder.faces, names, datamodule.data.tags)
 
 
 def results(module: LandmarkModule, datamodule: LandmarkDataModule) -> dict[str, Any]:
-    """The content of ``metrics.json``.
+    """Return the content of ``metrics.json``.
 
     Args:
-        module: that was tested.
-        datamodule: with the faces it was tested on.
+        module: module after its test.
+        datamodule: datamodule of the tested faces.
 
     Returns:
-        protocol, metrics (fractions), counts (faces behind each mean error), left_out (faces that a metric is about but
-        cannot measure), intervals (95 % bootstrap over faces), cost (of one face) and unreadable (faces of each split
-        whose photo this process could not read).
+        protocol, metrics (fractions), counts (number of faces of each mean error), left_out (faces of a metric's group
+        without a defined error), intervals (95 % bootstrap over faces), cost (of one face) and unreadable (faces of
+        each split whose photo this process could not read).
     """
     table, layout, tags = module.table, module.layout, datamodule.data.tags
     return {
@@ -85,7 +89,7 @@ def results(module: LandmarkModule, datamodule: LandmarkDataModule) -> dict[str,
 
 
 def protocol(module: LandmarkModule, datamodule: LandmarkDataModule) -> dict[str, Any]:
-    """What must be equal for two numbers to be comparable."""
+    """Return the settings of the test that must be equal for two results to be comparable."""
     faces, rows, crop = datamodule.faces["test"], module.table.face_id.tolist(), datamodule.crop
     return {
         "dataset": datamodule.data.name,
@@ -103,12 +107,12 @@ def protocol(module: LandmarkModule, datamodule: LandmarkDataModule) -> dict[str
 
 
 def is_turned(path: Path, orientation: Orientation) -> bool:
-    """Tell whether a photo is measured other than it is stored."""
+    """Return whether a photo is rotated by its EXIF mark before it is measured."""
     return orientation == "shown" and has_mark(path)
 
 
 def fingerprint(faces: FaceDataset, rows: Sequence[int]) -> str:
-    """Hash of the photos' names and the true points of the faces that were measured, the same on every machine."""
+    """Hash the photo names and the true points of the measured faces; the hash is the same on every machine."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(faces.paths[row].name.encode("utf-8", "surrogateescape"))
@@ -117,13 +121,13 @@ def fingerprint(faces: FaceDataset, rows: Sequence[int]) -> str:
 
 
 def intervals(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[str, tuple[float, float]]:
-    """95 % bootstrap intervals over faces of all numbers of :func:`landmarks.summary` that are no counts."""
-    draw = partial(bootstrap, resamples=RESAMPLES, seed=0)
-    by_name = landmarks.errors(table, layout, tags)
-    found = {name: draw(e, nme) for name, e in by_name.items()}
+    """Compute 95 % bootstrap intervals over faces for all metrics of :func:`landmarks.summary` except counts."""
+    interval = partial(bootstrap, resamples=RESAMPLES, seed=0)
+    error_by_name = landmarks.errors(table, layout, tags)
+    by_metric = {name: interval(e, nme) for name, e in error_by_name.items()}
     for name, threshold in landmarks.THRESHOLDS.items():
-        found[f"fr{name}_ioc"] = draw(by_name["nme_ioc"], partial(failure_rate, threshold=threshold))
-        found[f"auc{name}_ioc"] = draw(by_name["nme_ioc"], partial(auc, threshold=threshold))
+        by_metric[f"fr{name}_ioc"] = interval(error_by_name["nme_ioc"], partial(failure_rate, threshold=threshold))
+        by_metric[f"auc{name}_ioc"] = interval(error_by_name["nme_ioc"], partial(auc, threshold=threshold))
     if by_yaw := landmarks.breakdowns(table, layout, tags).get("nme_box_yaw"):
-        found["nme_box_yaw_mean"] = stratified_bootstrap(list(by_yaw.values()), nme, RESAMPLES, seed=0)
-    return found
+        by_metric["nme_box_yaw_mean"] = stratified_bootstrap(list(by_yaw.values()), nme, RESAMPLES, seed=0)
+    return by_metric

@@ -1,4 +1,4 @@
-"""What makes a run continue where it was: checkpoints at any time, whole or not there, with the state of chance."""
+"""Checkpoints for an exact resume: atomic files, written at any step, with the RNG state."""
 
 import io
 import os
@@ -23,216 +23,229 @@ from facelab.renames import renamed_checkpoint
 from facelab.run_folder import LAST_CHECKPOINT
 
 CHECKPOINTS = ("best_model_path", "kth_best_model_path", "last_model_path")
-"""Entries of the state of a ``ModelCheckpoint`` that are files."""
+"""Entries with a file name in the state of a ``ModelCheckpoint``."""
 
 STATES = ("loops", "callbacks", "optimizer_states")
-"""Entries of a checkpoint without which a run cannot continue."""
+"""Entries of a checkpoint that a resume requires."""
 
 
 def write_tensors(path: Path, content: dict[str, Any]) -> None:
-    """Write a file of torch that is whole or not there.
+    """Write a torch file atomically.
 
     Raises:
-        OSError: of writing.
+        OSError: the file cannot be written.
     """
-    memory = io.BytesIO()  # torch tells of a full disk by a RuntimeError without a reason
-    torch.save(content, memory)
+    buffer = io.BytesIO()  # on a full disk torch.save to a file raises a RuntimeError without a reason
+    torch.save(content, buffer)
     with replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(memory.getbuffer())
+        file.write(buffer.getbuffer())
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside the old one and then puts it in its place, so that a crash leaves one of the two.
+    """Checkpoint writer that replaces the old file atomically: after a crash the old or the new file is complete.
 
-    Lightning's own way leads through the folder for temporary files; from there to another disk it is a copy, and half
-    of it is a broken checkpoint. A checkpoint of an earlier format is read with today's names.
+    Lightning writes to the folder for temporary files first. Moving the file to another disk is then a copy, and an
+    interrupted copy is a broken checkpoint. Old names in a checkpoint of an earlier format are replaced on reading.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Write a checkpoint.
 
         Raises:
-            OSError: the disk is full, or the folder cannot be written to; the old file is as it was.
+            OSError: the disk is full, or the folder is not writable; the old file is unchanged.
         """
         write_tensors(Path(path), checkpoint)
 
-    def load_checkpoint(self, *given: Any, **named: Any) -> dict[str, Any]:
-        """Read a checkpoint, as Lightning's own with the same arguments.
+    def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read a checkpoint; the arguments are those of Lightning's method.
 
         Raises:
-            CheckpointError: a later version wrote it, or it lacks a state, which Lightning would begin anew in silence.
+            CheckpointError: a later version wrote the file, or a state is missing. Lightning would silently start
+                without that state.
         """
-        checkpoint = renamed_checkpoint(super().load_checkpoint(*given, **named))
-        if lacking := [key for key in STATES if not checkpoint.get(key)]:
-            raise CheckpointError(f"it has no {', '.join(lacking)}")
+        checkpoint = renamed_checkpoint(super().load_checkpoint(*args, **kwargs))
+        if missing := [key for key in STATES if not checkpoint.get(key)]:
+            raise CheckpointError(f"it has no {', '.join(missing)}")
         return checkpoint
 
 
 class ResumableCheckpoint(Checkpoint):
-    """Keeps ``last.ckpt``, from which a run continues as if it had not been interrupted.
+    """Writer of ``last.ckpt``, from which a resumed run gives the same result as an uninterrupted one.
 
-    It is written at the end of every epoch, after every ``minutes`` within one, and when the machine says that it will
-    end the run (SIGTERM, SIGUSR2): then after the training step at hand, whereupon the handler that was there before
-    decides what happens. During a validation that handler is called before the next batch, and the epoch's steps since
-    the last checkpoint are repeated.
+    It writes the checkpoint at the end of each epoch, every ``minutes`` within an epoch, and after a stop signal
+    (SIGTERM, SIGUSR2). After a signal it finishes the training step, saves, and calls the handler that was installed
+    before it. During a validation it calls that handler before the next batch without saving: a resume repeats the
+    steps since the last checkpoint.
 
-    Torch's random state travels along, as a tensor. What else is random in training is a function of seed, epoch and
-    row, and the sampler leaves out what was already trained on.
+    The checkpoint contains torch's RNG state as a tensor. All other random draws of training are functions of seed,
+    epoch and row, and the sampler skips the rows that were already used for training.
 
     Args:
-        folder: of ``last.ckpt``.
-        minutes: between two checkpoints within an epoch.
+        folder: folder of ``last.ckpt``.
+        minutes: time between two checkpoints within an epoch.
     """
 
     def __init__(self, folder: str, minutes: Amount) -> None:
         self.path, self.seconds = Path(folder) / LAST_CHECKPOINT, 60 * minutes
-        self.saved = 0.0  # when, by the monotonic clock
-        self.told = 0  # the signal; 0 for none
-        self.leaving = 0
-        self.before: signals.Handlers = {}  # the handlers of the door
-        self.replaced: signals.Handlers = {}  # those that Lightning put in their place
-        self.chance: dict[str, Any] | None = None
+        self.last_save = 0.0  # seconds of the monotonic clock
+        self.received_signal = 0  # number of the signal that this rank has received, 0 for none
+        self.pending_signal = 0  # number of the signal that ends the run before the next step, 0 for none
+        self.previous_handlers: signals.Handlers = {}  # handlers of the door
+        self.replaced_handlers: signals.Handlers = {}  # handlers of Lightning, which this callback replaces
+        self.rng_states: dict[str, Any] | None = None  # states to restore before the first step
 
     def state_dict(self) -> dict[str, Any]:
-        """The random states of torch, of each process."""
-        mine = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+        """Return torch's RNG states of all ranks."""
+        local = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
         if not (distributed.is_available() and distributed.is_initialized()):
-            return {"processes": [mine]}
+            return {"processes": [local]}
         states: list[Any] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(states, mine)
+        distributed.all_gather_object(states, local)
         return {"processes": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the random states until training begins.
+        """Store the RNG states until training begins.
 
         Raises:
-            CheckpointError: they are no states of torch.
+            CheckpointError: they are not torch's RNG states.
         """
         try:
             for state in state_dict["processes"]:
                 torch.Generator().set_state(state["cpu"])
                 len(state["cuda"])
         except (KeyError, TypeError, RuntimeError) as error:
-            raise CheckpointError(f"no random state of torch: {error}") from error
-        self.chance = state_dict
+            raise CheckpointError(f"its RNG state of torch is broken: {error}") from error
+        self.rng_states = state_dict
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Let a run know its best checkpoint by its own folder, whatever folder the checkpoint names.
+        """Replace the folder in the paths of the best checkpoints by the current folder of the run.
 
-        Lightning forgets the score of a run that was moved; the next validation would then replace the best checkpoint,
-        however bad it is. And it removes the file that the checkpoint names as soon as there is a better one, wherever
-        that lies.
+        If a run was moved, Lightning discards its best score, and the next validation would replace the best
+        checkpoint even by a worse one. Lightning would also delete the old path once there is a better checkpoint,
+        although it may be a file of another run.
 
         Raises:
-            CheckpointError: there is no random state, and training would continue with another.
+            CheckpointError: the RNG state is missing; training would use another one.
         """
         if not checkpoint["callbacks"].get(self.state_key):
-            raise CheckpointError("there is no random state of torch")
+            raise CheckpointError("it has no RNG state of torch")
         for callback in trainer.checkpoint_callbacks:
             state = checkpoint["callbacks"].get(callback.state_key)
             if not isinstance(callback, ModelCheckpoint) or not state:
                 continue
-            own = {file: _own_place(file, str(state["dirpath"]), str(callback.dirpath)) for file in _files_of(state)}
-            own = {file: place for file, place in own.items() if Path(place).is_file()}
-            if own.keys() == _files_of(state):
-                state["best_k_models"] = {own[file]: score for file, score in state["best_k_models"].items()}
-            else:  # the score of a file that is not here would count
-                own = {}
+            moved = {file: _moved(file, str(state["dirpath"]), str(callback.dirpath)) for file in _files_of(state)}
+            moved = {file: path for file, path in moved.items() if Path(path).is_file()}
+            if moved.keys() == _files_of(state):
+                state["best_k_models"] = {moved[file]: score for file, score in state["best_k_models"].items()}
+            else:  # discard all scores; a score whose file is missing would still be compared with new ones
+                moved = {}
                 state |= {"best_k_models": {}, "best_model_score": None}
                 state.pop("kth_value", None)
-            state |= {key: own.get(state[key], "") for key in CHECKPOINTS} | {"dirpath": callback.dirpath}
+            state |= {key: moved.get(state[key], "") for key in CHECKPOINTS} | {"dirpath": callback.dirpath}
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        """See who listens before Lightning does, whose handler would talk to other processes in mid-step."""
-        self.before = signals.current()
+        """Store the current handlers before Lightning installs its own.
+
+        Lightning's handler would communicate with other ranks in the middle of a step.
+        """
+        self.previous_handlers = signals.current()
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Listen to the machine."""
-        self.saved, self.told, self.leaving = time.monotonic(), 0, 0
-        self.replaced = signals.install(dict.fromkeys(signals.STOP_SIGNALS, self._note))
+        """Install the handlers of the stop signals."""
+        self.last_save, self.received_signal, self.pending_signal = time.monotonic(), 0, 0
+        self.replaced_handlers = signals.install(dict.fromkeys(signals.STOP_SIGNALS, self._store_signal))
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        """End the run if it was told to; bring chance to where it was, only now, since setting up a run uses it too."""
-        if self.leaving:
-            self._give_way(self.leaving)
-        if self.chance is not None and trainer.global_rank < len(self.chance["processes"]):
-            chance = self.chance["processes"][trainer.global_rank]
-            torch.set_rng_state(chance["cpu"])
-            if len(chance["cuda"]) == torch.cuda.device_count():
-                torch.cuda.set_rng_state_all(chance["cuda"])
-        self.chance = None
+        """End the run if a signal is pending, and restore the RNG state before the first step.
+
+        The state is not restored earlier because the setup of a run draws random numbers too.
+        """
+        if self.pending_signal:
+            self._call_previous_handler(self.pending_signal)
+        if self.rng_states is not None and trainer.global_rank < len(self.rng_states["processes"]):
+            rng_state = self.rng_states["processes"][trainer.global_rank]
+            torch.set_rng_state(rng_state["cpu"])
+            if len(rng_state["cuda"]) == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all(rng_state["cuda"])
+        self.rng_states = None
 
     def on_train_batch_end(
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_index: int
     ) -> None:
-        """Save if it is time or the machine said so.
+        """Save after a stop signal or when a checkpoint is due.
 
-        There is no going on from amid accumulated gradients, nor from before a validation. The metrics of a step are
-        written after this hook: the run therefore ends before the next step, and a step that has metrics is no time to
-        save without need, lest a crash come between.
+        A run cannot be resumed from the middle of an accumulated step or from just before a validation. Lightning logs
+        the metrics of a step after this hook. The run therefore ends before the next step, and a checkpoint that is
+        only due waits for a step without logged metrics: after a crash between saving and logging they would be lost.
         """
-        done, every = batch_index + 1, trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if validates_after(trainer, done) or done % trainer.accumulate_grad_batches or is_last_batch(trainer):
+        batches, every = batch_index + 1, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if validates_after(trainer, batches) or batches % trainer.accumulate_grad_batches or is_last_batch(trainer):
             return
-        silent = trainer.global_step % every != 0 or every == 1
-        self.leaving = self._of_all(trainer, self.told)
-        if self.leaving or (silent and self._overdue(trainer)):
+        without_metrics = trainer.global_step % every != 0 or every == 1
+        self.pending_signal = self._global_signal(trainer, self.received_signal)
+        if self.pending_signal or (without_metrics and self._is_due(trainer)):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Save; the validation of this epoch is done."""
+        """Save after the validation of the epoch."""
         self._save(trainer)
-        if number := self._of_all(trainer, self.told):
-            self._give_way(number)
+        if number := self._global_signal(trainer, self.received_signal):
+            self._call_previous_handler(number)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Listen no more."""
+        """Restore the handlers of the stop signals."""
         self._restore_handlers()
 
     def on_validation_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """End the run instead of a validation, which may take longer than the cluster waits."""
-        if trainer.state.fn == TrainerFn.FITTING and (number := self._of_all(trainer, self.told)):
-            self._give_way(number)
+        """End the run after a stop signal. A validation may take longer than the cluster waits."""
+        if trainer.state.fn == TrainerFn.FITTING and (number := self._global_signal(trainer, self.received_signal)):
+            self._call_previous_handler(number)
 
     def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        """End the run amid a validation, each rank for itself: they need not have as many batches to go."""
-        if trainer.state.fn == TrainerFn.FITTING and self.told:
-            self._give_way(self.told)
+        """End the run during a validation after a stop signal.
+
+        Each rank ends alone, since the ranks need not have the same number of batches left.
+        """
+        if trainer.state.fn == TrainerFn.FITTING and self.received_signal:
+            self._call_previous_handler(self.received_signal)
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        """Listen no more. What a dying machine does to a run is no failure of the run."""
-        if self.told:
-            signals.blame(exception, self.told)
+        """Restore the handlers, and note a received signal at the exception: the run then does not count as failed."""
+        if self.received_signal:
+            signals.blame(exception, self.received_signal)
         self._restore_handlers()
 
     def _save(self, trainer: Trainer) -> None:
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.save_checkpoint(self.path)
-        self.saved = time.monotonic()
+        self.last_save = time.monotonic()
 
-    def _of_all(self, trainer: Trainer, told: int) -> int:
-        """What any process was told: to save is a task of all, and not all are told at the same step."""
+    def _global_signal(self, trainer: Trainer, local: int) -> int:
+        """Return the signal that any rank has received, by :data:`signals.PRIORITY`; 0 for none.
+
+        All ranks must save together, but the signal may reach them at different steps.
+        """
         if trainer.world_size == 1:
-            return told
-        priority = torch.tensor(signals.PRIORITY.index(told), device=trainer.strategy.root_device)
+            return local
+        priority = torch.tensor(signals.PRIORITY.index(local), device=trainer.strategy.root_device)
         return signals.PRIORITY[int(trainer.strategy.reduce(priority, reduce_op="max"))]
 
-    def _overdue(self, trainer: Trainer) -> bool:
-        """Whether it is time to save, by the clock of the first process."""
-        overdue = time.monotonic() - self.saved > self.seconds
-        return trainer.strategy.broadcast(overdue) if trainer.world_size > 1 else overdue
+    def _is_due(self, trainer: Trainer) -> bool:
+        """Return whether a checkpoint is due by the clock of rank 0."""
+        is_due = time.monotonic() - self.last_save > self.seconds
+        return trainer.strategy.broadcast(is_due) if trainer.world_size > 1 else is_due
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.told = number
+    def _store_signal(self, number: int, frame: FrameType | None) -> None:
+        self.received_signal = number
 
-    def _give_way(self, number: int) -> None:
-        """Let who listened before decide; as a rule it ends the process."""
-        self.replaced, self.told = {}, 0
-        signals.hand_over(number, self.before)
+    def _call_previous_handler(self, number: int) -> None:
+        """Call the handler that was installed before, which usually ends the process."""
+        self.replaced_handlers, self.received_signal = {}, 0
+        signals.hand_over(number, self.previous_handlers)
 
     def _restore_handlers(self) -> None:
-        signals.install(self.replaced)
-        self.replaced = {}
+        signals.install(self.replaced_handlers)
+        self.replaced_handlers = {}
 
 
 def _files_of(state: dict[str, Any]) -> set[str]:
@@ -240,7 +253,7 @@ def _files_of(state: dict[str, Any]) -> set[str]:
     return {str(file) for file in (*state["best_k_models"], *(state[key] for key in CHECKPOINTS)) if file}
 
 
-def _own_place(file: str, old: str, folder: str) -> str:
-    """Name a file of one folder in another one; one that lay elsewhere gets its place in the folder itself."""
-    inside = os.path.relpath(os.path.normpath(file), os.path.normpath(old))
-    return str(Path(folder, Path(file).name if inside.startswith("..") else inside))
+def _moved(file: str, old_folder: str, folder: str) -> str:
+    """Return the path of a file after its folder was moved; a file outside the old folder is placed directly in it."""
+    relative = os.path.relpath(os.path.normpath(file), os.path.normpath(old_folder))
+    return str(Path(folder, Path(file).name if relative.startswith("..") else relative))

@@ -1,4 +1,4 @@
-"""What W&B is given beside the numbers: tables and charts."""
+"""Logger of W&B, and functions that log tables and charts to it."""
 
 import logging
 import math
@@ -16,24 +16,26 @@ from facelab.internals.lightning import drop_wandb_setting
 log = logging.getLogger(__name__)
 
 DATA_DIR = "WANDB_DATA_DIR"
+"""Environment variable with W&B's folder for files that await their upload."""
 ERROR = "error in percent"
+"""Heading of an error in a table or a chart."""
 
 
 class TolerantWandbLogger(WandbLogger):
-    """Lightning's logger of W&B, without which a run goes on.
+    """Lightning's W&B logger that does not stop the training when W&B fails.
 
-    W&B is a process of its own, which a full disk or a signal to the whole job can end; Lightning's logger would then
-    end the training too. That W&B cannot begin is told as ever, before anything is trained.
+    W&B runs as a separate process, which a full disk or a signal to the whole job can end. Lightning's logger would
+    then raise an error and end the training. If W&B cannot start, the error is still raised, before the training.
 
     Args:
-        save_dir: where the folder ``wandb`` of the run lies.
-        project: its project.
-        id: by which the run is known, and known again when it goes on.
-        name: that is shown.
-        group: of the runs of a sweep.
-        job_type: such as train.
-        tags: by which it is found.
-        offline: write files only; ``wandb sync`` uploads them later. Online, ``WANDB_ENTITY`` names the team.
+        save_dir: parent folder of the run's folder ``wandb``.
+        project: W&B project.
+        id: identifier of the run, the same after a resume.
+        name: displayed name of the run.
+        group: group of the runs of a sweep.
+        job_type: type of the job, such as train.
+        tags: tags to search runs by.
+        offline: write files only; ``wandb sync`` uploads them later. Online, ``WANDB_ENTITY`` selects the team.
     """
 
     def __init__(
@@ -47,52 +49,52 @@ class TolerantWandbLogger(WandbLogger):
         tags: Sequence[str],
         offline: bool,
     ) -> None:
-        about: dict[str, Any] = {"group": group, "job_type": job_type, "tags": list(tags)}
-        super().__init__(save_dir=save_dir, project=project, id=id, name=name, offline=offline, **about)
-        drop_wandb_setting(self, "anonymous")  # W&B warns of it even where it is not asked for
-        self.lost = False
+        labels: dict[str, Any] = {"group": group, "job_type": job_type, "tags": list(tags)}
+        super().__init__(save_dir=save_dir, project=project, id=id, name=name, offline=offline, **labels)
+        drop_wandb_setting(self, "anonymous")  # Lightning always passes it, and W&B warns about it
+        self.has_failed = False
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log, or say once that this is no longer possible."""
-        if self.lost:
+        """Log metrics; after the first failure, log one warning and then do nothing."""
+        if self.has_failed:
             return
         try:
             super().log_metrics(metrics, step)
-        except Exception as error:  # its errors are of many kinds, and none is worth the training
-            self.lost = True
-            log.warning("W&B has ended (%s: %s); the run goes on without it", type(error).__name__, error)
+        except Exception as error:  # W&B raises errors of many types; none is a reason to stop the training
+            self.has_failed = True
+            log.warning("W&B has failed (%s: %s); the run continues without it", type(error).__name__, error)
 
 
 @rank_zero_only
 def show(trainer: Trainer, make: Callable[[], Mapping[str, Any]]) -> None:
-    """Give tables and charts to W&B, if it is one of the loggers.
+    """Log tables and charts to W&B if it is one of the loggers.
 
-    W&B copies each table to where it waits for its upload, which is the user's home unless told otherwise. Here it is
-    the folder of the W&B run: a run leaves nothing elsewhere, and needs no home it can write to.
+    W&B copies each table to a folder for pending uploads, by default in the user's home. Here it is the folder of the
+    W&B run: a run writes nothing elsewhere and needs no writable home.
 
     Args:
-        trainer: of the run.
-        make: name to table or chart. Called once for each logger, as W&B takes each of them once, and not at all where
-            there is no such logger, so that wandb is imported only where it is used.
+        trainer: trainer of the run.
+        make: function that returns the tables and charts by name. It is called once per W&B logger, because W&B accepts
+            each object once. Without a W&B logger it is not called, and wandb is not imported.
     """
     for logger in trainer.loggers:
         if not isinstance(logger, WandbLogger):
             continue
-        asked = os.environ.get(DATA_DIR)
-        os.environ[DATA_DIR] = asked or str(Path(logger.experiment.dir).parent)
+        configured = os.environ.get(DATA_DIR)
+        os.environ[DATA_DIR] = configured or str(Path(logger.experiment.dir).parent)
         try:
             logger.log_metrics(make(), step=trainer.global_step)
         finally:
-            if not asked:
+            if not configured:
                 del os.environ[DATA_DIR]
 
 
 def number(value: float) -> float | None:
-    """A number, and None, which W&B leaves empty, for what is undefined or infinite."""
+    """Return a number as a float, or None if it is NaN or infinite; W&B shows an empty cell for None."""
     return float(value) if math.isfinite(value) else None
 
 
 def percent(fraction: float) -> float | None:
-    """A fraction in percent, as :func:`number`."""
+    """Convert a fraction to percent, or return None as :func:`number` does."""
     return number(100 * fraction)

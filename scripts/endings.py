@@ -1,10 +1,10 @@
-"""Measure how a run ends: by every signal and error, at every moment, with several numbers of workers.
+"""Measure how a run ends after each signal and error, at each phase, with several numbers of workers.
 
     python scripts/endings.py --workers 0 1 4 --devices 1 2
 
-Each case trains PIPNet on a few rendered faces, in a process group of its own. At the moment, the signal is sent to the
-whole group, as a cluster does, or the error is raised. One line for each case: the state that the run's folder keeps,
-the exit code, and the seconds from there until no process of the group was left.
+Each case trains PIPNet on a few rendered faces in a separate process group. At a phase of the run, the script sends the
+signal to the whole group, as a cluster does, or raises the error. It prints one line per case: the state in the run's
+folder, the exit code, and the seconds until no process of the group was left.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 CASE = "FACELAB_ENDING"
-"""Environment variable: ``moment,cause,rank``; with it this program is the door of one run."""
+"""Environment variable ``moment,cause,rank``; if it is set, this script trains one case."""
 MOMENTS = {
     "build": ("lightning_modules.landmark", "LandmarkModule.__init__", 1),
     "render": ("facelab.annotations.synthetic", "_collect", 1),
@@ -41,13 +41,13 @@ MOMENTS = {
     "results": ("callbacks.results", "results", 1),
     "worker": ("datamodules.landmark", "FaceDataset._sample", 8),
 }
-"""Name of a moment -> module, function and number of the call in one process, before which the cause comes."""
+"""Name of a moment to module, function and number of the call in one process. The cause acts before that call."""
 SIGNALS = ("SIGTERM", "SIGUSR2", "SIGINT")
 CAUSES = (*SIGNALS, "SIGKILL", "error")
-"""SIGKILL is sent to the first process alone, as the kernel does when memory runs out."""
+"""Signals and errors; SIGKILL is sent only to the first process, as by the kernel when memory runs out."""
 LONGEST = 40.0
-"""Seconds after which a case counts as one that never ends."""
-WORDS = (
+"""Seconds after which a case counts as not ending."""
+OVERRIDES = (
     *("model=pipnet", "data=synthetic68", "data.train=64", "data.val=6", "data.test=8", "data.size=96"),
     *("backbone=timm", "backbone.name=test_resnet", "backbone.pretrained=false", "crop.size=64", "coder.stride=32"),
     *("datamodule.batch_size=4", "trainer.max_epochs=2", "logger=csv", "callbacks.progress=null"),
@@ -57,16 +57,16 @@ DDP = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32-true", "t
 
 
 class Ending(NamedTuple):
-    """How a case ended."""
+    """The end of a case."""
 
     state: str
-    code: int | None  # None: it did not end
+    code: int | None  # exit code; None if a process did not end
     seconds: float
     log: str
 
 
 def act(cause: str, rank: int) -> None:
-    """Send the signal or raise the error, in the process of this rank alone."""
+    """Send the signal or raise the error, if this process has the given rank."""
     if int(os.environ.get("LOCAL_RANK", 0)) != rank:
         return
     Path(os.environ["FACELAB_ENDING_TIME"]).write_text(str(time.time()))
@@ -75,13 +75,13 @@ def act(cause: str, rank: int) -> None:
     if cause == "SIGKILL":
         os.kill(os.getpgrp(), signal.SIGKILL)
     else:
-        # By another process, as a cluster does: workers obey a SIGTERM of their parent.
+        # Another process sends the signal, as on a cluster: a SIGTERM from their parent would end the workers.
         line = ["kill", "-s", cause.removeprefix("SIG"), "--", f"-{os.getpgrp()}"]
         subprocess.run(line, start_new_session=True, check=True)
 
 
 def watch(moment: str, cause: str, rank: int) -> None:
-    """Have the cause come at the moment, once."""
+    """Replace the function of the moment so that the cause acts once, before the given call."""
     module, name, number = MOMENTS[moment]
     *owner, name = name.split(".")
     holder: Any = importlib.import_module(module)
@@ -89,40 +89,40 @@ def watch(moment: str, cause: str, rank: int) -> None:
     original, calls = getattr(holder, name), itertools.count(1)
 
     @functools.wraps(original)
-    def watched(*given: Any, **named: Any) -> Any:
+    def watched(*args: Any, **kwargs: Any) -> Any:
         if next(calls) == number:
             act(cause, rank)
-        return original(*given, **named)
+        return original(*args, **kwargs)
 
     setattr(holder, name, watched)
 
 
-def be_door() -> None:
-    """Run train.py with the cause of the case in it."""
-    sys.path.insert(0, str(ROOT))  # of another rank, which would else import what is installed
+def train() -> None:
+    """Run train.py with the cause of the case."""
+    sys.path.insert(0, str(ROOT))  # for the other ranks, which would otherwise import the installed package
     moment, cause, rank = os.environ[CASE].split(",")
     watch(moment, cause, int(rank))
     door = ROOT / "train.py"
-    # Not by runpy, which puts the door's name into sys.argv: the other ranks are started by that.
+    # runpy would put the path of train.py into sys.argv[0], and Lightning starts the other ranks with sys.argv.
     exec(compile(door.read_text(), str(door), "exec"), {"__name__": "__main__", "__file__": str(door)})
 
 
 def members(group: int) -> list[int]:
-    """Return the processes of a group that live."""
-    found = []
+    """Return the running processes of a process group."""
+    running = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             _, _, rest = stat.read_text().rpartition(") ")
         except OSError:
             continue
-        state, _, its_group = rest.split()[:3]
-        if int(its_group) == group and state != "Z":
-            found.append(int(stat.parent.name))
-    return found
+        state, _, group_of_process = rest.split()[:3]
+        if int(group_of_process) == group and state != "Z":
+            running.append(int(stat.parent.name))
+    return running
 
 
-def fork(folder: Path, moment: str, cause: str, rank: int, words: tuple[str, ...]) -> int:
-    """Start a case in a process and a group of its own; modules that are imported here need not be again."""
+def fork(folder: Path, moment: str, cause: str, rank: int, overrides: tuple[str, ...]) -> int:
+    """Start a case in a forked process with a new process group; imported modules need not be imported again."""
     if pid := os.fork():
         return pid
     os.setsid()
@@ -137,43 +137,43 @@ def fork(folder: Path, moment: str, cause: str, rank: int, words: tuple[str, ...
         "WANDB_SILENT": "true",
     }
     os.environ["FACELAB_CACHE"] = str(folder / "cache" if moment == "render" else folder.parent / "cache")
-    words += ("data.train=3000",) if moment == "render" else ()  # to render all of them takes a minute
-    sys.argv = [str(Path(__file__).resolve()), *WORDS, *words]
-    be_door()
+    overrides += ("data.train=3000",) if moment == "render" else ()  # rendering all of them takes a minute
+    sys.argv = [str(Path(__file__).resolve()), *OVERRIDES, *overrides]
+    train()
     sys.exit()
 
 
-def end(parent: Path, moment: str, cause: str, words: tuple[str, ...], rank: int = 0) -> Ending:
-    """Start a case, wait for its end, and clear away what did not end."""
-    # No block has to be left in here: the process that is forked leaves this function by SystemExit.
+def end(parent: Path, moment: str, cause: str, overrides: tuple[str, ...], rank: int = 0) -> Ending:
+    """Start a case, wait for its end, and kill the processes that did not end."""
+    # Use no context manager here: the forked process leaves this function by SystemExit.
     folder = Path(tempfile.mkdtemp(dir=parent))
-    group = fork(folder, moment, cause, rank, words)
-    began, code, happened = time.time(), None, None
-    while time.time() - (happened or began + LONGEST) < LONGEST:
-        if happened is None and (folder / "time").exists():
-            happened = float((folder / "time").read_text() or time.time())
+    group = fork(folder, moment, cause, rank, overrides)
+    start, code, cause_time = time.time(), None, None
+    while time.time() - (cause_time or start + LONGEST) < LONGEST:
+        if cause_time is None and (folder / "time").exists():
+            cause_time = float((folder / "time").read_text() or time.time())
         if code is None:
             pid, status = os.waitpid(group, os.WNOHANG)
             code = os.waitstatus_to_exitcode(status) if pid else None
         elif not members(group):
             break
         time.sleep(0.02)
-    seconds = time.time() - (happened or began)
-    left = members(group)
-    for pid in left:
+    seconds = time.time() - (cause_time or start)
+    remaining = members(group)
+    for pid in remaining:
         os.kill(pid, signal.SIGKILL)
     if code is None:
         os.waitpid(group, 0)
     from facelab.run_folder import read_status
 
-    state = read_status(folder / "run").state if happened else "too late"
+    state = read_status(folder / "run").state if cause_time else "too late"
     log = (folder / "log").read_text(errors="replace")
     shutil.rmtree(folder)
-    return Ending(state, None if left else code, seconds, log)
+    return Ending(state, None if remaining else code, seconds, log)
 
 
 def warm() -> None:
-    """Import once what every case needs."""
+    """Import the modules that every case needs."""
     sys.path.insert(0, str(ROOT))
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
@@ -182,31 +182,35 @@ def warm() -> None:
 
 
 def main() -> None:
-    """Print the table."""
+    """Run the cases and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 4])
     parser.add_argument("--devices", nargs="+", type=int, default=[1])
     parser.add_argument("--moments", nargs="+", choices=MOMENTS, default=list(MOMENTS))
     parser.add_argument("--causes", nargs="+", choices=CAUSES, default=list(CAUSES))
     parser.add_argument("--log", action="store_true", help="print the log of each case that did not end")
-    typed = parser.parse_args()
+    options = parser.parse_args()
     warm()
     parent, rows = Path(tempfile.mkdtemp()), 0
     print(f"{'devices':8}{'workers':8}{'moment':12}{'cause':9}{'rank':5}{'state':10}{'exit':>5}{'seconds':>9}")
-    for devices, workers, moment, cause in itertools.product(typed.devices, typed.workers, typed.moments, typed.causes):
+    for devices, workers, moment, cause in itertools.product(
+        options.devices, options.workers, options.moments, options.causes
+    ):
         for rank in range(devices if cause == "error" else 1):
-            words: tuple[str, ...] = (f"datamodule.num_workers={workers}",)
-            words += (*DDP, f"trainer.devices={devices}") if devices > 1 else ()
-            found = end(parent, moment, cause, words, rank)
-            code = "never" if found.code is None else found.code
-            line = f"{devices:<8}{workers:<8}{moment:12}{cause:9}{rank:<5}{found.state:10}{code:>5}{found.seconds:9.1f}"
+            overrides: tuple[str, ...] = (f"datamodule.num_workers={workers}",)
+            overrides += (*DDP, f"trainer.devices={devices}") if devices > 1 else ()
+            ending = end(parent, moment, cause, overrides, rank)
+            code = "never" if ending.code is None else ending.code
+            line = (
+                f"{devices:<8}{workers:<8}{moment:12}{cause:9}{rank:<5}{ending.state:10}{code:>5}{ending.seconds:9.1f}"
+            )
             print(line, flush=True)
             rows += 1
-            if typed.log and (found.code is None or found.state == "too late"):
-                print(found.log, flush=True)
+            if options.log and (ending.code is None or ending.state == "too late"):
+                print(ending.log, flush=True)
     shutil.rmtree(parent, ignore_errors=True)
     print(f"{rows} cases")
 
 
 if __name__ == "__main__":
-    be_door() if CASE in os.environ else main()
+    train() if CASE in os.environ else main()

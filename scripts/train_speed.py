@@ -1,21 +1,21 @@
-"""How fast training runs: the whole loop, the bare step, what options gain, and another code's loop, turn by turn.
+"""Measure the speed of training: the whole loop, the bare step, the effect of options, and the loop of another code.
 
     python scripts/train_speed.py --options precision=bf16-mixed,compile=true data=ytf68
     python scripts/train_speed.py --peer PATH:FUNCTION model=pipnet data=ytf68 backbone=mbv2 ...
 
-The words after the options are those of ``train.py``; without ``model=`` every method of conf/model/ is measured, one
-after the other. The contenders of a method take turns in blocks of steps, so that a change of the machine's mood meets
-all of them; printed are the median block of each and its ratio to another one in the same turn.
+The arguments after the options are overrides of ``train.py``; without ``model=`` the script measures every method of
+conf/model/. The contenders of a method take turns in blocks of steps, so that a change in the machine's speed affects
+all of them. The script prints the median block of each contender and its ratio to another one in the same turn.
 
-* ``loop``: this project's training through Lightning's Trainer with its loader; nothing is written to disk.
-* ``step``: training step, backward and optimizer step of the same method on one batch that is there, with nothing
-  around them; its ratio to the loop is the share of the training that is not the framework's or the loader's.
-* ``step NAME=VALUE``: the same with what ``--options`` names, ``precision``, ``memory_format`` or ``compile``, one at a
-  time, or several joined by ``+`` (``precision=bf16-mixed+compile=true``); the ratio is to ``step``.
-* ``peer``: with ``--peer``, ``FUNCTION()`` of the Python file PATH: it returns an object whose ``blocks(n)`` trains n
-  steps of the same batch size.
+* ``loop``: this project's training by Lightning's Trainer with its loader; nothing is written to disk.
+* ``step``: training step, backward pass and optimizer step of the same method on one batch in memory. Its ratio to the
+  loop is the share of the training time that is spent neither in the framework nor in the loader.
+* ``step NAME=VALUE``: the same with ``precision``, ``memory_format`` or ``compile`` from ``--options``, one at a time,
+  or several joined by ``+`` (``precision=bf16-mixed+compile=true``); the ratio is to ``step``.
+* ``peer``: with ``--peer``, the result of ``FUNCTION()`` of the Python file PATH: an object whose ``blocks(n)`` trains
+  n steps of the same batch size.
 
-The loader is measured alone, in one process, before the training starts.
+The loader is measured separately, in one process, before the training starts.
 """
 
 import argparse
@@ -36,70 +36,72 @@ from lightning import Callback, Trainer, seed_everything
 from omegaconf import DictConfig
 
 from facelab.profiling.compile import prepare
-from facelab.runs import resolvers  # noqa: F401  the configuration uses them
+from facelab.runs import resolvers  # noqa: F401  used by the configuration
 from facelab.runs.build import build
 
 ROOT = Path(__file__).parent.parent
 WARM_UP = 3
+"""Number of steps before the timing starts."""
 PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16}
+"""Precision of the trainer to the dtype of autocast in the bare step."""
 KEYS = {"precision": "trainer.precision", "memory_format": "memory_format", "compile": "compile"}
-"""What ``--options`` may name -> its place in the configuration."""
+"""Name in ``--options`` to the key of the configuration."""
 
 
 class Turns(Callback):
-    """Lets the contenders take turns with the training loop, and stops it after the last turn."""
+    """Timer of the training loop and the contenders in turns; it stops the loop after the last turn."""
 
     def __init__(self, rounds: int, steps: int, contenders: dict[str, Callable[[int], Any]]) -> None:
         self.rounds, self.steps, self.contenders = rounds, steps, contenders
         self.seconds: dict[str, list[float]] = {name: [] for name in ("loop", *contenders)}
-        self.warm = False
-        self.began = 0.0
+        self.is_warm = False
+        self.start = 0.0
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """After a warm-up, time a block of the loop and then one of each contender."""
-        if not self.warm and trainer.global_step == WARM_UP:
+        """Time a block of the loop and then one of each contender, after a warm-up."""
+        if not self.is_warm and trainer.global_step == WARM_UP:
             for run in self.contenders.values():
                 run(WARM_UP)
-            self.warm, self.began = True, moment()
-        elif self.warm and (trainer.global_step - WARM_UP) % self.steps == 0:
-            self.seconds["loop"].append(moment() - self.began)
+            self.is_warm, self.start = True, moment()
+        elif self.is_warm and (trainer.global_step - WARM_UP) % self.steps == 0:
+            self.seconds["loop"].append(moment() - self.start)
             for name, run in self.contenders.items():
                 start = moment()
                 run(self.steps)
                 self.seconds[name].append(moment() - start)
             trainer.should_stop = len(self.seconds["loop"]) == self.rounds
             print({name: round(times[-1] / self.steps * 1000, 1) for name, times in self.seconds.items()}, flush=True)
-            self.began = moment()
+            self.start = moment()
 
 
 def moment() -> float:
-    """Seconds, when a GPU has finished what it was given."""
+    """Return the time in seconds after waiting for a GPU to finish its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def configuration(words: list[str]) -> DictConfig:
-    """What train.py would run."""
+def configuration(overrides: list[str]) -> DictConfig:
+    """Compose the configuration of train.py with these overrides."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("train", [*words, "paths.run=null", "paths.name=benchmark", "paths.group=null"])
+        return compose("train", [*overrides, "paths.run=null", "paths.name=benchmark", "paths.group=null"])
 
 
 def build_module(cfg: DictConfig) -> Any:
-    """Build the module as train.py prepares it."""
+    """Build and prepare the module as train.py does."""
     module = build(cfg, "model")
     prepare(module, cfg.memory_format, cfg.compile)
     return module
 
 
 def bare_step(cfg: DictConfig, datamodule: Any, batch: Any) -> Callable[[int], None]:
-    """Steps of a new module on one resident batch, with nothing around them."""
+    """Return a function that runs training steps of a new module on one batch on its device."""
     if cfg.trainer.precision not in PRECISIONS:
-        raise SystemExit(f"precision={cfg.trainer.precision}: the bare step knows {' and '.join(PRECISIONS)}")
+        raise SystemExit(f"precision={cfg.trainer.precision}: the bare step supports {' and '.join(PRECISIONS)}")
     device, dtype = "cuda" if cfg.trainer.accelerator == "gpu" else "cpu", PRECISIONS[cfg.trainer.precision]
     module = build_module(cfg).to(device)
     module.fit_statistics(datamodule)
-    module.log = module.log_dict = lambda *_, **__: None  # to log is the loop's work
+    module.log = module.log_dict = lambda *_, **__: None  # logging belongs to the loop
     optimizer: torch.optim.Optimizer = module.optimizer(module.parameters())
     batch = type(batch)(*(part.to(device) for part in batch))
 
@@ -116,7 +118,7 @@ def bare_step(cfg: DictConfig, datamodule: Any, batch: Any) -> Callable[[int], N
 
 
 def loader_speed(datamodule: Any, batches: int) -> float:
-    """Samples per second of the training loader in this process alone, one thread."""
+    """Measure the samples per second of the training loader in this process with one thread."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     workers, datamodule.num_workers = datamodule.num_workers, 0
@@ -130,9 +132,9 @@ def loader_speed(datamodule: Any, batches: int) -> float:
     return samples / seconds
 
 
-def load_peer(place: str) -> Callable[[int], Any]:
-    """``blocks`` of the object that PATH:FUNCTION makes."""
-    path, function = place.rsplit(":", 1)
+def load_peer(source: str) -> Callable[[int], Any]:
+    """Return ``blocks`` of the object that PATH:FUNCTION returns."""
+    path, function = source.rsplit(":", 1)
     spec = importlib.util.spec_from_file_location("peer", path)
     if spec is None or spec.loader is None:
         raise SystemExit(f"--peer {path}: not a Python file")
@@ -143,43 +145,47 @@ def load_peer(place: str) -> Callable[[int], Any]:
 
 
 def parse() -> tuple[argparse.Namespace, list[str]]:
-    """The options, and the words of train.py."""
+    """Parse the options and the overrides of train.py."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=50, help="of a block")
+    parser.add_argument("--steps", type=int, default=50, help="steps of a block")
     parser.add_argument("--options", type=parse_options, default={}, metavar="NAME=VALUE[+NAME=VALUE],...")
-    parser.add_argument("--loader-batches", type=int, default=100, help="0: the loader is not measured alone")
+    parser.add_argument(
+        "--loader-batches", type=int, default=100, help="batches of the separate measurement of the loader; 0 omits it"
+    )
     parser.add_argument("--peer", help="PATH:FUNCTION")
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_known_args()
 
 
 def parse_options(text: str) -> dict[str, list[str]]:
-    """Each option as typed -> the words of train.py that it stands for."""
+    """Map each option of ``--options`` to its overrides of train.py."""
     options: dict[str, list[str]] = {}
     for option in text.split(","):
         pairs = [part.partition("=") for part in option.split("+")]
         if unknown := [key for key, _, value in pairs if key not in KEYS or not value]:
-            raise argparse.ArgumentTypeError(f"{unknown[0]!r}: one of {', '.join(KEYS)} with =VALUE expected")
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r}: expected one of {', '.join(KEYS)} with =VALUE")
         options[option] = [f"{KEYS[key]}={value}" for key, _, value in pairs]
     return options
 
 
-def measure(typed: argparse.Namespace, words: list[str]) -> None:
-    """Measure one method and print."""
+def measure(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    """Measure one method and print the results."""
     torch.compiler.reset()
-    cfg = configuration(words)
-    variants = {f"step {option}": configuration([*words, *more]) for option, more in typed.options.items()}
+    cfg = configuration(overrides)
+    variants = {f"step {option}": configuration([*overrides, *more]) for option, more in arguments.options.items()}
     seed_everything(cfg.seed, verbose=False)
     datamodule = build(cfg, "datamodule")
     datamodule.setup("fit")
     batch = next(iter(datamodule.train_dataloader()))
-    if typed.loader_batches:
-        print(f"loader alone, one process: {loader_speed(datamodule, typed.loader_batches):.0f} samples/s", flush=True)
+    if arguments.loader_batches:
+        print(
+            f"loader alone, one process: {loader_speed(datamodule, arguments.loader_batches):.0f} samples/s", flush=True
+        )
     contenders = {name: bare_step(other, datamodule, batch) for name, other in {"step": cfg, **variants}.items()}
-    if typed.peer:
-        contenders["peer"] = load_peer(typed.peer)
-    turns = Turns(typed.rounds, typed.steps, contenders)
+    if arguments.peer:
+        contenders["peer"] = load_peer(arguments.peer)
+    turns = Turns(arguments.rounds, arguments.steps, contenders)
     trainer = build(
         cfg,
         "trainer",
@@ -192,7 +198,7 @@ def measure(typed: argparse.Namespace, words: list[str]) -> None:
     )
     trainer.fit(build_module(cfg), datamodule)
     for name, seconds in turns.seconds.items():
-        times = [block / typed.steps * 1000 for block in seconds]
+        times = [block / arguments.steps * 1000 for block in seconds]
         line = f"{name}: {statistics.median(times):.1f} ms a step ({min(times):.1f} .. {max(times):.1f})"
         base = "step" if name in variants else "loop"
         if name != base:
@@ -202,15 +208,15 @@ def measure(typed: argparse.Namespace, words: list[str]) -> None:
 
 
 def main() -> None:
-    """Measure the methods that were typed, or all."""
-    typed, words = parse()
-    torch.set_num_threads(typed.threads)
-    chosen = [word for word in words if word.startswith("model=")]
-    others = [word for word in words if word not in chosen]
+    """Measure the chosen methods, or all."""
+    arguments, overrides = parse()
+    torch.set_num_threads(arguments.threads)
+    chosen = [override for override in overrides if override.startswith("model=")]
+    others = [override for override in overrides if override not in chosen]
     every = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
     for model in chosen[-1].removeprefix("model=").split(",") if chosen else every:
-        print(f"model={model} {' '.join(others)}, {typed.threads} threads, torch {torch.__version__}", flush=True)
-        measure(typed, [f"model={model}", *others])
+        print(f"model={model} {' '.join(others)}, {arguments.threads} threads, torch {torch.__version__}", flush=True)
+        measure(arguments, [f"model={model}", *others])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tables as cells and words, as they are printed and written."""
+"""Text of the comparison tables: cells, headings and remarks for the terminal and the files."""
 
 import math
 import textwrap
@@ -26,31 +26,32 @@ from facelab.comparison.published import Published
 from facelab.comparison.read import LATENCY, POSE, Run, setting, value_text
 from facelab.errors import visible
 
-SAID = ("dataset", "split", "faces", "layout", "box", "box_scale", "flip_test", "pose")
-"""Entries of a protocol that its description has words for."""
+DESCRIBED = ("dataset", "split", "faces", "layout", "box", "box_scale", "flip_test", "pose")
+"""Entries of a protocol with a place in the sentence of :func:`describe`."""
 COSTS = {"params": ("params M", 1e-6, 2), "macs": ("MACs M", 1e-6, 1), LATENCY: ("latency ms", 1.0, 1)}
 COSTS |= {
     f"{POSE}{name}": (f"with pose: {heading}", factor, decimals) for name, (heading, factor, decimals) in COSTS.items()
 }
-"""What a method costs for one face: name in the files to heading, factor and decimals of the column."""
+"""Costs of one face: name in the files to heading, factor and decimals of the column."""
 
 
 LONGEST = 1000
-"""Characters of a name or a value that are shown."""
+"""Maximum number of characters shown of a name or a value."""
 
 
 class Cell(NamedTuple):
-    """A place in the printed form of a table."""
+    """A cell of a table."""
 
     text: str
     below: str = ""
-    """The 95 % interval or the deviation of a number, or the faces behind a column."""
+    """Second line: the 95 % interval or standard deviation of a number, or the number of faces of a column."""
     bold: bool = False
     number: bool = False
+    """Whether the column contains numbers, which are aligned to the right."""
 
 
 def one_line(text: str) -> str:
-    """Write a name or a value, whatever stands in it, so that it is seen and takes one line that is not too long."""
+    """Shorten a name or a value and escape its control characters, so that it is visible in one line."""
     return _unbroken(text if len(text) <= LONGEST else f"{text[:LONGEST]} ...")
 
 
@@ -59,34 +60,34 @@ def _unbroken(text: str) -> str:
 
 
 def describe(protocol: dict[str, Any]) -> str:
-    """Put a protocol into words."""
-    said = {key: one_line(value_text(protocol[key])) if key in protocol else "?" for key in SAID}
-    words = (
+    """Describe a protocol in one line."""
+    values = {key: one_line(value_text(protocol[key])) if key in protocol else "?" for key in DESCRIBED}
+    text = (
         "{dataset} {split}, {faces} faces, {layout}, box: {box} x {box_scale}, flip test: {flip_test}, pose: {pose}"
-    ).format(**said)
-    rest = [one_line(f"{key}: {value_text(value)}") for key, value in protocol.items() if key not in SAID]
-    return ", ".join([words, *rest])
+    ).format(**values)
+    rest = [one_line(f"{key}: {value_text(value)}") for key, value in protocol.items() if key not in DESCRIBED]
+    return ", ".join([text, *rest])
 
 
 def headings(tables: Sequence[Table]) -> list[str]:
-    """Say what stands over each table: its protocol, and its number if it is not the only one."""
+    """Return the heading of each table: its protocol, preceded by its number if there are several tables."""
     numbers = [f"Table {number}: " for number in range(1, len(tables) + 1)] if len(tables) > 1 else [""] * len(tables)
     return [number + describe(table.protocol) for number, table in zip(numbers, tables, strict=True)]
 
 
 def disagreement(tables: Sequence[Table]) -> str:
-    """Tell the entries in which protocols differ; empty if there is but one protocol."""
+    """Return a warning with the entries in which the protocols differ; empty if all are equal."""
     parts = ", ".join(map(one_line, protocol_differences([table.protocol for table in tables])))
     return f"Numbers of different tables cannot be compared; their protocols differ in {parts}." * bool(parts)
 
 
 def label(key: str) -> str:
-    """Say what stands over a column of settings: ``model`` for ``model._target_``."""
+    """Return the heading of a column of settings: ``model`` for ``model._target_``."""
     return key.removesuffix("._target_")
 
 
 def brief_setting(row: Row, key: str) -> str:
-    """Join the values of the runs of a row to be read: numbers to four digits, long texts cut."""
+    """Join the values of the runs of a row, with numbers rounded to four digits and long texts shortened."""
     values = [run.config.get(key) for run in row.runs]
     if all(isinstance(value, float) for value in values):
         return ", ".join(dict.fromkeys(f"{value:.4g}" for value in values))
@@ -94,7 +95,7 @@ def brief_setting(row: Row, key: str) -> str:
 
 
 def lines_of(table: Table, each: bool) -> list[Row]:
-    """List the rows of a table; if asked, every row over seeds is followed by its runs."""
+    """List the rows of a table; with ``each`` the runs of a row over seeds follow it."""
     return [
         line
         for row in table.rows
@@ -103,69 +104,69 @@ def lines_of(table: Table, each: bool) -> list[Row]:
 
 
 def grid(table: Table, *, each: bool = False) -> list[list[Cell]]:
-    """Lay out a table: the headings, then a row for each run, or for each set of runs that differ in the seed.
+    """Build the cells of a table: the headings, then one row per run or per set of runs that differ only in the seed.
 
-    Errors are in percent, those of angles in degrees.
+    Errors are in percent, errors of angles in degrees.
 
     Args:
-        table: to show.
-        each: give a row to the single runs of such a set as well.
+        table: table to show.
+        each: whether the runs of such a set have rows too.
     """
-    noted = any(run.reason for run in table.runs)
-    whole = [run for run in table.runs if run.ranked] or table.runs
+    has_notes = any(run.reason for run in table.runs)
+    ranked = [run for run in table.runs if run.ranked] or table.runs
     costs = [name for name in COSTS if any(not math.isnan(run.costs(name)) for run in table.runs)]
-    words = typed_apart(table)
-    heading = [Cell("run"), *([Cell("typed")] if words else []), *(Cell(label(key)) for key in table.settings)]
+    overrides = typed_apart(table)
+    heading = [Cell("run"), *([Cell("typed")] if overrides else []), *(Cell(label(key)) for key in table.settings)]
     with_paper = []
     for metric in table.metrics:
-        faces = sorted({run.faces(metric) for run in whole if metric in run.metrics}) or [0]
+        faces = sorted({run.faces(metric) for run in ranked if metric in run.metrics}) or [0]
         span = f"{faces[0]} faces" if len(faces) == 1 else f"{faces[0]}..{faces[-1]} faces"
         heading.append(Cell(metric, "" if metric in WHOLE else span, number=True))
         if any(not math.isnan(paper_value(table, row, metric)) for row in table.rows):
             with_paper.append(metric)
             heading.append(Cell("paper", metric, number=True))
     heading += [Cell(COSTS[name][0], number=True) for name in costs]
-    cells = [heading + [Cell("note")] * noted]
+    cells = [heading + [Cell("note")] * has_notes]
     winners = {metric: best(table.rows, metric) for metric in table.metrics}
     for row in lines_of(table, each):
-        line = [Cell(row.name), *([Cell(words[row.runs[0].folder] or "-")] if words else [])]
+        line = [Cell(row.name), *([Cell(overrides[row.runs[0].folder] or "-")] if overrides else [])]
         line += [Cell(brief_setting(row, key) or "-") for key in table.settings]
         for metric in table.metrics:
             line.append(_number_cell(row, metric, winners[metric] is row))
             if metric in with_paper:
-                line.append(Cell(_known(100 * paper_value(table, row, metric), 2), number=True))
-        line += [Cell(_known(cost_of(row, name) * COSTS[name][1], COSTS[name][2]), number=True) for name in costs]
-        cells.append(line + [Cell(_short(notes_of(row), 300))] * noted)
-    return _seen(cells)
+                line.append(Cell(_rounded(100 * paper_value(table, row, metric), 2), number=True))
+        line += [Cell(_rounded(cost_of(row, name) * COSTS[name][1], COSTS[name][2]), number=True) for name in costs]
+        cells.append(line + [Cell(_short(notes_of(row), 300))] * has_notes)
+    return _visible(cells)
 
 
-def _seen(cells: list[list[Cell]]) -> list[list[Cell]]:
+def _visible(cells: list[list[Cell]]) -> list[list[Cell]]:
     return [[cell._replace(text=one_line(cell.text), below=one_line(cell.below)) for cell in line] for line in cells]
 
 
 def _number_cell(row: Row, metric: str, bold: bool) -> Cell:
     value = row.metrics.get(metric, math.nan)
     if metric in WHOLE:
-        return Cell(_known(value, 0), number=True)
+        return Cell(_rounded(value, 0), number=True)
     below, ends = "", row.intervals.get(metric, (math.nan, math.nan))
     if len(row.runs) > 1 and not math.isnan(deviation := row.deviations.get(metric, math.nan)):
-        below = f"± {_shown(metric, deviation)}"
+        below = f"± {_format(metric, deviation)}"
     elif len(row.runs) == 1 and not any(map(math.isnan, ends)):
-        below = "..".join(_shown(metric, end) for end in ends)
-    return Cell("-" if math.isnan(value) else _shown(metric, value), below, bold, number=True)
+        below = "..".join(_format(metric, end) for end in ends)
+    return Cell("-" if math.isnan(value) else _format(metric, value), below, bold, number=True)
 
 
-def _known(value: float, decimals: int) -> str:
+def _rounded(value: float, decimals: int) -> str:
     return "-" if math.isnan(value) else f"{value:.{decimals}f}"
 
 
-def _shown(metric: str, value: float) -> str:
-    """Format a number as it is read: degrees for angles, percent for all others."""
+def _format(metric: str, value: float) -> str:
+    """Format a metric: angles in degrees, all others in percent."""
     return f"{value if metric.startswith(DEGREES) else 100 * value:.2f}"
 
 
 def notes_of(row: Row) -> str:
-    """Join what is to be said of the runs of a row: why one has not ended, or left faces out."""
+    """Join the notes on the runs of a row: why a run has not ended or skipped faces."""
     notes = [run.reason if run.state == "finished" else _state(run) for run in row.runs]
     return "; ".join(dict.fromkeys(filter(None, notes)))
 
@@ -179,9 +180,9 @@ def _short(text: str, width: int) -> str:
 
 
 def grid_without_numbers(runs: Sequence[Run]) -> list[list[Cell]]:
-    """List the runs that stand in no table, what was chosen for them, and why; empty if there are none.
+    """Build the cells of the list of runs without metrics, with their settings and reasons; empty if there are none.
 
-    What was chosen are a sweep's overrides, as typed, or else the settings in which any of the runs differ.
+    The settings are the overrides of a job of a sweep, or otherwise the settings in which any of the runs differ.
     """
     missing = [run for run in runs if not run.protocol]
     keys = differing(runs)
@@ -189,41 +190,42 @@ def grid_without_numbers(runs: Sequence[Run]) -> list[list[Cell]]:
     rows = []
     for run in sorted(missing, key=natural_order):
         values = [f"{label(key)}={value}" for key in keys if (value := setting(run, key))]
-        chosen = _short(" ".join(run.typed or values), 200)
-        rows.append([run.name, chosen or "-", _short(run.state, 60), _short(run.reason, 300)])
-    heading = ["run", "settings", "state", "why it has no numbers"]
-    return _seen([[Cell(text) for text in row] for row in [heading, *rows]]) if rows else []
+        settings = _short(" ".join(run.typed or values), 200)
+        rows.append([run.name, settings or "-", _short(run.state, 60), _short(run.reason, 300)])
+    heading = ["run", "settings", "state", "reason for missing metrics"]
+    return _visible([[Cell(text) for text in row] for row in [heading, *rows]]) if rows else []
 
 
 def remarks(table: Table) -> list[str]:
-    """Say what stands below a table."""
+    """Return the remarks below a table."""
     lines = [
-        "In percent, with 95 % intervals over faces. Bold: the best, where its interval meets no other of its column."
+        "In percent, with 95 % intervals over faces. Bold: the best value, if its interval overlaps no other in its "
+        "column."
     ]
     if any(row.deviations for row in table.rows):
         lines = [
-            "In percent: 95 % intervals over faces; of runs that differ only in the seed, mean ± sample standard "
-            "deviation over the seeds. Bold: the best, where its interval (of means: the mean of the runs' intervals) "
-            "meets no other of its column and, beside means, its lead exceeds the pooled standard deviation, each "
-            "where known."
+            "In percent, with 95 % intervals over faces; for runs that differ only in the seed, mean ± sample standard "
+            "deviation over the seeds. Bold: the best value, if its interval (for a mean, the mean of the runs' "
+            "intervals) overlaps no other in its column and, if one of two values is a mean, their difference exceeds "
+            "the pooled standard deviation. Unknown intervals and deviations are ignored."
         ]
     if angles := [metric for metric in table.metrics if metric.startswith(DEGREES)]:
         lines.append(f"{', '.join(angles)}: degrees, not percent.")
-    if sources := sorted({entry.source for entry in _papers(table)}):
+    if sources := sorted({entry.source for entry in _published_values(table)}):
         lines.append(
-            f"paper: what is published for the method and backbone on these faces; its crop, training set and frame of "
-            f"measurement may differ. From {'; '.join(sources)}."
+            f"paper: the published result for the method and backbone on these faces; its crop, training set and frame "
+            f"of measurement may differ. From {'; '.join(sources)}."
         )
     if len(machines := {*machines_of(table, LATENCY), *machines_of(table, POSE + LATENCY)}) > 1:
         lines.append(f"Latencies of different machines cannot be compared: {'; '.join(sorted(machines))}.")
     if table.recipe:
-        lines.append(f"Also differ, with one value for each model: {', '.join(map(label, table.recipe))}.")
+        lines.append(f"Settings that also differ, with one value per model: {', '.join(map(label, table.recipe))}.")
     if not all(run.ranked for run in table.runs):
-        lines.append("Last, without a place: runs that have not ended.")
+        lines.append("Runs that have not ended are last and not ranked.")
     return list(map(_unbroken, lines))
 
 
-def _papers(table: Table) -> list[Published]:
-    shown = {(row.name, metric): paper_value(table, row, metric) for row in table.rows for metric in table.metrics}
-    values = {(metric, value) for (_, metric), value in shown.items()}
+def _published_values(table: Table) -> list[Published]:
+    by_row = {(row.name, metric): paper_value(table, row, metric) for row in table.rows for metric in table.metrics}
+    values = {(metric, value) for (_, metric), value in by_row.items()}
     return [entry for entry in table.published if (entry.metric, entry.value) in values]

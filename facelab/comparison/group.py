@@ -1,4 +1,4 @@
-"""Runs side by side: which of their numbers may stand in one table, and which are better."""
+"""Tables of comparable runs, and the test whether a run is better than the others."""
 
 import difflib
 import math
@@ -13,69 +13,69 @@ from facelab.comparison.read import STAMP, Run, class_name, setting, value_text
 from facelab.errors import RunError
 
 SORT_BY = "nme_box"
-"""The metric by which runs are sorted."""
+"""Metric by which runs are sorted."""
 MAIN = (
     *("nme_ioc", "nme_box", "fr08_ioc", "auc08_ioc"),
     *("nme_box_yaw_0_30", "nme_box_yaw_30_60", "nme_box_yaw_60_90", "nme_box_yaw_mean", "mae_angle"),
 )
-"""The metrics that are shown unless others are asked for."""
+"""Metrics that are shown by default."""
 WHOLE = ("faces", "faces_skipped")
-"""Metrics that count faces; the others are fractions."""
+"""Metrics that are numbers of faces; the others are fractions or angles."""
 DEGREES = "mae_"
-"""How the names of metrics begin that are angles; they are shown as they are, and the others in percent."""
+"""Prefix of the metrics in degrees; they are shown unchanged, fractions in percent."""
 LOWER, HIGHER = ("nme_", "fr", DEGREES), ("auc",)
-"""How the names of metrics begin of which less, or more, is better."""
+"""Prefixes of the metrics for which lower is better, and of those for which higher is better."""
 MODEL = "model._target_"
-"""Key of the method."""
+"""Key of the method in the configuration."""
 RECIPE = frozenset(
     {"model", "head", "coder", "loss", "crop", "datamodule", "augment", "optimizer", "scheduler", "monitor"}
 )
-"""Nodes that a method brings along; ``backbone``, ``data`` and ``trainer`` are chosen beside it."""
+"""Nodes whose values belong to a method; ``backbone``, ``data`` and ``trainer`` are chosen independently of it."""
 
 
 class Row(NamedTuple):
-    """A run, or runs that differ in nothing but their seeds."""
+    """A run, or several runs that differ only in their seeds."""
 
     name: str
     runs: list[Run]  # by seed
     metrics: dict[str, float]  # means over the runs
     deviations: dict[str, float]  # sample standard deviations over the runs; empty for one run
-    intervals: dict[str, tuple[float, float]]  # means over the runs of the ends of the 95 % intervals
+    intervals: dict[str, tuple[float, float]]  # ends of the 95 % intervals, each averaged over the runs
 
     @property
     def ranked(self) -> bool:
-        """Whether the runs have ended and have numbers."""
+        """Return whether all runs have ended and have metrics."""
         return all(run.ranked for run in self.runs)
 
 
 class Table(NamedTuple):
-    """Runs of one protocol, the best first."""
+    """The runs of one protocol, the best first."""
 
     protocol: dict[str, Any]
     runs: list[Run]
     rows: list[Row]
-    published: list[Published]  # on the same faces
-    settings: list[str]  # keys of the configuration in which the runs differ
-    recipe: list[str]  # further such keys, which have one value per method
+    published: list[Published]  # published results on the same faces
+    settings: list[str]  # keys of the configuration in which the runs differ, except `recipe`
+    recipe: list[str]  # keys in which the runs differ only by method, with one value per method
     metrics: list[str]
 
 
 def compare(runs: Sequence[Run], metrics: Sequence[str] | None) -> list[Table]:
-    """Make one table for each protocol, in the order of their first runs; runs without numbers are in none.
+    """Make one table per protocol, in the order of their first runs; runs without metrics are in no table.
 
     Args:
-        runs: to compare.
-        metrics: the columns; None for those of :data:`MAIN` that the runs have, or all if they have none of them.
+        runs: runs to compare.
+        metrics: columns; None for those of :data:`MAIN` that the runs have, or for all if they have none of these.
 
     Raises:
         RunError: no run has a metric of that name.
     """
     measured = [run for run in runs if run.protocol]
-    known = list(dict.fromkeys(name for run in measured for name in run.metrics))
+    available = list(dict.fromkeys(name for run in measured for name in run.metrics))
     for name in metrics or ():
-        if measured and name not in known:
-            nearest = difflib.get_close_matches(name, known, n=3)
-            hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"there are {', '.join(known)}"
+        if measured and name not in available:
+            nearest = difflib.get_close_matches(name, available, n=3)
+            hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"the runs have {', '.join(available)}"
             raise RunError(f"no run has a metric {name}; {hint}")
     groups: list[list[Run]] = []
     for run in measured:
@@ -109,22 +109,23 @@ def _rank(entry: Run | Row) -> tuple[bool, bool, float, str]:
 
 
 def natural_order(run: Run) -> list[tuple[bool, int, str]]:
-    """Give a key to sort runs by name in which job 10 comes after job 2."""
+    """Return a key that sorts runs by name with numbers by value: job 10 after job 2."""
     return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", run.name)]
 
 
 def rows_of(runs: Sequence[Run]) -> list[Row]:
-    """Put all runs that differ only in ``seed`` into one row; one without a configuration, or an end, has its own.
+    """Group runs that differ only in ``seed`` into one row.
 
-    A run that only repeats the seed of another is no further draw of the noise, and opens a row of its own.
+    A run that has no seed or is not ranked has a separate row. So does a run that repeats a seed of a row, because it
+    is not an independent sample of the noise.
     """
     groups: list[tuple[str, list[Run]]] = []
     for run in sorted(runs, key=lambda run: str(run.config.get("seed", "")).zfill(20)):
         recipe = _recipe(run.config)
         for other, group in groups:
-            fresh = run.config.get("seed") not in [None, *(each.config.get("seed") for each in group)]
-            alike = other == recipe and _same_seeds(group[0].config, run.config)
-            if alike and fresh and run.ranked and group[0].ranked:
+            has_new_seed = run.config.get("seed") not in [None, *(each.config.get("seed") for each in group)]
+            is_equal = other == recipe and _same_seeds(group[0].config, run.config)
+            if is_equal and has_new_seed and run.ranked and group[0].ranked:
                 group.append(run)
                 break
         else:
@@ -133,7 +134,7 @@ def rows_of(runs: Sequence[Run]) -> list[Row]:
 
 
 def _recipe(config: Mapping[str, Any]) -> str:
-    """Write a configuration as text, without seeds and without the folder of the run that was evaluated."""
+    """Convert a configuration to text, without seeds and without the folder of an evaluated run."""
     rest = {key: value for key, value in config.items() if _last(key) != "seed" and value is not None}
     if checkpoint := rest.get("evaluate.ckpt"):
         rest["evaluate.ckpt"] = _evaluated(checkpoint)
@@ -141,20 +142,20 @@ def _recipe(config: Mapping[str, Any]) -> str:
 
 
 def _same_seeds(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Tell whether each seed of two configurations is the same, or a copy of the run's own that was handed on."""
+    """Return whether each seed in two configurations is equal in both or a copy of the run's own ``seed``."""
     seeds = (a.get("seed"), b.get("seed"))
     pairs = [(a.get(key), b.get(key)) for key in {**a, **b} if _last(key) == "seed"]
     return all(first == second or (first, second) == seeds for first, second in pairs)
 
 
 def _evaluated(checkpoint: Any) -> str:
-    """Name the file that was evaluated; empty for a folder, whose run chose it."""
+    """Return the name of an evaluated checkpoint file; empty for the folder of a run."""
     path = Path(str(checkpoint or ""))
     return path.name if path.suffix == ".ckpt" else ""
 
 
 def row_of(runs: Sequence[Run]) -> Row:
-    """Take means and sample standard deviations of runs; a metric that one of them lacks is left out."""
+    """Compute means and sample standard deviations over runs of the metrics that all of them have."""
 
     def shared(parts: Sequence[Mapping[str, Any]]) -> list[str]:
         return [name for name in parts[0] if all(name in part for part in parts)]
@@ -192,9 +193,9 @@ def _common_name(runs: Sequence[Run]) -> str:
 def differing(runs: Sequence[Run]) -> list[str]:
     """List the keys of the configuration in which runs differ, the method first.
 
-    A value that was handed on under the same name stands only at its shallowest place (``seed``, not
-    ``datamodule.seed``). A key that some runs lack counts only where all have the node it belongs to, of one class:
-    other classes have other arguments. A null is as good as not there.
+    If keys with the same last part have the same values, only the shallowest is listed (``seed``, not
+    ``datamodule.seed``). A key that is missing in some runs is listed only if its node exists in all runs with the same
+    class, because other classes have other arguments. Null equals a missing key.
     """
     configs = [run.config for run in runs if run.config]
     nodes = [{"", *(key.rpartition(".")[0] for key in config)} for config in configs]
@@ -202,7 +203,7 @@ def differing(runs: Sequence[Run]) -> list[str]:
     def comparable(key: str) -> bool:
         node = key.rpartition(".")[0]
         classes = [config.get(f"{node}._target_") for config in configs]
-        in_all = all(node in there for there in nodes) and all(class_ == classes[0] for class_ in classes)
+        in_all = all(node in of_run for of_run in nodes) and all(class_ == classes[0] for class_ in classes)
         return in_all or all(key in config for config in configs)
 
     keys = [key for key in dict.fromkeys(key for config in configs for key in config) if comparable(key)]
@@ -222,7 +223,7 @@ def _last(key: str) -> str:
 
 
 def recipe_keys(runs: Sequence[Run], keys: Sequence[str]) -> list[str]:
-    """Pick those keys that only follow the method: in a :data:`RECIPE` node, and with one value for each method."""
+    """Select the keys that depend only on the method: keys of a :data:`RECIPE` node with one value per method."""
     if MODEL not in keys:
         return []
     configs = [run.config for run in runs if run.config]
@@ -235,32 +236,33 @@ def recipe_keys(runs: Sequence[Run], keys: Sequence[str]) -> list[str]:
 
 
 def row_setting(row: Row, key: str) -> str:
-    """Join the values of the runs of a row, each once."""
+    """Join the distinct values of the runs of a row."""
     return ", ".join(dict.fromkeys(setting(run, key) for run in row.runs))
 
 
 def typed_apart(table: Table) -> dict[Path, str]:
-    """Map the folder of a run to the overrides that not every run has, where settings do not tell rows apart.
+    """Map the folder of a run to its overrides without those that all runs share, if rows have equal settings.
 
-    Parts of different classes have no settings in common, and a part that is chosen in one run and null in another has
-    none to compare. Empty where settings suffice, or nothing was typed.
+    Rows can differ without different settings: parts of different classes have no common keys, and a part that is null
+    in one run has no keys there. The mapping is empty if the settings distinguish all rows or there are no overrides.
     """
-    seen = [tuple(row_setting(row, key) for key in table.settings) for row in table.rows]
+    settings = [tuple(row_setting(row, key) for key in table.settings) for row in table.rows]
     shared = set.intersection(*(set(run.typed) for run in table.runs))
     if any(len(row.runs) > 1 for row in table.rows):
-        shared |= {word for run in table.runs for word in run.typed if word.startswith("seed=")}
-    words = {run.folder: " ".join(word for word in run.typed if word not in shared) for run in table.runs}
-    return words if len(set(seen)) < len(seen) and any(words.values()) else {}
+        shared |= {override for run in table.runs for override in run.typed if override.startswith("seed=")}
+    rest = {run.folder: " ".join(word for word in run.typed if word not in shared) for run in table.runs}
+    return rest if len(set(settings)) < len(settings) and any(rest.values()) else {}
 
 
 def best(rows: Sequence[Row], metric: str) -> Row | None:
-    """Find the row that is better than every other by more than the noise.
+    """Find the row that is better than every other row by more than the noise.
 
-    Its 95 % interval over faces must not meet that of the other, and where either is a mean over seeds, their
-    difference must exceed the pooled standard deviation of the seeds.
+    Its 95 % interval over faces must not overlap that of another row. If either row is a mean over seeds, their
+    difference must also exceed the pooled standard deviation over seeds.
 
-    None where there is no such row, where the noise of a difference is not known at all, or where it is not known
-    which way is better. Only runs that have ended take part.
+    Returns:
+        The row; None if there is none, if neither intervals nor deviations are known, or if the better direction of the
+        metric is unknown. Only rows whose runs have ended are considered.
     """
     rivals = [row for row in rows if row.ranked and not math.isnan(row.metrics.get(metric, math.nan))]
     if len(rivals) < 2 or not metric.startswith((*LOWER, *HIGHER)):
@@ -271,38 +273,39 @@ def best(rows: Sequence[Row], metric: str) -> Row | None:
 
 
 def _apart(a: Row, b: Row, metric: str) -> bool:
-    signs = []
+    tests = []
     if metric in a.intervals and metric in b.intervals:
         (a_low, a_high), (b_low, b_high) = a.intervals[metric], b.intervals[metric]
-        signs.append(a_high < b_low or b_high < a_low)
+        tests.append(a_high < b_low or b_high < a_low)
     if a.deviations or b.deviations:
         freedom = len(a.runs) + len(b.runs) - 2
         deviations = [(len(row.runs) - 1, row.deviations.get(metric, 0.0)) for row in (a, b)]
-        squares = sum(count * deviation * deviation for count, deviation in deviations)  # ** would overflow
-        signs.append(abs(a.metrics[metric] - b.metrics[metric]) > math.sqrt(squares / freedom))
-    return bool(signs) and all(signs)
+        # Multiply instead of using **, which raises an OverflowError.
+        squares = sum(count * deviation * deviation for count, deviation in deviations)
+        tests.append(abs(a.metrics[metric] - b.metrics[metric]) > math.sqrt(squares / freedom))
+    return bool(tests) and all(tests)
 
 
 def paper_value(table: Table, row: Row, metric: str) -> float:
-    """Give what the paper of a row's method reports for its backbone on these faces; NaN if nothing."""
+    """Return the published result for a row's method and backbone on these faces; NaN if there is none."""
     config = row.runs[0].config
     method, backbone = class_name(config.get(MODEL)).lower(), config.get("backbone.name")
-    found = (
+    values = (
         entry.value
         for entry in table.published
         if entry.metric == metric and entry.method.lower() == method and entry.backbone in ("", backbone)
     )
-    return next(found, math.nan)
+    return next(values, math.nan)
 
 
 def cost_of(row: Row, name: str) -> float:
-    """Take the mean of a cost, see :meth:`Run.costs`, over the runs of a row that know it; NaN if none does."""
-    known = [value for run in row.runs if not math.isnan(value := run.costs(name))]
-    return sum(known) / len(known) if known else math.nan
+    """Compute the mean of a cost, see :meth:`Run.costs`, over the runs of a row that have it; NaN if none has it."""
+    values = [value for run in row.runs if not math.isnan(value := run.costs(name))]
+    return sum(values) / len(values) if values else math.nan
 
 
 def machines_of(table: Table, latency: str) -> list[str]:
-    """List the machines on which a latency was measured, see :meth:`Run.machine`."""
+    """List the descriptions of the machines on which a latency was measured, see :meth:`Run.machine`."""
     return sorted({run.machine(latency) for run in table.runs if not math.isnan(run.costs(latency))})
 
 

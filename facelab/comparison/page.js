@@ -14,11 +14,11 @@ const MARKS = [
   "M-3.8 0a3.8 3.8 0 1 0 7.6 0a3.8 3.8 0 1 0-7.6 0Z", "M-3.4-3.4h6.8v6.8h-6.8Z", "M0-4.6L4.4 3.3h-8.8Z", "M0-5L4.3 0L0 5L-4.3 0Z",
   "M0 4.6L4.4-3.3h-8.8Z", PLUS, PLUS, "M-5-1.7h10v3.4h-10Z",
 ];
-const TURNED = 6; // the mark that is a plus turned into a cross
+const TURNED = 6; // index of the mark that is a plus rotated into a cross
 const NORMALISERS = { box: "nme_box", ioc: "nme_ioc" };
-const WORDS = { box: "per size of the true box", ioc: "per distance of the outer eye corners" };
+const DIVISORS = { box: "normalised by the size of the true box", ioc: "normalised by the distance of the outer eye corners" };
 
-// Making elements
+// Elements
 
 function element(name, attributes = {}, ...children) {
   const node = document.createElement(name);
@@ -98,7 +98,7 @@ const tickText = (value, factor) => String(Number((value * factor).toPrecision(4
 
 const LEFT = 44, RIGHT = 12, TOP = 22, BOTTOM = 34;
 
-/** An empty plot: axes, light grid and their words. Series are drawn into what it returns. */
+/** Draw an empty plot with axes, grid and labels, and return its elements and scales for the series. */
 function plot(figure, { x, y, left = LEFT, height = null }) {
   const width = widthOf(figure);
   height ??= Math.round(Math.min(300, Math.max(210, 0.46 * width)));
@@ -140,7 +140,7 @@ function missing(figure, what, rows) {
   if (rows.length) figure.append(element("p", {}, `${what}: ${rows.join(", ")}.`));
 }
 
-/** Some points of a curve to set marks on, at other places for each slot. */
+/** Select points of a curve for marks, at different positions for each slot. */
 function spread(points, slot, count) {
   const stride = points.length / count;
   return Array.from({ length: count }, (_, i) => points[Math.min(points.length - 1, Math.floor(stride * (i + ((slot * 3) % 8) / 8)))]);
@@ -156,7 +156,7 @@ function drawCurves(figure, section, name) {
       const points = xs.map((x, i) => [x, curve[1][i]]).filter(([, y]) => known(y));
       if (points.length) found.push({ row, run, points });
     }
-  if (!found.length) return figure.append(element("p", {}, "None of the drawn runs logged it."));
+  if (!found.length) return figure.append(element("p", {}, "None of the drawn runs logged this metric."));
   const all = found.flatMap(({ points }) => points), isNme = name.includes("nme");
   const { svg, X, Y } = plot(figure, {
     x: { values: all.map(([x]) => x), zero: true, label: section.options.x, log: false },
@@ -164,7 +164,7 @@ function drawCurves(figure, section, name) {
   });
   for (const { row, run, points } of found) {
     const at = points.map(([x, y]) => [X(x), Y(y)]);
-    const first = run === section.runs[row.runs[0]]; // of several seeds one line is marked
+    const first = run === section.runs[row.runs[0]]; // only the first of several seeds has marks
     const marks = !first ? [] : at.length <= 25 && found.length <= COLOURS ? at : spread(at, row.slot, Math.min(3, at.length));
     series(svg, row, line(row.slot, at, { opacity: row.runs.length > 1 ? 0.7 : 1, "stroke-width": at.length > 60 ? 1.2 : 1.6 }), ...marks.map(([x, y]) => mark(row.slot, x, y)), title(run.name));
   }
@@ -187,7 +187,7 @@ function drawDistribution(figure, section, normaliser) {
     if (normaliser === "ioc" && last > 0.08) {
       svg.append(shape("line", { x1: X(0.08), x2: X(0.08), y1: TOP, y2: height - BOTTOM, class: "front" }));
       const [dx, anchor] = X(0.08) < 170 ? [5, "start"] : [-5, "end"];
-      svg.append(shape("text", { x: X(0.08) + dx, y: height - BOTTOM - 6, "text-anchor": anchor }, "failure beyond 8 %"));
+      svg.append(shape("text", { x: X(0.08) + dx, y: height - BOTTOM - 6, "text-anchor": anchor }, "failure above 8 %"));
     }
     for (const { row, sets } of found)
       for (const errors of sets) {
@@ -203,14 +203,14 @@ function drawDistribution(figure, section, normaliser) {
         series(svg, row, line(row.slot, at, { opacity: sets.length > 1 ? 0.7 : 1 }), ...marks.map(([x, y]) => mark(row.slot, x, y)), title(row.label));
       }
   }
-  missing(figure, section.small ? "Without errors of single faces, or left out to keep this page small" : "Without errors of single faces", without);
+  missing(figure, section.small ? "Errors of single faces are missing, or omitted to keep the page small" : "Errors of single faces are missing", without);
 }
 
 function drawGroup(figure, section, group) {
   const rows = section.drawn();
   const value = (row, metric) => row.metrics[metric] ?? [null, null, null];
   const values = rows.flatMap((row) => group.items.flatMap(([, , metric]) => value(row, metric))).filter(known);
-  if (!values.length) return figure.append(element("p", {}, "None of the drawn runs has these numbers."));
+  if (!values.length) return figure.append(element("p", {}, "None of the drawn runs has these metrics."));
   const step = rows.length > 1 ? Math.min(9, 60 / rows.length) : 0, band = Math.max(24, step * rows.length + 8);
   const top = 4, bottom = top + band * group.items.length;
   const widest = Math.max(...group.items.map(([label, count]) => label.length + count.length + 3));
@@ -261,13 +261,13 @@ function drawCost(figure, section, cost) {
     }
     for (const { row, x, y } of front) placeLabel(svg, withoutSeeds(row.label), X(x), Y(y), taken, left, width);
   }
-  missing(figure, `Without ${cost.title.startsWith("MACs") ? `counted ${cost.title}` : "a latency from this machine"}`, section.named(points.filter(({ x }) => !known(x)).map(({ row }) => row)));
+  missing(figure, `Not measured${cost.title.startsWith("MACs") ? "" : " on this machine"}`, section.named(points.filter(({ x }) => !known(x)).map(({ row }) => row)));
 }
 
 const withoutSeeds = (label) => label.replace(/ \(\d+ seeds\)$/, "");
 const fullName = (row, run) => (run.name.includes(withoutSeeds(row.label)) ? run.name : `${run.name}: ${withoutSeeds(row.label)}`);
 
-/** Write a name beside a point where it covers nothing; nowhere if there is no such place. */
+/** Write a name beside a point without covering anything; omit it if there is no space. */
 function placeLabel(svg, text, x, y, taken, left, right) {
   const short = text.length > 40 ? `${text.slice(0, 39)}…` : text, width = short.length * 5.9;
   for (const [dx, dy] of [[8, -7], [9, 4], [-9 - width, 4], [-8 - width, 16], [8, 16], [-8 - width, -7], [-width / 2, -11], [-width / 2, 20]]) {
@@ -280,9 +280,9 @@ function placeLabel(svg, text, x, y, taken, left, right) {
   }
 }
 
-// Two runs, face by face
+// Comparison of two runs face by face
 
-/** Numbers in [0, 1) that are the same each time (mulberry32). */
+/** Return a generator of reproducible random numbers in [0, 1) (mulberry32). */
 function generator(seed) {
   return () => {
     seed = (seed + 0x6d2b79f5) | 0;
@@ -292,7 +292,7 @@ function generator(seed) {
   };
 }
 
-/** Mean difference on common faces, its 95 % interval, and twice the share of resamples on the other side of zero. */
+/** Compute the mean difference on common faces, its 95 % interval, and twice the share of resamples on the other side of zero. */
 function pairedBootstrap(a, b, resamples) {
   const differences = [];
   let better = 0;
@@ -319,7 +319,7 @@ function drawPair(box, section) {
   const output = box.querySelector("output"), figure = box.querySelector("figure");
   figure.replaceChildren();
   const found = pairedBootstrap(a, b, DATA.resamples);
-  if (!Number.isFinite(found.mean)) { output.textContent = "The difference is not defined: no common face, or an infinite error."; return; }
+  if (!Number.isFinite(found.mean)) { output.textContent = "The difference is undefined: there is no common face, or an error is infinite."; return; }
   output.textContent =
     `A − B = ${signed(found.mean)} percentage points of ${NORMALISERS[section.options.error]}, 95 % interval ${signed(found.low)} to ${signed(found.high)}, ` +
     `p ${found.p.toFixed(3)}. On ${found.count} common faces; A has the smaller error on ${(100 * found.better).toFixed(0)} % of them.`;
@@ -343,7 +343,7 @@ function drawPair(box, section) {
   svg.append(shape("text", { x: X(0), y: TOP - 10, "text-anchor": X(0) < 60 ? "start" : "end" }, "no difference"));
 }
 
-// A section: a table and its figures
+// Section with a table and its figures
 
 class Section {
   constructor(root, data) {
@@ -362,7 +362,7 @@ class Section {
 
   named(rows) { return rows.length > 12 ? [...rows.slice(0, 12).map((row) => row.label), `${rows.length - 12} more`] : rows.map((row) => row.label); }
 
-  /** Errors of the faces of a run in the order of the table's faces; NaN where there is none. */
+  /** Return the errors of a run in the order of the table's faces; NaN for a missing face. */
   raw(place, normaliser) {
     const text = this.runs[place].errors?.[normaliser];
     if (!text) return null;
@@ -383,7 +383,7 @@ class Section {
     const hasErrors = this.runs.some((run) => run.errors);
     this.legend = element("ul", { "aria-label": "drawn runs" });
     const bar = element("div", { class: "legend" }, this.legend);
-    if (monitors.length) bar.append(this.radios("x", "curves over", ["epoch", "step"]));
+    if (monitors.length) bar.append(this.radios("x", "x axis of curves", ["epoch", "step"]));
     if (hasErrors || this.costs.length) bar.append(this.radios("error", "normalised by", ["box", "ioc"]));
     place.append(bar);
     this.figures = [];
@@ -401,16 +401,16 @@ class Section {
       }
     };
     add("Training", monitors.map((name) => [name, name.startsWith("val/") ? "on the validation faces" : "of training batches", (figure) => drawCurves(figure, this, name)]));
-    add("Distribution of errors", !hasErrors ? [] : Object.keys(NORMALISERS).map((name) => [NORMALISERS[name], WORDS[name], (figure) => drawDistribution(figure, this, name)]));
-    add("Where the error lies", this.groups.map((group) => [group.title, group.what, (figure) => drawGroup(figure, this, group)]), "Mean error of parts of the faces; beside each part its number of faces. Bars: one standard deviation over seeds to both sides, or the 95 % interval of a single run.");
-    add("Error against cost", this.costs.map((cost) => [cost.title, cost.about, (figure) => drawCost(figure, this, cost)]), "A point is a row of the table, grey where it is not drawn elsewhere. Dashed: the Pareto front, of which no other is both cheaper and better.");
+    add("Distribution of errors", !hasErrors ? [] : Object.keys(NORMALISERS).map((name) => [NORMALISERS[name], DIVISORS[name], (figure) => drawDistribution(figure, this, name)]));
+    add("Error by part of the faces", this.groups.map((group) => [group.title, group.what, (figure) => drawGroup(figure, this, group)]), "Mean error of each part, with its number of faces. Bars: mean ± standard deviation over seeds, or the 95 % interval of a single run.");
+    add("Error against cost", this.costs.map((cost) => [cost.title, cost.about, (figure) => drawCost(figure, this, cost)]), "Each point is a row of the table; grey rows are not selected. Dashed: the Pareto front, the rows for which no other row is both cheaper and better.");
     if (this.rows.some((row) => Object.keys(row.metrics).length) && !this.costs.length)
-      place.append(element("p", { class: "quiet note" }, "Error against MACs and latency: none of these runs has counted MACs or a measured latency."));
+      place.append(element("p", { class: "quiet note" }, "Error against MACs and latency: no run has counted MACs or a measured latency."));
     this.buildPair(place);
     const faults = this.runs.flatMap((run) => run.faults.map((fault) => `${run.name}: ${fault}`));
-    if (faults.length) place.append(element("p", { class: "quiet note" }, `Could not be read. ${faults.join("; ")}`));
+    if (faults.length) place.append(element("p", { class: "quiet note" }, `Files that could not be read: ${faults.join("; ")}`));
     const bare = this.runs.filter((run) => !run.curves || !Object.keys(run.curves).length).map((run) => run.name);
-    if (monitors.length && bare.length) place.append(element("p", { class: "quiet note" }, `Without curves: ${bare.slice(0, 12).join(", ")}${bare.length > 12 ? ` and ${bare.length - 12} more` : ""}.`));
+    if (monitors.length && bare.length) place.append(element("p", { class: "quiet note" }, `Runs without curves: ${bare.slice(0, 12).join(", ")}${bare.length > 12 ? ` and ${bare.length - 12} more` : ""}.`));
     for (const type of ["mouseover", "focusin", "mouseleave", "focusout"]) bar.addEventListener(type, (event) => this.highlight(event), type === "mouseleave");
   }
 
@@ -436,8 +436,8 @@ class Section {
       return element("label", {}, letter, select);
     };
     this.pair = element("div", { class: "pair" }, choice("A", 0), choice("B", Math.max(1, other)), element("output"), element("figure", { "data-title": "differences of the resamples" }));
-    const words = `Paired bootstrap: each of ${DATA.resamples} resamples draws the same faces for both. p is twice the share of resamples in which the difference has the other sign or is zero. The bar is the 95 % interval.`;
-    place.append(element("h3", {}, "Two runs, face by face"), this.pair, element("p", { class: "quiet note" }, words));
+    const words = `Paired bootstrap: each of ${DATA.resamples} resamples draws the same faces for both runs. p is twice the share of resamples in which the difference is zero or has the opposite sign. The bar is the 95 % interval.`;
+    place.append(element("h3", {}, "Comparison of two runs face by face"), this.pair, element("p", { class: "quiet note" }, words));
   }
 
   highlight(event) {

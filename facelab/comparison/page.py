@@ -1,7 +1,7 @@
-"""Runs side by side as one HTML page that needs nothing beside it: no network, no fonts, no other file.
+"""Comparison of runs as one self-contained HTML page: it needs no network, no fonts and no other file.
 
-The tables are written here. The figures are drawn in the browser by ``page.js`` from the numbers embedded in the page,
-so that runs can be chosen there.
+This module writes the tables. ``page.js`` draws the figures in the browser from the numbers in the page, so that a
+reader can select the runs.
 """
 
 import base64
@@ -39,30 +39,31 @@ from facelab.files import read_bytes, read_table, replacing
 from facelab.run_folder import RunFolder
 
 LOSS, MONITOR = "train/loss", "monitor.name"
+"""Name of the training loss in ``metrics.csv``, and key of the name of the monitored metric in the configuration."""
 CURVE_POINTS = 150
-"""Most points of a curve; longer ones are averaged over equal stretches."""
+"""Maximum number of points of a curve; a longer curve is averaged over sections of equal length."""
 MOST_FACES = 600_000
-"""Errors per normaliser that a page holds; of further runs, the worst, it has no distribution."""
+"""Limit of errors per normaliser in a page, to keep it small; the worst runs beyond it have no distribution."""
 DRAWN = 8
-"""Rows that are drawn at first: as many as there are colours."""
+"""Number of rows that are drawn at first, one per colour."""
 LONG = 40
-"""Characters from which on a cell is folded."""
+"""Number of characters beyond which the text of a cell is folded."""
 PICTURE_WIDTH, PICTURE_QUALITY = 768, 72
-"""Pixels, and of JPEG: a picture of the worst faces takes about 0.1 MB."""
+"""Maximum width in pixels and JPEG quality: a picture of the worst faces then has about 0.1 MB."""
 PICTURE_HEIGHT = 10 * PICTURE_WIDTH
-"""Pixels of a picture at most; a narrow one is shrunk to it."""
+"""Maximum height of a picture in pixels, which limits narrow pictures."""
 LARGEST_PICTURE, MOST_PIXELS = 2**26, 50_000_000
-"""Bytes and pixels of a picture that is opened; one of 24 faces has 1 MB and 0.9 million pixels."""
+"""Maximum size of a picture file in bytes and in pixels; a picture of 24 faces has 1 MB and 0.9 million pixels."""
 LAST_STEP = 2**53
-"""Steps and epochs of a curve are fewer: JSON has them exactly."""
+"""Upper bound of steps and epochs of a curve, below which JSON numbers are exact."""
 GROUPS = {
     "nme_box_yaw_": ("Head pose", "absolute yaw"),
     "nme_ioc_tag_": ("Subset", "the dataset's tags"),
     "nme_ioc_region_": ("Region", "part of the face"),
     "nme_box_size_": ("Face size", "true box in the photo"),
 }
-"""How the names of metrics of a part of the faces begin, and what parts them."""
-WORDS = {
+"""Prefix of the metrics of parts of the faces to the title of their figure and the property that defines the parts."""
+PART_NAMES = {
     "0_30": "0–30°",
     "30_60": "30–60°",
     "60_90": "over 60°",
@@ -71,56 +72,57 @@ WORDS = {
     "64_128": "64–128 px",
     "128_up": "128 px and more",
 }
+"""Part in the name of a metric to its label in a figure."""
 
 
 class Curves(NamedTuple):
-    """What a run logged while it trained."""
+    """The metrics that a run logged during training."""
 
     steps_per_epoch: float
-    values: dict[str, tuple[list[int], list[float]]]  # name to optimizer steps and values
+    values: dict[str, tuple[list[int], list[float]]]  # metric to optimizer steps and values
 
 
 # Numbers
 
 
 def read_curves(file: Path, names: Iterable[str]) -> Curves:
-    """Read some columns of ``metrics.csv``.
+    """Read columns of ``metrics.csv``.
 
-    A last line without its end is one that is just being written, and is left out. Where a step was logged twice, as
-    after a resumption, the later value holds.
+    A last line without a line end is skipped, as a run may be writing it. If a step was logged twice, as after a
+    resume, the later value is used.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line or a number that is not of such a file, with its place.
+        ValueError: a line or a number is malformed; the message contains the file and the line.
     """
     rows = read_table(file, torn=True)
     heading = next(rows, [])
     if not {"epoch", "step"} <= {*heading}:
         raise ValueError(f"{file}:1: has no columns epoch and step")
-    places = {name: heading.index(name) for name in names if name in heading}
-    epoch_at, step_at = heading.index("epoch"), heading.index("step")
-    found: dict[str, dict[int, float]] = {name: {} for name in places}
+    columns = {name: heading.index(name) for name in names if name in heading}
+    epoch_column, step_column = heading.index("epoch"), heading.index("step")
+    values: dict[str, dict[int, float]] = {name: {} for name in columns}
     rate = 0.0
     for number, row in enumerate(rows, start=2):
         try:
-            if row[epoch_at] and row[step_at]:
-                rate = max(rate, (_count(row[step_at]) + 1) / (_count(row[epoch_at]) + 1))
-            for name, place in places.items():
-                if row[place]:
-                    found[name][_count(row[step_at])] = float(row[place])
+            if row[epoch_column] and row[step_column]:
+                rate = max(rate, (_count(row[step_column]) + 1) / (_count(row[epoch_column]) + 1))
+            for name, column in columns.items():
+                if row[column]:
+                    values[name][_count(row[step_column])] = float(row[column])
         except (ValueError, IndexError) as error:
             raise ValueError(f"{file}:{number}: {error}") from error
-    return Curves(rate or 1.0, {name: (sorted(by), [by[step] for step in sorted(by)]) for name, by in found.items()})
+    return Curves(rate or 1.0, {name: (sorted(by), [by[step] for step in sorted(by)]) for name, by in values.items()})
 
 
 def _count(text: str) -> int:
     if not 0 <= (number := int(text)) < LAST_STEP:
-        raise ValueError(f"{text[:40]} is no step and no epoch")
+        raise ValueError(f"{text[:40]} is not a valid step or epoch")
     return number
 
 
 def thin(steps: Sequence[int], values: Sequence[float], most: int) -> tuple[list[float], list[float]]:
-    """Shorten a curve to at most so many points: means over equal stretches."""
+    """Reduce a curve to at most ``most`` points by averaging over sections of equal length."""
     size = max(1, math.ceil(len(steps) / most))
     starts = range(0, len(steps), size)
 
@@ -131,29 +133,32 @@ def thin(steps: Sequence[int], values: Sequence[float], most: int) -> tuple[list
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Find the points of which no other is better in one number and at least as good in the other, the cheapest first.
+    """Find the Pareto front: the points that no other point dominates, the cheapest first.
 
     Args:
-        points: pairs of which less is better; one with a NaN or an infinite number is never of the front.
+        points: pairs of numbers, lower is better; a point with a NaN or an infinite number is never in the front.
+
+    Returns:
+        Indices of the points in the front.
     """
     front: list[int] = []
-    known = [index for index, point in enumerate(points) if all(map(math.isfinite, point))]
-    for index in sorted(known, key=points.__getitem__):
+    finite = [index for index, point in enumerate(points) if all(map(math.isfinite, point))]
+    for index in sorted(finite, key=points.__getitem__):
         if not front or points[index][1] < points[front[-1]][1]:
             front.append(index)
     return front
 
 
 def labels_of(table: Table) -> list[str]:
-    """Give the rows short names for legends, no two alike.
+    """Return short distinct names of the rows for legends.
 
-    Without the stamp; the jobs of a sweep by the settings in which the runs differ, or as they were typed.
+    They omit the date and time. The jobs of a sweep are named by their different settings or by their overrides.
     """
     typed = typed_apart(table)
     labels = [one_line(_label(row, table, typed.get(row.runs[0].folder, ""))) for row in table.rows]
-    often = Counter(labels)
+    counts = Counter(labels)
     return [
-        label if often[label] == 1 else f"{label} · {one_line(row.name)}"
+        label if counts[label] == 1 else f"{label} · {one_line(row.name)}"
         for label, row in zip(labels, table.rows, strict=True)
     ]
 
@@ -179,20 +184,20 @@ def _label(row: Row, table: Table, typed: str) -> str:
 
 
 def _plain(value: float | None) -> float | None:
-    """Round a number to five digits; None for one that JSON does not have."""
+    """Round a number to five digits; None for NaN and infinity, which JSON does not have."""
     return float(f"{value:.5g}") if value is not None and math.isfinite(value) else None
 
 
 def _ends(row: Row, metric: str) -> list[float | None]:
-    """Give the ends of a whisker: a deviation to both sides of a mean over seeds, the 95 % interval of a single run."""
+    """Return the ends of an error bar: mean -/+ standard deviation over seeds, or the 95 % interval of a single run."""
     low, high = row.intervals.get(metric, (math.nan, math.nan))
     if len(row.runs) > 1:
-        reach = row.deviations.get(metric, math.nan)
-        low, high = row.metrics[metric] - reach, row.metrics[metric] + reach
+        deviation = row.deviations.get(metric, math.nan)
+        low, high = row.metrics[metric] - deviation, row.metrics[metric] + deviation
     return [_plain(low), _plain(high)] if math.isfinite(low) and math.isfinite(high) else [None, None]
 
 
-def _shown(table: Table) -> list[str]:
+def _metrics_of_figures(table: Table) -> list[str]:
     """List the metrics that the figures show."""
     return [
         name
@@ -203,31 +208,31 @@ def _shown(table: Table) -> list[str]:
 
 def _groups(table: Table) -> list[dict[str, Any]]:
     groups = []
-    for prefix, (title, what) in GROUPS.items():
+    for prefix, (title, parted_by) in GROUPS.items():
         items = []
-        for name in _shown(table):
+        for name in _metrics_of_figures(table):
             counts = sorted({run.faces(name) for run in table.runs if run.ranked} or {0})
             if name.startswith(prefix) and counts[-1]:
                 text = name.removeprefix(prefix)
                 span = str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
-                items.append([WORDS.get(text, text.replace("_", " ")), span, name])
+                items.append([PART_NAMES.get(text, text.replace("_", " ")), span, name])
         if items:
-            groups.append({"title": title, "what": what, "metric": prefix[:7], "items": items})
+            groups.append({"title": title, "what": parted_by, "metric": prefix[:7], "items": items})
     return groups
 
 
 def _costs(table: Table) -> list[dict[str, Any]]:
-    """Give each cost a figure; latencies of each machine have their own, as has what includes the head's pose."""
+    """Collect the data of the cost figures: one for each cost, with and without head pose, and for each machine."""
     rows = table.rows
     figures = []
-    for of, more in (("", ""), (POSE, " with pose")):
-        macs = [cost_of(row, f"{of}macs") * 1e-6 for row in rows]
-        figures.append((f"MACs{more}", "M", "multiply-adds for one face", macs))
-        latency = of + LATENCY
+    for prefix, suffix in (("", ""), (POSE, " with pose")):
+        macs = [cost_of(row, f"{prefix}macs") * 1e-6 for row in rows]
+        figures.append((f"MACs{suffix}", "M", "multiply-adds for one face", macs))
+        latency = prefix + LATENCY
         for machine in machines_of(table, latency):
-            there = [[run for run in row.runs if run.machine(latency) == machine] for row in rows]
-            values = [cost_of(row_of(runs), latency) if runs else math.nan for runs in there]
-            figures.append((f"Latency{more}", "ms", f"median at batch 1; {machine}", values))
+            on_machine = [[run for run in row.runs if run.machine(latency) == machine] for row in rows]
+            values = [cost_of(row_of(runs), latency) if runs else math.nan for runs in on_machine]
+            figures.append((f"Latency{suffix}", "ms", f"median at batch 1; {machine}", values))
     return [
         {
             "title": title,
@@ -260,7 +265,7 @@ def _curves_of(run: Run) -> dict[str, Any]:
 
 
 def _errors_of(run: Run, first: Faces | None) -> tuple[dict[str, Any], Faces | None]:
-    """Encode the errors of a run in the order of the first run's faces, float32 in base64; NaN for a missing face."""
+    """Encode the errors of a run in the order of the first run's faces: float32 in base64, NaN for a missing face."""
     if not RunFolder(run.folder).faces.exists():
         return {}, first
     try:
@@ -272,16 +277,16 @@ def _errors_of(run: Run, first: Faces | None) -> tuple[dict[str, Any], Faces | N
     embedded = {}
     for normaliser in NORMALISERS:
         values = np.full(len(first.names), np.nan, "<f4")
-        with np.errstate(over="ignore"):  # infinite in float32
+        with np.errstate(over="ignore"):  # a large error becomes infinite in float32
             values[rows_first] = faces.errors[normaliser][rows]
         embedded[normaliser] = base64.b64encode(values.tobytes()).decode()
     return {"errors": embedded}, first
 
 
 def section_data(table: Table) -> dict[str, Any]:
-    """Collect what ``page.js`` needs to draw the figures of a table."""
-    index = {id(run): place for place, run in enumerate(table.runs)}
-    metrics = _shown(table)
+    """Collect the data of a table's figures for ``page.js``."""
+    index = {id(run): position for position, run in enumerate(table.runs)}
+    metrics = _metrics_of_figures(table)
     rows = [
         {
             "label": label,
@@ -292,37 +297,37 @@ def section_data(table: Table) -> dict[str, Any]:
         }
         for row, label in zip(table.rows, labels_of(table), strict=True)
     ]
-    runs, first, left = [], None, MOST_FACES
+    runs, first, remaining = [], None, MOST_FACES
     for run in table.runs:
         errors: dict[str, Any] = {}
-        if left > 0:
+        if remaining > 0:
             errors, first = _errors_of(run, first)
-            left -= len(first.names) if first and "errors" in errors else 0
+            remaining -= len(first.names) if first and "errors" in errors else 0
         runs.append(_named(run, _curves_of(run), errors))
     return {
         "rows": rows,
         "runs": runs,
         "groups": _groups(table),
         "costs": _costs(table),
-        "small": left <= 0,
+        "small": remaining <= 0,
     }
 
 
 def _named(run: Run, *parts: dict[str, Any]) -> dict[str, Any]:
-    """Join what is embedded of a run: its name, what could not be read of it, and the numbers."""
+    """Combine the embedded data of a run: its name, its read errors and its numbers."""
     faults = [one_line(fault) for part in parts for fault in part.get("faults", [])]
     numbers = {key: value for part in parts for key, value in part.items()}
     return {"name": one_line(run.name), **numbers, "faults": faults}
 
 
 def _unmeasured_data(runs: Sequence[Run]) -> dict[str, Any]:
-    """Collect the curves of runs without numbers."""
-    found = [(run, _curves_of(run)) for run in runs]
-    drawn = [(run, curves) for run, curves in found if curves.get("curves") or curves.get("faults")]
+    """Collect the curves of runs without metrics."""
+    curves_of_runs = [(run, _curves_of(run)) for run in runs]
+    drawn = [(run, curves) for run, curves in curves_of_runs if curves.get("curves") or curves.get("faults")]
     return {
         "rows": [
-            {"label": one_line(f"{STAMP.sub('', run.name)} ({run.state})"), "runs": [place], "metrics": {}}
-            for place, (run, _) in enumerate(drawn)
+            {"label": one_line(f"{STAMP.sub('', run.name)} ({run.state})"), "runs": [position], "metrics": {}}
+            for position, (run, _) in enumerate(drawn)
         ],
         "runs": [_named(run, curves) for run, curves in drawn],
         "groups": [],
@@ -338,10 +343,10 @@ def write_page(path: Path, runs: Sequence[Run], tables: Sequence[Table], picture
     """Write the page.
 
     Args:
-        path: of the file.
-        runs: all that were read.
-        tables: of :func:`facelab.comparison.group.compare`.
-        pictures: in each table, the runs whose worst faces are shown.
+        path: file to write.
+        runs: all runs of the comparison.
+        tables: result of :func:`facelab.comparison.group.compare`.
+        pictures: number of runs per table whose worst faces are shown.
     """
     missing = [run for run in runs if not run.protocol]
     sections = [section_data(table) for table in tables]
@@ -359,10 +364,10 @@ def write_page(path: Path, runs: Sequence[Run], tables: Sequence[Table], picture
 
 
 def _document(runs: Sequence[Run], tables: Sequence[Table], body: str, data: dict[str, Any]) -> str:
-    here = Path(__file__)
-    style, script = (here.with_suffix(suffix).read_text(encoding="utf-8") for suffix in (".css", ".js"))
+    module = Path(__file__)
+    style, script = (module.with_suffix(suffix).read_text(encoding="utf-8") for suffix in (".css", ".js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # Nothing is fetched and no other script runs, whatever stands in the text.
+    # The browser fetches nothing and runs no other script, whatever text the page contains.
     policy = "default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'unsafe-inline'; img-src data:; "
     policy += f"script-src 'sha256-{digest}'"
     embedded = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
@@ -371,8 +376,8 @@ def _document(runs: Sequence[Run], tables: Sequence[Table], body: str, data: dic
         f"{count} {one_line(state)}" for state, count in Counter(run.state for run in runs).most_common()
     )
     links = [(f"table-{number}", _short_heading(table)) for number, table in enumerate(tables, start=1)]
-    links += [("no-numbers", "without numbers")] * any(not run.protocol for run in runs)
-    contents = "".join(f'<li><a href="#{place}">{escape(text)}</a></li>' for place, text in links)
+    links += [("no-numbers", "without metrics")] * any(not run.protocol for run in runs)
+    contents = "".join(f'<li><a href="#{anchor}">{escape(text)}</a></li>' for anchor, text in links)
     warning = disagreement(tables)
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -391,7 +396,7 @@ def _document(runs: Sequence[Run], tables: Sequence[Table], body: str, data: dic
 <p class="quiet">{escape(states)} · {time.strftime("%Y-%m-%d %H:%M")}</p>
 {f"<nav aria-label='Tables'><ul>{contents}</ul></nav>" if len(links) > 1 else ""}
 {f'<p class="quiet">{escape(warning)}</p>' if warning else ""}
-<noscript><p>The figures are drawn by a script in this page, which is switched off; the tables are whole.</p></noscript>
+<noscript><p>JavaScript is disabled: the page shows all tables but no figures.</p></noscript>
 <pre id="faults" role="alert" hidden></pre>
 </header>
 <main>
@@ -409,12 +414,12 @@ def _short_heading(table: Table) -> str:
 
 
 def _section(number: int, heading: str, table: Table, data: dict[str, Any], pictures: int) -> str:
-    what = ", ".join(part.strip() for part in heading.split(",")[2:])
+    conditions = ", ".join(part.strip() for part in heading.split(",")[2:])
     count = one_line(f"{table.protocol.get('faces', '?')} faces")
     name = f"table-{number}"
     return f"""<section id="{name}" aria-labelledby="{name}-title" data-section="{number - 1}">
 <h2 id="{name}-title">{escape(_short_heading(table))} <span class="quiet">{escape(count)}</span></h2>
-<p class="quiet">{escape(what)}</p>
+<p class="quiet">{escape(conditions)}</p>
 {_toolbar(len(table.rows)) if len(table.rows) > 1 else ""}
 {_results(table, [row["label"] for row in data["rows"]])}
 {"".join(f'<p class="quiet note">{escape(line)}</p>' for line in remarks(table))}
@@ -437,12 +442,12 @@ def _toolbar(rows: int) -> str:
 
 def _results(table: Table, labels: Sequence[str]) -> str:
     heading, *lines = grid(table, each=True)
-    bodies, at = [], 0
-    for place, row in enumerate(table.rows):
+    bodies, start = [], 0
+    for index, row in enumerate(table.rows):
         singles = len(row.runs) if len(row.runs) > 1 else 0
-        line, inner = lines[at], lines[at + 1 : at + 1 + singles]
-        at += 1 + singles
-        box = f'<input type="checkbox" data-row="{place}" aria-label="draw {escape(labels[place])}">'
+        line, inner = lines[start], lines[start + 1 : start + 1 + singles]
+        start += 1 + singles
+        box = f'<input type="checkbox" data-row="{index}" aria-label="draw {escape(labels[index])}">'
         more = f'<button type="button" class="more" aria-expanded="false">{singles} seeds</button>' if inner else ""
         first = f'<th scope="row">{_name(line[0].text.removesuffix(f" ({singles} seeds)"), more)}</th>'
         shown = f'<tr><td class="pick">{box}</td>{first}{_cells(line[1:])}</tr>'
@@ -455,10 +460,10 @@ def _results(table: Table, labels: Sequence[str]) -> str:
 
 
 def _name(text: str, beside: str) -> str:
-    """Write the name of a run; its stamp or its sweep small below."""
+    """Format the name of a run, with its sweep or its date and time in small type below."""
     sweep, _, job = text.rpartition("/")
-    stamp = sweep or (found[0].rstrip("_") if (found := STAMP.match(text)) else "")
-    below = f"<small>{escape(stamp)}</small>" if stamp else ""
+    small = sweep or (match[0].rstrip("_") if (match := STAMP.match(text)) else "")
+    below = f"<small>{escape(small)}</small>" if small else ""
     return f"<span>{escape(job if sweep else STAMP.sub('', text))}</span>{beside}{below}"
 
 
@@ -484,13 +489,13 @@ def _cells(cells: Sequence[Cell]) -> str:
 
 
 def _scroll(table: str, name: str) -> str:
-    """Put a table into a box of its own that scrolls, by keyboard as well, so that the page does not."""
+    """Put a table into a box that scrolls with mouse and keyboard, so that the page itself does not scroll sideways."""
     return f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">{table}</div>'
 
 
 def _plain_table(heading: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int], name: str) -> str:
     def line(tag: str, cells: Sequence[str]) -> str:
-        kinds = ("number" if place in numbers else "long word" for place in range(len(cells)))
+        kinds = ("number" if index in numbers else "long word" for index in range(len(cells)))
         return "".join(f'<{tag} class="{kind}">{escape(text)}</{tag}>' for kind, text in zip(kinds, cells, strict=True))
 
     body = "".join(f"<tr>{line('td', row)}</tr>" for row in rows)
@@ -504,8 +509,8 @@ def _published(table: Table) -> str:
         [entry.method, entry.backbone or "-", entry.metric, f"{100 * entry.value:.2f}", entry.source]
         for entry in table.published
     ]
-    content = _plain_table(["method", "backbone", "metric", "%", "source"], rows, [3], "Published numbers")
-    return f"<details><summary>Published on these faces: {len(rows)} numbers</summary>{content}</details>"
+    content = _plain_table(["method", "backbone", "metric", "%", "source"], rows, [3], "Published results")
+    return f"<details><summary>Published results on these faces: {len(rows)}</summary>{content}</details>"
 
 
 def _unmeasured(runs: Sequence[Run], *, has_curves: bool, number: int) -> str:
@@ -515,18 +520,18 @@ def _unmeasured(runs: Sequence[Run], *, has_curves: bool, number: int) -> str:
         "<tr>{}</tr>".format(
             "".join(
                 f'<td class="word"><span class="state" data-state="{escape(text)}">{escape(text)}</span></td>'
-                if place == state
+                if index == state
                 else f'<td class="{"long word" if len(text) > LONG else "word"}">{escape(text)}</td>'
-                for place, text in enumerate(row)
+                for index, text in enumerate(row)
             )
         )
         for row in rows
     )
     head = "".join(f'<th scope="col" class="word">{escape(text)}</th>' for text in heading)
-    table = _scroll(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>", "Runs without numbers")
+    table = _scroll(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>", "Runs without metrics")
     data = f' data-section="{number - 1}"' if has_curves else ""
     return f"""<section id="no-numbers" aria-labelledby="no-numbers-title"{data}>
-<h2 id="no-numbers-title">Runs without numbers <span class="quiet">{len(rows)}</span></h2>
+<h2 id="no-numbers-title">Runs without metrics <span class="quiet">{len(rows)}</span></h2>
 {table}
 {'<div class="figures"></div>' if has_curves else ""}
 </section>"""
@@ -536,16 +541,16 @@ def _pictures(table: Table, most: int) -> str:
     figures: list[str] = []
     labels = dict(zip((row.name for row in table.rows), labels_of(table), strict=True))
     for row in table.rows:
-        there = [run for run in row.runs if run.ranked and RunFolder(run.folder).worst_picture.exists()]
-        if there and len(figures) < most:
-            run = min(there, key=lambda run: run.metrics.get(SORT_BY, math.inf))
+        with_picture = [run for run in row.runs if run.ranked and RunFolder(run.folder).worst_picture.exists()]
+        if with_picture and len(figures) < most:
+            run = min(with_picture, key=lambda run: run.metrics.get(SORT_BY, math.inf))
             label, name = labels[row.name], one_line(run.name)
             caption = name if name.endswith(label) else f"{label}: {name}"
             figures.append(_picture(RunFolder(run.folder).worst_picture, caption))
     if not figures:
         return ""
     return f"""<h3>Worst faces</h3>
-<p class="quiet note">Of each run those with the largest nme_box; true points green, predicted points red.</p>
+<p class="quiet note">The faces of each run with the largest nme_box; true points green, predicted points red.</p>
 <div class="pictures">{"".join(figures)}</div>"""
 
 
@@ -563,22 +568,23 @@ def _picture(file: Path, caption: str) -> str:
 
 
 def read_picture(file: Path) -> Image.Image:
-    """Read a picture and shrink it to what the page shows.
+    """Read a picture and reduce it to the size that the page shows.
 
-    Only PNG is decoded, which is what a test writes: some of the formats that Pillow knows start other programs.
+    Only PNG, the format of a test's pictures, is decoded: for some other formats Pillow starts external programs.
 
     Raises:
-        ValueError: the file cannot be read, or is no such picture, a broken one, or a larger one, with its name.
+        ValueError: the file cannot be read, is not a PNG image, or is broken or too large; the message contains its
+            name.
     """
     try:
         content = io.BytesIO(read_bytes(file, LARGEST_PICTURE))
         quiet = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
         with quiet, Image.open(content, formats=["PNG"]) as image:
             if image.width * image.height > MOST_PIXELS:
-                raise ValueError(f"has {image.width} x {image.height} pixels")
+                raise ValueError(f"has {image.width} x {image.height} pixels, which is too many")
             image.thumbnail((PICTURE_WIDTH, PICTURE_HEIGHT))
             return image.convert("RGB")
     except UnidentifiedImageError as error:
-        raise ValueError(f"{file.name} is no PNG image") from error
+        raise ValueError(f"{file.name} is not a PNG image") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file.name}: {error}") from error

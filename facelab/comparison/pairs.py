@@ -1,4 +1,4 @@
-"""Two runs, face by face."""
+"""Comparison of two runs face by face."""
 
 import difflib
 from collections.abc import Sequence
@@ -25,36 +25,36 @@ from facelab.metrics.landmarks import (
 from facelab.run_folder import RunFolder
 
 RESAMPLES, SEED = 1000, 0
-"""Resamples of the paired bootstrap, and the seed of its draws."""
+"""Number of resamples of the paired bootstrap, and the seed of its random numbers."""
 SAME_SIZE = 1e-3
-"""Share by which the true box of a face may differ between two runs: arithmetic, not other points."""
+"""Maximum relative difference of a face's true box between two runs: it allows rounding, but no other points."""
 
 
 NORMALISERS = {"box": "nme_box", "ioc": "nme_ioc"}
-"""Normaliser to the metric, and the column of faces.csv, of its errors."""
+"""Name of the metric, also the column of faces.csv, by normaliser."""
 
 
 class Faces(NamedTuple):
     """The tested faces of a run."""
 
-    names: list[tuple[str, int]]  # photo, and which of its faces
-    size: Array  # (F,) of the true box in pixels of the photo
+    names: list[tuple[str, int]]  # photo, and index of the face in it
+    size: Array  # (F,) size of the true box in pixels of the photo
     errors: dict[str, Array]  # normaliser to (F,) fractions; NaN where not defined
 
 
 class Pair(NamedTuple):
-    """How two runs differ on the faces they share."""
+    """The differences of two runs on their common faces."""
 
-    common: int
-    faces: tuple[int, int]  # of each
-    differences: dict[str, Difference]  # metric to first minus second
+    common: int  # number of common faces
+    faces: tuple[int, int]  # number of faces of each run
+    differences: dict[str, Difference]  # metric to first minus second run
 
 
 def read_errors(run: Run) -> Faces:
     """Read ``faces.csv`` of a run.
 
     Raises:
-        RunError: the run has none, or the file is broken.
+        RunError: the run has no such file, or the file is broken.
     """
     file = RunFolder(run.folder).faces
     if not file.exists():
@@ -63,23 +63,23 @@ def read_errors(run: Run) -> Faces:
         columns = read_faces(file)
     except ValueError as error:
         raise RunError(str(error)) from error
-    if lacking := {"photo", "box", *NORMALISERS.values()} - columns.keys():
-        raise RunError(f"{file}: has no column {', '.join(sorted(lacking))}")
-    seen: dict[str, int] = {}
+    if missing := {"photo", "box", *NORMALISERS.values()} - columns.keys():
+        raise RunError(f"{file}: has no column {', '.join(sorted(missing))}")
+    faces_of_photo: dict[str, int] = {}
     names = []
     for photo in columns["photo"].tolist():
-        names.append((photo, seen.get(photo, 0)))
-        seen[photo] = seen.get(photo, 0) + 1
+        names.append((photo, faces_of_photo.get(photo, 0)))
+        faces_of_photo[photo] = faces_of_photo.get(photo, 0) + 1
     return Faces(names, columns["box"], {normaliser: columns[name] for normaliser, name in NORMALISERS.items()})
 
 
 def shared(a: Faces, b: Faces) -> tuple[Array, Array]:
-    """Find the faces that two tables share: the same face of the same photo, with true points of the same extent.
+    """Find the common faces of two tables: the same face of the same photo, with true boxes of the same size.
 
-    Row numbers of the split will not do: they shift where one run left a photo out.
+    The row of a face in its split does not identify it, since rows shift if a run skips a photo.
 
     Returns:
-        ``(C,)`` rows of a and ``(C,)`` rows of b.
+        ``(C,)`` rows in a and ``(C,)`` rows in b.
     """
     number = {name: index for index, name in enumerate(a.names)}
     ids_b = np.array([number.get(name, len(number) + index) for index, name in enumerate(b.names)], np.int64)
@@ -89,15 +89,15 @@ def shared(a: Faces, b: Faces) -> tuple[Array, Array]:
 
 
 def compare_pair(a: Run, b: Run) -> Pair:
-    """Compare the main numbers of two runs on their common faces, with 95 % intervals from a paired bootstrap.
+    """Compare the main metrics of two runs on their common faces, with 95 % intervals from a paired bootstrap.
 
     Raises:
-        RunError: a run has no faces.csv or a broken one, or the runs share no face.
+        RunError: a run has no faces.csv or a broken one, or the runs have no common face.
     """
     faces_a, faces_b = read_errors(a), read_errors(b)
     rows_a, rows_b = shared(faces_a, faces_b)
     if not len(rows_a):
-        raise RunError(f"{a.name} and {b.name} share no face, of {len(faces_a.names)} and {len(faces_b.names)}")
+        raise RunError(f"{a.name} and {b.name} have no common face among {len(faces_a.names)} and {len(faces_b.names)}")
     statistics: dict[str, tuple[str, Statistic]] = {
         "nme_box": ("box", nme),
         "nme_ioc": ("ioc", nme),
@@ -112,15 +112,17 @@ def compare_pair(a: Run, b: Run) -> Pair:
 
 
 def choose(runs: Sequence[Run], text: str) -> Run:
-    """Choose the run that is meant: by its name or folder, or by a part of its name that no other has.
+    """Choose a run by its name, its folder, or a part of its name that no other run has.
 
     Raises:
-        RunError: none is, or several are.
+        RunError: no run matches, or several do.
     """
     exact = [run for run in runs if run.name == text or real(run.folder) == real(Path(text))]
-    found = exact or [run for run in runs if text in run.name]
-    if len(found) == 1:
-        return found[0]
-    names = [run.name for run in found] or difflib.get_close_matches(text, [run.name for run in runs], n=5, cutoff=0.1)
-    what = "is the name of several runs" if found else "is no run's name"
-    raise RunError(f"--pair {text}: {what}; there are {', '.join(names)}" if names else f"--pair {text}: {what}")
+    matches = exact or [run for run in runs if text in run.name]
+    if len(matches) == 1:
+        return matches[0]
+    names = [run.name for run in matches] or difflib.get_close_matches(
+        text, [run.name for run in runs], n=5, cutoff=0.1
+    )
+    fault = "matches several runs" if matches else "matches no run"
+    raise RunError(f"--pair {text}: {fault}; choose from {', '.join(names)}" if names else f"--pair {text}: {fault}")

@@ -1,4 +1,4 @@
-"""Numbers that papers report, and on which faces."""
+"""Published results and the faces on which they were measured."""
 
 import csv
 from collections.abc import Mapping
@@ -6,41 +6,43 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 FILE = Path(__file__).with_name("published.csv")
+"""Table of the published results."""
 
 
 class Published(NamedTuple):
-    """A number that a paper, or the repository of its authors, reports on an official test set."""
+    """A result on an official test set from a paper or the repository of its authors."""
 
-    method: str  # the class of its module here, such as PIPNet
-    backbone: str  # backbone.name in the configuration; empty where the method has but one
-    metric: str  # by the name it is logged under
+    method: str  # class of the module in this project, such as PIPNet
+    backbone: str  # backbone.name in the configuration; empty if the method has only one
+    metric: str  # name under which this project logs the metric
     value: float  # fraction
     source: str
 
 
 def official(protocol: Mapping[str, Any], file: Path = FILE) -> list[Published]:
-    """Find what is published on the faces of a protocol: same dataset, split, faces and landmarks, no flip test.
+    """Find the published results for a protocol: equal dataset, split, number of faces and layout, and no flip test.
 
-    How each paper cut its faces out stands in the source; it is not looked at here. The dataset is known by its name
-    alone: the same faces under another ``data.name`` are left out, since another set may have as many.
+    The crop of each paper is described in the source and not compared here. The dataset is identified by its name
+    only. The same faces under another ``data.name`` have no published results, because another set may have the same
+    number of faces.
 
     Args:
-        protocol: of a run.
-        file: with columns dataset, split, faces, layout and the fields of :class:`Published`.
+        protocol: protocol of a run.
+        file: CSV file with the columns dataset, split, faces, layout and the fields of :class:`Published`.
     """
     if protocol.get("flip_test"):
         return []
-    asked = tuple(str(protocol.get(key)) for key in ("dataset", "split", "faces", "layout"))
+    wanted = tuple(str(protocol.get(key)) for key in ("dataset", "split", "faces", "layout"))
     with file.open(newline="", encoding="utf-8") as stream:
         return [
             Published(row["method"], row["backbone"], row["metric"], float(row["value"]), row["source"])
             for row in csv.DictReader(stream)
-            if (row["dataset"], row["split"], row["faces"], row["layout"]) == asked
+            if (row["dataset"], row["split"], row["faces"], row["layout"]) == wanted
         ]
 
 
 def official_sets(file: Path = FILE) -> dict[str, str]:
-    """Map the ``data.name`` of each test set of which numbers are published to what it must be, to be read."""
+    """Map the ``data.name`` of each test set with published results to a description of the set."""
     with file.open(newline="", encoding="utf-8") as stream:
         return {
             row["dataset"]: f"{row['split']}, {int(row['faces']):,} faces, layout {row['layout']}"

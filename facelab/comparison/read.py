@@ -1,4 +1,4 @@
-"""What the folder of a run says of it."""
+"""Reading of run folders for a comparison."""
 
 import glob
 import math
@@ -12,58 +12,58 @@ from facelab.files import read_json, read_yaml, real
 from facelab.renames import renamed_config
 from facelab.run_folder import STAMPED, RunFolder, counted, is_infinite, read_jobs, read_status
 
-PLACES = ("cache", "data", "run")
+PATHS = ("cache", "data", "run")
 """Keys of ``paths`` that are folders."""
 NO_RUN = "no run"
-"""State of a folder that holds none of the files of a run."""
+"""State of a folder that contains none of the files of a run."""
 LATENCY = "latency_p50_ms"
-"""Name of a cost that depends on the machine."""
+"""Name of the median latency, a cost that depends on the machine."""
 POSE = "pose_"
-"""How the names of costs begin that are those of landmarks and head pose together."""
+"""Prefix of the costs of predicting landmarks and head pose together."""
 STAMP = re.compile(f"{STAMPED}_")
-"""Date and time with which the name of a run begins."""
+"""Date and time at the beginning of a run's name."""
 UNCOUNTED = frozenset(
     {
         *("test", "num_workers", "datamodule.num_workers"),
         *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.log_every_n_steps"),
     }
 )
-"""Settings that change no number, also those of an evaluation: how fast a run is, and what is seen of it meanwhile.
+"""Settings without effect on a metric, with and without the prefix ``evaluate.``: they change the speed or the display.
 
-What is random in training follows from seed, epoch and row, whichever worker reads the row.
+The number of workers belongs to them since all random draws of training are functions of seed, epoch and row.
 """
 MOST_ENTRIES = 1000
-"""Entries of each part of a metrics.json; a test writes about a hundred."""
+"""Maximum number of entries in a section of metrics.json; a test writes about a hundred."""
 
 
 class Run(NamedTuple):
-    """What the folder of a run says of it."""
+    """The results, the configuration and the state of a run."""
 
-    name: str  # of the folder; in a sweep with the name of the sweep's folder before it
+    name: str  # name of the folder; for a job of a sweep preceded by the name of the sweep's folder
     folder: Path
-    state: str  # as of `read_status`; unreadable (a broken file), NO_RUN (a folder of something else)
-    reason: str  # why there are no numbers, or which faces they leave out; empty if all is well
-    config: dict[str, Any]  # dotted key to value, as of `settings`; empty without config.yaml
-    protocol: dict[str, Any]  # empty without numbers
-    metrics: dict[str, float]  # fractions; NaN: no face, infinite: a point was not predicted
-    counts: dict[str, int]  # faces behind each mean error
-    intervals: dict[str, tuple[float, float]]  # 95 %, of some metrics
-    cost: dict[str, float]  # of one face: params, macs, flops; empty where not counted
-    benchmark: dict[str, Any]  # content of benchmark.json; empty where not measured
-    benchmark_pose: dict[str, Any]  # the same of benchmark_pose.json
-    typed: tuple[str, ...]  # of a job of a sweep: its overrides that not all jobs have, as sweep.json tells them
+    state: str  # as from `read_status`, or unreadable (a broken file), or NO_RUN (not the folder of a run)
+    reason: str  # why metrics are missing or exclude some faces; empty if nothing is missing
+    config: dict[str, Any]  # dotted key to value, as from `settings`; empty without config.yaml
+    protocol: dict[str, Any]  # empty without metrics
+    metrics: dict[str, float]  # fractions; NaN without any face, infinite if a point was not predicted
+    counts: dict[str, int]  # number of faces of each mean error
+    intervals: dict[str, tuple[float, float]]  # 95 % intervals of some metrics
+    cost: dict[str, float]  # cost of one face: params, macs, flops; empty if not counted
+    benchmark: dict[str, Any]  # content of benchmark.json; empty if not measured
+    benchmark_pose: dict[str, Any]  # content of benchmark_pose.json; empty if not measured
+    typed: tuple[str, ...]  # overrides of a job from sweep.json, without those that all jobs share
 
     @property
     def ranked(self) -> bool:
-        """Whether the run has ended and has numbers."""
+        """Return whether the run has ended and has metrics."""
         return self.state in ("finished", "unknown") and bool(self.protocol)
 
     def faces(self, metric: str) -> int:
-        """Count the faces behind a metric; rates and areas share those of ``nme_ioc``."""
+        """Return the number of faces of a metric; failure rates and AUC have that of ``nme_ioc``."""
         return self.counts.get(metric, self.counts.get("nme_ioc", 0))
 
     def costs(self, name: str) -> float:
-        """Give a cost by its name in the files, or by that name after :data:`POSE`; NaN where it is not known."""
+        """Return a cost by its name in the files, or by :data:`POSE` and that name; NaN if it was not measured."""
         if name.startswith(POSE):
             value = self.benchmark_pose.get(name.removeprefix(POSE))
         else:
@@ -71,10 +71,10 @@ class Run(NamedTuple):
         return float(value) if isinstance(value, (int, float)) else math.nan
 
     def machine(self, latency: str) -> str:
-        """Say what a latency was measured on, and how; latencies of two machines cannot be compared.
+        """Describe the machine and the settings of a latency; latencies of two machines cannot be compared.
 
         Args:
-            latency: :data:`LATENCY`, or the same after :data:`POSE`.
+            latency: :data:`LATENCY`, or :data:`POSE` and :data:`LATENCY`.
         """
         measured = self.benchmark_pose if latency.startswith(POSE) else self.benchmark
         conditions = ("device", "cpu", "threads", "torch", "memory_format", "compile")
@@ -82,24 +82,24 @@ class Run(NamedTuple):
 
 
 def read_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """Read runs, none twice.
+    """Read runs, each once.
 
     Args:
-        paths: folders of runs, folders of sweeps (whose sub-folders 0, 1, ... are runs), or patterns of such folders.
-            A folder that is neither is told by its state, :data:`NO_RUN`; the jobs of a sweep that have no folder
-            are ``missing``. A sweep whose sweep.json is broken is ``unreadable``, beside the runs in its sub-folders.
+        paths: folders of runs, folders of sweeps (whose subfolders 0, 1, ... are runs), or patterns of such folders.
+            Another folder has the state :data:`NO_RUN`. Jobs of a sweep without a folder are ``missing``. A sweep with
+            a broken sweep.json is ``unreadable``, in addition to the runs in its subfolders.
 
     Raises:
-        RunError: a path leads nowhere, or there is no run at all.
+        RunError: a path does not exist, or there is no run.
     """
     typed = [str(path) for path in paths]
     folders = {real(folder): folder for path in typed for folder in _find(path)}
-    jobs = {sweep: _typed(sweep) for sweep in {path.parent for path in folders}}
+    jobs = {sweep: _overrides_of_jobs(sweep) for sweep in {path.parent for path in folders}}
     runs = [read_run(folder, jobs[path.parent].get(path.name, ())) for path, folder in folders.items()]
     if all(run.state == NO_RUN for run in runs):
         raise RunError(
-            f"no run in {', '.join(typed)}: the folder of a run holds {_names(_own_files(Path()))}. For all folders in "
-            "a folder give a pattern, such as 'logs/train/runs/*'"
+            f"no run in {', '.join(typed)}: the folder of a run contains {_names(_main_files(Path()))}. For all "
+            "subfolders of a folder use a pattern such as 'logs/train/runs/*'"
         )
     return runs
 
@@ -107,14 +107,14 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
 def _find(path: str) -> list[Path]:
     if Path(path).exists():
         return _jobs(Path(path))
-    matches = sorted(Path(match) for match in glob.glob(path, recursive=True))  # noqa: PTH207  takes absolute patterns
+    matches = sorted(Path(match) for match in glob.glob(path, recursive=True))  # noqa: PTH207  accepts absolute patterns
     if not (folders := [match for match in matches if match.is_dir()]):
-        raise RunError(f"{path}: no such folder, and as a pattern it fits none")
+        raise RunError(f"{path}: there is no such folder, and no folder matches it as a pattern")
     return [run for folder in folders for run in _jobs(folder)]
 
 
 def _jobs(folder: Path) -> list[Path]:
-    """List the runs of a sweep; the folder itself if it is no sweep, or one whose list cannot be read."""
+    """List the runs of a sweep, and the folder itself if it is not a sweep or its sweep.json cannot be read."""
     try:
         if not folder.is_dir() or _is_run(folder):
             return [folder]
@@ -122,31 +122,31 @@ def _jobs(folder: Path) -> list[Path]:
     except OSError:
         return [folder]
     listed, fault = _sweep(folder)
-    found = [folder / job for job in sorted(jobs | {str(number) for number in listed}, key=int)]
-    return [*found, folder] if fault or not found else found
+    folders = [folder / job for job in sorted(jobs | {str(number) for number in listed}, key=int)]
+    return [*folders, folder] if fault or not folders else folders
 
 
 def _sweep(folder: Path) -> tuple[dict[int, list[str]], str]:
-    """Read the jobs of a sweep, or say why they cannot be read; neither for a folder that is none."""
+    """Read the jobs of a sweep, or return why they cannot be read; both are empty for a folder that is not a sweep."""
     try:
         return read_jobs(folder), ""
     except RunError as error:
         return {}, _one_line(str(error))
 
 
-def _typed(folder: Path) -> dict[str, tuple[str, ...]]:
-    """Map the number of a job to the overrides that not all of them have; empty where there is no list to be read."""
+def _overrides_of_jobs(folder: Path) -> dict[str, tuple[str, ...]]:
+    """Map the number of a job to its overrides without those that all jobs share; empty without a readable list."""
     jobs, _ = _sweep(folder)
     shared = set.intersection(*(set(overrides) for overrides in jobs.values())) if len(jobs) > 1 else set()
     return {str(job): tuple(word for word in words if word not in shared) for job, words in jobs.items()}
 
 
 def _is_run(folder: Path) -> bool:
-    return any(file.exists() for file in _own_files(folder))
+    return any(file.exists() for file in _main_files(folder))
 
 
-def _own_files(folder: Path) -> list[Path]:
-    """List the files that every run has once it has ended."""
+def _main_files(folder: Path) -> list[Path]:
+    """List the files that every finished run has."""
     files = RunFolder(folder)
     return [files.status, files.config, files.metrics]
 
@@ -156,18 +156,18 @@ def _names(files: Iterable[Path]) -> str:
 
 
 def read_run(folder: Path, typed: tuple[str, ...] = ()) -> Run:
-    """Read the folder of a run; what is missing or broken in it is told by ``state`` and ``reason``.
+    """Read the folder of a run; ``state`` and ``reason`` describe missing and broken files.
 
     Args:
-        folder: of the run; if it is a job of a sweep that has not begun, it does not exist.
-        typed: the overrides of the job.
+        folder: folder of the run; it does not exist if the run is a job of a sweep that has not started.
+        typed: overrides of the job.
     """
     path = real(folder)
     name = f"{path.parent.name}/{path.name}" if path.name.isdecimal() else path.name
     run = Run(name, folder, "unknown", "", {}, {}, {}, {}, {}, {}, {}, {}, typed)
     try:
         return _filled(run)
-    except OSError as error:  # a folder that may not be entered
+    except OSError as error:  # without permission to enter the folder
         return run._replace(state="unreadable", reason=_one_line(str(error)))
 
 
@@ -176,7 +176,7 @@ def _filled(run: Run) -> Run:
     if folder.exists() and not _is_run(folder):
         if fault := _sweep(folder)[1]:
             return run._replace(state="unreadable", reason=fault)
-        return run._replace(state=NO_RUN, reason=f"holds none of {_names(_own_files(folder))}")
+        return run._replace(state=NO_RUN, reason=f"contains none of {_names(_main_files(folder))}")
     for file, fields in _readers(folder).items():
         try:
             run = run._replace(**fields(file))
@@ -185,7 +185,7 @@ def _filled(run: Run) -> Run:
         except (OSError, RunError) as error:
             faults.append(f"{file.name}: {_one_line(str(error))}")
     reasons = [run.reason, *faults]
-    missing = [file for file in _own_files(folder) if not file.exists()]
+    missing = [file for file in _main_files(folder) if not file.exists()]
     if missing and run.state in ("finished", "unknown"):
         reasons.append(f"no {_names(missing)}")
     if run.protocol:
@@ -194,9 +194,9 @@ def _filled(run: Run) -> Run:
 
 
 def _readers(folder: Path) -> dict[Path, Callable[[Path], dict[str, Any]]]:
-    """Map the files of a run to what reads the fields of a :class:`Run` from them.
+    """Map the files of a run to functions that read fields of a :class:`Run` from them.
 
-    A reader raises FileNotFoundError for a file that is not there, and OSError or RunError for one that is broken.
+    A function raises FileNotFoundError if the file does not exist, and OSError or RunError if it is broken.
     """
     files = RunFolder(folder)
     return {
@@ -214,7 +214,7 @@ def _mapping(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise RunError(str(error)) from error
     if not isinstance(content, dict):
-        raise RunError("is no mapping")
+        raise RunError("is not a mapping")
     return content
 
 
@@ -228,42 +228,42 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Map the dotted keys of what may change a number to their values, under today's names.
+    """Map the dotted keys of all settings that may change a metric to their values, under the current names.
 
-    What begins with one of the run's own paths begins with the name of that path instead, so that the same data on two
-    machines is the same. A list of nodes also stands as the names of their classes, so that ``[]`` and
-    ``[GaussianBlur]`` differ in one key, as do the callbacks.
+    A path of the run at the beginning of a value is replaced by the name of that path, so that the same data on two
+    machines has equal settings. A list of nodes has an additional entry with the names of their classes, so that ``[]``
+    and ``[GaussianBlur]`` differ in one key. The callbacks have such an entry too.
     """
     config = renamed_config(config)
     paths = config.get("paths")
-    places = {str(paths[key]): f"<{key}>" for key in PLACES if paths.get(key)} if isinstance(paths, dict) else {}
+    names = {str(paths[key]): f"<{key}>" for key in PATHS if paths.get(key)} if isinstance(paths, dict) else {}
 
-    def walk(node: dict[str, Any], at: str) -> Iterator[tuple[str, Any]]:
-        for key, value in node.items():
-            place = f"{at}{key}"
+    def walk(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, value in node.items():
+            key = f"{prefix}{name}"
             if isinstance(value, dict):
-                yield from walk(value, f"{place}.")
+                yield from walk(value, f"{key}.")
             elif isinstance(value, list):
-                names = (class_name(item.get("_target_")) if isinstance(item, dict) else item for item in value)
-                yield place, [_placed(item, places) for item in names]
+                items = (class_name(item.get("_target_")) if isinstance(item, dict) else item for item in value)
+                yield key, [_without_path(item, names) for item in items]
                 for index, item in enumerate(value):
                     if isinstance(item, dict):
-                        yield from walk(item, f"{place}[{index}].")
+                        yield from walk(item, f"{key}[{index}].")
             else:
-                yield place, _placed(value, places)
+                yield key, _without_path(value, names)
 
     kept = counted(config)
-    found = {key: value for key, value in walk(kept, "") if key.removeprefix("evaluate.") not in UNCOUNTED}
+    flat = {key: value for key, value in walk(kept, "") if key.removeprefix("evaluate.") not in UNCOUNTED}
     if isinstance(callbacks := kept.get("callbacks", {}), dict):
         nodes = callbacks.values()
-        found["callbacks"] = sorted(
+        flat["callbacks"] = sorted(
             class_name(node.get("_target_") if isinstance(node, dict) else node) for node in nodes
         )
-    return found
+    return flat
 
 
-def _placed(value: Any, places: dict[str, str]) -> Any:
-    for path, name in places.items():
+def _without_path(value: Any, names: dict[str, str]) -> Any:
+    for path, name in names.items():
         if isinstance(value, str) and (value == path or value.startswith(f"{path}/")):
             return name + value[len(path) :]
     return value
@@ -281,21 +281,21 @@ def _number(name: str, value: int | float) -> float:
     try:
         return float(value)
     except OverflowError as error:
-        raise RunError(f"{name} is a whole number of {len(str(value))} digits") from error
+        raise RunError(f"{name} is an integer of {len(str(value))} digits, too large for a float") from error
 
 
 def _results(path: Path) -> dict[str, Any]:
-    """Read the fields of a :class:`Run` that ``metrics.json`` fills."""
+    """Read the fields of a :class:`Run` from ``metrics.json``."""
     content = {"cost": {}} | _mapping(path)
     for part in ("protocol", "metrics", "counts", "intervals", "cost"):
         if not isinstance(content.get(part), dict) or (part == "protocol" and not content[part]):
             raise RunError(f"has no `{part}`")
         if len(content[part]) > MOST_ENTRIES:
-            raise RunError(f"`{part}` has {len(content[part]):,} entries, and {MOST_ENTRIES:,} are read at most")
+            raise RunError(f"`{part}` has {len(content[part]):,} entries, expected at most {MOST_ENTRIES:,}")
     counts = content["counts"]
     for name, count in counts.items():
         if not isinstance(count, int):
-            raise RunError(f"counts.{name} is {count!r}, expected a whole number")
+            raise RunError(f"counts.{name} is {count!r}, expected an integer")
 
     def number(name: str, value: Any) -> float:
         if isinstance(value, (int, float)):
@@ -328,18 +328,18 @@ def _one_line(text: str) -> str:
 
 
 def setting(run: Run, key: str) -> str:
-    """Give a value of a run's configuration as text; empty where it has none."""
+    """Return a value of a run's configuration as text; empty if the key is missing or null."""
     value = run.config.get(key)
     return class_name(value) if key.endswith("_target_") else "" if value is None else value_text(value)
 
 
 def class_name(target: Any) -> str:
-    """Give the last part of the path of a class; empty for none."""
+    """Return the last part of the dotted path of a class; empty for None."""
     return str(target or "").rpartition(".")[2]
 
 
 def value_text(value: Any) -> str:
-    """Give a value of a configuration or a protocol as text."""
+    """Format a value of a configuration or a protocol."""
     if isinstance(value, list):
         return f"[{', '.join(map(value_text, value))}]"
     return {None: "none", True: "yes", False: "no"}[value] if value is None or isinstance(value, bool) else str(value)

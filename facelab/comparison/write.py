@@ -1,4 +1,4 @@
-"""Tables as files: Markdown to be read, CSV to be computed with."""
+"""Comparison tables as files: rounded in Markdown, unrounded in CSV."""
 
 import csv
 import math
@@ -35,17 +35,17 @@ from facelab.comparison.read import Run
 from facelab.files import replacing
 
 MEAN = "mean"
-"""State of a row of the CSV file that is the mean of runs."""
+"""State of a row of the CSV file that is a mean over runs."""
 
 
 def write_markdown(path: Path, runs: Sequence[Run], tables: Sequence[Table], *, each: bool) -> None:
-    """Write the tables in percent, as Markdown; with ``each`` the single runs of a row over seeds as well."""
+    """Write the tables in percent as Markdown; with ``each`` the single runs of a row over seeds follow it."""
     blocks = [_escape(disagreement(tables))]
     for heading, table in zip(headings(tables), tables, strict=True):
         blocks += [f"**{_escape(heading)}**", _markdown(grid(table, each=each))]
         blocks += [_escape(line) for line in remarks(table)]
     if rows := grid_without_numbers(runs):
-        blocks += ["**Runs without numbers**", _markdown(rows)]
+        blocks += ["**Runs without metrics**", _markdown(rows)]
     with replacing(path) as temporary:
         temporary.write_text("\n\n".join(filter(None, blocks)) + "\n", encoding="utf-8")
 
@@ -62,18 +62,18 @@ def _markdown_cell(cell: Cell) -> str:
 
 
 def _escape(text: str) -> str:
-    """Write text so that no reader of Markdown takes a part of it for a tag, a link, a cell or for emphasis."""
+    """Escape text so that no part of it is a tag, a link, a cell or emphasis in Markdown."""
     return re.sub(r"([\\`*\[\]~$|]|(?<!\w)_|_(?!\w))", r"\\\1", escape(text, quote=False))
 
 
 def write_csv(path: Path, runs: Sequence[Run], tables: Sequence[Table]) -> None:
-    """Write one row for each run, and one for each mean over seeds before them: fractions in full.
+    """Write one row per run, and before them one row per mean over seeds, with unrounded fractions.
 
-    What is not defined is an empty cell. ``runs`` is the number of runs behind a row, and ``state`` of a mean is
+    An undefined value is an empty cell. ``runs`` is the number of runs of a row, and ``state`` of a mean is
     :data:`MEAN`. ``config.*`` are all settings in which any two of the runs differ, ``<metric>_low`` and
-    ``<metric>_high`` its 95 % interval, ``<metric>_sd`` the standard deviation over seeds, ``<metric>_paper`` what is
-    published for the method, ``<metric>_faces`` the faces behind it. Names stand as they are, but for bytes that are
-    not UTF-8.
+    ``<metric>_high`` the 95 % interval, ``<metric>_sd`` the standard deviation over seeds, ``<metric>_paper`` the
+    published result for the method, ``<metric>_faces`` the number of faces. Names are unchanged except for bytes that
+    are not UTF-8.
     """
     keys = differing(runs)
     entries = list(dict.fromkeys(entry for table in tables for entry in table.protocol))
@@ -85,15 +85,15 @@ def write_csv(path: Path, runs: Sequence[Run], tables: Sequence[Table]) -> None:
     order += [("", None, row_of([run])) for run in sorted(runs, key=natural_order) if not run.protocol]
     rows = []
     for number, table, row in order:
-        first, alone = row.runs[0], len(row.runs) == 1
+        first, is_single = row.runs[0], len(row.runs) == 1
         columns = {
             "table": number,
             "run": row.name,
             "runs": str(len(row.runs)),
-            "folder": first.folder if alone else "",
-            "state": first.state if alone else MEAN,
-            "reason": notes_of(row) if not alone else first.reason,
-            "typed": " ".join(first.typed) if alone else "",
+            "folder": first.folder if is_single else "",
+            "state": first.state if is_single else MEAN,
+            "reason": notes_of(row) if not is_single else first.reason,
+            "typed": " ".join(first.typed) if is_single else "",
             **{f"config.{label(key)}": row_setting(row, key) for key in keys},
             **{f"protocol.{entry}": _plain(first.protocol.get(entry)) for entry in entries},
         }
@@ -101,12 +101,12 @@ def write_csv(path: Path, runs: Sequence[Run], tables: Sequence[Table]) -> None:
             columns |= _columns(row, metric, table)
         rows.append(columns | {name: _plain(cost_of(row, name)) for name in costs})
     names = list(dict.fromkeys(name for row in rows for name in row))
-    filled = [name for name in names if not name.endswith(("_low", "_sd", "_high", "_paper")) or _any(rows, name)]
+    written = [name for name in names if not name.endswith(("_low", "_sd", "_high", "_paper")) or _any(rows, name)]
     with (
         replacing(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
-        writer = csv.DictWriter(file, filled, extrasaction="ignore", lineterminator="\n")
+        writer = csv.DictWriter(file, written, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

@@ -1,4 +1,4 @@
-"""Files that name the boxes of faces, in pixels of the upright photo."""
+"""Files of face boxes, in pixels of the upright photo."""
 
 import csv
 import json
@@ -17,24 +17,24 @@ from facelab.faces.geometry import Array
 COLUMNS = ("image", "x0", "y0", "x1", "y1")
 """Columns of a CSV file of boxes."""
 Boxes = dict[str, list[Array]]
-"""Name of a photo to the boxes ``(4,)`` x0 y0 x1 y1 of its faces."""
+"""Boxes of faces by the name of their photo, each ``(4,)`` x0 y0 x1 y1."""
 
 
 def read_boxes(path: Path) -> Boxes:
-    """The boxes of the faces of each photo.
+    """Read the boxes of the faces of each photo.
 
     Args:
-        path: a CSV file, ``image,x0,y0,x1,y1`` on its first line and one face on each other, or a JSON file,
-            ``{"photo.jpg": [[x0, y0, x1, y1], ...], ...}``. Photos are named relative to the folder of the photos.
+        path: a CSV file with the header ``image,x0,y0,x1,y1`` and one face per line, or a JSON file,
+            ``{"photo.jpg": [[x0, y0, x1, y1], ...], ...}``. Names of photos are relative to the folder of the photos.
 
     Raises:
-        DatasetError: the file is not as described; names the line or the photo and the face.
+        DatasetError: the file has another format; the message contains the line, or the photo and the face.
     """
     if path.suffix.lower() == ".json":
         return _boxes_of_json(path)
     if path.suffix.lower() == ".csv":
         return _boxes_of_csv(path)
-    raise DatasetError(f"boxes={path}: expected a file that ends in .csv or .json")
+    raise DatasetError(f"boxes={path}: expected a file with the ending .csv or .json")
 
 
 def _name(text: str) -> str:
@@ -46,21 +46,21 @@ def _boxes_of_csv(path: Path) -> Boxes:
     try:
         return _boxes_of_rows(rows, path)
     except csv.Error as error:
-        raise DatasetError(f"{path}, line {rows.line_num}: not CSV, {error}") from error
+        raise DatasetError(f"{path}, line {rows.line_num}: not valid CSV: {error}") from error
 
 
 def _boxes_of_rows(rows: Any, path: Path) -> Boxes:
     boxes: Boxes = {}
-    meaning = ",".join(COLUMNS)
+    header = ",".join(COLUMNS)
     if tuple(field.strip() for field in next(rows)) != COLUMNS:
-        raise DatasetError(f"{path}, line 1: expected the header {meaning}")
+        raise DatasetError(f"{path}, line 1: expected the header {header}")
     for row in filter(None, rows):
         place = f"{path}, line {rows.line_num}"
         if len(row) != len(COLUMNS):
-            raise DatasetError(f"{place}: found {len(row)} values, expected {len(COLUMNS)} ({meaning})")
+            raise DatasetError(f"{place}: found {len(row)} values, expected {len(COLUMNS)} ({header})")
         name, *numbers = row
         if not name.strip():
-            raise DatasetError(f"{place}: no image is named, expected {meaning}")
+            raise DatasetError(f"{place}: the name of the image is empty, expected {header}")
         table = read_table(
             [",".join(numbers)], 4, ",".join(COLUMNS[1:]), path, rows.line_num, delimiter=",", allow_nan=False
         )
@@ -72,9 +72,9 @@ def _boxes_of_json(path: Path) -> Boxes:
     try:
         content = json.loads("\n".join(read_lines(path)), object_pairs_hook=lambda pairs: _unique(pairs, path))
     except json.JSONDecodeError as error:
-        raise DatasetError(f"{path}, line {error.lineno}: not JSON, {error.msg}") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists within lists without end
-        raise DatasetError(f"{path}: not JSON that can be read, {error}") from error
+        raise DatasetError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or lists nested too deeply
+        raise DatasetError(f"{path}: the JSON cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise DatasetError(f'{path}: expected {{"photo.jpg": [[x0, y0, x1, y1], ...], ...}}, found {_kind(content)}')
     boxes: Boxes = {}
@@ -91,8 +91,8 @@ def _boxes_of_json(path: Path) -> Boxes:
 
 
 def _unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
-    if double := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
-        raise DatasetError(f"{path}: {double[0]!r} stands there twice; put all boxes of a photo into one list")
+    if repeated := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
+        raise DatasetError(f"{path}: {repeated[0]!r} occurs more than once; put all boxes of a photo into one list")
     return dict(pairs)
 
 
@@ -111,5 +111,5 @@ def _is_box(box: Any) -> bool:
 def _is_finite(value: float) -> bool:
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number beyond all floats
+    except OverflowError:  # an integer too large for a float
         return False

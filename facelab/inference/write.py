@@ -1,4 +1,4 @@
-"""What prediction leaves on disk: landmarks as JSON and CSV, and pictures."""
+"""Files of a prediction: landmarks as JSON and CSV, and pictures."""
 
 import csv
 from collections.abc import Iterable, Sequence
@@ -21,11 +21,11 @@ from facelab.metrics.face_table import ANGLES
 UNITS = "pixels of the upright photo, x right, y down; the centre of the top-left pixel is (0, 0)"
 POSE = "yaw, pitch, roll in degrees, positive: nose towards image-left, chin up, clockwise"
 DECIMALS = 3
-"""Decimals of what is written: a thousandth of a pixel."""
+"""Decimal places of written numbers: a thousandth of a pixel."""
 
 
 def contents(photos: Sequence[PredictedPhoto], layout: Layout) -> dict[str, Any]:
-    """What ``landmarks.json`` says of the photos that could be read, and what its numbers mean."""
+    """Return the content of ``landmarks.json``: the predictions on all readable photos, and the units."""
     return {
         "units": f"{UNITS}; boxes are x0 y0 x1 y1, sizes width and height",
         **({"pose": POSE} if _has_pose(photos) else {}),
@@ -49,7 +49,7 @@ def _has_pose(photos: Iterable[PredictedPhoto]) -> bool:
 
 
 def write_csv(path: Path, photos: Sequence[PredictedPhoto], layout: Layout) -> None:
-    """Write one line per face: photo, face, box, points, the mean of the points' confidence, the pose if known."""
+    """Write one line per face: photo, face, box, points, mean confidence of the points, and the pose if predicted."""
     points = [f"p{i}_{axis}" for i in range(layout.num_points) for axis in "xy"]
     pose = ANGLES if _has_pose(photos) else ()
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
@@ -63,20 +63,20 @@ def write_csv(path: Path, photos: Sequence[PredictedPhoto], layout: Layout) -> N
 
 
 def write_picture(photo: PredictedPhoto, layout: Layout, folder: Path) -> None:
-    """Draw points and outlines on a photo at its own resolution, under its name in a folder.
+    """Draw points and outlines on a photo at full resolution and write it under its name into a folder.
 
-    What is not JPEG or PNG becomes PNG. The dots are as large as suits the face.
+    A photo that is neither JPEG nor PNG is written as PNG. The size of the dots depends on the size of the face.
 
     Raises:
-        ImageError: the photo cannot be read again, or is larger than its format allows.
+        ImageError: the photo cannot be read again, or is too large for its format.
         OSError: the picture cannot be written.
     """
     image = read_image(photo.path, orientation="shown")
     for face in photo.faces:
         _draw(image, face.points, layout)
-    kept = PurePosixPath(photo.name).suffix.lower() in {".jpg", ".jpeg", ".png"}
-    path = folder / (photo.name if kept else f"{photo.name}.png")
-    # Encoded here and written by Python: OpenCV does not open every name that a system allows.
+    keeps_format = PurePosixPath(photo.name).suffix.lower() in {".jpg", ".jpeg", ".png"}
+    path = folder / (photo.name if keeps_format else f"{photo.name}.png")
+    # Python writes the file because OpenCV cannot open every file name that the system allows.
     try:
         _, content = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     except cv2.error as error:
@@ -86,7 +86,7 @@ def write_picture(photo: PredictedPhoto, layout: Layout, folder: Path) -> None:
 
 
 def _draw(image: Array, points: Array, layout: Layout) -> None:
-    """Draw a face into an image, on the part around the face, whose size sets that of the dots."""
+    """Draw a face into an image, only on the part around it: the size of the part determines the size of the dots."""
     low, high = bounding_box(points).reshape(2, 2)
     margin = max(8.0, 0.1 * (high - low).max())
     height, width = image.shape[:2]

@@ -1,4 +1,4 @@
-"""Speed that costs no accuracy: how images and weights lie in memory, and compiling."""
+"""Options that change the speed and not the accuracy: memory format and compilation."""
 
 from collections.abc import Iterator
 
@@ -9,21 +9,23 @@ from facelab.errors import ConfigError
 from lightning_modules.landmark import LandmarkModule
 
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+"""Torch's memory formats by their name in the configuration."""
 
 
 def prepare(module: LandmarkModule, memory_format: str, compile: bool) -> None:
-    """Lay out a module's weights, and from now on its images, and compile its networks; in place.
+    """Set the memory format of a module's weights and future images, and compile its networks, in place.
 
-    Results stay the same but for rounding, and so do the names of its weights in a checkpoint.
+    Results are the same except for rounding. The names of the weights in a checkpoint do not change.
 
     Args:
-        module: before its first step; it may be moved to another device afterwards.
-        memory_format: ``channels_last``, which convolutions on a CPU and tensor cores prefer, or ``contiguous``.
-        compile: let torch translate the networks to code of their own at their first call, and again for other sizes of
-            batch: half a minute or more, which a short run does not earn back. Loss, coder and metrics are left alone.
+        module: module before its first step; it may be moved to another device afterwards.
+        memory_format: ``channels_last``, which is faster for convolutions on a CPU and on tensor cores, or
+            ``contiguous``.
+        compile: compile the networks with torch at their first call and again for each new batch size. This takes half
+            a minute or more, too long for a short run. Loss, coder and metrics are not compiled.
 
     Raises:
-        ConfigError: another value, or this machine cannot compile.
+        ConfigError: a value is none of the above, or torch cannot compile on this machine.
     """
     if memory_format not in MEMORY_FORMATS:
         raise ConfigError("memory_format", f"={memory_format}: {' or '.join(MEMORY_FORMATS)} expected")
@@ -33,14 +35,14 @@ def prepare(module: LandmarkModule, memory_format: str, compile: bool) -> None:
     module.to(memory_format=module.memory_format)
     if compile:
         _check_compiler()
-        # Each by itself and not the whole module: a copy of it, as averaging of weights makes, would still call the
-        # original, and distributed training would compile the training step with all that it logs.
+        # Compile each network and not the whole module: a copy of a compiled module, as weight averaging makes, would
+        # still call the original, and distributed training would compile the training step with its logging.
         for network in _networks(module):
             network.compile()
 
 
 def _networks(module: nn.Module) -> Iterator[nn.Module]:
-    """The outermost parts with parameters that are called; lists of parts are not."""
+    """Yield the outermost submodules with parameters; enter lists and dicts of modules, which are never called."""
     for part in module.children():
         if isinstance(part, nn.ModuleList | nn.ModuleDict):
             yield from _networks(part)
@@ -49,18 +51,18 @@ def _networks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _check_compiler() -> None:
-    """Compile next to nothing, so that a machine that cannot says so now and not in the first step.
+    """Compile a trivial function, to raise an error now and not in the first step.
 
     Raises:
-        ConfigError: it failed; says why.
+        ConfigError: torch cannot compile on this machine; the message contains the reason.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.compile(torch.neg)(torch.zeros(1, device=device))
-    except Exception as error:  # what is lacking shows in many ways
+    except Exception as error:  # the type of the error depends on what is missing
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
             "compile",
-            f"=true: torch cannot compile here: {reason}\n"
-            "It needs a C++ compiler (g++, or what CXX names) and on a GPU triton; compile=false needs neither.",
+            f"=true: torch cannot compile on this machine: {reason}\n"
+            "It needs a C++ compiler (g++, or the one in CXX) and on a GPU triton; compile=false needs neither.",
         ) from error

@@ -1,4 +1,4 @@
-"""What finding the landmarks of one face costs: parameters, multiply-adds, milliseconds."""
+"""Cost of predicting the landmarks of one face: parameters, multiply-adds, milliseconds."""
 
 import os
 import platform
@@ -17,36 +17,37 @@ from facelab.internals.torch import Operands
 from lightning_modules.landmark import LandmarkModule
 
 WARM_UP = 3
-"""Calls at least that are not timed; a tenth of the time that is measured goes before it as well."""
+"""Minimum number of calls before timing; the calls before timing also take at least a tenth of the measured time."""
 
 
 class Latency(NamedTuple):
-    """How long one call takes, in milliseconds."""
+    """Percentiles of the duration of a call, in milliseconds."""
 
     p50: float
     p95: float
-    calls: int  # that were timed
+    calls: int  # number of timed calls
 
 
 def cost(module: LandmarkModule, size: int, *, pose: bool) -> dict[str, int]:
-    """Parameters, multiply-adds and floating point operations behind the landmarks of one face.
+    """Count the parameters, multiply-adds and floating point operations for the landmarks of one face.
 
-    Counted is ``predict_points`` of one crop, from raw pixels to points, without the flip test, which runs the network
-    twice; or ``predict``, which finds the head's pose with them. A parameter counts if an operator of that run reads
-    it; so a branch that only training needs, or a layer that was adopted by nobody, does not, however a method builds
-    it. Statistics of normalisation are no parameters.
+    The count covers ``predict_points`` on one crop, from raw pixels to points, or ``predict``, which also predicts the
+    head pose. It excludes the flip test, which runs the network twice. A parameter counts if an operator of that call
+    reads it: the parameters of a training-only branch or of an unused layer do not count. Statistics of normalisation
+    are not parameters.
 
     Args:
-        module: left as it is: its device, its memory format, training or evaluation mode, flip test.
+        module: model to measure; its device, memory format, training mode and flip test do not change.
         size: side of the crop in pixels.
-        pose: count what finds the head's pose as well.
+        pose: include the prediction of the head pose.
 
     Returns:
-        ``params``; ``macs``, one multiplication and one addition each, of convolutions and matrix products (torch's
-        ``FlopCounterMode``), and not of normalisation, activations and pooling, as papers count; ``flops``, twice that.
+        ``params``, ``macs`` and ``flops``. A MAC is one multiplication and one addition. As in papers, only
+        convolutions and matrix products count (torch's ``FlopCounterMode``), not normalisation, activations and
+        pooling. ``flops`` is twice ``macs``.
     """
     image = _crops(module, 1, size)
-    eager = torch.compiler.set_stance("force_eager")  # a compiled kernel would hide what it reads and does
+    eager = torch.compiler.set_stance("force_eager")  # the operators inside a compiled kernel are not visible
     predict = module.predict if pose else module.predict_points
     with _inference(module), eager, torch.no_grad(), Operands() as operands, FlopCounterMode(display=False) as counter:
         predict(image)
@@ -58,19 +59,19 @@ def cost(module: LandmarkModule, size: int, *, pose: bool) -> dict[str, int]:
 def latency(
     module: LandmarkModule, size: int, batch: int, seconds: float, repeats: int, threads: int, *, pose: bool
 ) -> Latency:
-    """How long ``predict_points`` takes for crops that lie on the module's device already, without the flip test.
+    """Measure the duration of ``predict_points`` on crops on the module's device, without the flip test.
 
-    From raw pixels to points, and with ``predict`` to the head's pose, in 32-bit floats as torch computes with them
-    (TF32 in convolutions on a GPU). Reading and cutting out photos and the way to a GPU are not in it.
+    The time covers raw pixels to points, in float32 with torch's settings (TF32 in convolutions on a GPU). It excludes
+    reading and cropping photos and copying crops to a GPU.
 
     Args:
-        module: left as it is.
+        module: model to measure; it does not change.
         size: side of the crops in pixels.
-        batch: crops in one call.
-        seconds: for so long at least it is called.
-        repeats: so often at least.
-        threads: of torch on the CPU.
-        pose: time ``predict`` instead, which finds the head's pose as well.
+        batch: number of crops in a call.
+        seconds: minimum total time of the timed calls.
+        repeats: minimum number of timed calls.
+        threads: number of torch's threads on the CPU.
+        pose: measure ``predict`` instead, which also predicts the head pose.
     """
     image = _crops(module, batch, size)
     predict = module.predict if pose else module.predict_points
@@ -82,34 +83,34 @@ def latency(
 
 
 def predicts_pose(module: LandmarkModule, size: int) -> bool:
-    """Whether a module finds the head's pose in crops of this many pixels; it is left as it is."""
+    """Return whether a module predicts the head pose from crops of this side in pixels; it does not change."""
     with _inference(module), torch.inference_mode():
         return module.predict(_crops(module, 1, size)).pose is not None
 
 
 def machine(device: torch.device) -> dict[str, str]:
-    """What a time was measured on: ``device``, ``cpu`` and ``torch``'s version."""
+    """Describe the machine: ``device``, ``cpu`` and the version of ``torch``."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {"device": name, "cpu": _processor(), "torch": torch.__version__}
 
 
 def _processor() -> str:
-    """The CPU's own name, as far as the system tells it, and how many of its cores this process may use."""
+    """Return the model name of the CPU, if the system reports it, and the number of cores this process may use."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{next(named, platform.processor() or platform.machine())}, {cores} cores"
+    return f"{next(names, platform.processor() or platform.machine())}, {cores} cores"
 
 
 def _crops(module: LandmarkModule, batch: int, size: int) -> Tensor:
-    """Noise as crops, ``(B, 3, H, W)`` uint8 on the module's device."""
+    """Draw noise images as crops, ``(B, 3, H, W)`` uint8 on the module's device."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=generator).to(module.device)
 
 
 def _durations(predict: Callable[[Tensor], Any], image: Tensor, seconds: float, repeats: int) -> list[float]:
-    """Seconds of each call; for so long and so often at least."""
+    """Time calls in seconds, for at least ``seconds`` in total and at least ``repeats`` times."""
     times: list[float] = []
     _synchronise(image.device)
     end = time.perf_counter() + seconds
@@ -122,14 +123,14 @@ def _durations(predict: Callable[[Tensor], Any], image: Tensor, seconds: float, 
 
 
 def _synchronise(device: torch.device) -> None:
-    """Wait for a GPU to finish what it was given; a CPU has finished."""
+    """Wait until a GPU has finished its work; a CPU works synchronously."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 @contextmanager
 def _inference(module: LandmarkModule) -> Iterator[None]:
-    """A module as it predicts, without the flip test; then as it was, each of its parts."""
+    """Set a module to evaluation mode without the flip test inside the block, then restore each submodule's mode."""
     training, flip_test = {part: part.training for part in module.modules()}, module.flip_test
     module.eval()
     module.flip_test = False
@@ -143,7 +144,7 @@ def _inference(module: LandmarkModule) -> Iterator[None]:
 
 @contextmanager
 def _threads(number: int) -> Iterator[None]:
-    """Let torch compute with so many threads; then with as many as before."""
+    """Set the number of torch's CPU threads inside the block, then restore the previous number."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

@@ -905,7 +905,9 @@ def test_folder_reads_photos_as_they_are_shown(mark: int, tmp_path: Path, caplog
     assert photo.orientation == "shown"
     assert ("1 of 1 photos have an orientation tag" in caplog.text) == (mark != 1)
     view = Crop(20, 1.0, True, (0.0, 0.0), "points")
-    crop = PhotoFile(photo.path, photo.orientation).cut_out(view.matrix(view.reference_box(photo.faces[0], np.zeros(4))), 20)
+    crop = PhotoFile(photo.path, photo.orientation).cut_out(
+        view.matrix(view.reference_box(photo.faces[0], np.zeros(4))), 20
+    )
     light = np.argwhere(crop[..., 0] > 128).mean(axis=0)
     np.testing.assert_allclose(light, [9.5, 9.5], atol=0.6)
     (as_stored,) = folder(tmp_path, orientation="stored").photos("all")

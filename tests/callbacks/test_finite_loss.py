@@ -154,5 +154,5 @@ def test_finite_loss_is_told_on_a_full_disk(tmp_path: Path, spoil: Spoil, monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("callbacks.finite_loss.write_tensors", full)
-    with pytest.raises(SystemExit, match=r"the loss is nan .* could not be kept: .*No space left"):
+    with pytest.raises(SystemExit, match=r"the loss is nan .* could not be saved: .*No space left"):
         open_door("train", *small("pipnet"), *WORDS, folder=tmp_path)

@@ -191,8 +191,8 @@ def test_a_run_outlives_its_wandb(
     logger = TolerantWandbLogger(str(tmp_path), "project", "id", "name", "group", "train", [], offline=True)
     for step in range(3):
         logger.log_metrics({"a": 1.0}, step)
-    assert [record.message for record in caplog.records if "goes on without it" in record.message] == [
-        "W&B has ended (ConnectionResetError: Connection lost); the run goes on without it"
+    assert [record.message for record in caplog.records if "continues without it" in record.message] == [
+        "W&B has failed (ConnectionResetError: Connection lost); the run continues without it"
     ]
 
 

@@ -239,7 +239,7 @@ def test_the_paper_stands_beside_the_official_test_set(tmp_path: Path) -> None:
     write(tmp_path / "b", measured=False)
     text = page_of(tmp_path / "*", tmp_path / "page.html")
     assert "<span>4.57</span>" in text and "Jin, Liao, Shao, IJCV 2021" in text
-    assert "Published on these faces" in text and "LAB" in text
+    assert "Published results on these faces" in text and "LAB" in text
 
 
 def test_pictures_are_limited_and_small(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_pictures_are_limited_and_small(tmp_path: Path) -> None:
     (tmp_path / "sweep" / "0" / "samples" / "worst.png").write_bytes(b"no picture")
     pages = {most: page_of(tmp_path / "sweep", tmp_path / "page.html", most) for most in (0, 2, 6)}
     assert [text.count("data:image/jpeg") for text in pages.values()] == [0, 1, 2]
-    assert "Worst faces" not in pages[0] and "worst.png is no PNG image" in pages[6]
+    assert "Worst faces" not in pages[0] and "worst.png is not a PNG image" in pages[6]
     images = re.findall(r'base64,([^"]+)" width="(\d+)"', pages[6])
     assert all(width == "768" and len(data) < 200_000 for data, width in images)
 
@@ -264,7 +264,7 @@ def test_a_page_of_runs_without_numbers(tmp_path: Path) -> None:
     measure(folder, 2, 1, faces=10)
     (folder / "metrics.json").unlink()
     text = page_of(folder, tmp_path / "page.html")
-    assert "Runs without numbers" in text and 'data-section="0"' in text and '"train/loss"' in text
+    assert "Runs without metrics" in text and 'data-section="0"' in text and '"train/loss"' in text
 
 
 def test_the_door_writes_the_page(

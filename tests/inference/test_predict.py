@@ -307,7 +307,7 @@ def test_unusable_boxes(trained: SimpleNamespace, predict: Callable[..., dict[st
     assert "no area" in reasons["face2.png", 0]
     assert "outside" in reasons["face2.png", 1]
     assert "not among the photos" in reasons["nobody.png", None]
-    assert {name for (name, _), reason in reasons.items() if "does not name it" in reason} == {
+    assert {name for (name, _), reason in reasons.items() if "does not contain it" in reason} == {
         *("face0.jpg", "face1.jpg", "face3.png")
     }
 
@@ -358,16 +358,16 @@ def test_no_photos(images: str, tmp_path: Path) -> None:
         ("b.csv", "image,x0,y0,x1,y1\na.jpg,1,2,x,4", "line 2: 'x' is not a number"),
         ("b.csv", "image,x0,y0,x1,y1\na.jpg,1,2,3,4\na.jpg,1,nan,3,4", "line 3: 'nan'"),
         ("b.csv", "image,x0,y0,x1,y1\na.jpg,1,2,inf,4", "line 2: 'inf' is not a finite number"),
-        ("b.csv", "image,x0,y0,x1,y1\n ,1,2,3,4", "line 2: no image"),
-        ("b.json", '{"a.jpg": [[1, 2, 3, 4]],\n oops}', "line 2: not JSON"),
+        ("b.csv", "image,x0,y0,x1,y1\n ,1,2,3,4", "line 2: the name of the image is empty"),
+        ("b.json", '{"a.jpg": [[1, 2, 3, 4]],\n oops}', "line 2: not valid JSON"),
         ("b.json", "[[1, 2, 3, 4]]", "found a list"),
         ("b.json", '{"a.jpg": {"box": 1}}', "'a.jpg': expected a list of boxes"),
         ("b.json", '{"a.jpg": [1, 2, 3, 4]}', "'a.jpg', face 0: expected"),
         ("b.json", '{"a.jpg": [[1, 2, 3, 4], [1, 2, 3]]}', "'a.jpg', face 1: expected"),
         ("b.json", '{"a.jpg": [[1, 2, NaN, 4]]}', "'a.jpg', face 0: expected"),
         ("b.json", '{"a.jpg": [[1, 2, true, 4]]}', "'a.jpg', face 0: expected"),
-        ("b.json", '{"a.jpg": [], "a.jpg": [[1, 2, 3, 4]]}', "'a.jpg' stands there twice"),
-        ("b.txt", "a.jpg 1 2 3 4", "ends in .csv or .json"),
+        ("b.json", '{"a.jpg": [], "a.jpg": [[1, 2, 3, 4]]}', "'a.jpg' occurs more than once"),
+        ("b.txt", "a.jpg 1 2 3 4", "the ending .csv or .json"),
     ],
 )
 def test_malformed_boxes(name: str, text: str, expected: str, tmp_path: Path) -> None:

@@ -290,14 +290,14 @@ def test_benchmark_of_a_sweep(trained: Path, tmp_path: Path, capfd: pytest.Captu
         ]
     out = " ".join(capfd.readouterr().out.split())
     for number, reason in (("1", "failed"), ("2", "finished, without a checkpoint"), ("4", "missing")):
-        assert f"sweep/{number} is left out: {reason}" in out
+        assert f"sweep/{number} is skipped: {reason}" in out
     (table,) = compare(read_runs([sweep]), None)
     column = [cell.text for cell in grid(table)[0]].index("latency ms")
     assert [row[column].text == "-" for row in grid(table, each=True)[1:]].count(False) == 2
     assert [cost["title"] for cost in section_data(table)["costs"]] == ["MACs", "Latency"]
     for number in "03":
         shutil.rmtree(sweep / number / "checkpoints")
-    with pytest.raises(SystemExit, match="sweep: none of its 5 cells can be measured"):
+    with pytest.raises(SystemExit, match="sweep: none of its 5 jobs can be measured"):
         open_door("benchmark", "ckpt=sweep", *QUICK, "hydra.run.dir=again", folder=tmp_path)
 
 
@@ -310,7 +310,7 @@ def test_benchmark_with_pose(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     for folder, more in (("alone", "false"), ("both", "true")):
         line = ["ckpt=sweep", f"with_pose={more}", *QUICK, f"hydra.run.dir={folder}"]
         open_door("benchmark", *line, folder=tmp_path)
-    assert "sweep/0 is left out: with_pose=true: this model predicts no pose" in capfd.readouterr().out
+    assert "sweep/0 is skipped: with_pose=true: this model predicts no pose" in capfd.readouterr().out
     with (tmp_path / "both" / "benchmark.csv").open() as file:
         assert [(row["name"], row["pose"]) for row in csv.DictReader(file)] == [("sweep/1", "True")]
     alone, both = (load(tmp_path / "sweep" / "1" / f"{name}.json") for name in ("benchmark", "benchmark_pose"))
@@ -357,8 +357,8 @@ def test_benchmark_agrees_with_published_numbers(tmp_path: Path, capfd: pytest.C
     [
         (["ckpt=/gone"], "/gone is neither a run folder nor a checkpoint file"),
         (["ckpt=[]"], "ckpt=[]: a run folder"),
-        (["ckpt={run}", "backbone=mbv2"], "backbone=... changes nothing beside ckpt=..."),
-        (["ckpt={run}", "+typo=1"], "typo=... changes nothing beside ckpt=..."),
+        (["ckpt={run}", "backbone=mbv2"], "backbone=... has no effect with ckpt=..."),
+        (["ckpt={run}", "+typo=1"], "typo=... has no effect with ckpt=..."),
         (["threads=0"], "threads: 0 given, int >= 1"),
         (["batch=many"], "batch: 'many' given, int >= 1"),
         (["repeats=1.5"], "repeats: 1.5 given, int >= 1"),
@@ -370,7 +370,7 @@ def test_benchmark_agrees_with_published_numbers(tmp_path: Path, capfd: pytest.C
         (["+typo=1"], "typo: nothing reads this key"),
         pytest.param(
             ["device=cuda"],
-            "device=cuda: torch finds no CUDA device here",
+            "device=cuda: torch finds no CUDA device",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here"),
         ),
     ],
