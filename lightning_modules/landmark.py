@@ -33,8 +33,8 @@ class Prediction(NamedTuple):
 class LandmarkModule(LightningModule):
     """Base class of the landmark methods. A method builds its network and may override ``training_step``.
 
-    Training computes ``encode -> forward -> loss``, all other steps ``forward -> decode``. After each validation or test
-    epoch ``table`` contains the errors of every face; all logged metrics are computed from it.
+    Training computes ``encode -> forward -> loss``, all other steps ``forward -> decode``. After each validation or
+    test epoch ``table`` contains the errors of every face; all logged metrics are computed from it.
 
     Args:
         layout: layout of the predicted landmarks.

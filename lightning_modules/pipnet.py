@@ -25,7 +25,7 @@ class HasMeanShape(Protocol):
 
 
 class PIPNet(LandmarkModule):
-    """Method that predicts a score per cell of the coarsest feature map, and offsets of the landmark and its neighbours.
+    """Method that predicts scores per cell of the coarsest feature map and offsets of landmarks and their neighbours.
 
     The neighbours are computed from the mean shape of the training faces and stored in the checkpoint.
 

@@ -13,7 +13,7 @@ class FractionalMultiStepLR(MultiStepLR):
 
     Args:
         optimizer: optimizer of the learning rate.
-        at: fractions of ``max_epochs``, rounded to whole epochs and at least 1: the first epoch always has the full rate.
+        at: fractions of ``max_epochs``, rounded to whole epochs. The first epoch always has the full rate.
         factor: factor of each drop.
         max_epochs: length of the run in epochs.
     """

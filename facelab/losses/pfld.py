@@ -140,16 +140,17 @@ class EffectiveNumberWeight(InverseFrequencyWeight):
 
 
 class HardExampleWeight(nn.Module):
-    """A weight by difficulty instead of class, in the manner of the focal loss (Lin et al., ICCV 2017).
+    """Weight by difficulty instead of class, similar to the focal loss (Lin et al., ICCV 2017).
 
-    A face's mean error over the running mean of all, to the power of ``exponent``; no gradient flows through it.
+    The weight is the mean error of the face divided by the running mean over faces, to the power of ``exponent``. It
+    has no gradient.
 
     Args:
-        exponent: 0 makes all faces alike.
-        momentum: of the running mean, which moves by the rest of 1 with every batch.
+        exponent: 0 or more; with 0 all weights are 1.
+        momentum: factor in [0, 1) on the old running mean; the mean of a batch has the factor ``1 - momentum``.
 
     Raises:
-        ConfigError: one of them is out of range.
+        ConfigError: ``exponent`` or ``momentum`` is out of range.
     """
 
     def __init__(self, exponent: float, momentum: float) -> None:
