@@ -315,7 +315,7 @@ def test_weights_that_cannot_be_fetched(
     with pytest.raises(SystemExit) as stop:
         open_door("train", *small("pipnet"), *QUIET, "backbone.pretrained=true", folder=tmp_path)
     message = str(stop.value.code)
-    assert message.startswith("backbone: the pretrained weights of backbone test_resnet cannot be had")
+    assert message.startswith("backbone: the pretrained weights of backbone test_resnet cannot be loaded")
     assert "backbone.weights=FILE" in message
     assert "backbone.pretrained=false" in message
     assert "Traceback" not in capfd.readouterr().err

@@ -166,9 +166,9 @@ def test_pip_says_what_is_wrong() -> None:
         PIPCoder(FIVE5, 32, 5, False)
     with pytest.raises(ConfigError, match=r"crop\.size=250 must be a multiple of coder\.stride=32"):
         pip(FIVE5).encode(some_points(FIVE5), torch.ones(3, 5, dtype=torch.bool), 250)
-    with pytest.raises(ValueError, match=r"the mean shape must be \(5, 2\), it is \(4, 2\)"):
+    with pytest.raises(ValueError, match=r"the mean shape must be \(5, 2\), got \(4, 2\)"):
         pip(FIVE5).set_mean_shape(torch.rand(4, 2))
-    with pytest.raises(ValueError, match=r"landmarks \[1\] have no place"):
+    with pytest.raises(ValueError, match=r"landmarks \[1\] are missing"):
         pip(FIVE5).set_mean_shape(torch.tensor([[0.0, 0], [float("nan"), 0], [2, 0], [3, 0], [4, 0]]))
     with pytest.raises(ConfigError, match=r"landmarks \[4\] are nobody's neighbour"):
         far = torch.tensor([[0.0, 0], [1, 0], [2, 0], [3, 0], [99, 0]])

@@ -359,7 +359,7 @@ def test_an_empty_split_is_refused_by_name() -> None:
 def test_a_set_without_boxes_is_refused_for_a_crop_by_box() -> None:
     """Would catch thousands of warnings, one a face, and a training on nothing but blank images."""
     photo = Photo(Path("a.jpg"), (three([[1, 1], [9, 1], [5, 9]]),), "stored")
-    with pytest.raises(DatasetError, match=r"no face of the split 'train' comes with a box; use crop\.box=points"):
+    with pytest.raises(DatasetError, match=r"no face of the split 'train' has a box; use crop\.box=points"):
         module(Drawn(THREE, (), {"train": [photo]}), crop=crop(box="given"))
 
 
@@ -662,7 +662,7 @@ def test_loader_ends_a_run_whose_photos_went_away(
     loader = loader_of(photos, 1.0, workers)
     assert sum(int(batch.valid.any(1).sum()) for batch in loader) == 6
     path.rename(tmp_path / "b.png")
-    with pytest.raises(DatasetError, match=r"a\.png: this photo, one of \d, was read before and cannot be any more"):
+    with pytest.raises(DatasetError, match=r"a\.png: this photo, one of \d, was read before and cannot be read any"):
         list(loader)
 
 

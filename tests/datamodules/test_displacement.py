@@ -8,7 +8,7 @@ import albumentations
 import numpy as np
 import pytest
 
-from datamodules.augmentation import FARTHEST
+from datamodules.augmentation import MAX_DISPLACEMENT
 from datamodules.displacement import displacement
 
 MOVERS = {"Downscale", "Emboss", "GlassBlur", "MotionBlur", "ZoomBlur"}
@@ -59,14 +59,14 @@ def test_displacement_sees_what_moves_only_the_margin() -> None:
 )
 def test_displacement_is_none_however_bad_the_image(harsh: Any) -> None:
     """Would catch a harsh change of the pixels that is taken for a movement, and refused."""
-    assert displacement(harsh) < FARTHEST / 2
+    assert displacement(harsh) < MAX_DISPLACEMENT / 2
 
 
 @pytest.mark.parametrize("name", sorted(ALL - NEEDY))
 def test_displacement_tells_movers_from_all_others(name: str) -> None:
     """Would catch a transform of another version that moves, and a probe on which one that stays seems to."""
     measured = displacement(getattr(albumentations, name)())
-    assert measured > 2 * FARTHEST - 0.01 if name in MOVERS else measured < FARTHEST / 2
+    assert measured > 2 * MAX_DISPLACEMENT - 0.01 if name in MOVERS else measured < MAX_DISPLACEMENT / 2
 
 
 def test_displacement_is_the_same_each_time() -> None:

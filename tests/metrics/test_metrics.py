@@ -575,7 +575,7 @@ def test_faces_csv_faults(table: FaceTable, tmp_path: Path) -> None:
         ("", ":1: starts with"),
         (text.replace("face_id", "row", 1), ":1: starts with"),
         (text[:-30], f":{FACES + 1}: "),
-        (text.replace("\n2,x,", "\n2,x,oops", 1), ":4: column nme_ioc holds"),
+        (text.replace("\n2,x,", "\n2,x,oops", 1), ":4: column nme_ioc contains"),
     ):
         path.write_text(broken)
         with pytest.raises(ValueError, match=message):
