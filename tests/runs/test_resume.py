@@ -577,14 +577,14 @@ def test_relative_paths_are_no_options() -> None:
     ("words", "message"),
     [
         (["resume=gone"], "is not the folder of a run"),
-        (["resume=sweep"], r"train\.py -m resume=.*sweep goes on with a sweep"),
-        (["resume=a sweep"], r"train\.py -m 'resume=.*a sweep' goes on with a sweep"),
+        (["resume=sweep"], r"train\.py -m resume=.*sweep resumes a sweep"),
+        (["resume=a sweep"], r"train\.py -m 'resume=.*a sweep' resumes a sweep"),
         (["resume=/a/b=c (d)"], r"/a/b=c \(d\) is not the folder of a run"),
         (["resume=/a/my", "run"], r"'resume=\"/a/my run\"'"),
         (["-m", "resume=run"], r"holds no sweep\.json"),
         (["-m", "resume=gone"], r"holds no sweep\.json"),
-        (["resume=run", "hydra.run.dir=x"], "says already where the run lies"),
-        (["resume=run", "hydra.sweep.dir=x", "-m"], "says already where the run lies"),
+        (["resume=run", "hydra.run.dir=x"], "already sets the folder of the run"),
+        (["resume=run", "hydra.sweep.dir=x", "-m"], "already sets the folder of the run"),
         (["resume="], "is not the folder of a run"),
     ],
 )
@@ -993,7 +993,7 @@ def test_a_place_outside_of_a_resumed_folder_is_for_the_user_to_say(
     monkeypatch.delenv("FACELAB_RESUMED", raising=False)
     check_reach(cfg, tmp_path / "run")  # not resumed: all of it is typed
     monkeypatch.setenv("FACELAB_RESUMED", json.dumps(["trainer.max_epochs=3", "cache=data"]))
-    with pytest.raises(RunError, match="is for you to say"):
+    with pytest.raises(RunError, match="please confirm"):
         check_reach(cfg, tmp_path / "run")
     monkeypatch.setenv("FACELAB_RESUMED", json.dumps([word, "cache=data"]))
     check_reach(cfg, tmp_path / "run")
