@@ -1,4 +1,4 @@
-"""The table of a test, as train.py and evaluate.py print it."""
+"""Table of a test, as train.py and evaluate.py print it."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from facelab.runs.processes import is_first
 
 
 def report(folder: Path) -> None:
-    """Print the table of the test that a run's folder holds, in percent, and where its files lie."""
+    """Print the table of the test in a run's folder, in percent, and the paths of its files."""
     from rich.console import Console
     from rich.table import Table
 
@@ -17,7 +17,7 @@ def report(folder: Path) -> None:
         return
     if not files.metrics.is_file():
         if files.checkpoints.is_dir():
-            Console().print(f"no test was asked for; the checkpoints lie in {files.checkpoints}", soft_wrap=True)
+            Console().print(f"no test was requested; the checkpoints are in {files.checkpoints}", soft_wrap=True)
         return
     results = json.loads(files.metrics.read_text(encoding="utf-8"))
     metrics, counts = results["metrics"], results["counts"]
@@ -31,18 +31,18 @@ def report(folder: Path) -> None:
             continue
         unit = 1 if name.startswith("mae_") else 100
         low_high = results["intervals"].get(name)
-        known = low_high is not None and None not in low_high
-        interval = "{:.2f} .. {:.2f}".format(*(unit * end for end in low_high)) if known else ""
+        has_interval = low_high is not None and None not in low_high
+        interval = "{:.2f} .. {:.2f}".format(*(unit * end for end in low_high)) if has_interval else ""
         count = counts.get(name, counts["nme_ioc"])
-        unknown = "inf" if is_infinite(name, counts) else "-"
-        table.add_row(name, unknown if value is None else f"{unit * value:.2f}", interval, str(count))
+        missing = "inf" if is_infinite(name, counts) else "-"
+        table.add_row(name, missing if value is None else f"{unit * value:.2f}", interval, str(count))
     console = Console()
     console.print(table)
     if skipped := int(metrics["faces_skipped"]):
         console.print(f"{skipped} faces could not be measured; they are listed in {files.faces.name} without an error")
     for role, count in results.get("unreadable", {}).items():
         if count and role != "test":
-            console.print(f"{count} faces of {role} could not be read and were left out; the log names them")
+            console.print(f"{count} faces of {role} could not be read and were left out; the log lists them")
     if any(value is None and is_infinite(name, counts) for name, value in metrics.items()):
         console.print("inf: a point of one of these faces was predicted as NaN or infinite; -: there is no such face")
     pictures = ", ".join(path.name for path in (files.test_picture, files.worst_picture) if path.is_file())
