@@ -48,7 +48,7 @@ _CONVERT = ("none", "partial", "object", "all")
 _REFERENCE = re.compile(r"\$\{\s*([^\s${}:]+)\s*(?::\s*['\"]?([^\s${},'\"]*))?")
 _READS_KEYS = ("oc.select", "oc.deprecated", "oc.dict.keys", "oc.dict.values")
 _SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "min_length": "of length >="}
-_UNKNOWN = object()  # stands for a value that cannot be read; the reason is reported as a separate fault
+_UNKNOWN = object()  # marks a value that cannot be read; the reason is reported as a separate fault
 
 _Place = tuple[str | int, ...]  # keys and list indices from the root
 

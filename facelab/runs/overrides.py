@@ -41,7 +41,7 @@ SCHEME = re.compile(r"[A-Za-z][\w+.-]*:")
 
 
 def resumed_argv(argv: Sequence[str]) -> list[str]:
-    """Expand ``resume=FOLDER`` to the command line that it stands for; return other command lines unchanged.
+    """Expand ``resume=FOLDER`` to a full command line; return other command lines unchanged.
 
     For a run, the result consists of its saved overrides, the words typed now, and its folder. For a sweep (with
     ``-m``), it consists of the overrides of its first job, the words typed now, and its folder, from which the sweeper

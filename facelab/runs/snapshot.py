@@ -25,15 +25,15 @@ def run_from_copy() -> None:
     The copies are in ``logs/code``. Each is stored once, under a hash of its files and commit. Does nothing if the
     program is not a script of the project, or already runs from a copy.
     """
-    door = Path(sys.argv[0]).resolve()
-    words = [number for number, word in enumerate(sys.orig_argv) if Path(word).resolve() == door]
-    if CODE in os.environ or door.parent != ROOT or not words:
+    script = Path(sys.argv[0]).resolve()
+    words = [number for number, word in enumerate(sys.orig_argv) if Path(word).resolve() == script]
+    if CODE in os.environ or script.parent != ROOT or not words:
         return
     code = copy_code(Path("logs/code").absolute())
     os.environ[CODE] = str(code)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")]))
     flags = sys.orig_argv[1 : words[0]]
-    os.execv(sys.executable, [sys.executable, *flags, str(code / door.name), *sys.argv[1:]])
+    os.execv(sys.executable, [sys.executable, *flags, str(code / script.name), *sys.argv[1:]])
 
 
 def copy_code(where: Path) -> Path:
