@@ -235,7 +235,7 @@ def test_help_answers_at_once(door: str, words: str, tmp_path: Path) -> None:
         (["backbone.name=vit_tiny_patch16_224"], "backbone.name=vit_tiny_patch16_224: its feature maps have the"),
         (["backbone.weights=/dev/null"], "backbone.weights=/dev/null: there is no such file"),
         (["trainer.check_val_every_n_epoch=2"], "trainer.check_val_every_n_epoch=1 validates after every epoch"),
-        (["experiment=pfld_input_size", "crop.size=64"], "start it with -m, or say which job: backbone.width=..."),
+        (["experiment=pfld_input_size", "crop.size=64"], "start it with -m, or choose one job: backbone.width=..."),
         pytest.param(
             ["trainer=gpu"],
             "trainer: ",

@@ -83,7 +83,7 @@ def test_recorded_unfinished_run_resumes_to_the_same_end(
     open_door("train", f"resume={place}/unfinished", folder=folder)
     said = capfd.readouterr().out
     assert "changed: " not in said
-    assert re.search(rf"going on from .*last\.ckpt, step {step}\b", said), "begun anew"
+    assert re.search(rf"resuming from .*last\.ckpt, step {step}\b", said), "begun anew"
     run, reference = folder / place / "unfinished", RECORDED / place / "uninterrupted"
     saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert (saved["format"], saved["global_step"]) == (FORMAT, 18)

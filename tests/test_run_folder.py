@@ -11,7 +11,7 @@ import yaml
 from conftest import ROOT
 from lightning.pytorch import callbacks as lightning_callbacks
 
-from facelab.run_folder import BEST, WATCHERS, counted, is_infinite, now, read_status
+from facelab.run_folder import BEST_CALLBACK, PASSIVE_CALLBACKS, is_infinite, now, read_status, result_settings
 from facelab.runs.resume import _changes
 from facelab.runs.targets import buildable
 
@@ -29,17 +29,17 @@ def own_callbacks() -> set[str]:
     return {node["_target_"] for file in files for node in file.values() if isinstance(node, dict)}
 
 
-@pytest.mark.parametrize("name", sorted(own_callbacks() - {EMA, BEST}))
+@pytest.mark.parametrize("name", sorted(own_callbacks() - {EMA, BEST_CALLBACK}))
 def test_own_callback_watches(name: str) -> None:
     """Seeds that stand apart since a picture, a chart or the minutes between two checkpoints differ."""
-    assert "callbacks" not in counted(with_callbacks(it={"_target_": name, "minutes": 1}))
+    assert "callbacks" not in result_settings(with_callbacks(it={"_target_": name, "minutes": 1}))
 
 
 def test_watchers_are_classes_that_can_be_built() -> None:
     """A watcher that was moved or renamed, and now splits the seeds of a run."""
-    assert {f"{kind.__module__}.{kind.__qualname__}".rpartition(".")[2] for kind in map(buildable, WATCHERS)} == {
-        name.rpartition(".")[2] for name in WATCHERS
-    }
+    assert {
+        f"{kind.__module__}.{kind.__qualname__}".rpartition(".")[2] for kind in map(buildable, PASSIVE_CALLBACKS)
+    } == {name.rpartition(".")[2] for name in PASSIVE_CALLBACKS}
 
 
 @pytest.mark.parametrize(
@@ -56,25 +56,25 @@ def test_watchers_are_classes_that_can_be_built() -> None:
 def test_other_callback_counts(name: str | None) -> None:
     """A callback that averages, stops or accumulates, or one that nobody knows, taken for one that only watches."""
     assert name is None or name.startswith("callbacks.") or hasattr(lightning_callbacks, name.rpartition(".")[2])
-    found = counted(with_callbacks(it={"_target_": name, "decay": 0.9, "folder": "/home/a/run/mine"}, off=None))
+    found = result_settings(with_callbacks(it={"_target_": name, "decay": 0.9, "folder": "/home/a/run/mine"}, off=None))
     assert found["callbacks"] == {"it": {"_target_": name, "decay": 0.9}}
     assert found.keys() == {"seed", "test_ckpt", "callbacks"}
 
 
 def test_checkpoint_counts_where_the_best_is_tested() -> None:
     """Two choices of the best checkpoint averaged as seeds of one, or seeds apart for a checkpoint nobody tests."""
-    checkpoint = {"_target_": BEST, "dirpath": "/home/a/run/checkpoints", "monitor": "val/loss"}
-    assert "callbacks" not in counted(with_callbacks(checkpoint=checkpoint))
-    kept = {"checkpoint": {"_target_": BEST, "monitor": "val/loss"}}
-    assert counted(with_callbacks(test_ckpt="best", checkpoint=checkpoint))["callbacks"] == kept
+    checkpoint = {"_target_": BEST_CALLBACK, "dirpath": "/home/a/run/checkpoints", "monitor": "val/loss"}
+    assert "callbacks" not in result_settings(with_callbacks(checkpoint=checkpoint))
+    kept = {"checkpoint": {"_target_": BEST_CALLBACK, "monitor": "val/loss"}}
+    assert result_settings(with_callbacks(test_ckpt="best", checkpoint=checkpoint))["callbacks"] == kept
     evaluated = with_callbacks(checkpoint=checkpoint) | {"evaluate": {"ckpt": "a/checkpoints/best.ckpt"}}
-    assert counted(evaluated)["callbacks"] == kept
+    assert result_settings(evaluated)["callbacks"] == kept
 
 
 @pytest.mark.parametrize("odd", [None, [], "x", {"it": "x"}, {"it": {"_target_": ["a"]}}])
 def test_odd_callbacks_count(odd: Any) -> None:
     """A configuration typed by hand ends the comparison."""
-    assert counted(RUN | {"callbacks": odd})["callbacks"] == odd
+    assert result_settings(RUN | {"callbacks": odd})["callbacks"] == odd
 
 
 def test_change_of_what_counts_is_told_on_resumption() -> None:

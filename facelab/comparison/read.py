@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from facelab.errors import RunError
 from facelab.files import read_json, read_yaml, real
 from facelab.renames import renamed_config
-from facelab.run_folder import STAMPED, RunFolder, counted, is_infinite, read_jobs, read_status
+from facelab.run_folder import STAMPED, RunFolder, is_infinite, read_jobs, read_status, result_settings
 
 PATHS = ("cache", "data", "run")
 """Keys of ``paths`` that are folders."""
@@ -252,7 +252,7 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
             else:
                 yield key, _without_path(value, names)
 
-    kept = counted(config)
+    kept = result_settings(config)
     flat = {key: value for key, value in walk(kept, "") if key.removeprefix("evaluate.") not in UNCOUNTED}
     if isinstance(callbacks := kept.get("callbacks", {}), dict):
         nodes = callbacks.values()

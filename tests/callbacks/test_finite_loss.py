@@ -135,7 +135,7 @@ def test_finite_loss_is_decided_by_all_ranks(on_nan: str, tmp_path: Path) -> Non
     done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False)
     run = RunFolder(tmp_path / "run")
     printed = done.stdout + done.stderr
-    assert "begins at step 0" not in printed, "rank 1 took the folder that rank 0 has begun for an older run"
+    assert "starts again at step 0" not in printed, "rank 1 took the folder that rank 0 has begun for an older run"
     if on_nan == "stop":
         assert (done.returncode, status(tmp_path)["state"]) == (1, "failed"), printed
         assert "the loss of rank 1 is nan at step 1" in printed

@@ -217,7 +217,7 @@ def test_jobs_of_a_sweep_that_have_no_folder_are_missing(tmp_path: Path) -> None
         *[("sweep/0", "finished"), ("sweep/2", "failed"), ("sweep/9", "missing"), ("sweep/10", "missing")]
     ]
     rows = [[cell.text for cell in row] for row in grid_without_numbers(found)]
-    assert rows[3] == ["sweep/10", "backbone=mbv2 seed=4", "missing", "not begun"]
+    assert rows[3] == ["sweep/10", "backbone=mbv2 seed=4", "missing", "not started"]
     assert read_runs([tmp_path / "sweep" / "2"])[0].typed == ("seed=3",)
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "sweep.json").write_text(json.dumps({"cells": {"0": []}}))
@@ -653,7 +653,7 @@ def test_the_terminal_shows_every_run(sweep: Path) -> None:
         "Table 1: wflw98 test, 100 faces, wflw98, box: points x 1.1, flip test: no, pose: estimated",
         "protocols differ in flip_test (no | yes)",
         "ValueError: a | b [c]",
-        "process 1 on h: no sign of life, 'now' is no time",
+        "process 1 on h: no heartbeat, 'now' is no time",
         "unreadable",
     ):
         assert text in result.stdout

@@ -209,7 +209,7 @@ def test_bad_file_beside_the_numbers_is_told_on_the_page(
     ("content", "reason"),
     [
         ({"cells": {str(n): [] for n in range(MOST_JOBS + 1)}}, "10,001 jobs"),
-        ({"cells": {"../../x": []}}, "'../../x' has no whole number"),
+        ({"cells": {"../../x": []}}, "'../../x' has a name that is no whole number"),
         ({"cells": {"-1": []}}, "no whole number"),
         ({"cells": {"9" * 300: []}}, "no whole number"),
         ({"cells": {"0": "seed=1"}}, "no list of words"),

@@ -19,7 +19,7 @@ from test_odd_folders import measure, written
 from compare import open_console
 from facelab.comparison.grid import one_line
 from facelab.comparison.read import read_runs
-from facelab.errors import OBEYED, FacelabError, visible
+from facelab.errors import CONTROLS, FacelabError, visible
 
 QUICK = settings(test_odd_folders.QUICK, max_examples=30)
 EVIL = [
@@ -97,7 +97,7 @@ def test_evil_name_is_shown_and_does_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / "tame").mkdir()
     plain = written(named(tmp_path / "tame" / "runs", "tame"), tmp_path / "tame" / "out")
     for name in ("terminal", "a.md", "a.html"):
-        assert not OBEYED.search(what[name]), name
+        assert not CONTROLS.search(what[name]), name
     for name in ("terminal", "a.md"):
         assert what[name].count("\n") == plain[name].count("\n"), f"{name} has more lines"
     assert Tags(what["a.html"]).found == Tags(plain["a.html"]).found
@@ -124,7 +124,7 @@ def test_any_name_is_shown(tmp_path_factory: pytest.TempPathFactory, text: str) 
     """A name of other characters than these ends the comparison, or reaches the terminal or Markdown as it is."""
     folder = tmp_path_factory.mktemp("names")
     what = written(named(folder / "runs", text), folder / "out")
-    assert not any(OBEYED.search(what[name]) for name in ("terminal", "a.md", "a.html"))
+    assert not any(CONTROLS.search(what[name]) for name in ("terminal", "a.md", "a.html"))
     assert html.escape(one_line(text)).strip() in what["a.html"]
 
 
@@ -148,10 +148,10 @@ def test_pair_shows_names_as_text(
         write_faces(write(tmp_path / "runs" / name, protocol={"x": name}), [0.1, 0.2], ["\x1b", "b"])
     opened(monkeypatch, tmp_path / "runs" / "*", "--pair", "ma", "mb")
     shown = capsys.readouterr().out
-    assert r"A \x1b[31ma" in shown and not OBEYED.search(shown)
+    assert r"A \x1b[31ma" in shown and not CONTROLS.search(shown)
     with pytest.raises(SystemExit) as caught:
         opened(monkeypatch, tmp_path / "runs" / "*", "--pair", "31m", "mb")
-    assert r"\x1b[31ma" in str(caught.value.code) and not OBEYED.search(str(caught.value.code))
+    assert r"\x1b[31ma" in str(caught.value.code) and not CONTROLS.search(str(caught.value.code))
 
 
 def test_console_prints_names_as_they_are() -> None:

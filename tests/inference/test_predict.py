@@ -315,7 +315,7 @@ def test_unusable_boxes(trained: SimpleNamespace, predict: Callable[..., dict[st
 def test_nothing_predicted_fails(predict: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     """A script around predict.py would take an empty result for success."""
     (tmp_path / "text.jpg").write_text("no picture")
-    with pytest.raises(SystemExit, match="not one face") as stop:
+    with pytest.raises(SystemExit, match="no face was predicted") as stop:
         predict(f"images={tmp_path / 'text.jpg'}")
     assert stop.value.code
     assert json.loads((tmp_path / "prediction/status.json").read_text())["state"] == "failed"
@@ -400,7 +400,7 @@ def test_boxes_file_is_absent(tmp_path: Path) -> None:
         ("device=tpu", "device: 'tpu' given"),
         ("pictures=some", "pictures: 'some' given"),
         ("output=/proc/nothing", "output=/proc/nothing: nothing can be written there (/proc: "),
-        ("images=.", "lies in the folder of the photos"),
+        ("images=.", "is in the folder of the photos"),
     ],
 )
 def test_refused_values(

@@ -160,7 +160,7 @@ def test_refusing_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not {"innocent", "antigravity"} & set(sys.modules)
 
 
-NO_CLASS, MADE, ESCAPED = "`os.system` is not allowed", "may not make one", "text with `${` in it"
+NO_CLASS, MADE, ESCAPED = "`os.system` is not allowed", "must not create one", "text that contains `${`"
 
 
 @pytest.mark.parametrize(
@@ -502,7 +502,9 @@ def test_module_and_datamodule_agree(model: str, datamodule: str, agree: bool) -
 def test_what_a_module_asks_of_its_datamodule(datamodule: str, agree: bool) -> None:
     """Another method's datamodule, which fails before the first step with an AttributeError."""
     cfg = {"model": {"_target_": f"{METHODS}.Curious"}, "datamodule": {"_target_": f"{METHODS}.{datamodule}"}}
-    expected = "datamodule: `Faces` has no method `mean_shape`, which the model `Curious` calls; it is another method's"
+    expected = (
+        "datamodule: `Faces` has no method `mean_shape`, which the model `Curious` calls; it belongs to another method"
+    )
     assert check_config(OmegaConf.create(cfg), list(cfg)) == ([] if agree else [expected])
 
 

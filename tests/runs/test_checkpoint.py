@@ -152,7 +152,7 @@ def test_a_loss_that_cannot_be_built_is_left_out(
     assert any(key.startswith("loss.") for key in torch.load(PFLD, weights_only=True)["state_dict"])
     file = written(changes)
     assert torch.equal(points_of(file), points_of(PFLD))
-    assert "its loss cannot be built today and is left out" in caplog.text
+    assert "its loss cannot be built and is left out" in caplog.text
     assert "left out with their weights: loss, pose" in caplog.text
     run = load_run(file, PATHS)
     assert run.module.loss is None and run.cfg.model.loss is None
@@ -435,9 +435,9 @@ def test_opening_asks_no_server(changes: dict[str, Any], tmp_path: Path, servers
 
 def test_opening_refuses_a_connection(servers: list[Any]) -> None:
     """A part that asks a server in its constructor, by whichever library."""
-    with pytest.raises(CheckpointError, match="asks a server"), offline():
+    with pytest.raises(CheckpointError, match="contacts a server"), offline():
         urllib.request.urlopen("http://example.invalid/weights.pth")
-    with pytest.raises(CheckpointError, match="asks a server"), offline(), socket.socket() as each:
+    with pytest.raises(CheckpointError, match="contacts a server"), offline(), socket.socket() as each:
         each.connect(("127.0.0.1", 9))
     with socket.socket() as each, pytest.raises(OSError, match="refused"):
         each.connect(("127.0.0.1", 9))
@@ -472,7 +472,7 @@ def test_a_configuration_that_grows_when_it_is_copied_is_refused(kind: str, writ
 
 def test_opening_refuses_a_connection_of_any_thread(servers: list[Any]) -> None:
     """A part that asks a server in a thread of its own."""
-    with offline(), ThreadPoolExecutor() as pool, pytest.raises(CheckpointError, match="asks a server"):
+    with offline(), ThreadPoolExecutor() as pool, pytest.raises(CheckpointError, match="contacts a server"):
         pool.submit(urllib.request.urlopen, "http://example.invalid/").result()
 
 

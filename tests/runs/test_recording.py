@@ -81,7 +81,7 @@ def told(folder: Path, **changes: Any) -> Path:
 
 def test_what_is_no_run(tmp_path: Path) -> None:
     """A job that is not begun taken for one that is lost."""
-    assert read_status(tmp_path / "gone")[:2] == ("missing", "not begun")
+    assert read_status(tmp_path / "gone")[:2] == ("missing", "not started")
     assert read_status(tmp_path)[:2] == ("unknown", "")
     (tmp_path / "status.json").touch()
     assert read_status(tmp_path).state == "unknown", "the name came to disk before the content"
@@ -115,10 +115,10 @@ def test_a_run_that_goes_on(tmp_path: Path, other: int) -> None:
 def test_a_run_that_died(tmp_path: Path, dead: int) -> None:
     """A dead run that is waited for: killed here a moment ago, or elsewhere long since."""
     status = read_status(told(tmp_path, pid=dead))
-    assert (status.state, status.reason) == ("lost", f"process {dead} on {HERE}: the process is gone")
+    assert (status.state, status.reason) == ("lost", f"process {dead} on {HERE}: the process does not exist")
     status = read_status(told(tmp_path, host="elsewhere", heartbeat=(seen := ago(LOST_AFTER + 60))))
     assert status.state == "lost"
-    assert status.reason.endswith(f"on elsewhere: no sign of life since {seen}")
+    assert status.reason.endswith(f"on elsewhere: no heartbeat since {seen}")
     assert read_status(told(tmp_path, host="elsewhere", pid=dead)).state == "running", "a pid of another machine"
     assert read_status(told(tmp_path, heartbeat=ago(LOST_AFTER + 60))).state == "lost", "a pid that was given anew"
     assert read_status(told(tmp_path, host="elsewhere", heartbeat="soon")).state == "lost"
@@ -176,7 +176,7 @@ def test_a_sign_of_life_that_cannot_be_written(
         (tmp_path / "status.json").unlink()
         time.sleep(0.3)
         assert load(tmp_path / "status.json")["state"] == "running"
-    assert "no sign of life could be given" in caplog.text
+    assert "the heartbeat could not be written" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_a_sign_of_life_that_cannot_be_written(
             OSError(28, "No space left on device", "run/last.ckpt"),
             FacelabError,
             "failed",
-            "run/last.ckpt: No space left on device. What was written before is whole.",
+            "run/last.ckpt: No space left on device. All files written before are complete.",
         ),
         (
             FileNotFoundError(2, "No such file", "a"),
@@ -268,7 +268,7 @@ def test_a_run_on_another_machine_is_left_alone(tmp_path: Path) -> None:
     """Two machines that write into one folder, each over the other."""
     before = load(told(tmp_path, host="elsewhere") / "status.json")
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    with pytest.raises(RunError, match=r"at work \(since .* on elsewhere\)"), track_run(tmp_path, "train"):
+    with pytest.raises(RunError, match=r"still running \(since .* on elsewhere\)"), track_run(tmp_path, "train"):
         pytest.fail("the run began")
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers, (
         "nothing ends the next job"
@@ -294,7 +294,7 @@ def test_a_requeued_job_takes_over_from_itself(
             pass
         assert read_status(tmp_path).state == "finished"
     else:
-        with pytest.raises(RunError, match="at work"), track_run(tmp_path, "train"):
+        with pytest.raises(RunError, match="still running"), track_run(tmp_path, "train"):
             pytest.fail("the run began")
 
 
@@ -319,11 +319,11 @@ def test_two_processes_in_one_folder(tmp_path: Path) -> None:
         assert first.stdout
         assert first.stdout.readline() == "at work\n"
         before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-        with pytest.raises(RunError, match="at work"), track_run(tmp_path, "train"):
+        with pytest.raises(RunError, match="still running"), track_run(tmp_path, "train"):
             pytest.fail("the run began")
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
         (tmp_path / "status.json").unlink()  # as in the moment before it is written
-        with pytest.raises(RunError, match="at work"), track_run(tmp_path, "train"):
+        with pytest.raises(RunError, match="still running"), track_run(tmp_path, "train"):
             pytest.fail("the run began")
         first.kill()
     with track_run(tmp_path, "train"):
@@ -338,7 +338,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(recording.fcntl, "lockf", refuse)
-    with pytest.raises(RunError, match="at work"), track_run(told(tmp_path, pid=other), "train"):
+    with pytest.raises(RunError, match="still running"), track_run(told(tmp_path, pid=other), "train"):
         pytest.fail("the run began")
     with track_run(told(tmp_path, pid=dead), "train"):
         pass
@@ -359,7 +359,7 @@ def test_a_door_leaves_a_run_at_work_alone(tmp_path: Path) -> None:
         assert (second.wait(90), third.wait(90)) == (1, 1)
         for name in ("second", "third"):
             text = (tmp_path / f"{name}.log").read_text()
-            assert "is the folder of a run that is at work" in text
+            assert "is the folder of a run that is still running" in text
             assert "Traceback" not in text
         assert {name: (tmp_path / "run" / name).read_bytes() for name in names} == before
         assert (read_status(tmp_path / "run").state, first.poll()) == ("running", None)

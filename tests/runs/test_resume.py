@@ -611,14 +611,14 @@ def test_relative_paths_are_no_options() -> None:
     ("words", "message"),
     [
         (["resume=gone"], "is not the folder of a run"),
-        (["resume=sweep"], r"train\.py -m resume=.*sweep goes on with a sweep"),
-        (["resume=a sweep"], r"train\.py -m 'resume=.*a sweep' goes on with a sweep"),
+        (["resume=sweep"], r"train\.py -m resume=.*sweep resumes a sweep"),
+        (["resume=a sweep"], r"train\.py -m 'resume=.*a sweep' resumes a sweep"),
         (["resume=/a/b=c (d)"], r"/a/b=c \(d\) is not the folder of a run"),
         (["resume=/a/my", "run"], r"'resume=\"/a/my run\"'"),
         (["-m", "resume=run"], r"holds no sweep\.json"),
         (["-m", "resume=gone"], r"holds no sweep\.json"),
-        (["resume=run", "hydra.run.dir=x"], "says already where the run lies"),
-        (["resume=run", "hydra.sweep.dir=x", "-m"], "says already where the run lies"),
+        (["resume=run", "hydra.run.dir=x"], "already sets the folder of the run"),
+        (["resume=run", "hydra.sweep.dir=x", "-m"], "already sets the folder of the run"),
         (["resume="], "is not the folder of a run"),
     ],
 )
@@ -793,7 +793,7 @@ def test_a_full_disk(
     interrupt("training_step", STEPS + 2, lambda: fill(disk))
     with pytest.raises(SystemExit) as stop:
         train(*WORDS, *words, f"hydra.run.dir={disk}/run", folder=tmp_path)
-    assert stop.value.code == f"{disk}/run/{file}: No space left on device. What was written before is whole."
+    assert stop.value.code == f"{disk}/run/{file}: No space left on device. All files written before are complete."
     assert "Traceback" not in capfd.readouterr().err
     assert torch.load(disk / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
     assert [path.name for path in disk.rglob(".*") if path.name != ".lock"] == []
@@ -821,7 +821,7 @@ def test_a_folder_that_is_closed(tmp_path: Path, interrupt: Interrupt, uninterru
             train(*WORDS, "hydra.run.dir=run", folder=tmp_path)
     finally:
         subprocess.run(["umount", "--lazy", folder], check=True)
-    message = "checkpoints/best.ckpt: Read-only file system. What was written before is whole."
+    message = "checkpoints/best.ckpt: Read-only file system. All files written before are complete."
     assert str(stop.value.code).replace("last", "best").endswith(message)
     train("resume=run", folder=tmp_path)
     same_runs(tmp_path / "run", uninterrupted())
@@ -910,7 +910,7 @@ def test_a_run_that_lost_a_file_is_left_alone(
     (run / lost).unlink()
     before = contents(run)
     for _ in range(2):  # nor is it forgotten at the second try
-        with pytest.raises(SystemExit, match=f"{lost} is gone"):
+        with pytest.raises(SystemExit, match=f"{lost} is missing"):
             train("resume=run", folder=tmp_path)
     assert contents(run) == before
 
@@ -1027,7 +1027,7 @@ def test_a_place_outside_of_a_resumed_folder_is_for_the_user_to_say(
     monkeypatch.delenv("FACELAB_RESUMED", raising=False)
     check_reach(cfg, tmp_path / "run")  # not resumed: all of it is typed
     monkeypatch.setenv("FACELAB_RESUMED", json.dumps(["trainer.max_epochs=3", "cache=data"]))
-    with pytest.raises(RunError, match="is for you to say"):
+    with pytest.raises(RunError, match="please confirm"):
         check_reach(cfg, tmp_path / "run")
     monkeypatch.setenv("FACELAB_RESUMED", json.dumps([word, "cache=data"]))
     check_reach(cfg, tmp_path / "run")
@@ -1129,7 +1129,7 @@ def test_a_sweep_is_no_folder_of_a_run(tmp_path: Path, trained: Path) -> None:
     write_jobs(tmp_path / "sweep", {0: ["seed=1"]})
     with pytest.raises(SystemExit, match="is the folder of a sweep"):
         train(*WORDS, "hydra.run.dir=sweep", folder=tmp_path)
-    with pytest.raises(RunError, match="another sweep has just begun"):
+    with pytest.raises(RunError, match="another sweep has just started"):
         write_jobs(tmp_path / "sweep", {0: ["seed=2"]})
     with pytest.raises(RunError, match="is the folder of a run"):
         write_jobs(trained, {0: ["seed=1"]})
@@ -1158,7 +1158,7 @@ def test_a_run_without_its_checkpoint_is_known_by_its_metrics(tmp_path: Path, in
     for name in ("status.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt"):
         (run / name).unlink()
     before = contents(run)
-    with pytest.raises(SystemExit, match=r"last\.ckpt is gone"):
+    with pytest.raises(SystemExit, match=r"last\.ckpt is missing"):
         train("resume=run", folder=tmp_path)
     assert contents(run) == before
 
@@ -1171,7 +1171,7 @@ def test_a_run_that_never_saves_is_begun_again_until_it_is_finished(tmp_path: Pa
         train(*words, folder=tmp_path)
     train("resume=run", folder=tmp_path)
     before = contents(tmp_path / "run")
-    with pytest.raises(SystemExit, match="was never written, and the run was trained"):
+    with pytest.raises(SystemExit, match="was never written, but the run was trained"):
         train("resume=run", folder=tmp_path)
     assert contents(tmp_path / "run") == before
 

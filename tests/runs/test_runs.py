@@ -354,7 +354,7 @@ def test_build_makes_plain_containers() -> None:
 @pytest.mark.parametrize("name", ["val/nme_bx", "nme_box"])
 def test_a_monitor_that_no_validation_gives_is_refused(key: str, name: str, tmp_path: Path) -> None:
     """A misspelt name that ends the run after its first epoch."""
-    message = rf"{key}={name}: no validation gives this number; did you mean `val/nme_box`\?"
+    message = rf"{key}={name}: no validation logs this metric; did you mean `val/nme_box`\?"
     with pytest.raises(SystemExit, match=message):
         open_door("train", *small("pipnet"), f"{key}={name}", "hydra.run.dir=run", folder=tmp_path)
     assert not (tmp_path / "run" / "overrides.yaml").exists()

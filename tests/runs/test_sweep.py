@@ -176,7 +176,7 @@ def test_jobs_at_work_are_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["seed=1,2"], "seed=1,2 would be others"), (["seed=range(3)"], "would be others")],
+    [(["seed=1,2"], "seed=1,2 would add others"), (["seed=range(3)"], "would add others")],
 )
 def test_a_sweep_has_its_jobs(words: list[str], message: str, tmp_path: Path) -> None:
     """New jobs under the numbers of others."""

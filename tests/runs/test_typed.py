@@ -97,7 +97,7 @@ def test_typed_quotes_what_cannot_be_read(key: str, text: str) -> None:
 def test_typed_says_which_letters_need_quotes() -> None:
     """Would catch advice whose reason nobody sees."""
     assert said("images=/a/b=c(d)") == (
-        "images=/a/b=c(d) cannot be read: `=` `(` `)` can be text in quotes only. As one text it is typed: "
+        "images=/a/b=c(d) cannot be read: `=` `(` `)` must be in quotes. As one text it is typed: "
         """'images="/a/b=c(d)"'"""
     )
 
