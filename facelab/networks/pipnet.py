@@ -97,7 +97,7 @@ def _trunk(channels: int, classifier: nn.Sequential | None, trunk: str | int | N
     if trunk is None or trunk == "classifier":
         return nn.Identity(), channels
     if isinstance(trunk, str) or trunk < 1:
-        raise ConfigError("trunk", f"={trunk} must be classifier, a number of channels, or null")
+        raise ConfigError("trunk", f"={trunk}: must be classifier, a number of channels, or null")
     layers = (nn.Conv2d(channels, trunk, 1, bias=False), nn.BatchNorm2d(trunk), nn.ReLU6(inplace=True))
     return nn.Sequential(*layers), trunk
 

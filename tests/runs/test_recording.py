@@ -410,7 +410,7 @@ def test_an_environment_that_is_none_is_written_anew(content: str | int, tmp_pat
 def test_a_folder_in_the_place_of_a_file_is_told(number: int) -> None:
     """A traceback for a run folder that was put together by hand."""
     assert explain(OSError(number, os.strerror(number), "samples")) == (
-        f"samples: {os.strerror(number)}. What was written before is whole."
+        f"samples: {os.strerror(number)}. All files written before are complete."
     )
 
 
