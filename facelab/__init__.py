@@ -5,6 +5,8 @@ Of this package only ``facelab.runs`` knows Hydra.
 
 import os
 
+__version__ = "0.1.0"
+
 # albumentations asks the package index for a newer release while it is imported; this must be set before.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 MAX_PIXELS = 300_000_000
