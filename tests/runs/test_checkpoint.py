@@ -513,7 +513,10 @@ def test_a_checkpoint_with_two_members_of_one_name_is_refused(tmp_path: Path) ->
         (lambda weight: weight > 0, "has another type"),
         (lambda weight: weight.to(torch.complex64), "has another type"),
         (lambda weight: weight.to_sparse(), "not plain, named tensors"),
-        (lambda weight: torch._empty_affine_quantized(weight.shape, scale=1, dtype=torch.qint8), "not plain, named tensors"),
+        (
+            lambda weight: torch._empty_affine_quantized(weight.shape, scale=1, dtype=torch.qint8),
+            "not plain, named tensors",
+        ),
     ],
 )
 def test_weights_of_another_kind_are_refused(
