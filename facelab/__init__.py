@@ -5,13 +5,9 @@ Within this package only ``facelab.runs`` imports Hydra.
 
 import os
 
-<<<<<<< HEAD
-# Set before the import of albumentations, which would otherwise check the package index for a newer release.
-=======
 __version__ = "0.1.0"
 
-# albumentations asks the package index for a newer release while it is imported; this must be set before.
->>>>>>> docs
+# Set before the import of albumentations, which would otherwise check the package index for a newer release.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 MAX_PIXELS = 300_000_000
 """Largest number of pixels of a photo that is read, 0.9 GB decoded: allows the 200 megapixels of a phone, but no
