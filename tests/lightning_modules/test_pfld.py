@@ -32,7 +32,7 @@ from facelab.losses.pfld import (
     PFLDLoss,
     angle_errors,
 )
-from facelab.losses.regression import LandmarkLoss, Wing
+from facelab.losses.regression import LandmarkLoss, WingLoss
 from facelab.profiling.cost import cost
 from facelab.runs.build import build
 
@@ -89,11 +89,11 @@ def test_losses_by_hand(name: str, expected: float) -> None:
 
 def test_wing_meets_at_its_width() -> None:
     """Catches a jump where the logarithm ends."""
-    wing, zero = Wing(10.0, 2.0), torch.zeros(2)
+    wing, zero = WingLoss(10.0, 2.0), torch.zeros(2)
     low, high = wing(torch.tensor([10 - 1e-4, 10 + 1e-4]), zero).tolist()
     assert low == pytest.approx(high, abs=1e-3)
     with pytest.raises(ConfigError, match="over 0"):
-        Wing(10.0, 0.0)
+        WingLoss(10.0, 0.0)
 
 
 @pytest.mark.parametrize("name", REGRESSION)
