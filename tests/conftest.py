@@ -25,18 +25,6 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a shell that starts 
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # as for a door, so that Hydra finds the sweeper, and a copy of the project tests itself
-SMALL_FACES = ("data=synthetic68", "data.train=16", "data.val=6", "data.test=8", "data.size=96")
-SMALL = {
-    "backbone": ("backbone=timm", "backbone.name=test_resnet", "backbone.pretrained=false"),
-    "crop": ("crop.size=64",),
-    "coder": ("coder.stride=32",),
-    "datamodule": ("datamodule.batch_size=4", "datamodule.num_workers=0"),
-}
-"""Part of a method -> what makes it small enough for a test."""
-SMALL_OWN: dict[str, dict[str, tuple[str, ...]]] = {
-    "pfld": {"backbone": ("backbone=pfld", "backbone.width=0.25"), "coder": (), "pose": ("pose=shared",)},
-}
-"""The same where a method has other parts."""
 NOW = "now"
 """The time that the doors are told."""
 PLAIN = (
@@ -44,23 +32,6 @@ PLAIN = (
     *(f"callbacks.{name}=null" for name in ("progress", "face_grid", "worst_faces", "charts")),
 )
 """A run that draws nothing, but can go on."""
-
-
-def options(group: str) -> list[str]:
-    """Options of a config group, from the files."""
-    return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
-
-
-def groups_of(model: str) -> set[str]:
-    """The config groups that a model file brings."""
-    lines = (ROOT / "conf" / "model" / f"{model}.yaml").read_text().splitlines()
-    return {line.split("/")[1].partition(":")[0] for line in lines if line.startswith("  - /")}
-
-
-def small(model: str) -> list[str]:
-    """What to type to train a method on few small faces with small parts."""
-    parts, words = groups_of(model), SMALL | SMALL_OWN.get(model, {})
-    return [f"model={model}", *SMALL_FACES, *(word for part in words if part in parts for word in words[part])]
 
 
 def open_door(name: str, *words: object, folder: Path) -> None:
@@ -133,6 +104,8 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run: three epochs, all loggers."""
+    from composing import small  # not before it is needed: it imports Hydra and torch
+
     folder = tmp_path_factory.mktemp("trained")
     open_door("train", *small("pipnet"), "trainer.max_epochs=3", "hydra.run.dir=run", folder=folder)
     return folder / "run"

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PLAIN, ROOT, SMALL_FACES, open_door, small
+from composing import SMALL_FACES, small
+from conftest import PLAIN, ROOT, open_door
 from omegaconf import OmegaConf
 
 from facelab.annotations.synthetic import Synthetic

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, options
+from composing import MODELS
+from conftest import ROOT
 
 from facelab.runs.targets import PROJECT
 
@@ -90,13 +91,13 @@ def names_of(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("method", options("model"))
+@pytest.mark.parametrize("method", MODELS)
 @pytest.mark.parametrize("folder", ["lightning_modules", "datamodules", *(f"facelab/{kind}" for kind in KINDS)])
 def test_method_knows_no_other_method(method: str, folder: str) -> None:
     """A method that cannot be changed or taken away without another one."""
     file = ROOT / folder / f"{method}.py"
     if file.is_file():
-        others = {f"{folder.replace('/', '.')}.{other}" for other in options("model") if other != method}
+        others = {f"{folder.replace('/', '.')}.{other}" for other in MODELS if other != method}
         assert others & names_of(file) == set()
 
 

@@ -12,10 +12,14 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from formats.folder import read as folder
+from formats.lapa106 import read as lapa
+from formats.wflw98 import read as wflw
+from formats.ytf68 import read as ytf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_annotations import folder, lapa, wflw, write, ytf
+from writing import write
 
 from facelab.annotations.points_file import read_pts, read_txt
 from facelab.errors import FacelabError

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL_FACES, open_door, options, small
+from composing import SMALL_FACES, compose_config, faults, options, small
+from conftest import open_door
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
-from test_conf import compose_config, faults
 from torch import Tensor, nn
 
 from datamodules.augmentation import UNCHANGED

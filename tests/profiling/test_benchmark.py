@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from conftest import PLAIN, ROOT, open_door, options, small
+from composing import MODELS, small
+from conftest import PLAIN, ROOT, open_door
 from hydra import compose, initialize_config_dir
 from lightning import LightningModule
 from omegaconf import OmegaConf
@@ -314,7 +315,7 @@ def test_benchmark_with_pose(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
         open_door("benchmark", "ckpt=[sweep/1,sweep/0]", "with_pose=true", *QUICK, "hydra.run.dir=run", folder=tmp_path)
 
 
-@pytest.mark.parametrize("model", options("model"))
+@pytest.mark.parametrize("model", MODELS)
 def test_benchmark_of_a_model(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights downloaded for a time that does not depend on them; a folder that compare.py cannot read as a run."""
     monkeypatch.setattr("facelab.networks.backbone._published", lambda name: pytest.fail(f"{name} is downloaded"))

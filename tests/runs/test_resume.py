@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import PLAIN, open_door, small, start_door
+from composing import compose_config, small
+from conftest import PLAIN, open_door, start_door
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
-from test_conf import compose_config
 from torch.nn import functional
 
 from callbacks.results import Results

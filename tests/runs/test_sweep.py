@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import PLAIN, ROOT, open_door, small, start_door
+from composing import small
+from conftest import PLAIN, ROOT, open_door, start_door
 from omegaconf import OmegaConf
 
 from facelab.files import write_json
