@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 SMALL = ROOT / "tests" / "small"
 SAMPLE = {
-    ("backbone", "timm"): ["backbone.name=test_resnet"],
+    ("backbone", "timm"): ["backbone.name=test_resnet", "backbone.pretrained=false"],
     ("data", "folder"): ["data.root=faces", "data.layout.path=facelab.faces.layouts.IBUG68"],
 }
 """Values that an option leaves to the user."""

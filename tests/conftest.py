@@ -1,5 +1,6 @@
 """What several test files share: a small set of rendered faces, a door opened in this process, and one trained run."""
 
+import copy
 import os
 import runpy
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # isort: off
 import facelab  # noqa: F401  before OpenCV, which it tells how large a photo may be
@@ -93,6 +95,32 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("FACELAB_TEST_CACHE", str(folder))
         patch.delenv("WANDB_API_KEY", raising=False)
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def files_of_conf() -> Iterator[None]:
+    """Parse each file of conf/ once, and compose once for a door: Hydra parses thirty files and composes twice.
+
+    Doors in processes of their own do it as Hydra does.
+    """
+    from hydra._internal.core_plugins.file_config_source import FileConfigSource
+    from hydra._internal.hydra import Hydra
+
+    original, known = FileConfigSource.load_config, {}
+
+    def load_config(self: FileConfigSource, config_path: str) -> Any:
+        file = Path(self.path, config_path).with_suffix(".yaml")
+        if not file.is_file():
+            return original(self, config_path)
+        key = (self.provider, self.path, config_path, file.stat().st_mtime_ns, file.stat().st_size)
+        if key not in known:
+            known[key] = original(self, config_path)
+        return copy.deepcopy(known[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FileConfigSource, "load_config", load_config)
+        patch.setattr(Hydra, "get_mode", lambda *_: None)  # it composes for `hydra.mode` alone, which nothing here sets
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -41,8 +41,18 @@ def test_every_option_is_sound(group: str, option: str) -> None:
         taker(group, option)
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("data", options("data"))
+FIRST = "folder"
+"""The dataset that every method is tried on by the fast tests; the others they try with the first method."""
+
+
+@pytest.mark.parametrize(
+    ("model", "data"),
+    [
+        pytest.param(model, data, marks=() if model == MODELS[0] or data == FIRST else pytest.mark.slow)
+        for model in MODELS
+        for data in options("data")
+    ],
+)
 def test_every_model_on_every_dataset(model: str, data: str) -> None:
     """A method that fits its default dataset alone, or a dataset that lacks what methods ask for."""
     assert faults([f"model={model}", f"data={data}", *SAMPLE.get(("data", data), [])]) == []

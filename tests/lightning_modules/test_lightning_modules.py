@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from composing import MODELS, compose_config, groups_of, method, small
+from composing import CONF, MODELS, compose_config, groups_of, method, options, small, small_with, taker
 from lightning import Callback, LightningModule, Trainer
 from omegaconf import OmegaConf
 from torch import Tensor
@@ -121,6 +121,33 @@ def test_every_parameter_learns(model: str) -> None:
     module.train().training_step(batch, 0).backward()
     assert [name for name, parameter in module.named_parameters() if parameter.grad is None] == []
     assert all(parameter.grad.isfinite().all() for parameter in module.parameters())
+
+
+TRIED = [
+    (group, option)
+    for group in sorted(
+        {"backbone", "coder", "head", "loss", "pose"} & {g for model in MODELS for g in groups_of(model)}
+    )
+    for option in options(group)
+    if not {"[timm,", "null"} & {*(CONF / group / f"{option}.yaml").read_text().split()}
+]
+"""Every option of a part that is trained, except those that leave it out; of timm's networks one stands for all."""
+
+
+@pytest.mark.parametrize(("group", "option"), TRIED)
+def test_every_option_trains(group: str, option: str, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """An option that composes and cannot be built, gives NaN, or cannot be reached by the gradient."""
+    monkeypatch.setenv("FACELAB_STAMP", "now")
+    monkeypatch.setenv("FACELAB_CACHE", str(cache))
+    torch.manual_seed(0)
+    cfg = compose_config(small_with(taker(group, option), group, option))
+    module, datamodule = build(cfg, "model"), build(cfg, "datamodule")
+    datamodule.setup("fit")
+    module.fit_statistics(datamodule)
+    module.train().training_step(next(iter(datamodule.train_dataloader())), 0).backward()
+    gradients = [parameter.grad for parameter in module.parameters()]
+    assert gradients and all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+    assert any(gradient.any() for gradient in gradients)
 
 
 def blank(batch: LandmarkBatch, rows: list[int]) -> LandmarkBatch:

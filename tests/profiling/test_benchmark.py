@@ -286,7 +286,7 @@ def test_benchmark_of_a_sweep(trained: Path, tmp_path: Path, capfd: pytest.Captu
     assert [cost["title"] for cost in section_data(table)["costs"]] == ["MACs", "Latency"]
     for number in "03":
         shutil.rmtree(sweep / number / "checkpoints")
-    with pytest.raises(SystemExit, match="sweep: none of its 5 cells can be measured"):
+    with pytest.raises(SystemExit, match="sweep: none of its 5 jobs can be measured"):
         open_door("benchmark", "ckpt=sweep", *QUICK, "hydra.run.dir=again", folder=tmp_path)
 
 
@@ -348,12 +348,17 @@ def test_benchmark_agrees_with_published_numbers(tmp_path: Path, capfd: pytest.C
         (["ckpt=[]"], "ckpt=[]: a run folder"),
         (["ckpt={run}", "backbone=mbv2"], "backbone=... changes nothing beside ckpt=..."),
         (["ckpt={run}", "+typo=1"], "typo=... changes nothing beside ckpt=..."),
-        (["threads=0"], "threads: 0 given, int >= 1"),
-        (["batch=many"], "batch: 'many' given, int >= 1"),
-        (["repeats=1.5"], "repeats: 1.5 given, int >= 1"),
-        (["seconds=-1"], "seconds: -1 given, float >= 0"),
-        (["device=gpu"], "device: 'gpu' given, Literal['auto', 'cpu', 'cuda'] expected"),
-        (["with_pose=1"], "with_pose: 1 given, bool expected"),
+        (
+            ["threads=0", "batch=many", "repeats=1.5", "seconds=-1", "device=gpu", "with_pose=1"],
+            [
+                "threads: 0 given, int >= 1",
+                "batch: 'many' given, int >= 1",
+                "repeats: 1.5 given, int >= 1",
+                "seconds: -1 given, float >= 0",
+                "device: 'gpu' given, Literal['auto', 'cpu', 'cuda'] expected",
+                "with_pose: 1 given, bool expected",
+            ],
+        ),
         (["with_pose=true", *QUICK], "with_pose=true: this model predicts no pose"),
         (["memory_format=nhwc"], "memory_format=nhwc: channels_last or contiguous expected"),
         (["+typo=1"], "typo: nothing reads this key"),
@@ -366,7 +371,7 @@ def test_benchmark_agrees_with_published_numbers(tmp_path: Path, capfd: pytest.C
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_mistakes(
-    words: list[str], message: str, trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    words: list[str], message: str | list[str], trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A traceback, or an option that changes nothing and is taken without a word."""
     line = [word.format(run=trained) for word in words]
@@ -375,6 +380,7 @@ def test_mistakes(
     with pytest.raises(SystemExit) as stop:
         open_door("benchmark", *line, "hydra.run.dir=run", folder=tmp_path)
     out = capfd.readouterr()
-    assert message in f"{stop.value.code} {out.out} {out.err}"
+    said = f"{stop.value.code} {out.out} {out.err}"
+    assert [each for each in ([message] if isinstance(message, str) else message) if each not in said] == []
     assert "Traceback" not in out.err
     assert not (tmp_path / "run" / "benchmark.csv").exists()

@@ -136,7 +136,7 @@ def test_reasons_of_a_refused_configuration(tmp_path: Path, capsys: pytest.Captu
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("ending", [KeyboardInterrupt, signal.SIGTERM])
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_who_ends_a_job_ends_the_sweep(ending: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C that must be typed once for each job; jobs that are forgotten afterwards."""
 

@@ -61,9 +61,9 @@ def changed(raw: Any, place: Place, value: Any) -> DictConfig:
 def has(raw: Any, place: Place) -> bool:
     """Whether a configuration has a value, or null, at this place."""
     for key in place:
-        if isinstance(raw, dict) and key in raw:
-            raw = raw[key]
-        elif isinstance(raw, list) and isinstance(key, int) and key < len(raw):
+        if (isinstance(raw, dict) and key in raw) or (
+            isinstance(raw, list) and isinstance(key, int) and key < len(raw)
+        ):
             raw = raw[key]
         else:
             return False
