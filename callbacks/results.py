@@ -17,7 +17,7 @@ from facelab.faces.layouts import Layout
 from facelab.files import write_json
 from facelab.metrics import landmarks
 from facelab.metrics.face_table import FaceTable, write_faces
-from facelab.metrics.landmarks import auc, bootstrap, failure_rate, nme, stratified_bootstrap
+from facelab.metrics.landmarks import bootstrap, nme, stratified_bootstrap
 from facelab.profiling.cost import cost
 from facelab.run_folder import RunFolder
 from lightning_modules.landmark import LandmarkModule
@@ -121,9 +121,7 @@ def intervals(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[s
     draw = partial(bootstrap, resamples=RESAMPLES, seed=0)
     by_name = landmarks.errors(table, layout, tags)
     found = {name: draw(e, nme) for name, e in by_name.items()}
-    for name, threshold in landmarks.THRESHOLDS.items():
-        found[f"fr{name}_ioc"] = draw(by_name["nme_ioc"], partial(failure_rate, threshold=threshold))
-        found[f"auc{name}_ioc"] = draw(by_name["nme_ioc"], partial(auc, threshold=threshold))
+    found |= {name: draw(by_name["nme_ioc"], rate) for name, rate in landmarks.RATES.items()}
     if by_yaw := landmarks.breakdowns(table, layout, tags).get("nme_box_yaw"):
         found["nme_box_yaw_mean"] = stratified_bootstrap(list(by_yaw.values()), nme, RESAMPLES, seed=0)
     return found

@@ -7,6 +7,7 @@ adds nothing to an AUC and makes the mean infinite.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -80,6 +81,14 @@ def ced(e: Array, x: Array) -> Array:
     return np.searchsorted(known, x, side="right") / len(known)
 
 
+RATES: dict[str, Statistic] = {
+    f"{kind}{name}_ioc": partial(rate, threshold=threshold)
+    for name, threshold in THRESHOLDS.items()
+    for kind, rate in (("fr", failure_rate), ("auc", auc))
+}
+"""Name of a number to the function that computes it from the errors ``nme_ioc`` of all faces."""
+
+
 def yaw_buckets(table: FaceTable) -> dict[str, Array]:
     """Name of a bucket of absolute yaw to its faces ``(F,)`` bool; a face whose yaw is unknown is in none."""
     return _buckets(np.abs(table.pose[:, 0]), YAW_BUCKETS, YAW_EDGES, right=True)
@@ -150,9 +159,7 @@ def summary(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[str
     """
     by_name = errors(table, layout, tags)
     numbers = {name: float(nme(e)) for name, e in by_name.items()}
-    for name, threshold in THRESHOLDS.items():
-        numbers[f"fr{name}_ioc"] = float(failure_rate(by_name["nme_ioc"], threshold))
-        numbers[f"auc{name}_ioc"] = float(auc(by_name["nme_ioc"], threshold))
+    numbers |= {name: float(rate(by_name["nme_ioc"])) for name, rate in RATES.items()}
     buckets = [numbers[name] for name in numbers if name.startswith("nme_box_yaw_")]
     if buckets:
         numbers["nme_box_yaw_mean"] = float(np.mean(buckets))
