@@ -82,9 +82,10 @@ def ced(e: Array, x: Array) -> Array:
 
 
 RATES: dict[str, Statistic] = {
-    f"{kind}{name}_ioc": partial(rate, threshold=threshold)
-    for name, threshold in THRESHOLDS.items()
-    for kind, rate in (("fr", failure_rate), ("auc", auc))
+    "fr08_ioc": partial(failure_rate, threshold=THRESHOLDS["08"]),
+    "auc08_ioc": partial(auc, threshold=THRESHOLDS["08"]),
+    "fr10_ioc": partial(failure_rate, threshold=THRESHOLDS["10"]),
+    "auc10_ioc": partial(auc, threshold=THRESHOLDS["10"]),
 }
 """Name of a number to the function that computes it from the errors ``nme_ioc`` of all faces."""
 
