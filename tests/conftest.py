@@ -119,7 +119,7 @@ def files_of_conf() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FileConfigSource, "load_config", load_config)
-        patch.setattr(Hydra, "get_mode", lambda *_: None)  # it composes for `hydra.mode` alone, which nothing here sets
+        patch.setattr(Hydra, "get_mode", lambda *_, **__: None)  # it composes for `hydra.mode` alone, which nothing here sets
         yield
 
 
