@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,17 @@ def start_door(
         return subprocess.Popen(line, cwd=folder, env=kept, stdout=file, stderr=file, start_new_session=True)
 
 
+def members(group: int) -> list[int]:
+    """Return the processes of a process group that live."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            state, _, its_group = stat.read_text().rpartition(") ")[2].split()[:3]
+            if int(its_group) == group and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
 def face_data(*folder: str) -> Path:
     """A folder of real data; the test that asks for one that is not there is skipped, and says which.
 
@@ -119,7 +131,9 @@ def files_of_conf() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FileConfigSource, "load_config", load_config)
-        patch.setattr(Hydra, "get_mode", lambda *_, **__: None)  # it composes for `hydra.mode` alone, which nothing here sets
+        patch.setattr(
+            Hydra, "get_mode", lambda *_, **__: None
+        )  # it composes for `hydra.mode` alone, which nothing here sets
         yield
 
 

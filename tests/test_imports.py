@@ -153,3 +153,10 @@ def test_comparison_imports_neither_torch_nor_hydra() -> None:
     code = f"import sys\nimport {', '.join(modules)}\nprint(*sorted(sys.modules))".replace(".__init__", "")
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert {"torch", "lightning", "hydra", "omegaconf"}.isdisjoint(said.stdout.split())
+
+
+def test_no_test_imports_another() -> None:
+    """A test that cannot be moved or run without another, or that fails with a script that measures something."""
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    tests = {path.stem for path in files if path.stem.startswith("test_")} | {"scripts"}
+    assert [(path.name, name) for path in files for name in names_of(path) if name.partition(".")[0] in tests] == []

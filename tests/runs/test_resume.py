@@ -20,7 +20,7 @@ import pytest
 import torch
 import yaml
 from composing import compose_config, small
-from conftest import PLAIN, open_door, start_door
+from conftest import PLAIN, members, open_door, start_door
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
@@ -36,7 +36,6 @@ from facelab.runs.overrides import check_reach, check_words, resumed_argv, task_
 from facelab.runs.resume import _pin
 from facelab.runs.sweep import write_jobs
 from lightning_modules.pipnet import PIPNet
-from scripts.endings import members
 
 EPOCHS, STEPS = 3, 6
 LOGGED = 3
