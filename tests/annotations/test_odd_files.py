@@ -29,7 +29,7 @@ from facelab.faces.layouts import FIVE5
 from facelab.inference.boxes_file import read_boxes
 from facelab.inference.landmarks import cut_photo
 
-FEW, MANY = 60, 4000
+FEW, MANY = 30, 4000
 """Examples of a fast and of a slow test."""
 QUICK = settings(
     max_examples=FEW,

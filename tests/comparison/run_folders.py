@@ -180,7 +180,7 @@ def measure(folder: Path, error: float, seed: int, *, faces: int, macs: float = 
 
 
 QUICK = settings(
-    max_examples=60,
+    max_examples=30,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     derandomize=True,

@@ -210,8 +210,8 @@ def test_a_run_that_crashed_again_and_again(
             ("training_step", 3, [AT_ONCE, "+trainer.val_check_interval=2"]),
             ("training_step", 3, [AT_ONCE, "trainer.log_every_n_steps=1"]),
             ("validation_step", 2, [AT_ONCE, "+trainer.val_check_interval=2"]),
+            ("validation_step", 3, [AT_ONCE]),
         ],
-        ("validation_step", 3, [AT_ONCE]),
         ("_save", 2, []),
     ),
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
@@ -277,9 +277,9 @@ def kill(number: signal.Signals, workers: bool = False) -> Callable[[], None]:
             (signal.SIGUSR2, "test_step", 1, [], EPOCHS * STEPS),
             (signal.SIGTERM, "training_step", STEPS + 2, ["datamodule.num_workers=2"], STEPS + 2),
             (signal.SIGTERM, "test_step", 1, [], EPOCHS * STEPS),
+            (signal.SIGTERM, "validation_step", 3, [], STEPS),
         ],
         (signal.SIGTERM, "training_step", 2, [], 2),
-        (signal.SIGTERM, "validation_step", 3, [], STEPS),
     ),
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
@@ -353,6 +353,7 @@ def test_a_cluster_that_does_not_start_the_job_again(tmp_path: Path, interrupt: 
     assert (status["state"], status["reason"]) == ("failed", "RuntimeError: timed out too often")
 
 
+@pytest.mark.slow
 def test_interrupted_by_hand(tmp_path: Path, interrupt: Interrupt, uninterrupted: Callable[..., Path]) -> None:
     """Ctrl-C that reads as a failure, or goes on with the test of half a training."""
     interrupt("training_step", STEPS + 3, lambda: os.kill(os.getpid(), signal.SIGINT))

@@ -406,6 +406,7 @@ def test_sweep_from_an_installed_wheel(tmp_path: Path) -> None:
     assert "(2 seeds)" in log.read_text() and (folder / "page.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_resumed_sweep_takes_options_of_its_dataset(tmp_path: Path) -> None:
     """A remedy that cannot be typed: the default dataset, which has no root, stands in the place of the sweep's."""
     backbone = ("backbone=timm", "backbone.name=test_resnet", "backbone.pretrained=false")

@@ -369,6 +369,7 @@ def test_wrong_values_of_evaluate_are_refused_by_their_key(trained: Path) -> Non
     assert findings(cfg, carry, lambda place: place[0] != "ckpt") == []
 
 
+@pytest.mark.slow
 def test_wrong_values_of_predict_are_refused_by_their_key(trained: Path) -> None:
     """The same in predict.py, up to the first photo."""
     cfg = compose_config(["images=photos", f"landmarker={trained}"], "predict")
