@@ -427,9 +427,11 @@ def test_weights_out_of_range() -> None:
             build(compose_config([*small("pfld"), *words]), "model")
 
 
-@pytest.mark.parametrize("pose", [name for name in options("pose") if name != "none" and taker("pose", name) == "pfld"])
+@pytest.mark.parametrize("pose", [name for name in options("pose") if name != "none"])
 def test_the_branch_is_not_there_at_inference(pose: str) -> None:
     """Catches a branch that is exported, or counted as the cost of a face."""
+    if taker("pose", pose) != "pfld":
+        pytest.skip("a branch of another method")
     module, batch = ready(f"pose={pose}")
     branch = sum(parameter.numel() for parameter in module.pose.parameters())
     everything = sum(parameter.numel() for parameter in module.parameters())
