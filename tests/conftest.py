@@ -1,12 +1,15 @@
 """What several test files share: a small set of rendered faces, a door opened in this process, and one trained run."""
 
+import copy
 import os
 import runpy
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 # isort: off
 import facelab  # noqa: F401  before OpenCV, which it tells how large a photo may be
@@ -25,18 +28,6 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of a shell that starts 
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # as for a door, so that Hydra finds the sweeper, and a copy of the project tests itself
-SMALL_FACES = ("data=synthetic68", "data.train=16", "data.val=6", "data.test=8", "data.size=96")
-SMALL = {
-    "backbone": ("backbone=timm", "backbone.name=test_resnet", "backbone.pretrained=false"),
-    "crop": ("crop.size=64",),
-    "coder": ("coder.stride=32",),
-    "datamodule": ("datamodule.batch_size=4", "datamodule.num_workers=0"),
-}
-"""Part of a method -> what makes it small enough for a test."""
-SMALL_OWN: dict[str, dict[str, tuple[str, ...]]] = {
-    "pfld": {"backbone": ("backbone=pfld", "backbone.width=0.25"), "coder": (), "pose": ("pose=shared",)},
-}
-"""The same where a method has other parts."""
 NOW = "now"
 """The time that the doors are told."""
 PLAIN = (
@@ -44,23 +35,6 @@ PLAIN = (
     *(f"callbacks.{name}=null" for name in ("progress", "face_grid", "worst_faces", "charts")),
 )
 """A run that draws nothing, but can go on."""
-
-
-def options(group: str) -> list[str]:
-    """Options of a config group, from the files."""
-    return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
-
-
-def groups_of(model: str) -> set[str]:
-    """The config groups that a model file brings."""
-    lines = (ROOT / "conf" / "model" / f"{model}.yaml").read_text().splitlines()
-    return {line.split("/")[1].partition(":")[0] for line in lines if line.startswith("  - /")}
-
-
-def small(model: str) -> list[str]:
-    """What to type to train a method on few small faces with small parts."""
-    parts, words = groups_of(model), SMALL | SMALL_OWN.get(model, {})
-    return [f"model={model}", *SMALL_FACES, *(word for part in words if part in parts for word in words[part])]
 
 
 def open_door(name: str, *words: object, folder: Path) -> None:
@@ -100,6 +74,17 @@ def start_door(
         return subprocess.Popen(line, cwd=folder, env=kept, stdout=file, stderr=file, start_new_session=True)
 
 
+def members(group: int) -> list[int]:
+    """Return the processes of a process group that live."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            state, _, its_group = stat.read_text().rpartition(") ")[2].split()[:3]
+            if int(its_group) == group and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
 def face_data(*folder: str) -> Path:
     """A folder of real data; the test that asks for one that is not there is skipped, and says which.
 
@@ -124,6 +109,34 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def files_of_conf() -> Iterator[None]:
+    """Parse each file of conf/ once, and compose once for a door: Hydra parses thirty files and composes twice.
+
+    Doors in processes of their own do it as Hydra does.
+    """
+    from hydra._internal.core_plugins.file_config_source import FileConfigSource
+    from hydra._internal.hydra import Hydra
+
+    original, known = FileConfigSource.load_config, {}
+
+    def load_config(self: FileConfigSource, config_path: str) -> Any:
+        file = Path(self.path, config_path).with_suffix(".yaml")
+        if not file.is_file():
+            return original(self, config_path)
+        key = (self.provider, self.path, config_path, file.stat().st_mtime_ns, file.stat().st_size)
+        if key not in known:
+            known[key] = original(self, config_path)
+        return copy.deepcopy(known[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FileConfigSource, "load_config", load_config)
+        patch.setattr(
+            Hydra, "get_mode", lambda *_, **__: None
+        )  # it composes for `hydra.mode` alone, which nothing here sets
+        yield
+
+
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Photos that are gone are not waited for in seconds."""
@@ -133,6 +146,8 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run: three epochs, all loggers."""
+    from composing import small  # not before it is needed: it imports Hydra and torch
+
     folder = tmp_path_factory.mktemp("trained")
     open_door("train", *small("pipnet"), "trainer.max_epochs=3", "hydra.run.dir=run", folder=folder)
     return folder / "run"

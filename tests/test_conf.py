@@ -4,28 +4,19 @@ import ast
 import inspect
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, groups_of, options
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
+from composing import CONF, MODELS, SAMPLE, compose_config, faults, groups_of, options, taker
+from conftest import ROOT
 from hydra.errors import ConfigCompositionException
-from omegaconf import DictConfig, open_dict
 
 from evaluate import EVALUATE_KEYS
-from facelab.runs.check import TRAIN_KEYS, check_config
+from facelab.runs.check import check_config
 from facelab.runs.targets import PROJECT
 
-CONF = ROOT / "conf"
-MODELS = options("model")
-SAMPLE = {
-    ("backbone", "timm"): ["backbone.name=test_resnet"],
-    ("data", "folder"): ["data.root=faces", "data.layout.path=facelab.faces.layouts.IBUG68"],
-}
-"""Values for what an option asks of the one who chooses it."""
 ALWAYS = ("trainer", "logger", "callbacks")
 """Groups of every run, whatever the method."""
 PARTS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
@@ -34,49 +25,34 @@ SOURCES = sorted(path for folder in (*sorted(PROJECT), ".") for path in (ROOT / 
 )
 
 
-def compose_config(words: Sequence[str], name: str = "train", folder: Path = CONF) -> DictConfig:
-    """What Hydra hands to a door."""
-    with pytest.MonkeyPatch.context() as patch, initialize_config_dir(str(folder), version_base="1.3"):
-        patch.setenv("FACELAB_STAMP", "now")
-        cfg = compose(name, ["hydra.runtime.output_dir=run", *words], return_hydra_config=True)
-        HydraConfig.instance().set_config(cfg)
-    with open_dict(cfg):
-        del cfg["hydra"]
-    return cfg
-
-
-def faults(words: Sequence[str], folder: Path = CONF) -> list[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FACELAB_STAMP", "now")
-        return check_config(compose_config(words, folder=folder), TRAIN_KEYS)
-
-
-def owner(group: str, option: str) -> str | None:
-    """A model that has the group: the one of the option's name if there is one."""
-    having = [model for model in MODELS if group in groups_of(model)]
-    return option if option in having else next(iter(having), None)
-
-
-def _choices() -> Iterator[list[str]]:
-    """One line to type for every file in conf/."""
+def _choices() -> Iterator[tuple[str, str]]:
+    """Every file in conf/, except the datasets, which are tried with every model."""
     for group in PARTS:
-        for option in options(group):
-            words = [f"{group}={option}", *SAMPLE.get((group, option), [])]
-            if group in ("model", "experiment", *ALWAYS):
-                yield words
-            elif group not in ("hydra", "paths"):
-                yield [f"model={owner(group, option)}", *words]
+        if group not in ("hydra", "paths", "data"):
+            yield from ((group, option) for option in options(group))
 
 
-@pytest.mark.parametrize("words", list(_choices()), ids=" ".join)
-def test_every_option_is_sound(words: list[str]) -> None:
-    """A file in conf/ that nobody ran: a key its class does not have, a value of the wrong kind."""
-    assert "model=None" not in words, "no model has this group"
-    assert faults(words) == []
+@pytest.mark.parametrize(("group", "option"), list(_choices()))
+def test_every_option_is_sound(group: str, option: str) -> None:
+    """A file in conf/ that nobody ran: a key its class does not have, a value of the wrong kind, no model that fits."""
+    if group in ("model", "experiment", *ALWAYS):
+        assert faults([f"{group}={option}"]) == []
+    else:
+        taker(group, option)
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("data", options("data"))
+FIRST = "folder"
+"""The dataset that every method is tried on by the fast tests; the others they try with the first method."""
+
+
+@pytest.mark.parametrize(
+    ("model", "data"),
+    [
+        pytest.param(model, data, marks=() if model == MODELS[0] or data == FIRST else pytest.mark.slow)
+        for model in MODELS
+        for data in options("data")
+    ],
+)
 def test_every_model_on_every_dataset(model: str, data: str) -> None:
     """A method that fits its default dataset alone, or a dataset that lacks what methods ask for."""
     assert faults([f"model={model}", f"data={data}", *SAMPLE.get(("data", data), [])]) == []

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PLAIN, ROOT, SMALL_FACES, open_door, small
+from composing import SMALL_FACES, small
+from conftest import PLAIN, ROOT, open_door
 from omegaconf import OmegaConf
 
 from facelab.annotations.synthetic import Synthetic
@@ -196,7 +197,8 @@ def test_help_answers_at_once(door: str, words: str, tmp_path: Path) -> None:
     """Six seconds of imports before a list of options."""
     typed = words.replace("model=pipnet", "ckpt=run").replace("max_epochs", "devices") if door == "evaluate" else words
     line = [sys.executable, "-c", LIGHT, str(ROOT / f"{door}.py"), *typed.split()]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}  # before the project that is installed
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert ("trainer: check, cpu, ddp, ddp_cpu, gpu" if "help" in words else ": 7\n") in done.stdout
     assert list(tmp_path.iterdir()) == []
@@ -287,6 +289,7 @@ def test_a_validation_that_never_comes(trainer: dict[str, Any], refused: bool) -
         check_values(cfg)
 
 
+@pytest.mark.slow
 def test_a_cell_of_an_experiment(tmp_path: Path) -> None:
     """A cell that is taken for the experiment without `-m`: typed in full, in a sweep, or taken up again."""
     words = ["experiment=pfld_input_size", *SMALL_FACES, *PLAIN, "trainer.max_epochs=1", "datamodule.batch_size=8"]

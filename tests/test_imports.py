@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, options
+from composing import MODELS
+from conftest import ROOT
 
 from facelab.runs.targets import PROJECT
 
@@ -90,13 +91,13 @@ def names_of(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("method", options("model"))
+@pytest.mark.parametrize("method", MODELS)
 @pytest.mark.parametrize("folder", ["lightning_modules", "datamodules", *(f"facelab/{kind}" for kind in KINDS)])
 def test_method_knows_no_other_method(method: str, folder: str) -> None:
     """A method that cannot be changed or taken away without another one."""
     file = ROOT / folder / f"{method}.py"
     if file.is_file():
-        others = {f"{folder.replace('/', '.')}.{other}" for other in options("model") if other != method}
+        others = {f"{folder.replace('/', '.')}.{other}" for other in MODELS if other != method}
         assert others & names_of(file) == set()
 
 
@@ -152,3 +153,10 @@ def test_comparison_imports_neither_torch_nor_hydra() -> None:
     code = f"import sys\nimport {', '.join(modules)}\nprint(*sorted(sys.modules))".replace(".__init__", "")
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert {"torch", "lightning", "hydra", "omegaconf"}.isdisjoint(said.stdout.split())
+
+
+def test_no_test_imports_another() -> None:
+    """A test that cannot be moved or run without another, or that fails with a script that measures something."""
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    tests = {path.stem for path in files if path.stem.startswith("test_")} | {"scripts"}
+    assert [(path.name, name) for path in files for name in names_of(path) if name.partition(".")[0] in tests] == []

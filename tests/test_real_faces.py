@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import face_data, open_door, small
+from composing import small
+from conftest import face_data, open_door
 
 from facelab.metrics.face_table import read_faces
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, open_door
-from omegaconf import OmegaConf
+from conftest import open_door
+from recorded_runs import PATHS, RECORDED, crops
 
 from facelab.comparison.group import compare
 from facelab.comparison.read import read_runs
@@ -24,21 +24,11 @@ from facelab.renames import FORMAT
 from facelab.run_folder import read_status
 from facelab.runs.checkpoint import load_run
 
-RECORDED = ROOT / "tests" / "recorded"
 CHECKPOINTS = {"pipnet": "finished", "pfld": "unfinished"}
-PATHS = OmegaConf.create(
-    {"data": "elsewhere", "cache": "elsewhere", "run": "now", "name": "x", "group": "g", "id": "i", "tags": []}
-)
 
 
 def load(path: Path) -> Any:
     return json.loads(path.read_text())
-
-
-def crops() -> torch.Tensor:
-    """Two crops of 64 px, ``(2, 3, 64, 64)`` uint8, the same in every version of torch."""
-    numbers = torch.arange(2 * 3 * 64 * 64, dtype=torch.int64)
-    return (numbers.pow(2) * 7 // 1000 % 256).to(torch.uint8).view(2, 3, 64, 64)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ and makes the mean infinite.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -102,6 +103,15 @@ def ced(e: Array, x: Array) -> Array:
     return np.searchsorted(ordered, x, side="right") / len(ordered)
 
 
+RATES: dict[str, Statistic] = {
+    "fr08_ioc": partial(failure_rate, threshold=THRESHOLDS["08"]),
+    "auc08_ioc": partial(auc, threshold=THRESHOLDS["08"]),
+    "fr10_ioc": partial(failure_rate, threshold=THRESHOLDS["10"]),
+    "auc10_ioc": partial(auc, threshold=THRESHOLDS["10"]),
+}
+"""Name of a number to the function that computes it from the errors ``nme_ioc`` of all faces."""
+
+
 def yaw_buckets(table: FaceTable) -> dict[str, Array]:
     """Return the faces ``(F,)`` bool of each bucket of absolute yaw by name; a face of unknown yaw is in none."""
     return _buckets(np.abs(table.pose[:, 0]), YAW_BUCKETS, YAW_EDGES, right=True)
@@ -182,9 +192,7 @@ def summary(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[str
     """
     by_name = errors(table, layout, tags)
     numbers = {name: float(nme(e)) for name, e in by_name.items()}
-    for name, threshold in THRESHOLDS.items():
-        numbers[f"fr{name}_ioc"] = float(failure_rate(by_name["nme_ioc"], threshold))
-        numbers[f"auc{name}_ioc"] = float(auc(by_name["nme_ioc"], threshold))
+    numbers |= {name: float(rate(by_name["nme_ioc"])) for name, rate in RATES.items()}
     buckets = [numbers[name] for name in numbers if name.startswith("nme_box_yaw_")]
     if buckets:
         numbers["nme_box_yaw_mean"] = float(np.mean(buckets))

@@ -1,10 +1,12 @@
-"""The readers of datasets: each on files that this file writes in the official format, and on real ones."""
+"""The readers of datasets: each on files that formats/ writes in the official format, and on real ones."""
 
 import logging
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,9 +14,21 @@ import cv2
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import face_data
+from conftest import ROOT, face_data
+from formats.folder import read as folder
+from formats.folder import write as write_folder
+from formats.folder_of_splits import write as write_folder_of_splits
+from formats.lapa106 import read as lapa
+from formats.lapa106 import write as write_lapa
+from formats.wflw98 import LISTS as WFLW_LISTS
+from formats.wflw98 import read as wflw
+from formats.wflw98 import wflw_line
+from formats.wflw98 import write as write_wflw
+from formats.ytf68 import TEST_PERSON, TRAIN_PERSON, VAL_PERSON
+from formats.ytf68 import read as ytf
+from formats.ytf68 import write as write_ytf
+from writing import flat, image, pairs, pts, some_points, write
 
-from facelab.annotations.folder import Folder
 from facelab.annotations.lapa106 import LaPa
 from facelab.annotations.points_file import hash_fraction
 from facelab.annotations.wflw98 import WFLW
@@ -24,135 +38,22 @@ from facelab.faces.crop import Crop
 from facelab.faces.face import Annotations, Photo, Split
 from facelab.faces.geometry import Array
 from facelab.faces.image import PhotoFile
-from facelab.faces.layouts import IBUG68, LAPA106, WFLW98, Layout
+from facelab.faces.layouts import IBUG68, LAPA106, WFLW98
 
 SPLITS: tuple[Split, ...] = get_args(Split)
-WFLW_LISTS = Path("WFLW_annotations", "list_98pt_rect_attr_train_test")
-TEST_PERSON, VAL_PERSON, TRAIN_PERSON = "Ben_Example", "Gus_Sample", "Cleo_van_der_Sample"  # by the SHA-256 of the name
-
-
-def some_points(layout: Layout, seed: int = 0) -> Array:
-    """Points with three decimals, some of them left of or above the image."""
-    return np.random.default_rng(seed).uniform(-20, 200, (layout.num_points, 2)).round(3)
-
-
-def image(path: Path) -> None:
-    """A file that only has to be there: no reader opens an image."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-
-
-def write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-
-
-def pairs(points: Array) -> str:
-    return "".join(f"{x:.6f} {y:.6f}\n" for x, y in points)
-
-
-def flat(points: Array, separator: str) -> str:
-    return separator.join(f"{value:.6f}" for value in points.ravel())
-
-
-# One writer per format. Each writes a small set and is a model of the official one.
-
-
-def write_lapa(root: Path, layout: Layout = LAPA106) -> None:
-    for part, count in (("train", 3), ("val", 2), ("test", 1)):
-        for i in range(count):
-            image(root / part / "images" / f"{part}{i}.jpg")
-            points = some_points(layout, i)
-            write(root / part / "landmarks" / f"{part}{i}.txt", f"{layout.num_points}\n{pairs(points)}")
-
-
-def wflw_line(name: str, seed: int, flags: str = "0 0 0 0 0 0") -> str:
-    return f"{flat(some_points(WFLW98, seed), ' ')} 10 20 110 140 {flags} {name}\n"
-
-
-def write_wflw(root: Path) -> None:
-    names = [f"0--Parade/{i}.jpg" for i in range(40)]
-    write(root / WFLW_LISTS / "list_98pt_rect_attr_train.txt", "".join(map(wflw_line, names, range(40))))
-    test = [
-        wflw_line("1--Handshaking/a.jpg", 100, "1 0 0 0 0 1"),
-        wflw_line("1--Handshaking/b.jpg", 101),
-        wflw_line("1--Handshaking/a.jpg", 102, "0 1 1 1 1 0"),
-    ]
-    write(root / WFLW_LISTS / "list_98pt_rect_attr_test.txt", "".join(test))
-    for name in (*names, "1--Handshaking/a.jpg", "1--Handshaking/b.jpg"):
-        image(root / "WFLW_images" / name)
-
-
-def write_ytf(root: Path) -> None:
-    files = {
-        "training": [f"{TRAIN_PERSON}_21.jpg", f"{VAL_PERSON}_00.jpg", f"{TEST_PERSON}_10.jpg"],
-        "test": [f"{TRAIN_PERSON}_21.jpg", f"{TEST_PERSON}_11.jpg"],
-    }
-    header = "".join(f",{i}" for i in range(2 * IBUG68.num_points)) + "\n"
-    for part, names in files.items():
-        lines = [f"{name},{flat(some_points(IBUG68, len(part) + i), ',')}\n" for i, name in enumerate(names)]
-        write(root / f"{part}_frames_keypoints.csv", header + "".join(lines))
-        for name in names:
-            image(root / part / name)
-
-
-def pts(points: Array) -> str:
-    return f"version: 1\nn_points:  {len(points)}\n{{\n{pairs(points)}}}\n"
-
-
-def write_folder(root: Path) -> None:
-    for i in range(40):
-        image(root / f"{i}.{('jpg', 'PNG')[i % 2]}")
-        points = some_points(IBUG68, i)
-        write(root / f"{i}.{('txt', 'pts')[i % 2]}", pts(points) if i % 2 else pairs(points))
-
-
-def write_folder_of_splits(root: Path) -> None:
-    for part, count in (("train", 40), ("test", 2)):
-        for i in range(count):
-            image(root / part / "images" / f"{i}.jpg")
-            write(root / part / "landmarks" / f"{i}.txt", pairs(some_points(IBUG68, i)))
-
-
-def lapa(root: Path, *, skip: bool = False) -> LaPa:
-    return LaPa("lapa106", str(root), LAPA106, skip_unpaired=skip)
-
-
-def wflw(root: Path, *, skip: bool = False, val_share: float = 0.25) -> WFLW:
-    return WFLW("wflw98", str(root), WFLW98, val_share=val_share, skip_unpaired=skip)
-
-
-def ytf(root: Path, *, skip: bool = False) -> YTFaces:
-    return YTFaces("ytf68", str(root), IBUG68, skip_unpaired=skip)
-
-
-def folder(root: Path, *, skip: bool = False, pts_origin: int = 1, **options: Any) -> Folder:
-    values: dict[str, Any] = {
-        "layout": IBUG68,
-        "orientation": "shown",
-        "units": "pixels",
-        "missing": [],
-        "splits": {},
-        "val_share": 0.25,
-        "test_share": 0.25,
-    }
-    return Folder("mine", str(root), pts_origin=pts_origin, skip_unpaired=skip, **values | options)
-
-
-FORMATS: dict[str, tuple[Callable[[Path], None], Callable[[Path], Annotations]]] = {
-    "lapa": (write_lapa, lapa),
-    "wflw": (write_wflw, wflw),
-    "ytf": (write_ytf, ytf),
-    "folder": (write_folder, folder),
-    "folder of splits": (write_folder_of_splits, folder),
+FORMATS: dict[str, Any] = {
+    path.stem: import_module(f"formats.{path.stem}")
+    for path in sorted(Path(__file__).with_name("formats").glob("*.py"))
+    if path.stem != "__init__"
 }
+"""Every format in ``formats/``, which says what each has."""
+LINES = [name for name, each in FORMATS.items() if hasattr(each, "LINE")]
 REAL: dict[str, tuple[Callable[[Path], Annotations], tuple[Split, ...]]] = {
-    "ytf68": (ytf, ("train", "val", "test")),
-    "frl106": (lapa, ("train", "val", "test")),
-    "lisa106": (lapa, ("test",)),
-    "frl98": (wflw, ("train", "val", "test")),
-    "WFLW": (wflw, ("test",)),
+    name: (each.read, splits) for each in FORMATS.values() for name, splits in getattr(each, "REAL", {}).items()
 }
+FOLDERS = [text for path in (ROOT / "conf" / "data").glob("*.yaml") if "\nroot:" in (text := path.read_text())]
+READERS = sorted({name for text in FOLDERS for name in re.findall(r"_target_: facelab\.annotations\.(\w+)", text)})
+"""The readers of folders that conf/data names."""
 
 
 def num_faces(photos: list[Photo]) -> int:
@@ -188,12 +89,17 @@ def check_protocol(annotations: Annotations, splits: tuple[Split, ...]) -> None:
     assert sum((identity(photos) for photos in per_split.values()), Counter()) == identity(everything)
 
 
+@pytest.mark.parametrize("reader", READERS)
+def test_every_reader_has_a_format(reader: str) -> None:
+    """A dataset that no test reads."""
+    assert reader in FORMATS, f"add tests/annotations/formats/{reader}.py; its __init__.py says what is in it"
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_reader_keeps_the_protocol(name: str, tmp_path: Path) -> None:
     """A wrong shape or dtype, a photo in two splits, a split that "all" forgets, an order that changes."""
-    writer, reader = FORMATS[name]
-    writer(tmp_path)
-    check_protocol(reader(tmp_path), ("train", "val", "test"))
+    FORMATS[name].write(tmp_path)
+    check_protocol(FORMATS[name].read(tmp_path), ("train", "val", "test"))
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -206,25 +112,17 @@ def test_reader_keeps_the_protocol_on_real_data(name: str) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_points_are_those_of_the_file(name: str, tmp_path: Path) -> None:
     """X and y exchanged, points in another order, a shift by one pixel, negative coordinates lost."""
-    writer, reader = FORMATS[name]
-    writer(tmp_path)
-    annotations = reader(tmp_path)
-    photo, seed, shift = {
-        "lapa": ("val/images/val1.jpg", 1, 0),
-        "wflw": ("WFLW_images/0--Parade/7.jpg", 7, 0),
-        "ytf": (f"test/{TEST_PERSON}_11.jpg", len("test") + 1, 0),
-        "folder": ("3.PNG", 3, 1),
-        "folder of splits": ("train/images/5.jpg", 5, 0),
-    }[name]
-    (face,) = next(p.faces for p in annotations.photos("all") if p.path == tmp_path / photo)
-    np.testing.assert_allclose(face.points, some_points(annotations.layout, seed) - shift, atol=1e-4)
+    FORMATS[name].write(tmp_path)
+    photo, points = FORMATS[name].KNOWN
+    (face,) = next(p.faces for p in FORMATS[name].read(tmp_path).photos("all") if p.path == tmp_path / photo)
+    np.testing.assert_allclose(face.points, points, atol=1e-4)
     assert face.points.min() < 0
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_missing_and_empty_folder(name: str, tmp_path: Path) -> None:
     """A mistyped root that ends as "0 photos", or a message that does not say where the dataset comes from."""
-    _, reader = FORMATS[name]
+    reader = FORMATS[name].read
     with pytest.raises(DatasetError, match=r"nowhere is not an existing folder; expected .*data\.root=FOLDER"):
         reader(tmp_path / "nowhere").photos("train")
     with pytest.raises(DatasetError, match="is empty; expected"):
@@ -237,7 +135,7 @@ def test_missing_and_empty_folder(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_unknown_split(name: str, tmp_path: Path) -> None:
     """A mistyped split that gives an empty list."""
-    writer, reader = FORMATS[name]
+    writer, reader = FORMATS[name].write, FORMATS[name].read
     writer(tmp_path)
     with pytest.raises(DatasetError, match="'valid'"):
         reader(tmp_path).photos("valid")  # type: ignore[arg-type]
@@ -257,16 +155,7 @@ def in_first_field(value: str, separator: str | None) -> Callable[[str], str]:
     return lambda line: " ".join([value, *line.split()[1:]])
 
 
-BREAKABLE = {
-    "lapa": (Path("train/landmarks/train1.txt"), 5, None),
-    "wflw": (WFLW_LISTS / "list_98pt_rect_attr_train.txt", 5, None),
-    "ytf": (Path("training_frames_keypoints.csv"), 3, ","),
-    "folder": (Path("0.txt"), 5, None),
-    "folder of splits": (Path("train/landmarks/4.txt"), 5, None),
-}
-
-
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", LINES)
 @pytest.mark.parametrize(
     ("value", "message"),
     [
@@ -279,22 +168,22 @@ BREAKABLE = {
 )
 def test_malformed_number(name: str, value: str, message: str, tmp_path: Path) -> None:
     """A number that is read as something else, or a message without file and line."""
-    writer, reader = FORMATS[name]
+    writer, reader = FORMATS[name].write, FORMATS[name].read
     writer(tmp_path)
-    path, line, separator = BREAKABLE[name]
+    path, line, separator = FORMATS[name].LINE
     break_line(tmp_path / path, line, in_first_field(value, separator))
     with pytest.raises(DatasetError, match=f"{path.name}, line {line}: .*{message}"):
         reader(tmp_path).photos("all")
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", LINES)
 def test_nan_is_missing_only_in_own_data(name: str, tmp_path: Path) -> None:
     """NaN from a broken export of a fully annotated dataset that silently masks points."""
-    writer, reader = FORMATS[name]
+    writer, reader = FORMATS[name].write, FORMATS[name].read
     writer(tmp_path)
-    path, line, separator = BREAKABLE[name]
+    path, line, separator = FORMATS[name].LINE
     break_line(tmp_path / path, line, in_first_field("nan", separator))
-    own = name.startswith("folder")
+    own = getattr(FORMATS[name], "MAY_BE_MISSING", False)
     message = "one coordinate is nan, the other not" if own else "every point of this dataset is annotated"
     with pytest.raises(DatasetError, match=f"{path.name}, line {line}: .*{message}"):
         reader(tmp_path).photos("all")
@@ -307,11 +196,11 @@ def test_nan_is_missing_only_in_own_data(name: str, tmp_path: Path) -> None:
         assert np.flatnonzero(~photo.faces[0].visible).tolist() == [line - 1]
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", LINES)
 def test_another_number_of_values_in_a_line(name: str, tmp_path: Path) -> None:
     """A value too many or a blank line that moves all values after it by one."""
-    writer, reader = FORMATS[name]
-    path, line, separator = BREAKABLE[name]
+    writer, reader = FORMATS[name].write, FORMATS[name].read
+    path, line, separator = FORMATS[name].LINE
     for change in (
         lambda text: text.replace(separator or " ", f"{separator or ' '}1{separator or ' '}", 1),
         lambda _: "",
@@ -416,13 +305,11 @@ def test_unpaired_files_are_refused_or_counted(tmp_path: Path, caplog: pytest.Lo
         assert points in caplog_text
 
 
-@pytest.mark.parametrize("name", ["wflw", "ytf"])
+@pytest.mark.parametrize("name", ["wflw98", "ytf68"])
 def test_absent_images_are_refused_or_counted(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A list that was not cut to the images, which fails in the first epoch instead of at its start."""
-    writer, _ = FORMATS[name]
-    writer(tmp_path)
-    readers: dict[str, Callable[..., Annotations]] = {"wflw": wflw, "ytf": ytf}
-    reader = readers[name]
+    reader = FORMATS[name].read
+    FORMATS[name].write(tmp_path)
     whole = reader(tmp_path).photos("test")
     whole[0].path.unlink()
     absent = whole[0].path.relative_to(tmp_path)

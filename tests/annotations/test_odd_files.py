@@ -12,10 +12,14 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from formats.folder import read as folder
+from formats.lapa106 import read as lapa
+from formats.wflw98 import read as wflw
+from formats.ytf68 import read as ytf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_annotations import folder, lapa, wflw, write, ytf
+from writing import write
 
 from facelab.annotations.points_file import read_pts, read_txt
 from facelab.errors import FacelabError
@@ -25,7 +29,7 @@ from facelab.faces.layouts import FIVE5
 from facelab.inference.boxes_file import read_boxes
 from facelab.inference.landmarks import cut_photo
 
-FEW, MANY = 60, 4000
+FEW, MANY = 30, 4000
 """Examples of a fast and of a slow test."""
 QUICK = settings(
     max_examples=FEW,

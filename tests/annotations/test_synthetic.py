@@ -118,6 +118,7 @@ def test_many_processes_render_what_one_renders(tmp_path: Path, monkeypatch: pyt
         np.testing.assert_array_equal(one.faces[0].points, other.faces[0].points)
 
 
+@pytest.mark.slow
 def test_where_there_is_no_fork_one_process_renders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches what only Linux has: a dataset that needs no download, and cannot be had on a laptop."""
     expected = faces(tmp_path / "a", train=40, val=0, test=0, size=32).photos("train")
@@ -179,6 +180,7 @@ def _render(root: Path, barrier: Any, results: Any) -> None:
     results.put([str(photo.path) for photo in annotations.photos("all")])
 
 
+@pytest.mark.slow
 def test_two_processes_at_once(tmp_path: Path) -> None:
     """Catches a second process that fails, or mixes its files in, when the first has finished before it."""
     spawn = get_context("spawn")

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PLAIN, ROOT, open_door, small
+from composing import small
+from conftest import PLAIN, ROOT, open_door
 
 from callbacks.finite_loss import MOST_SKIPPED
 from facelab.faces.batch import LandmarkBatch

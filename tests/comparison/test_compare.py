@@ -3,18 +3,16 @@ import json
 import math
 import os
 import re
-import runpy
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from conftest import ROOT
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from run_folders import CONFIG, PROTOCOL, changed, opened, write, write_faces
 
 from compare import parse
 from facelab import run_folder
@@ -25,86 +23,6 @@ from facelab.comparison.page import labels_of
 from facelab.comparison.read import Run, read_run, read_runs, setting, settings
 from facelab.comparison.write import write_csv
 from facelab.errors import RunError
-
-PROTOCOL = {
-    "dataset": "wflw98",
-    "split": "test",
-    "layout": "wflw98",
-    "faces": 100,
-    "truth": "0123456789abcdef",
-    "box": "points",
-    "box_scale": 1.1,
-    "flip_test": False,
-    "pose": "estimated",
-    "evaluator": 1,
-}
-METRICS = {
-    "nme_ioc": 0.05,
-    "nme_box": 0.04,
-    "nme_box_yaw_0_30": 0.03,
-    "fr08_ioc": 0.1,
-    "auc08_ioc": 0.5,
-    "nme_ipd": 0.07,
-    "faces": 100.0,
-    "faces_skipped": 0.0,
-}
-COUNTS = {"nme_ioc": 100, "nme_box": 100, "nme_box_yaw_0_30": 60, "nme_ipd": 100}
-CONFIG: dict[str, Any] = {
-    "seed": 1,
-    "trainer": {"_target_": "lightning.Trainer", "max_epochs": 60},
-    "data": {"_target_": "facelab.annotations.wflw98.WFLW", "name": "wflw98", "root": "/home/a/wflw98"},
-    "crop": {"_target_": "facelab.faces.crop.Crop", "size": 256},
-    "datamodule": {"_target_": "datamodules.pipnet.PIPNetDataModule", "seed": 1, "batch_size": 16},
-    "augment": {"_target_": "datamodules.augmentation.Augmentation", "pixels": []},
-    "backbone": {"_target_": "facelab.networks.backbone.TimmBackbone", "name": "resnet18", "weights": None},
-    "scheduler": {"_target_": "lightning_modules.schedule.FractionalMultiStepLR", "max_epochs": 60},
-    "model": {
-        "_target_": "lightning_modules.pipnet.PIPNet",
-        "backbone": {"_target_": "facelab.networks.backbone.TimmBackbone", "name": "resnet18", "weights": None},
-    },
-    "logger": {"wandb": {"name": "a"}},
-    "paths": {"data": "/home/a", "cache": "data", "run": "/home/a/run", "name": "a"},
-}
-
-
-def changed(config: dict[str, Any], **values: Any) -> dict[str, Any]:
-    """A copy of a configuration with other values; `model__backbone__name` is model.backbone.name."""
-    copy = json.loads(json.dumps(config))
-    for place, value in values.items():
-        *nodes, last = place.split("__")
-        node = copy
-        for name in nodes:
-            node = node[name]
-        node[last] = value
-    return copy
-
-
-def write(
-    folder: Path,
-    *,
-    config: dict[str, Any] = CONFIG,
-    status: dict[str, Any] | None = None,
-    protocol: dict[str, Any] | None = None,
-    metrics: dict[str, float | None] | None = None,
-    counts: dict[str, int] | None = None,
-    intervals: Mapping[str, Sequence[float | None]] | None = None,
-    measured: bool = True,
-) -> Path:
-    """Write the folder of a run as train.py leaves it."""
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    (folder / "status.json").write_text(json.dumps(status or {"state": "finished"}))
-    results = {
-        "name": folder.name,
-        "protocol": PROTOCOL | (protocol or {}),
-        "metrics": METRICS | (metrics or {}),
-        "counts": COUNTS | (counts or {}),
-        "left_out": {},
-        "intervals": intervals or {},
-    }
-    if measured:
-        (folder / "metrics.json").write_text(json.dumps(results))
-    return folder
 
 
 def run(name: str, state: str = "finished", **metrics: tuple[float, float, float]) -> Run:
@@ -138,12 +56,6 @@ def settings_of(*configs: dict[str, Any]) -> Table:
 def door(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "compare.py"), *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
-
-
-def opened(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
-    """Open the door in this process, which has imported torch already."""
-    monkeypatch.setattr(sys, "argv", ["compare.py", *map(str, words)])
-    runpy.run_path(str(ROOT / "compare.py"), run_name="__main__")
 
 
 # Reading
@@ -745,16 +657,6 @@ def test_seeds_in_the_files(tmp_path: Path) -> None:
 
 
 # Two runs
-
-
-def write_faces(folder: Path, errors: Sequence[float], photos: Sequence[str], size: float = 100) -> None:
-    """Write faces.csv with these errors, for both normalisers."""
-    columns = "face_id,photo,nme_ioc,nme_ipd,nme_box,nme_diag,error_px,ioc,ipd,box,diag,yaw,pitch,roll,points"
-    rows = [
-        f"{i},{photo},{error},,{error},,,,,{size},,,,,98"
-        for i, (error, photo) in enumerate(zip(errors, photos, strict=True))
-    ]
-    (folder / "faces.csv").write_text("\n".join([columns, *rows]) + "\n")
 
 
 def test_a_pair_is_compared_on_its_common_faces(

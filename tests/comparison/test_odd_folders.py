@@ -15,27 +15,15 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from rich.console import Console
-from test_compare import CONFIG, METRICS, changed, write, write_faces
-from test_page import measure
+from run_folders import CONFIG, METRICS, QUICK, changed, measure, write, write_faces, written
 
-from compare import show
-from facelab.comparison.group import compare
-from facelab.comparison.page import read_picture, write_page
-from facelab.comparison.read import Run, read_runs
-from facelab.comparison.write import write_csv, write_markdown
+from facelab.comparison.page import read_picture
+from facelab.comparison.read import read_runs
 from facelab.run_folder import MOST_JOBS
 
-QUICK = settings(
-    max_examples=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    derandomize=True,
-    database=None,
-)
 LAUGHS = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{x: *a{n - 1}, y: *a{n - 1}}}\n" for n in range(1, 40))
 """A YAML file of two kilobytes that stands for 2 ** 39 values."""
 FACES = "face_id,photo,nme_ioc,nme_box,box\n"
@@ -155,19 +143,6 @@ def whole(folder: Path, **values: Any) -> Path:
     (folder / "samples").mkdir()
     Image.new("RGB", (30, 20)).save(folder / SAMPLES)
     return folder
-
-
-def written(runs: list[Run], folder: Path) -> dict[str, str]:
-    """What compare.py shows and writes of runs."""
-    folder.mkdir(exist_ok=True)
-    tables = compare(runs, None)
-    console = Console(file=io.StringIO(), width=10_000, highlight=False, markup=False, emoji=False)
-    show(console, runs, tables, each=True)
-    write_csv(folder / "a.csv", runs, tables)
-    write_markdown(folder / "a.md", runs, tables, each=True)
-    write_page(folder / "a.html", runs, tables, 6)
-    names = {"terminal": console.file.getvalue()}  # type: ignore[attr-defined]
-    return names | {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.iterdir())}
 
 
 def cases(files: dict[str, dict[str, Callable[[Path], None]]]) -> list[Any]:

@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_odd_folders
+import run_folders
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_compare import CONFIG, PROTOCOL, changed, opened, write, write_faces
-from test_odd_folders import measure, written
+from run_folders import CONFIG, PROTOCOL, changed, measure, opened, write, write_faces, written
 
 from compare import open_console
 from facelab.comparison.grid import one_line
 from facelab.comparison.read import read_runs
 from facelab.errors import CONTROLS, FacelabError, visible
 
-QUICK = settings(test_odd_folders.QUICK, max_examples=30)
+QUICK = settings(run_folders.QUICK, max_examples=30)
 EVIL = [
     *("<script>alert(1)</script>", "a | b", "`a` ``", "[x](javascript:y)", "![x](y)", "two\nlines\n# three", "a\r\tb"),
     *(

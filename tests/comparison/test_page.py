@@ -11,65 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_compare import CONFIG, PROTOCOL, changed, opened, write
+from run_folders import CONFIG, changed, measure, opened, write
 
 from facelab.comparison.group import compare
 from facelab.comparison.page import pareto, read_curves, section_data, thin, write_page
 from facelab.comparison.pairs import compare_pair
 from facelab.comparison.read import read_run, read_runs
-from facelab.files import write_json
 
 CHROMIUM = shutil.which("chromium")
-WFLW = PROTOCOL | {"faces": 2500, "box": "given", "box_scale": 1.2}
 BACKBONES = {"mobilenetv2_100": (1.9, 0.58e9, 21.0), "resnet18": (1.8, 2.44e9, 38.0), "resnet50": (1.7, 5.6e9, 91.0)}
-TAGS = ("pose", "expression", "occlusion")
-
-
-def measure(folder: Path, error: float, seed: int, *, faces: int, macs: float = 0, latency: float = 0) -> Path:
-    """Give the folder of a run what a test writes: faces, curves and the numbers that belong to them."""
-    draws = np.random.default_rng(0), np.random.default_rng(seed)
-    hard = np.exp(0.35 * draws[0].standard_normal(faces))  # what is hard for one run is so for the others
-    box = error / 100 * hard * np.exp(0.15 * draws[1].standard_normal(faces))
-    ioc, size = 1.7 * box, draws[0].uniform(30, 200, faces)
-    yaw, tags = 35 * draws[0].standard_normal(faces), draws[0].random((faces, len(TAGS))) < 0.2
-    names = [f"{face // 2:05}.jpg" for face in range(faces)]
-    columns = "face_id,photo,nme_ioc,nme_ipd,nme_box,nme_diag,error_px,ioc,ipd,box,diag,yaw,pitch,roll,points"
-    lines = [columns + "".join(f",tag_{tag}" for tag in TAGS)]
-    for i in range(faces):
-        numbers = [ioc[i], ioc[i], box[i], box[i], box[i] * size[i], size[i], size[i], size[i], size[i], yaw[i], 0, 0]
-        lines.append(",".join([str(i), names[i], *(f"{n:.6g}" for n in numbers), "98", *map(str, tags[i].astype(int))]))
-    (folder / "faces.csv").write_text("\n".join(lines) + "\n")
-
-    parts = {"nme_ioc": ioc, "nme_box": box}
-    edges = {"0_30": (0, 30), "30_60": (30, 60), "60_90": (60, 999)}
-    parts |= {f"nme_box_yaw_{name}": box[(abs(yaw) > a) & (abs(yaw) <= b)] for name, (a, b) in edges.items()}
-    parts |= {f"nme_ioc_tag_{tag}": ioc[tags[:, i]] for i, tag in enumerate(TAGS)}
-    parts |= {f"nme_ioc_region_{name}": ioc * by for name, by in {"jaw": 1.4, "nose": 0.8, "left_eye": 0.7}.items()}
-    parts |= {"nme_box_size_32_64": box[size < 64], "nme_box_size_64_128": box[(size >= 64) & (size < 128)]}
-    metrics = {name: float(part.mean()) if len(part) else math.nan for name, part in parts.items()}
-    metrics |= {"fr08_ioc": float((ioc > 0.08).mean()), "auc08_ioc": float(np.maximum(0, 1 - ioc / 0.08).mean())}
-    results = {
-        "protocol": WFLW | {"faces": faces},
-        "metrics": metrics | {"faces": float(faces), "faces_skipped": 0.0},
-        "counts": {name: len(part) for name, part in parts.items()},
-        "intervals": {name: [metrics[name] * 0.985, metrics[name] * 1.015] for name in ("nme_ioc", "nme_box")},
-    }
-    if macs:
-        results["cost"] = {"params": int(macs / 200), "macs": int(macs), "flops": int(2 * macs)}
-    write_json(folder / "metrics.json", results)
-    if latency:
-        machine = {"cpu": "EPYC", "device": "cpu", "threads": 1, "torch": "2.15.0"}
-        (folder / "benchmark.json").write_text(json.dumps(machine | {"latency_p50_ms": latency, "throughput_32": 40.0}))
-    noise = np.random.default_rng(seed)
-    rows = ["epoch,step,lr,train/loss,val/nme_box"]
-    for epoch in range(30):
-        for batch in range(5):
-            loss = 1.2 * math.exp(-epoch / 9) + 0.3 * error + 0.05 * noise.random()
-            rows.append(f"{epoch},{epoch * 100 + batch * 20 + 19},,{loss:.6f},")
-        value = error / 100 * (1 + 3 * math.exp(-epoch / 4)) * (1 + 0.04 * noise.random())
-        rows.append(f"{epoch},{epoch * 100 + 99},,,{value:.6f}")
-    (folder / "metrics.csv").write_text("\n".join(rows) + "\n")
-    return folder
 
 
 def grid_of_runs(folder: Path, *, seeds: int, faces: int, rates: tuple[float, ...] = (1e-4, 5e-4)) -> Path:

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import groups_of, options, small
+from composing import CONF, MODELS, compose_config, groups_of, method, options, small, small_with, taker
 from lightning import Callback, LightningModule, Trainer
 from omegaconf import OmegaConf
-from test_conf import compose_config
 from torch import Tensor
 
 from facelab.faces.batch import LandmarkBatch
@@ -19,15 +18,10 @@ from facelab.runs.build import build
 from facelab.runs.checkpoint import load_run
 from lightning_modules.schedule import FractionalMultiStepLR
 
-BY_HEART: dict[str, tuple[int, tuple[str, ...]]] = {
-    "pipnet": (120, ()),
-    "pfld": (240, ("loss.points.penalty._target_=torch.nn.L1Loss",)),  # squares of small errors say little
-}
-"""Method -> steps that it takes to learn one batch by heart, and what to type."""
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
 
 
-@pytest.fixture(params=options("model"))
+@pytest.fixture(params=MODELS)
 def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, cache: Path) -> str:
     monkeypatch.setenv("FACELAB_STAMP", "now")
     monkeypatch.setenv("FACELAB_CACHE", str(cache))
@@ -84,12 +78,29 @@ def test_fit_validate_test_predict(model: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(np.linalg.norm(points - truth, axis=-1), module.table.error, atol=0.01)
 
 
+def blurred(target: Any) -> Any:
+    """A target as a network gives it that misses each number by a part of their spread."""
+    if isinstance(target, Tensor):
+        if not target.is_floating_point():
+            return target
+        spread = target[target.isfinite()].std()
+        return target + MISS * spread * torch.randn(target.shape, generator=torch.Generator().manual_seed(0))
+    return type(target)(*map(blurred, target))  # a NamedTuple
+
+
+MISS = 0.03
+"""Part of a target's spread by which a network may miss a batch that it has learned by heart. PIPNet and PFLD reach a
+tenth of the error that follows; of a coder that rounds to cells, most of that error is its rounding."""
+
+
 def test_overfits_one_batch(model: str) -> None:
     """A target, a loss or a decoding that do not belong together: the network then learns something else."""
     recipe = {"augment": "augment=none", "scheduler": "scheduler=cosine", "optimizer": "optimizer.lr=0.003"}
     words = [word for group, word in recipe.items() if group in groups_of(model)]
-    count, own = BY_HEART[model]
+    count, own = method(model).steps, method(model).overfit
     module, batch = ready(model, "data.train=4", f"trainer.max_epochs={count}", *words, *own)
+    target = module.coder.encode(batch.points, batch.valid, batch.image.shape[-1])
+    bar = error_of(module.coder.decode(blurred(target))[0], batch)
     steps = module.configure_optimizers()
     module.train()
     for step in range(count):
@@ -101,8 +112,7 @@ def test_overfits_one_batch(model: str) -> None:
         steps["lr_scheduler"].step()
     with torch.no_grad():
         error = error_of(module.predict_points(batch.image).points, batch)
-        back, _ = module.coder.decode(module.coder.encode(batch.points, batch.valid, batch.image.shape[-1]))
-    assert error < max(0.005, 1.2 * error_of(back, batch))
+    assert error < 1.2 * bar  # a few points may round to the next cell
 
 
 def test_every_parameter_learns(model: str) -> None:
@@ -111,6 +121,33 @@ def test_every_parameter_learns(model: str) -> None:
     module.train().training_step(batch, 0).backward()
     assert [name for name, parameter in module.named_parameters() if parameter.grad is None] == []
     assert all(parameter.grad.isfinite().all() for parameter in module.parameters())
+
+
+TRIED = [
+    (group, option)
+    for group in sorted(
+        {"backbone", "coder", "head", "loss", "pose"} & {g for model in MODELS for g in groups_of(model)}
+    )
+    for option in options(group)
+    if not {"[timm,", "null"} & {*(CONF / group / f"{option}.yaml").read_text().split()}
+]
+"""Every option of a part that is trained, except those that leave it out; of timm's networks one stands for all."""
+
+
+@pytest.mark.parametrize(("group", "option"), TRIED)
+def test_every_option_trains(group: str, option: str, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """An option that composes and cannot be built, gives NaN, or cannot be reached by the gradient."""
+    monkeypatch.setenv("FACELAB_STAMP", "now")
+    monkeypatch.setenv("FACELAB_CACHE", str(cache))
+    torch.manual_seed(0)
+    cfg = compose_config(small_with(taker(group, option), group, option))
+    module, datamodule = build(cfg, "model"), build(cfg, "datamodule")
+    datamodule.setup("fit")
+    module.fit_statistics(datamodule)
+    module.train().training_step(next(iter(datamodule.train_dataloader())), 0).backward()
+    gradients = [parameter.grad for parameter in module.parameters()]
+    assert gradients and all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+    assert any(gradient.any() for gradient in gradients)
 
 
 def blank(batch: LandmarkBatch, rows: list[int]) -> LandmarkBatch:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import ROOT, open_door
 from omegaconf import OmegaConf
-from test_recorded_runs import PATHS, crops
+from recorded_runs import PATHS, crops
 
 from callbacks.resume import STATES, AtomicCheckpointIO
 from facelab import renames

@@ -16,13 +16,10 @@ SECONDS = 20.0
     ("devices", "workers", "moments", "causes"),
     [
         (1, 0, ("epoch", "checkpoint"), ("SIGUSR2", "error")),
-        (
-            1,
-            1,
-            ("render", "fork", "validation", "picture", "shutdown", "test"),
-            ("SIGTERM", "SIGINT", "SIGKILL", "error"),
-        ),
-        (1, 4, ("step", "table", "worker"), ("SIGTERM", "SIGUSR2", "SIGKILL", "error")),
+        (1, 1, ("render", "fork", "validation", "picture", "shutdown", "test"), ("SIGTERM", "SIGKILL")),
+        (1, 1, ("render", "validation"), ("SIGINT", "error")),
+        (1, 4, ("step", "table", "worker"), ("SIGTERM", "SIGKILL")),
+        (1, 4, ("step", "worker"), ("SIGUSR2", "error")),
         (2, 1, ("join", "validation"), ("SIGTERM", "SIGKILL")),
         (2, 1, ("validation",), ("error",)),
     ],

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, small, start_door
+from composing import small
+from conftest import ROOT, start_door
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 import wandb
-from conftest import PLAIN, ROOT, small, start_door
+from composing import small
+from conftest import PLAIN, ROOT, start_door
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf

@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import PLAIN, open_door, small, start_door
+from composing import compose_config, small
+from conftest import PLAIN, members, open_door, start_door
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
-from test_conf import compose_config
 from torch.nn import functional
 
 from callbacks.results import Results
@@ -36,7 +36,6 @@ from facelab.runs.overrides import check_reach, check_words, resumed_argv, task_
 from facelab.runs.resume import _pin
 from facelab.runs.sweep import write_jobs
 from lightning_modules.pipnet import PIPNet
-from scripts.endings import members
 
 EPOCHS, STEPS = 3, 6
 LOGGED = 3
@@ -210,10 +209,10 @@ def test_a_run_that_crashed_again_and_again(
             ("test_step", 2, []),
             ("training_step", 3, [AT_ONCE, "+trainer.val_check_interval=2"]),
             ("training_step", 3, [AT_ONCE, "trainer.log_every_n_steps=1"]),
+            ("validation_step", 2, [AT_ONCE, "+trainer.val_check_interval=2"]),
+            ("validation_step", 3, [AT_ONCE]),
         ],
-        ("validation_step", 3, [AT_ONCE]),
         ("_save", 2, []),
-        ("validation_step", 2, [AT_ONCE, "+trainer.val_check_interval=2"]),
     ),
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
@@ -276,11 +275,11 @@ def kill(number: signal.Signals, workers: bool = False) -> Callable[[], None]:
             (signal.SIGUSR2, "training_step", STEPS + 2, ["datamodule.num_workers=2"], STEPS + 2),
             (signal.SIGUSR2, "validation_step", 3, [], STEPS),
             (signal.SIGUSR2, "test_step", 1, [], EPOCHS * STEPS),
+            (signal.SIGTERM, "training_step", STEPS + 2, ["datamodule.num_workers=2"], STEPS + 2),
+            (signal.SIGTERM, "test_step", 1, [], EPOCHS * STEPS),
+            (signal.SIGTERM, "validation_step", 3, [], STEPS),
         ],
         (signal.SIGTERM, "training_step", 2, [], 2),
-        (signal.SIGTERM, "training_step", STEPS + 2, ["datamodule.num_workers=2"], STEPS + 2),
-        (signal.SIGTERM, "validation_step", 3, [], STEPS),
-        (signal.SIGTERM, "test_step", 1, [], EPOCHS * STEPS),
     ),
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
@@ -309,7 +308,9 @@ def test_a_run_that_is_told_to_end(
     same_runs(tmp_path / "run", uninterrupted(*words))
 
 
-@pytest.mark.parametrize(("method", "call", "saved"), [("training_step", 4, True), ("validation_step", 1, False)])
+@pytest.mark.parametrize(
+    ("method", "call", "saved"), but_for([("validation_step", 1, False)], ("training_step", 4, True))
+)
 def test_the_handler_of_the_cluster_decides(
     method: str, call: int, saved: bool, tmp_path: Path, interrupt: Interrupt, uninterrupted: Callable[..., Path]
 ) -> None:
@@ -352,6 +353,7 @@ def test_a_cluster_that_does_not_start_the_job_again(tmp_path: Path, interrupt: 
     assert (status["state"], status["reason"]) == ("failed", "RuntimeError: timed out too often")
 
 
+@pytest.mark.slow
 def test_interrupted_by_hand(tmp_path: Path, interrupt: Interrupt, uninterrupted: Callable[..., Path]) -> None:
     """Ctrl-C that reads as a failure, or goes on with the test of half a training."""
     interrupt("training_step", STEPS + 3, lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -366,12 +368,24 @@ def test_interrupted_by_hand(tmp_path: Path, interrupt: Interrupt, uninterrupted
 # What resume= stands for
 
 
-def interrupted(folder: Path, interrupt: Interrupt, *words: str, at: int = STEPS + 2) -> Path:
+def interrupted(folder: Path, interrupt: Interrupt, *words: str) -> Path:
     """A run that crashed in its second epoch, in ``run`` of this folder."""
-    interrupt("training_step", at, crash)
+    interrupt("training_step", STEPS + 2, crash)
     with pytest.raises(Crash):
         train(*WORDS, *words, "hydra.run.dir=run", folder=folder)
     return folder / "run"
+
+
+@pytest.fixture
+def crashed(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, interrupt: Interrupt) -> Path:
+    """A copy of one such run, in ``run`` of the folder of the test."""
+    if not CRASHED:
+        CRASHED.append(interrupted(tmp_path_factory.mktemp("crashed"), interrupt))
+    return Path(shutil.copytree(CRASHED[0], tmp_path / "run"))
+
+
+CRASHED: list[Path] = []
+"""The run that is copied; no fixture of the module, which would come before the network that draws random numbers."""
 
 
 @pytest.mark.slow
@@ -455,12 +469,11 @@ def test_a_log_that_cannot_be_written_to_is_told(
         resumed_argv([f"resume={tmp_path}"])
 
 
-@pytest.mark.parametrize("best_is_there", [True, False])
-def test_the_folder_may_have_any_name(tmp_path: Path, interrupt: Interrupt, best_is_there: bool) -> None:
+@pytest.mark.parametrize("best_is_there", but_for([True], False))
+def test_the_folder_may_have_any_name(tmp_path: Path, crashed: Path, best_is_there: bool) -> None:
     """The same with all that comes after the command line; a moved run whose best checkpoint is forgotten."""
-    interrupted(tmp_path, interrupt)
     folder = tmp_path / "it's, a {run}"
-    (tmp_path / "run").rename(folder)
+    crashed.rename(folder)
     last, best = (folder / "checkpoints" / name for name in ("last.ckpt", "best.ckpt"))
     checkpoint = torch.load(last, weights_only=True)
     (state,) = (state for key, state in checkpoint["callbacks"].items() if key.startswith("ModelCheckpoint"))
@@ -500,9 +513,11 @@ def test_a_run_keeps_its_identity(tmp_path: Path, interrupt: Interrupt, monkeypa
     assert OmegaConf.load(run / "config.yaml").logger.wandb.group == "now"
 
 
-def test_what_changed_is_said_and_kept(tmp_path: Path, interrupt: Interrupt, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_changed_is_said_and_kept(
+    tmp_path: Path, crashed: Path, interrupt: Interrupt, capfd: pytest.CaptureFixture[str]
+) -> None:
     """A run of two halves that nobody knows of; a value typed once that is lost at the next interruption."""
-    run = interrupted(tmp_path, interrupt)
+    run = crashed
     interrupt("training_step", 2, crash)
     with pytest.raises(Crash):
         train("resume=run", "datamodule.num_workers=1", "data.val=5", folder=tmp_path)
@@ -520,9 +535,9 @@ def test_what_changed_is_said_and_kept(tmp_path: Path, interrupt: Interrupt, cap
 @pytest.mark.parametrize(
     "word", but_for(["scheduler=cosine", "scheduler.factor=0.5", "optimizer.weight_decay=0.1"], "optimizer.lr=0.1")
 )
-def test_what_would_have_no_effect_is_refused(word: str, tmp_path: Path, interrupt: Interrupt) -> None:
+def test_what_would_have_no_effect_is_refused(word: str, tmp_path: Path, crashed: Path) -> None:
     """A learning rate in config.yaml that was never used; a refusal that is remembered as if it had been accepted."""
-    run = interrupted(tmp_path, interrupt)
+    run = crashed
     kept = {name: (run / name).read_bytes() for name in ("config.yaml", "metrics.csv", "overrides.yaml")}
     with pytest.raises(SystemExit, match="would have no effect") as stop:
         train("resume=run", word, folder=tmp_path)
@@ -636,9 +651,9 @@ def test_what_cannot_be_taken_up(words: list[str], message: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("content", [b"no checkpoint", b""])
-def test_a_checkpoint_that_cannot_be_read(content: bytes, tmp_path: Path, interrupt: Interrupt) -> None:
+def test_a_checkpoint_that_cannot_be_read(content: bytes, tmp_path: Path, crashed: Path) -> None:
     """A traceback of torch, or a run that begins anew and overwrites what could be mended."""
-    run = interrupted(tmp_path, interrupt)
+    run = crashed
     metrics = (run / "metrics.csv").read_bytes()
     (run / "checkpoints" / "last.ckpt").write_bytes(content)
     with pytest.raises(SystemExit, match=r"last\.ckpt"):
@@ -899,14 +914,13 @@ def contents(run: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("lost", ["config.yaml", "checkpoints/last.ckpt"])
 @pytest.mark.parametrize("finished", [False, True])
 def test_a_run_that_lost_a_file_is_left_alone(
-    lost: str, finished: bool, tmp_path: Path, interrupt: Interrupt, trained: Path
+    lost: str, finished: bool, tmp_path: Path, crashed: Path, trained: Path
 ) -> None:
     """A run that was copied without its large files, begun anew in silence over what is left of it."""
     run = tmp_path / "run"
     if finished:
+        shutil.rmtree(crashed)
         shutil.copytree(trained, run)
-    else:
-        interrupted(tmp_path, interrupt)
     (run / lost).unlink()
     before = contents(run)
     for _ in range(2):  # nor is it forgotten at the second try
@@ -915,21 +929,20 @@ def test_a_run_that_lost_a_file_is_left_alone(
     assert contents(run) == before
 
 
-@pytest.mark.parametrize("word", ["crop.size=96", "backbone.name=test_vit", "trainer.max_epochs=nonsense"])
-def test_a_mistyped_resumption_leaves_the_run_as_it_was(word: str, tmp_path: Path, interrupt: Interrupt) -> None:
+def test_a_mistyped_resumption_leaves_the_run_as_it_was(tmp_path: Path, crashed: Path) -> None:
     """A configuration that is kept before it is known to fit, so that the plain resumption fails from then on."""
-    run = interrupted(tmp_path, interrupt)
-    before = contents(run)
-    with pytest.raises(SystemExit):
-        train("resume=run", word, folder=tmp_path)
-    assert contents(run) == before
+    before = contents(crashed)
+    for word in ("crop.size=96", "backbone.name=test_vit", "trainer.max_epochs=nonsense"):
+        with pytest.raises(SystemExit):
+            train("resume=run", word, folder=tmp_path)
+        assert contents(crashed) == before, word
     train("resume=run", folder=tmp_path)
-    assert (run / "metrics.json").is_file()
+    assert (crashed / "metrics.json").is_file()
 
 
-def test_weights_that_do_not_fit_leave_the_run_as_it_was(tmp_path: Path, interrupt: Interrupt) -> None:
+def test_weights_that_do_not_fit_leave_the_run_as_it_was(tmp_path: Path, crashed: Path) -> None:
     """A checkpoint of another run, which is found when the folder is overwritten."""
-    run = interrupted(tmp_path, interrupt)
+    run = crashed
     content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     name, value = next(iter(content["state_dict"].items()))
     content["state_dict"][name] = torch.zeros(*value.shape, 2)
@@ -973,10 +986,10 @@ BEST = (
     ),
 )
 def test_a_malformed_state_leaves_the_run_as_it_was(
-    entry: tuple[Any, ...], value: Any, tmp_path: Path, interrupt: Interrupt
+    entry: tuple[Any, ...], value: Any, tmp_path: Path, crashed: Path
 ) -> None:
     """A traceback of Lightning after the folder was prepared, or a run that continues from another state."""
-    run = interrupted(tmp_path, interrupt)
+    run = crashed
     content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     malformed(content, *entry, value=value)
     torch.save(content, run / "checkpoints" / "last.ckpt")
@@ -1054,9 +1067,9 @@ def test_an_override_that_reads_the_environment_is_for_the_user_to_say(tmp_path:
 
 
 @pytest.mark.parametrize("name", [".lock", "metrics.csv", "checkpoints/last.ckpt", "samples"])
-def test_a_link_that_leads_out_of_the_folder_is_refused(name: str, tmp_path: Path, interrupt: Interrupt) -> None:
+def test_a_link_that_leads_out_of_the_folder_is_refused(name: str, tmp_path: Path, crashed: Path) -> None:
     """A run folder that was received, with a link through which a resumption writes into a file of the user's."""
-    run = interrupted(tmp_path, interrupt)
+    run = crashed
     (tmp_path / "thesis").write_text("mine")
     (run / name).unlink(missing_ok=True)
     (run / name).symlink_to(tmp_path / "thesis")
@@ -1065,7 +1078,9 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(name: str, tmp_path: Pat
     assert (tmp_path / "thesis").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["{}/../../thesis", "{}/../thesis", "local://{}/../../thesis", "s3://bucket/thesis"])
+@pytest.mark.parametrize(
+    "name", but_for(["{}/../thesis", "local://{}/../../thesis", "s3://bucket/thesis"], "{}/../../thesis")
+)
 def test_a_best_checkpoint_elsewhere_is_not_removed(name: str, tmp_path: Path, interrupt: Interrupt) -> None:
     """A checkpoint that was received, for which Lightning removes a file of the user's when a better one comes."""
     run = interrupted(tmp_path, interrupt)
@@ -1152,9 +1167,9 @@ def test_a_refused_start_leaves_the_configuration(tmp_path: Path) -> None:
     assert contents(tmp_path / "run") == before
 
 
-def test_a_run_without_its_checkpoint_is_known_by_its_metrics(tmp_path: Path, interrupt: Interrupt) -> None:
+def test_a_run_without_its_checkpoint_is_known_by_its_metrics(tmp_path: Path, crashed: Path) -> None:
     """A run of an earlier version, or one that was copied without its state, begun anew over its metrics."""
-    run = interrupted(tmp_path, interrupt)
+    run = crashed
     for name in ("status.json", "checkpoints/last.ckpt", "checkpoints/best.ckpt"):
         (run / name).unlink()
     before = contents(run)

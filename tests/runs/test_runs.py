@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import open_door, small
+from composing import compose_config, small
+from conftest import open_door
 from omegaconf import DictConfig, OmegaConf
-from test_conf import compose_config
 
 from evaluate import build_data
 from facelab.coders.pipnet import PIPCoder

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import open_door, small
+from composing import small
+from conftest import open_door
 
 from facelab.run_folder import read_status
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, small
+from composing import small
+from conftest import ROOT
 
 from facelab.metrics.face_table import read_faces
 from facelab.run_folder import read_status

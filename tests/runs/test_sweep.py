@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import PLAIN, ROOT, open_door, small, start_door
+from composing import small
+from conftest import PLAIN, ROOT, open_door, start_door
 from omegaconf import OmegaConf
 
 from facelab.files import write_json
@@ -135,7 +136,7 @@ def test_reasons_of_a_refused_configuration(tmp_path: Path, capsys: pytest.Captu
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("ending", [KeyboardInterrupt, signal.SIGTERM])
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_who_ends_a_job_ends_the_sweep(ending: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C that must be typed once for each job; jobs that are forgotten afterwards."""
 
@@ -405,6 +406,7 @@ def test_sweep_from_an_installed_wheel(tmp_path: Path) -> None:
     assert "(2 seeds)" in log.read_text() and (folder / "page.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_resumed_sweep_takes_options_of_its_dataset(tmp_path: Path) -> None:
     """A remedy that cannot be typed: the default dataset, which has no root, stands in the place of the sweep's."""
     backbone = ("backbone=timm", "backbone.name=test_resnet", "backbone.pretrained=false")

@@ -1,0 +1,36 @@
+"""Files of annotations, written as the datasets and label tools write them."""
+
+from pathlib import Path
+
+import numpy as np
+
+from facelab.faces.geometry import Array
+from facelab.faces.layouts import Layout
+
+
+def some_points(layout: Layout, seed: int = 0) -> Array:
+    """Points with three decimals, some of them left of or above the image."""
+    return np.random.default_rng(seed).uniform(-20, 200, (layout.num_points, 2)).round(3)
+
+
+def image(path: Path) -> None:
+    """A file that only has to be there: no reader opens an image."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def pairs(points: Array) -> str:
+    return "".join(f"{x:.6f} {y:.6f}\n" for x, y in points)
+
+
+def flat(points: Array, separator: str) -> str:
+    return separator.join(f"{value:.6f}" for value in points.ravel())
+
+
+def pts(points: Array) -> str:
+    return f"version: 1\nn_points:  {len(points)}\n{{\n{pairs(points)}}}\n"
