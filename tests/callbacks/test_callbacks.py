@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import PLAIN, open_door, small
+from composing import small
+from conftest import PLAIN, open_door
 from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
