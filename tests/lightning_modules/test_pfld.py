@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from composing import SMALL_FACES, compose_config, faults, options, small, taker
+from composing import CONF, SMALL_FACES, compose_config, faults, options, small, taker
 from conftest import open_door
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
@@ -577,7 +577,6 @@ def test_a_face_that_no_square_holds() -> None:
 
 def grid_of(experiment: str) -> dict[str, str]:
     from hydra import compose, initialize_config_dir
-    from test_conf import CONF
 
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [f"experiment={experiment}"], return_hydra_config=True)
