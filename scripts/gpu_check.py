@@ -30,12 +30,13 @@ from typing import Any
 
 import torch
 from lightning import Callback, Trainer, seed_everything
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from callbacks.finite_loss import FiniteLoss
 from facelab.files import write_json
 from facelab.profiling.cost import latency, machine
 from facelab.runs.build import build
+from facelab.runs.checkpoint import clear_initial_weights
 from facelab.runs.environment import environment
 from scripts.train_speed import ROOT, WARM_UP, bare_step, build_module, configuration, moment
 
@@ -202,7 +203,9 @@ def main() -> None:
 
     for compiled in sorted(arguments.compile):  # the slow part last
         for model in models:
-            cfg = configuration([f"model={model}", *others, f"compile={str(compiled).lower()}"])
+            composed = configuration([f"model={model}", *others, f"compile={str(compiled).lower()}"])
+            # Pretrained weights change no speed, and there may be no way to fetch them.
+            cfg = DictConfig(clear_initial_weights(OmegaConf.to_container(composed)))
             report["machine"] = machine(torch.device("cuda" if cfg.trainer.accelerator == "gpu" else "cpu"))
             if not compiled:
                 speeds = {str(workers): loader_speed(cfg, workers) for workers in arguments.workers}
