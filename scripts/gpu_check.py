@@ -162,11 +162,16 @@ def latency_one(cfg: DictConfig, seconds: float) -> float:
     return latency(module, cfg.crop.size, 1, seconds, 10, torch.get_num_threads(), pose=False).p50
 
 
-def boolean(text: str) -> bool:
-    """Parse ``true`` or ``false``."""
-    if text not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text!r}: true or false expected")
-    return text == "true"
+def booleans(text: str) -> list[bool]:
+    """Parse ``true`` and ``false``, separated by commas."""
+    if unknown := [word for word in text.split(",") if word not in ("true", "false")]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r}: true or false expected")
+    return [word == "true" for word in text.split(",")]
+
+
+def numbers(text: str) -> list[int]:
+    """Parse whole numbers, separated by commas."""
+    return [int(word) for word in text.split(",")]
 
 
 def parse() -> tuple[argparse.Namespace, list[str]]:
@@ -175,9 +180,9 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--output", type=Path, default=Path("gpu_check.json"))
     parser.add_argument("--rounds", type=int, default=5, help="blocks of each kind")
     parser.add_argument("--steps", type=int, default=50, help="in a block")
-    parser.add_argument("--compile", type=boolean, nargs="+", default=[False, True], help="false, true or both")
+    parser.add_argument("--compile", type=booleans, default=[False, True], help="false,true")
     parser.add_argument(
-        "--workers", type=int, nargs="+", default=[8, 16], help="of the loader; the last number is used in runs"
+        "--workers", type=numbers, default=[8, 16], help="of the loader, as 8,16; the last number trains"
     )
     parser.add_argument("--seconds", type=float, default=2.0, help="minimum time of a latency")
     return parser.parse_known_args()

@@ -17,7 +17,7 @@ def test_gpu_check_measures_every_method(model: str, tmp_path: Path) -> None:
     """Catches a script that fails with one method, where a GPU is at hand for minutes only."""
     overrides = [*small(model), "datamodule.num_workers=1", "trainer=cpu"]
     line = ["scripts/gpu_check.sh", "--output", str(tmp_path / "speed.json"), "--rounds", "1", "--steps", "2"]
-    line += ["--workers", "1", "2", "--seconds", "0", "--compile", "false", *overrides]
+    line += ["--workers", "1,2", "--seconds", "0", "--compile", "false", *overrides]
     environment = {
         "PATH": "/usr/bin:/bin",
         "PYTHON": sys.executable,
