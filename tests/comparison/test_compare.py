@@ -459,7 +459,7 @@ def test_the_names_of_official_test_sets_are_told(capsys: pytest.CaptureFixture[
     for name, what in sets.items():
         faces = what.split()[1]
         assert f"{name} ({what})" in helped
-        assert re.search(rf"\| `{name}`.*\| {int(faces):,} \|", docs)
+        assert re.search(rf"\| `{name}`.*\| {int(faces.replace(',', '')):,} \|", docs)
         assert (ROOT / "conf" / "data" / f"{name}.yaml").is_file() or f"data.name={name} ({faces} faces" in header
 
 
