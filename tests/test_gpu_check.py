@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, options, small
+from composing import options, small
+from conftest import ROOT
 
 TIMES = {"run_ms", "trainer_ms", "trainer_without_on_nan_ms", "step_ms", "run_share", "trainer_share", "on_nan_cost"}
 
