@@ -115,7 +115,7 @@ def test_photos_are_equal_with_one_and_several_processes(tmp_path: Path, monkeyp
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
     threads = cv2.getNumThreads()
     cv2.setNumThreads(2)
-    for _ in range(10):  # OpenCV starts its threads
+    for _ in range(10):  # so that OpenCV starts its threads
         cv2.warpAffine(np.zeros((384, 384, 3), np.uint8), np.eye(3)[:2], (1000, 1000))
     photos = parallel.photos("train")
     cv2.setNumThreads(threads)
@@ -178,8 +178,8 @@ def _render(root: Path, barrier: Any, results: Any) -> None:
     """Render the set and wait for the other process before renaming it."""
 
     class Waiting(Synthetic):
-        def _rows(self, jobs: Any, own: Any) -> Any:
-            rows = super()._rows(jobs, own)
+        def _rows(self, jobs: Any, temporary: Any) -> Any:
+            rows = super()._rows(jobs, temporary)
             barrier.wait(60)  # both processes have rendered, neither has renamed
             return rows
 

@@ -75,7 +75,7 @@ def rows(logged: Path, records: list[dict[str, Any]], name: str) -> Iterator[dic
 def test_wandb_summary_contains_every_metric(
     trained: Path, summary: dict[str, Any], records: list[dict[str, Any]]
 ) -> None:
-    """Would catch a metric that the run folder has and W&B lacks, or that a picture of the same name replaces."""
+    """Would catch a metric missing in W&B, or replaced by a picture of the same name."""
     values = summary["summary"]
     assert values.keys() >= metric_names(trained, "val") | metric_names(trained, "test")
     for name, value in load(trained / "metrics.json")["metrics"].items():

@@ -445,7 +445,7 @@ def test_train_dataloader_is_independent_of_earlier_epochs(faces: InMemory, thir
 def test_train_dataloader_varies_with_epoch_and_seed(faces: InMemory, third_epoch: list[LandmarkBatch]) -> None:
     """Would catch changes that repeat every epoch, and seeds that share the order of their faces."""
     order = [batch.face_id.tolist() for batch in third_epoch]
-    for number, seed in ((2, 1), (3, 2), (2, 2), (4, 0)):  # the last two have the sum of (3, 1)
+    for number, seed in ((2, 1), (3, 2), (2, 2), (4, 0)):  # the sums of the last two equal that of (3, 1)
         other = epoch(module(faces, seed=seed), number)
         assert [batch.face_id.tolist() for batch in other] != order
         dataset = module(faces, seed=seed).faces["train"]
@@ -459,7 +459,7 @@ def test_face_dataset_draws_differ_between_samples(faces: InMemory) -> None:
     keys = [(number, row) for number in range(4) for row in range(13)]
     assert len({warped[key].points.numpy().tobytes() for key in keys}) == len(keys)
     images = Counter(changed[key].image.numpy().tobytes() for key in keys)
-    assert sum(count > 1 for count in images.values()) <= 2  # unchanged, or only turned grey
+    assert sum(count > 1 for count in images.values()) <= 2  # unchanged, or only converted to grey
     assert len(images) > len(keys) / 2
 
 

@@ -341,8 +341,8 @@ def _read_rows(path: Path, layout: Layout, separator: str | None) -> dict[str, A
     """Read lines of numbers with a name before or after them."""
     rows: dict[str, Array] = {}
     for line in path.read_text().splitlines():
-        words = line.split(separator)
-        name, numbers = (words[0], words[1:]) if separator else (words[-1], words)
+        fields = line.split(separator)
+        name, numbers = (fields[0], fields[1:]) if separator else (fields[-1], fields)
         if name:
             rows[f"{name} {len(rows)}"] = np.array(numbers[: 2 * layout.num_points], float).reshape(-1, 2)
     return rows

@@ -215,7 +215,7 @@ def test_estimate_pose_agrees_with_aflw2000_labels() -> None:
     """Would catch a sign of yaw, pitch or roll against the common convention."""
     points, pose = _aflw2000_labels()
     estimated = estimate_pose(points[..., :2], IBUG68)
-    frontal = np.abs(pose[:, 0]) < 60  # near profile pitch and roll turn about nearly the same axis
+    frontal = np.abs(pose[:, 0]) < 60  # near profile, pitch and roll rotate about almost the same axis
     assert angle_difference(estimated, pose)[:, 0].mean() < 3
     assert (angle_difference(estimated, pose)[frontal].mean(axis=0) < (3, 7, 3)).all()
     large = np.abs(pose) > 15
