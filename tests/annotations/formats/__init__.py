@@ -1,14 +1,14 @@
 """Formats of datasets on disk, one file each, named as the reader in facelab/annotations.
 
-The tests list these files. Each has
+The tests find these files by listing the folder. Each defines
 
-* ``write(root)``: write a small set of the official format, whose points :func:`writing.some_points` draws,
+* ``write(root)``: write a small set in the official format, with points from :func:`writing.some_points`,
 * ``read(root, *, skip=False)``: return the reader of that folder; ``skip`` is ``data.skip_unpaired``,
 * ``KNOWN``: path of a photo of one face, below the root, and the points ``(N, 2)`` that must be read,
 
-and, where it has a meaning,
+and, where applicable,
 
-* ``LINE``: of a text file: its path, the number of a line of coordinates (from 1), and the separator (None: spaces),
+* ``LINE``: path of a text file, number of a line of coordinates (from 1), and separator (None: spaces),
 * ``MAY_BE_MISSING``: whether ``nan nan`` is a point that is not annotated; without it, NaN is refused,
-* ``REAL``: name of a folder in FACE_DATA that has this format to the splits that are there.
+* ``REAL``: names of folders in FACE_DATA in this format, each with its splits.
 """

@@ -1,4 +1,4 @@
-"""Own data: images and points beside them, in one folder."""
+"""Custom data: images with files of points in one folder."""
 
 from pathlib import Path
 from typing import Any

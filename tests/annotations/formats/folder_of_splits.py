@@ -1,4 +1,4 @@
-"""Own data in a folder for each split."""
+"""Custom data with one folder per split."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""LaPa: images and points in two folders of each split, a count before the points."""
+"""LaPa: two folders per split, images and points; each file of points starts with their number."""
 
 from pathlib import Path
 

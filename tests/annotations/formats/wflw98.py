@@ -1,4 +1,4 @@
-"""WFLW: a list of train and one of test, a face in each line with its rectangle and flags."""
+"""WFLW: one list for train and one for test; a line is one face with its rectangle and flags."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""YouTube Faces: a CSV file of train and one of test, a frame in each line, the person in its name."""
+"""YouTube Faces: one CSV file for train and one for test; a line is one frame, named after its person."""
 
 from pathlib import Path
 
