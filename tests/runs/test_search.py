@@ -21,7 +21,7 @@ def monitored(run: Path) -> float:
 
 @pytest.mark.slow
 def test_search_sweep_finds_the_best_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Would catch the worst value reported as the best, trials in one folder, or a failed trial that ends the search."""
+    """Would catch the worst value reported as the best, trials in one folder, or a failed trial that ends a search."""
     monkeypatch.setenv("FACELAB_CODE", "")  # stay in this process
     overrides = [*small("pipnet"), "logger=csv", "trainer.max_epochs=1", "coder.num_neighbours=5,200"]
     overrides += ["optimizer.lr=tag(log,interval(1e-5,1e-2))", "-m", "hydra/sweeper=search", "hydra.sweep.dir=search"]
