@@ -351,7 +351,7 @@ def test_build_makes_plain_containers() -> None:
     arguments = build(cfg, "all").keywords
     assert [type(arguments["a"]), type(arguments["b"]), type(arguments["b"]["x"])] == [list, dict, list]
     assert arguments["a"][0].in_features == arguments["b"][1].in_features == 3 and arguments["a"][1] is None
-    assert OmegaConf.is_interpolation(cfg["all"]["a"][0], "in_features"), "the configuration was changed_copy"
+    assert OmegaConf.is_interpolation(cfg["all"]["a"][0], "in_features"), "the configuration was changed"
 
 
 @pytest.mark.parametrize("key", ["callbacks.checkpoint.monitor", "monitor.name"])

@@ -1,4 +1,4 @@
-"""What is message_of of a command line before Hydra reads it."""
+"""Tests of the check of a command line before Hydra parses it."""
 
 import re
 import shlex
@@ -78,7 +78,7 @@ def test_check_typed_accepts_what_hydra_accepts(line: str) -> None:
     assert message_of(*shlex.split(line)) == ""
 
 
-# Values that cannot be parsed
+# Unreadable values
 
 
 @pytest.mark.parametrize("text", HARD_TO_QUOTE)
@@ -97,7 +97,7 @@ def test_check_typed_quotes_unreadable_values(key: str, text: str) -> None:
 def test_check_typed_lists_the_characters_to_quote() -> None:
     """Would catch advice without its reason."""
     assert message_of("images=/a/b=c(d)") == (
-        "images=/a/b=c(d) cannot be parsed: `=` `(` `)` must be in quotes. As one text it is typed: "
+        "images=/a/b=c(d) cannot be read: `=` `(` `)` must be in quotes. As one text it is typed: "
         """'images="/a/b=c(d)"'"""
     )
 
@@ -173,13 +173,13 @@ def test_check_typed_lists_all_faults() -> None:
 def test_check_typed_skips_arguments_that_hydra_does_not_read() -> None:
     """Would catch a folder of ``resume=`` that is refused; it needs no quotes."""
     assert message_of("resume=/a/b=c (d)", unread="resume=") == ""
-    assert message_of("resume=/a/b=c (d)").startswith("resume=/a/b=c (d) cannot be parsed")
+    assert message_of("resume=/a/b=c (d)").startswith("resume=/a/b=c (d) cannot be read")
 
 
 @pytest.mark.parametrize("door", ["train", "evaluate", "predict", "benchmark"])
 def test_check_typed_is_called_by_every_door(door: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Would catch a door that omits the check or creates a folder before it."""
-    with pytest.raises(SystemExit, match=r"images=/a/b=c\(d\) cannot be parsed.*\ndata=\[lapa106,wflw98\]: data takes"):
+    with pytest.raises(SystemExit, match=r"images=/a/b=c\(d\) cannot be read.*\ndata=\[lapa106,wflw98\]: data takes"):
         open_door(door, "images=/a/b=c(d)", "data=[lapa106,wflw98]", folder=tmp_path)
     assert capfd.readouterr() == ("", "")
     assert list(tmp_path.iterdir()) == []
