@@ -71,7 +71,7 @@ def slow_or_quick(slow_cases: Sequence[Any], *cases: Any) -> list[Any]:
 
 
 class Crash(BaseException):
-    """Exception that stands for a crash of the machine."""
+    """Exception that simulates a crash of the machine."""
 
 
 def load(path: Path) -> Any:

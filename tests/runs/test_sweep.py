@@ -317,12 +317,12 @@ def test_run_from_copy_keeps_the_flags_and_arguments(tmp_path: Path, monkeypatch
 def test_sweep_runs_the_code_of_its_start(scratch: Path, tmp_path: Path) -> None:
     """Would catch a later job that runs edited code, or records another commit than it ran."""
     git = ["git", "-c", "user.name=x", "-c", "user.email=x@x", "-C", str(scratch)]
-    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
-        subprocess.run([*git, *words], check=True)
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *arguments], check=True)
     commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
     log = tmp_path / "sweep.log"
-    words = [*OVERRIDES, "-m", "seed=1,2,3", "scheduler=none", "trainer.max_epochs=30"]
-    process = start_door("train", *words, folder=tmp_path, log=log, root=scratch)
+    arguments = [*OVERRIDES, "-m", "seed=1,2,3", "scheduler=none", "trainer.max_epochs=30"]
+    process = start_door("train", *arguments, folder=tmp_path, log=log, root=scratch)
     try:
         for _ in range(900):
             checkpoints = list(tmp_path.glob("logs/train/multiruns/*/0/checkpoints/last.ckpt"))
@@ -410,12 +410,12 @@ def test_sweep_runs_from_an_installed_wheel(tmp_path: Path) -> None:
 def test_resumed_sweep_accepts_options_of_its_dataset(tmp_path: Path) -> None:
     """Would catch a resume that checks the override against the default dataset, which has no root."""
     backbone = ("backbone=timm", "backbone.name=test_resnet", "backbone.pretrained=false")
-    words = ("model=pipnet", "data=lapa106", "data.root=gone", *backbone, "trainer=check", "-m", "seed=1,2")
+    overrides = ("model=pipnet", "data=lapa106", "data.root=gone", *backbone, "trainer=check", "-m", "seed=1,2")
     with pytest.raises(SystemExit):
-        open_door("train", *words, "hydra.sweep.dir=sweep", folder=tmp_path)
+        open_door("train", *overrides, "hydra.sweep.dir=sweep", folder=tmp_path)
     with pytest.raises(SystemExit):
         open_door("train", "-m", "resume=sweep", "data.root=elsewhere", folder=tmp_path)
     for number in "01":
         assert "elsewhere" in read_status(tmp_path / "sweep" / number).reason
-        words = yaml.safe_load((tmp_path / "sweep" / number / "overrides.yaml").read_text())
-        assert words.count("model=pipnet") == 1
+        overrides = yaml.safe_load((tmp_path / "sweep" / number / "overrides.yaml").read_text())
+        assert overrides.count("model=pipnet") == 1

@@ -190,7 +190,7 @@ def test_check_typed_is_called_by_every_door(door: str, tmp_path: Path, capfd: p
 
 @pytest.mark.parametrize("group", [group for group in GROUPS if group not in SIDE_BY_SIDE])
 def test_check_typed_refuses_a_list_for_a_group(group: str) -> None:
-    """Would catch a list of options of which Hydra uses the last although the user expects two runs."""
+    """Would catch a list of options whose last one Hydra uses, although the user expects two runs."""
     options = sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
     one, two = options[0], options[-1]
     message = message_of(f"{group}=[{one},{two}]")
@@ -223,7 +223,7 @@ def test_check_typed_lists_the_options_of_a_group(line: str, expected: str) -> N
 
 
 def test_check_typed_finds_groups_of_a_config_dir(tmp_path: Path) -> None:
-    """Would catch custom options of which Hydra uses the last."""
+    """Would catch a list of custom options that is not refused."""
     (tmp_path / "mine").mkdir()
     for name in ("a", "b"):
         (tmp_path / "mine" / f"{name}.yaml").write_text("_target_: torch.nn.Identity\n")
