@@ -1,4 +1,4 @@
-"""Configurations of conf/ for tests: its options, compositions as for a door, and methods that train in seconds."""
+"""Configurations of conf/ for tests: its options, compositions for a door, and methods that train in seconds."""
 
 import copy
 import functools
@@ -24,13 +24,13 @@ SAMPLE = {
     ("backbone", "timm"): ["backbone.name=test_resnet", "backbone.pretrained=false"],
     ("data", "folder"): ["data.root=faces", "data.layout.path=facelab.faces.layouts.IBUG68"],
 }
-"""Values that an option leaves to the user."""
+"""Values for the keys that an option requires the user to set."""
 SMALL_FACES = ("data=synthetic68", "data.train=16", "data.val=6", "data.test=8", "data.size=96")
 SMALL_BATCHES = ("crop.size=64", "datamodule.batch_size=4", "datamodule.num_workers=0")
 
 
 def options(group: str) -> list[str]:
-    """Options of a config group, from the files."""
+    """Return the options of a config group, from its files."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
@@ -39,14 +39,14 @@ MODELS = options("model")
 
 @functools.cache
 def default_parts(model: str) -> dict[str, str]:
-    """Config group to option, as a model file chooses them."""
+    """Return the option of each config group that a model file chooses."""
     lines = (CONF / "model" / f"{model}.yaml").read_text().splitlines()
     parts = [line.partition("/")[2].split(":") for line in lines if line.startswith("  - /")]
     return {group: option.strip() for group, option in parts}
 
 
 def groups_of(model: str) -> set[str]:
-    """Config groups that a model file brings."""
+    """Return the config groups of a model file."""
     return set(default_parts(model))
 
 
@@ -56,11 +56,11 @@ def groups_of(model: str) -> set[str]:
 class Method(NamedTuple):
     """Test configuration of a method, ``tests/small/<model>.yaml``."""
 
-    small: list[str]  # overrides that make it small; later ones win
-    steps: int = 120  # in which it learns one batch by heart
-    overfit: tuple[str, ...] = ()  # overrides for that
-    refused: Mapping[str, list[Any]] = MappingProxyType({})  # keys to values that the check of a configuration refuses
-    refused_when_built: Mapping[str, list[Any]] = MappingProxyType({})  # and that constructors refuse
+    small: list[str]  # overrides that make it small; the last of a key counts
+    steps: int = 120  # steps in which it overfits one batch
+    overfit: tuple[str, ...] = ()  # overrides for these steps
+    refused: Mapping[str, list[Any]] = MappingProxyType({})  # keys to values that check_config refuses
+    refused_when_built: Mapping[str, list[Any]] = MappingProxyType({})  # keys to values that constructors refuse
 
 
 @functools.cache
@@ -77,22 +77,22 @@ def method(model: str) -> Method:
 
 
 def small(model: str) -> list[str]:
-    """Overrides that train a method on few small faces with small parts."""
+    """Return overrides that train a method on few small faces with small parts."""
     return [f"model={model}", *SMALL_FACES, *SMALL_BATCHES, *method(model).small]
 
 
 def small_with(model: str, group: str, option: str) -> list[str]:
-    """The same with another option of a group."""
-    words = [word for word in small(model) if not word.startswith((f"{group}=", f"{group}."))]
-    return [*words, f"{group}={option}", *SAMPLE.get((group, option), [])]
+    """Return the overrides of `small` with another option of a group."""
+    overrides = [override for override in small(model) if not override.startswith((f"{group}=", f"{group}."))]
+    return [*overrides, f"{group}={option}", *SAMPLE.get((group, option), [])]
 
 
-# Composed
+# Composition
 
 
 @contextmanager
 def stamped() -> Iterator[None]:
-    """With the time of a run, which paths need."""
+    """Set the stamp of a run, which paths need."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FACELAB_STAMP", "now")
         yield
@@ -109,7 +109,7 @@ def _compose(words: Sequence[str], name: str, folder: Path) -> DictConfig:
 
 
 def compose_config(words: Sequence[str], name: str = "train", folder: Path = CONF) -> DictConfig:
-    """Compose what Hydra hands to a door."""
+    """Compose the configuration that Hydra passes to a door."""
     whole = _composed(tuple(words), name, Path.cwd()) if folder == CONF else _compose(words, name, folder)
     cfg = copy.deepcopy(whole)
     HydraConfig.instance().set_config(whole)
@@ -119,26 +119,26 @@ def compose_config(words: Sequence[str], name: str = "train", folder: Path = CON
 
 
 def faults(words: Sequence[str], folder: Path = CONF) -> list[str]:
-    """Compose a training and list its mistakes."""
+    """Compose a training and return its faults."""
     with stamped():
         return check_config(compose_config(words, folder=folder), TRAIN_KEYS)
 
 
 @functools.cache
 def taker(group: str, option: str) -> str:
-    """Return a model that takes an option of one of its parts: one whose configuration with it has no fault.
+    """Return a model whose configuration with an option of one of its parts has no fault.
 
-    A model that names the option is tried first.
+    Models that name the option come first.
     """
-    having = [model for model in MODELS if group in groups_of(model)]
-    having.sort(key=lambda model: (default_parts(model)[group] != option, option.partition("_")[0] != model))
+    models = [model for model in MODELS if group in groups_of(model)]
+    models.sort(key=lambda model: (default_parts(model)[group] != option, option.partition("_")[0] != model))
     refusals = {}
-    for model in having:
+    for model in models:
         try:
             refusals[model] = faults([f"model={model}", f"{group}={option}", *SAMPLE.get((group, option), [])])
         except HydraException as error:
             refusals[model] = [str(error)]
         if not refusals[model]:
             return model
-    told = "".join(f"\n{model}: {'; '.join(each)}" for model, each in refusals.items())
-    pytest.fail(f"no model takes {group}={option}{told or ': none has this group'}", pytrace=False)
+    reasons = "".join(f"\n{model}: {'; '.join(each)}" for model, each in refusals.items())
+    pytest.fail(f"no model takes {group}={option}{reasons or ': none has this group'}", pytrace=False)

@@ -1,4 +1,4 @@
-"""The recorded runs in ``recorded/``, and what their networks are shown."""
+"""Paths of the recorded runs in ``recorded/`` and input crops of their networks."""
 
 import torch
 from conftest import ROOT
@@ -11,6 +11,6 @@ PATHS = OmegaConf.create(
 
 
 def crops() -> torch.Tensor:
-    """Two crops of 64 px, ``(2, 3, 64, 64)`` uint8, the same in every version of torch."""
+    """Return two crops of 64 px, ``(2, 3, 64, 64)`` uint8, equal in every version of torch."""
     numbers = torch.arange(2 * 3 * 64 * 64, dtype=torch.int64)
     return (numbers.pow(2) * 7 // 1000 % 256).to(torch.uint8).view(2, 3, 64, 64)

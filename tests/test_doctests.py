@@ -1,4 +1,4 @@
-"""The examples in docstrings say what the code does."""
+"""Tests of the examples in docstrings."""
 
 import doctest
 from importlib import import_module
@@ -14,7 +14,7 @@ MODULES = [
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_of(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """An example that the code has left behind."""
+def test_docstring_examples_hold(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch an example that a change of the code made wrong."""
     failed, _ = doctest.testmod(import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
     assert failed == 0, capsys.readouterr().out

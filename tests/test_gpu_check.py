@@ -1,4 +1,4 @@
-"""The check of a machine with a GPU, on the CPU and with a few steps. No test asserts a time."""
+"""Test of the speed check for a machine with a GPU, on the CPU with a few steps. It asserts no time."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ TIMES = {"run_ms", "trainer_ms", "trainer_without_on_nan_ms", "step_ms", "run_sh
 @pytest.mark.slow
 @pytest.mark.parametrize("model", options("model"))
 def test_gpu_check_measures_every_method(model: str, tmp_path: Path) -> None:
-    """Catches a script that fails with one method, where a GPU is at hand for minutes only."""
+    """Would catch a script that fails with one method, because a GPU is available for minutes only."""
     overrides = [*small(model), "datamodule.num_workers=1", "trainer=cpu"]
     line = ["scripts/gpu_check.sh", "--output", str(tmp_path / "speed.json"), "--rounds", "1", "--steps", "2"]
     line += ["--workers", "1,2", "--seconds", "0", "--compile", "false", *overrides]
