@@ -1,4 +1,4 @@
-"""Folders of runs as train.py leaves them, and what the dashboards make of them."""
+"""Run folders as train.py writes them, and the output of compare.py for them."""
 
 import io
 import json
@@ -70,11 +70,11 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def changed(config: dict[str, Any], **values: Any) -> dict[str, Any]:
-    """A copy of a configuration with other values; `model__backbone__name` is model.backbone.name."""
+def with_values(config: dict[str, Any], **values: Any) -> dict[str, Any]:
+    """Return a copy of a configuration with other values; `model__backbone__name` sets model.backbone.name."""
     copy = json.loads(json.dumps(config))
-    for place, value in values.items():
-        *nodes, last = place.split("__")
+    for key, value in values.items():
+        *nodes, last = key.split("__")
         node = copy
         for name in nodes:
             node = node[name]
@@ -82,7 +82,7 @@ def changed(config: dict[str, Any], **values: Any) -> dict[str, Any]:
     return copy
 
 
-def write(
+def write_run(
     folder: Path,
     *,
     config: dict[str, Any] = CONFIG,
@@ -93,7 +93,7 @@ def write(
     intervals: Mapping[str, Sequence[float | None]] | None = None,
     measured: bool = True,
 ) -> Path:
-    """Write the folder of a run as train.py leaves it."""
+    """Write the folder of a run as train.py does."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (folder / "status.json").write_text(json.dumps(status or {"state": "finished"}))
@@ -110,14 +110,14 @@ def write(
     return folder
 
 
-def opened(monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
-    """Open the door in this process, which has imported torch already."""
-    monkeypatch.setattr(sys, "argv", ["compare.py", *map(str, words)])
+def run_compare(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    """Run compare.py in this process, where torch is already imported."""
+    monkeypatch.setattr(sys, "argv", ["compare.py", *map(str, arguments)])
     runpy.run_path(str(ROOT / "compare.py"), run_name="__main__")
 
 
 def write_faces(folder: Path, errors: Sequence[float], photos: Sequence[str], size: float = 100) -> None:
-    """Write faces.csv with these errors, for both normalisers."""
+    """Write faces.csv with these errors as nme_ioc and nme_box."""
     columns = "face_id,photo,nme_ioc,nme_ipd,nme_box,nme_diag,error_px,ioc,ipd,box,diag,yaw,pitch,roll,points"
     rows = [
         f"{i},{photo},{error},,{error},,,,,{size},,,,,98"
@@ -132,11 +132,11 @@ WFLW = PROTOCOL | {"faces": 2500, "box": "given", "box_scale": 1.2}
 TAGS = ("pose", "expression", "occlusion")
 
 
-def measure(folder: Path, error: float, seed: int, *, faces: int, macs: float = 0, latency: float = 0) -> Path:
-    """Give the folder of a run what a test writes: faces, curves and the numbers that belong to them."""
+def write_results(folder: Path, error: float, seed: int, *, faces: int, macs: float = 0, latency: float = 0) -> Path:
+    """Write the results of a test into a run folder: faces, curves and metrics that agree with each other."""
     draws = np.random.default_rng(0), np.random.default_rng(seed)
-    hard = np.exp(0.35 * draws[0].standard_normal(faces))  # what is hard for one run is so for the others
-    box = error / 100 * hard * np.exp(0.15 * draws[1].standard_normal(faces))
+    difficulty = np.exp(0.35 * draws[0].standard_normal(faces))  # the same faces are hard for every run
+    box = error / 100 * difficulty * np.exp(0.15 * draws[1].standard_normal(faces))
     ioc, size = 1.7 * box, draws[0].uniform(30, 200, faces)
     yaw, tags = 35 * draws[0].standard_normal(faces), draws[0].random((faces, len(TAGS))) < 0.2
     names = [f"{face // 2:05}.jpg" for face in range(faces)]
@@ -188,8 +188,8 @@ QUICK = settings(
 )
 
 
-def written(runs: list[Run], folder: Path) -> dict[str, str]:
-    """What compare.py shows and writes of runs."""
+def all_outputs(runs: list[Run], folder: Path) -> dict[str, str]:
+    """Return the text that compare.py prints and writes for runs, by file name."""
     folder.mkdir(exist_ok=True)
     tables = compare(runs, None)
     console = Console(file=io.StringIO(), width=10_000, highlight=False, markup=False, emoji=False)
