@@ -15,11 +15,11 @@ LOGGING_TRAIN = f"""
 import json, os, sys
 sys.path.insert(0, {str(ROOT)!r})
 from facelab.losses.pfld import HardExampleWeight
-def logging_move(self, distance, move=HardExampleWeight._move):
+def logging_move(self, distance, move=HardExampleWeight._update_mean):
     move(self, distance)
     with open("rank_" + os.environ.get("LOCAL_RANK", "0"), "a") as file:
         print(json.dumps([distance.tolist(), self.mean.item()]), file=file)
-HardExampleWeight._move = logging_move
+HardExampleWeight._update_mean = logging_move
 exec(compile(open({str(ROOT / "train.py")!r}).read(), {str(ROOT / "train.py")!r}, "exec"))
 """
 """Script of train.py; each rank logs the errors of its faces in each step and the running mean after it."""
