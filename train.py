@@ -1,7 +1,6 @@
 """Training and test of a method on a dataset, with a run folder: ``python train.py model=pipnet data=lapa106``."""
 
-from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from facelab.runs.checkpoint import clear_initial_weights, find_checkpoint, offl
 from facelab.runs.overrides import check_reach, plain_overrides
 from facelab.runs.recording import track_run
 from facelab.runs.report import report
-from facelab.runs.resume import ResumePoint, begin, check_weights, find_resume_point
+from facelab.runs.resume import Once, ResumePoint, begin, check_weights, find_resume_point
 from facelab.runs.start import exits, start
 from facelab.runs.targets import hint
 
@@ -33,7 +32,7 @@ def main(cfg: DictConfig) -> float | None:
             return None
         module, datamodule, trainer = build_parts(cfg, resumed=resumed is not None)
         check_monitors(cfg, module, datamodule)
-        prepare = cache(partial(begin, folder, cfg, plain_overrides(), resumed))
+        prepare = Once(partial(begin, folder, cfg, plain_overrides(), resumed))
         if resumed:
             check_weights(module, resumed)
         else:
@@ -173,12 +172,12 @@ def fit(
     trainer: Any,
     cfg: DictConfig,
     resumed: ResumePoint | None,
-    prepare: Callable[[], None],
+    prepare: Once,
 ) -> float | None:
     """Train to the end, and return the monitored value.
 
-    The folder of a resumed run is prepared after the trainer has restored the state of the checkpoint. If the last
-    epoch was already completed, the training does not start, and the folder is prepared afterwards.
+    The folder of a resumed run is prepared after the trainer has restored the state of the checkpoint: when the
+    training starts, or at the end if the last epoch was already completed.
 
     Raises:
         CheckpointError: the state cannot be restored.
@@ -187,7 +186,7 @@ def fit(
 
     from facelab.internals.lightning import failed_in_restoring
 
-    trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: prepare()))
+    trainer.callbacks.append(LambdaCallback(on_train_start=prepare, on_fit_end=prepare))
     for logger in trainer.loggers:  # with fast_dev_run Lightning replaces them by others that open no file
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
     try:
@@ -199,7 +198,6 @@ def fit(
                 "changed or is broken, and the run cannot be resumed: start another run"
             ) from error
         raise
-    prepare()
     monitored = trainer.callback_metrics.get(cfg.monitor.name)
     return None if monitored is None else float(monitored)
 

@@ -64,7 +64,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 without that state.
         """
         checkpoint = renamed_checkpoint(super().load_checkpoint(*args, **kwargs))
-        if missing := [key for key in STATES if not checkpoint.get(key)]:
+        # Spawned ranks return their weights through this class, too: a bare state dict.
+        missing = [key for key in STATES if not checkpoint.get(key)]
+        if "state_dict" in checkpoint and missing:
             raise CheckpointError(f"it has no {', '.join(missing)}")
         return checkpoint
 

@@ -2,7 +2,7 @@
 
 import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -174,6 +174,19 @@ def begin(folder: Path, cfg: DictConfig, overrides: Sequence[str], resumed: Resu
     _rewind(files.curves, resumed.step if resumed else 0)
     if resumed:
         log.info("resuming from %s, step %d", resumed.checkpoint, resumed.step)
+
+
+class Once:
+    """Function that is called at most once; unlike a closure, it can be sent to spawned ranks."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function, self.called = function, False
+
+    def __call__(self, *_: Any) -> None:
+        """Call the function, unless it was called before; the arguments of a hook are ignored."""
+        if not self.called:
+            self.called = True
+            self.function()
 
 
 def remove_results(folder: Path) -> None:
