@@ -112,7 +112,7 @@ def test_a_table_that_is_none_is_told(content: bytes | int | None, tmp_path: Pat
         os.truncate(path, content)
     else:
         path.write_bytes(content)
-    with pytest.raises(RunError, match=r"metrics\.csv is no table of the run's metrics .* move it away"):
+    with pytest.raises(RunError, match=r"metrics\.csv is not a table of the run's metrics .* move it away"):
         curves_until(path, 3)
 
 
