@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from facelab.bounds import Count, Name, Processes, Share, Text
 from facelab.errors import ConfigError
-from facelab.files import at_home
+from facelab.files import expand_home
 from facelab.run_folder import RunFolder
 from facelab.runs.build import build, build_trainer, check, write_config
 from facelab.runs.check import PATHS
@@ -44,7 +44,7 @@ def main(cfg: DictConfig) -> None:
     folder = Path(cfg.paths.run)
     with exits(), track_run(folder, cfg.task) as status:
         check(cfg, EVALUATE_KEYS)
-        run = load_run(at_home(str(cfg.ckpt)), cfg.paths)
+        run = load_run(expand_home(str(cfg.ckpt)), cfg.paths)
         datamodule = build_data(run, cfg)
         evaluated = evaluated_config(run, cfg)
         trainer = build_trainer(cfg)

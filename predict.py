@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from facelab.bounds import Count, Device, Name, Positive, Text
 from facelab.errors import ConfigError, FacelabError, ImageError, visible
-from facelab.files import at_home, closed, real, write_json
+from facelab.files import closed, expand_home, resolve_links, write_json
 from facelab.runs.build import build, check, write_config
 from facelab.runs.check import PATHS
 from facelab.runs.checkpoint import LoadedRun, load_run, needed
@@ -58,8 +58,8 @@ def main(cfg: DictConfig) -> None:
         from facelab.inference.landmarks import find_photos, unknown
 
         photos = find_photos(str(cfg.images))
-        boxes = None if cfg.boxes is None else read_boxes(at_home(str(cfg.boxes)))
-        run = load_run(at_home(str(cfg.landmarker)), cfg.paths)
+        boxes = None if cfg.boxes is None else read_boxes(expand_home(str(cfg.boxes)))
+        run = load_run(expand_home(str(cfg.landmarker)), cfg.paths)
         crop = build_crop(run, cfg)
         status["begun"] = True
         write_config(folder, cfg)
@@ -83,7 +83,7 @@ def check_values(cfg: DictConfig) -> None:
         raise ConfigError("device", "=cuda: torch finds no CUDA device here; device=auto uses the CPU then")
     if reason := closed(Path(cfg.output)):
         raise ConfigError("output", f"={cfg.output}: nothing can be written there ({reason})")
-    images, output = real(at_home(str(cfg.images))), real(Path(cfg.output))
+    images, output = resolve_links(expand_home(str(cfg.images))), resolve_links(Path(cfg.output))
     if cfg.pictures and images.is_dir() and output.is_relative_to(images):
         raise ConfigError(
             "output",

@@ -34,7 +34,7 @@ RESAMPLES = 1000
 class Results(Callback):
     """Writer of ``metrics.json`` and ``faces.csv`` at the end of a test; both files are written atomically.
 
-    A strategy that spawns processes has the table of a test only in these processes; rank 0 writes it. A test of a part
+    Rank 0 writes the files, because with a spawning strategy the main process has no table. A test of a part
     of the faces, as with ``trainer=check`` or ``limit_test_batches``, is written in the same way: its protocol
     identifies the faces.
 

@@ -27,7 +27,7 @@ REMEDIES = {
 
 
 class Warp(NamedTuple):
-    """Random affine map of a crop."""
+    """Affine map drawn for one crop, with the flip and the rotation that the labels need."""
 
     matrix: Array  # (3, 3) float64, pixels of the crop to pixels of the augmented crop
     flipped: bool

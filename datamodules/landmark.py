@@ -131,8 +131,8 @@ class FaceDataset(Dataset[LandmarkBatch]):
         tags = [[tag in face.tags for tag in data.tags] for face in self.faces]
         self.tags = torch.tensor(tags, dtype=torch.bool)  # (F, T)
         self.pose, self.pose_source = self._poses()
-        # Flags per face, shared by the worker processes: read; logged as left out; left out because the photo is not
-        # readable; readable before and not any more.
+        # One row of flags per state, shared by the worker processes: photo was read; face reported as left out; photo
+        # unreadable; photo became unreadable.
         flags = torch.zeros(4, len(self.faces), dtype=torch.bool).share_memory_()
         self._read, self._reported, self._unreadable, self._lost = flags
 

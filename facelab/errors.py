@@ -66,7 +66,7 @@ class ImageError(FacelabError):
 
 
 class CheckpointError(FacelabError):
-    """File that is no checkpoint of this project, or that cannot be opened here."""
+    """File that is not a checkpoint of this project, or that cannot be opened here."""
 
 
 class TrainingError(FacelabError):

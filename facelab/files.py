@@ -94,13 +94,13 @@ def walk(root: Path) -> list[Path]:
     return sorted(files)
 
 
-def at_home(path: str) -> Path:
-    """Put the home of a user in the place of ``~``; where there is no such user, it stays the name of a file."""
+def expand_home(path: str) -> Path:
+    """Replace ``~`` or ``~user`` by the home folder; unchanged if there is no such user."""
     return Path(os.path.expanduser(path))  # noqa: PTH111  Path's own raises there
 
 
-def real(path: Path) -> Path:
-    """Follow all links of a path; those that lead to each other are left as they are."""
+def resolve_links(path: Path) -> Path:
+    """Resolve all links of a path; links that form a loop are kept."""
     return Path(os.path.realpath(path))  # Path.resolve raises for these before Python 3.13
 
 
@@ -118,7 +118,7 @@ def closed(folder: Path) -> str:
 
 @contextmanager
 def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Add the name of the file to an error of writing: for a full disk it has none, or that of a temporary file.
+    """Add the file's name to a write error, which names no file or the temporary one.
 
     Args:
         path: path of the file.
@@ -184,11 +184,11 @@ def read_bytes(path: Path, most: int) -> bytes:
 
     Raises:
         OSError: it cannot be opened; FileNotFoundError if it does not exist.
-        ValueError: it is no regular file, or is too large; the message does not contain the path.
+        ValueError: it is not a regular file, or is too large; the message does not contain the path.
     """
     with open(path, "rb", opener=_open_at_once) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("is no file, but a pipe or a device")
+            raise ValueError("is not a file, but a pipe or a device")
         content = file.read(most + 1) or b""
     if len(content) > most:
         raise ValueError(f"has more than {most:,} bytes")
@@ -254,7 +254,7 @@ def parse_json(text: str) -> Any:
     except json.JSONDecodeError:
         raise
     except ValueError as error:  # Python's limit of digits, whose message suggests calling a function
-        raise ValueError(f"holds a whole number of over {sys.get_int_max_str_digits():,} digits") from error
+        raise ValueError(f"contains a whole number of over {sys.get_int_max_str_digits():,} digits") from error
     except RecursionError as error:
         raise ValueError(f"is nested over {DEEPEST} levels deep") from error
     level = [content]
@@ -304,12 +304,12 @@ def _check_yaml(text: str) -> None:
         nodes += isinstance(event, yaml.NodeEvent)
         line = f"line {event.start_mark.line + 1}"
         if isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"{line}: holds an alias, *{event.anchor}; write the value out")
+            raise ValueError(f"{line}: contains an alias, *{event.anchor}; write the value out")
         if getattr(event, "tag", None):
-            raise ValueError(f"{line}: holds a tag, {event.tag}; only plain values are read")
+            raise ValueError(f"{line}: contains a tag, {event.tag}; only plain values are read")
         if depth > DEEPEST:
             raise ValueError(f"{line}: is nested over {DEEPEST} levels deep")
         if nodes > MOST_NODES:
-            raise ValueError(f"{line}: holds over {MOST_NODES:,} keys and values")
+            raise ValueError(f"{line}: contains over {MOST_NODES:,} keys and values")
         if isinstance(event, yaml.ScalarEvent) and LONG_WORD.fullmatch(event.value):
-            raise ValueError(f"{line}: holds a word of {len(event.value):,} characters")
+            raise ValueError(f"{line}: contains a word of {len(event.value):,} characters")

@@ -16,18 +16,18 @@ class Step(NamedTuple):
     """Changes from one format of checkpoints to the next."""
 
     modules: Mapping[str, str] = {}
-    """Module, package or class to its new path, for ``_target_`` and ``path``; the longest match applies."""
+    """New path by old path of a module, package or class, in ``_target_`` and ``path``; the longest match applies."""
     arguments: Mapping[tuple[str, str], str | None] = {}
-    """New path of a class and an old argument of it, to the new name of the argument; None if it was removed."""
+    """New name of an argument by the new path of its class and its old name; None if it was removed."""
     added: Mapping[tuple[str, str], Any] = {}
-    """New path of a class, empty for the root, and an argument that was added, to the value that preserves the earlier
-    behaviour."""
+    """Value of an added argument that preserves the earlier behaviour, by the new path of its class (empty for the
+    root) and the name of the argument."""
     weights: Mapping[str, str] = {}
-    """Prefixes of names in the state dict to their new ones, such as ``backbone.`` to ``trunk.``."""
+    """New prefix by old prefix of names in the state dict, such as ``trunk.`` for ``backbone.``."""
     keys: Mapping[str, str] = {}
-    """Dotted key of the whole configuration to its new one, in the same node."""
+    """New key by old dotted key of the whole configuration; both are in the same node."""
     states: Mapping[str, str] = {}
-    """Name of a callback in the checkpoint's ``callbacks`` to its new one."""
+    """New name by old name of a callback in the checkpoint's ``callbacks``."""
 
 
 STEPS: Sequence[Step] = (

@@ -157,7 +157,7 @@ class Status(NamedTuple):
     """State of a run."""
 
     state: str
-    """``running``, ``finished``, ``failed``, ``stopped`` (asked to stop, can be resumed), ``queued`` (a cluster starts
+    """``running``, ``finished``, ``failed``, ``stopped`` (by a signal; can be resumed), ``queued`` (a cluster starts
     it again), ``lost`` (recorded as ``running``, but was killed), ``missing`` (not started), ``unknown`` (no file),
     ``unreadable`` (a broken file)."""
     reason: str  # why there are no results, in one line; empty if there is no problem
@@ -185,7 +185,7 @@ def read_status(folder: Path) -> Status:
     except (OSError, ValueError) as error:
         return Status("unreadable", f"{file.name}: {error}", {})
     if not isinstance(content, dict):
-        return Status("unreadable", f"{file.name} is no mapping", {})
+        return Status("unreadable", f"{file.name} is not a mapping", {})
     state, reason = str(content.get("state", "unknown")), " ".join(str(content.get("reason", "")).split())
     if state == "queued" and (job := content.get("slurm_job")) and not _in_queue(str(job)):
         return Status("lost", "requeued, but no longer in the queue", content)
@@ -198,7 +198,7 @@ def read_status(folder: Path) -> Status:
 
 
 def _why_lost(content: dict[str, Any]) -> str:
-    """Return why a run that is recorded as running is not; empty if it may be running."""
+    """Return the reason why a run with the state ``running`` is lost; empty if it may be running."""
     if content.get("host") == socket.gethostname() and isinstance(pid := content.get("pid"), int):
         try:
             os.kill(pid, 0)
@@ -210,12 +210,12 @@ def _why_lost(content: dict[str, Any]) -> str:
     try:
         silent = time.time() - datetime.fromisoformat(str(seen)).timestamp()
     except (ValueError, OverflowError):
-        return f"no heartbeat, {seen!r} is no time"
+        return f"no heartbeat, {seen!r} is not a time"
     return f"no heartbeat since {seen}" if silent > LOST_AFTER else ""
 
 
 def read_jobs(folder: Path) -> dict[int, list[str]]:
-    """Read number and overrides of the jobs of a sweep; empty for a folder that is no sweep.
+    """Read number and overrides of the jobs of a sweep; empty for a folder that is not a sweep.
 
     Raises:
         RunError: sweep.json has invalid content.
@@ -234,20 +234,20 @@ def read_jobs(folder: Path) -> dict[int, list[str]]:
         raise RunError(f"{path} lists {len(jobs):,} jobs; {MOST_JOBS:,} are read at most")
     for name, overrides in jobs.items():
         if not re.fullmatch("0|[1-9][0-9]{0,8}", name):
-            raise RunError(f"{path}: the job {name[:40]!r} has a name that is no whole number")
+            raise RunError(f"{path}: the job {name[:40]!r} has a name that is not a whole number")
         if not isinstance(overrides, list) or not all(isinstance(word, str) for word in overrides):
-            raise RunError(f"{path}: the overrides of job {name} are no list of words")
+            raise RunError(f"{path}: the overrides of job {name} are not a list of words")
     return {int(name): overrides for name, overrides in sorted(jobs.items())}
 
 
 def is_infinite(name: str, counts: Mapping[str, int]) -> bool:
-    """Return whether a metric that is null in ``metrics.json`` is infinite; otherwise no face contributed to it.
+    """Return whether a null metric in ``metrics.json`` stands for infinity (True) or for no face (False).
 
     JSON can express neither. If faces contributed, a point of one of them was predicted as NaN or infinite.
 
     Args:
         name: name of the metric.
-        counts: name of a mean error to the number of faces in it, as in the file.
+        counts: number of faces in a mean error by its name, as in the file.
     """
     faces = [counts.get(name, counts.get("nme_ioc", 0))]
     if name == "nme_box_yaw_mean":  # undefined as soon as one bucket is empty

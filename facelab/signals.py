@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop, and their handlers. No other file below the scripts imports :mod:`signal`."""
+"""Stop signals and their handlers. No other file below the scripts imports :mod:`signal`."""
 
 import multiprocessing
 import os
@@ -13,10 +13,10 @@ from typing import Any
 
 Handler = Callable[[int, FrameType | None], Any]
 Handlers = dict[int, Any]
-"""Number of a signal to its handler, which may be a constant of :mod:`signal` or None."""
+"""Handlers by signal number; a handler may be a constant of :mod:`signal` or None."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
-"""Signals that ask a run to stop: at a shutdown or for a cancelled job, and at the time limit of a cluster."""
+"""Stop signals: of a shutdown or a cancelled job, and of the time limit of a cluster."""
 PRIORITY = (0, signal.SIGTERM, signal.SIGUSR2)
 """Increasing priority when ranks received different signals: after a time limit the job must be requeued."""
 PARENT_CHECK = 1.0
@@ -26,7 +26,7 @@ BLAMED = "facelab_signal"
 
 
 class Stopped(SystemExit):
-    """Exit after a signal asked the run to stop; the run can be resumed.
+    """Exit after a stop signal; the run can be resumed.
 
     Like any SystemExit, it is not caught by ``except Exception``, it ends a sweep, and it ends a spawned process
     without a traceback.
@@ -43,25 +43,25 @@ def name_of(number: int) -> str:
 
 
 def blame(error: BaseException, number: int) -> None:
-    """Record in an exception that a signal had asked the run to stop before it was raised."""
+    """Record in an exception the stop signal that was received before it was raised."""
     setattr(error, BLAMED, number)
     error.add_note(stop_reason(number))
 
 
 def stop_reason(number: int) -> str:
     """Return the reason of the stop of a run after a signal."""
-    return f"asked to stop by {name_of(number)}"
+    return f"stopped by {name_of(number)}"
 
 
 def find_stop_request(error: BaseException) -> "Stopped | Requeued | KeyboardInterrupt | None":
-    """Return the stop request among an error and the errors during whose handling it was raised."""
+    """Return the first stop request in an error's chain (the error, its context, and so on); None if there is none."""
     request: BaseException | None = error
     while request is not None and not isinstance(request, (Stopped, Requeued, KeyboardInterrupt)):
         request = request.__context__
     return request
 
 
-def blamed(error: BaseException) -> int | None:
+def get_blamed_signal(error: BaseException) -> int | None:
     """Return the number of the signal that :func:`blame` recorded in an exception."""
     return getattr(error, BLAMED, None)
 
@@ -135,11 +135,11 @@ def obey_parent(tidy: Callable[[], None] = lambda: None) -> None:
     threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
-def end_with(parent: int) -> None:
-    """End this process, a rank of a run, when its parent has ended; ignore the stop signals until :func:`stopping`.
+def end_with_parent(parent: int) -> None:
+    """End this rank when its parent has ended; ignore stop signals until :func:`stopping`.
 
-    A rank waits half an hour for another one to join. A rank that a signal ends before it can record the signal makes
-    the whole run end as if it had crashed.
+    Without the check, a rank waits half an hour for another one to join. A signal that ends a rank before
+    :func:`stopping` would look like a crash of the run.
     """
     ignore()
 

@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 class GridSweeper(BasicSweeper):
     """Hydra's grid sweeper, extended by a list of jobs on disk; it starts only jobs that are not finished.
 
-    It writes the list before it starts any job. The states in the job folders decide whether the sweep succeeded, not
-    the launcher, which treats a requeued job as failed, and a failed job as the end of all.
+    It writes the list before it starts any job. The states in the job folders decide whether the sweep succeeded. The
+    launcher's result is ignored: it counts a requeued job as failed, and one failed job ends all others.
 
     Args:
         max_batch_size: number of jobs that the launcher receives at a time; null for all.
@@ -45,7 +45,7 @@ class GridSweeper(BasicSweeper):
 
     def _sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         from facelab.errors import RunError
-        from facelab.runs.overrides import RESUME
+        from facelab.runs.overrides import RESUME_PREFIX
         from facelab.runs.sweep import ledger, show, write_jobs
 
         assert self.config is not None
@@ -71,7 +71,8 @@ class GridSweeper(BasicSweeper):
         if unfinished := [str(job.number) for job in all_jobs if job.status.state != "finished"]:
             raise RunError(
                 f"{len(unfinished)} of {len(all_jobs)} jobs are not finished: {', '.join(unfinished)}. "
-                f"python {Path(sys.argv[0]).name} -m {shlex.quote(f'{RESUME}{folder}')} runs missing and failed ones"
+                f"python {Path(sys.argv[0]).name} -m {shlex.quote(f'{RESUME_PREFIX}{folder}')} "
+                "runs missing and failed ones"
             )
         return returns
 
@@ -84,19 +85,19 @@ class GridSweeper(BasicSweeper):
         """
         from facelab.errors import RunError
         from facelab.run_folder import RunFolder
-        from facelab.runs.overrides import RESUMED, check_links, check_words, first_job
+        from facelab.runs.overrides import RESUMED_WORDS, check_links, check_words, first_job
         from facelab.runs.processes import restart_with_next_stamp
-        from facelab.runs.sweep import ledger, waiting
+        from facelab.runs.sweep import jobs_are_waiting, ledger
         from facelab.runs.typed import check_groups
 
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         if RunFolder(folder).sweep.exists():
             restart_with_next_stamp(folder)
-            if RESUMED in os.environ:  # the typed words follow the overrides of the first job
+            if RESUMED_WORDS in os.environ:  # the typed words follow the overrides of the first job
                 arguments = arguments[len(first_job(folder)) :]
             else:
-                os.environ[RESUMED] = json.dumps(arguments)
+                os.environ[RESUMED_WORDS] = json.dumps(arguments)
         else:
             planned = parser.parse_overrides([*self._parse_config(), *arguments])
             check_groups(planned, sys.argv[1:])
@@ -106,7 +107,7 @@ class GridSweeper(BasicSweeper):
         if several := [str(word.input_line) for word in overrides if word.is_sweep_override()]:
             raise RunError(f"{folder} is a sweep with a fixed list of jobs; {', '.join(several)} would add others")
         jobs = [job for job in ledger(folder) if job.status.state not in ("finished", "running", "queued")]
-        if waiting(folder):
+        if jobs_are_waiting(folder):
             started = [job for job in jobs if job.status.state != "missing"]
             if len(started) < len(jobs):
                 log.warning("jobs of this sweep are waiting in Slurm's queue; jobs that have not started are skipped")

@@ -17,13 +17,13 @@ from facelab.files import (
     DEEPEST,
     LARGEST,
     MOST_NODES,
-    at_home,
+    expand_home,
     read_bytes,
     read_json,
     read_table,
     read_yaml,
-    real,
     replacing,
+    resolve_links,
 )
 
 QUICK = settings(
@@ -102,11 +102,11 @@ def test_at_home_and_real_accept_unknown_homes_and_link_loops(tmp_path: Path) ->
     """Would catch a traceback for the home of an unknown user, or for links that form a loop."""
     loop = tmp_path / "loop"
     loop.symlink_to("loop")
-    assert at_home("~nobody-of-this-name/run") == Path("~nobody-of-this-name/run")
-    assert at_home("~/run") == Path.home() / "run"
-    assert real(loop / "run") == tmp_path.resolve() / "loop" / "run"
+    assert expand_home("~nobody-of-this-name/run") == Path("~nobody-of-this-name/run")
+    assert expand_home("~/run") == Path.home() / "run"
+    assert resolve_links(loop / "run") == tmp_path.resolve() / "loop" / "run"
     (tmp_path / "link").symlink_to(tmp_path)
-    assert real(tmp_path / "link" / "run") == tmp_path.resolve() / "run"
+    assert resolve_links(tmp_path / "link" / "run") == tmp_path.resolve() / "run"
 
 
 # Reading

@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.connectors import checkpoint_connector
 
 
 def processed_epochs(trainer: Trainer) -> int:
-    """Return the number of completed training epochs, also before a resumed run has set it on its sampler."""
+    """Return the number of completed training epochs; also correct before a resumed run has called set_epoch."""
     progress: Any = trainer.fit_loop.epoch_progress.current
     return progress.processed
 

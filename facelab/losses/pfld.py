@@ -18,8 +18,8 @@ CLASSES = ("profile", "frontal", "head_up", "head_down", "expression", "occlusio
 class FaceClasses(nn.Module):
     """Classifier of faces into the paper's six classes.
 
-    If the dataset has a tag of the name of a class, the tag decides. Otherwise the angles decide the four classes of
-    pose, and no face is in ``expression`` or ``occlusion``. The paper does not define the classes. Here ``profile`` is
+    A tag with the name of a class defines that class. Without the tag, the four pose classes follow from the angles,
+    and no face is in ``expression`` or ``occlusion``. The paper does not define the classes. Here ``profile`` is
     a yaw beyond ``profile_yaw``, ``frontal`` a yaw within it and a pitch within ``level_pitch``, ``head_up`` and
     ``head_down`` a pitch beyond that. Without such tags every face of known pose is in at least one class.
 
@@ -197,8 +197,8 @@ class PFLDLoss(nn.Module):
     """Landmark error of each face, times a weight for the error of its angles and a weight for its classes.
 
     The weight of a face is ``(floor + W) (floor + A)`` with ``A = sum over yaw, pitch, roll of 1 - cos(error)`` and W
-    from ``class_weight``. Floor 0 is the paper's loss: the angles have a gradient only through this product, and the
-    landmarks of a face have none if its angles are exact or it has no class. With floor 1 every face counts.
+    from ``class_weight``. Floor 0 is the paper's loss, with two consequences: angles are trained only through this
+    product; a face with exact angles or without a class does not train the landmarks. With floor 1 every face counts.
 
     A disabled factor is 1. A face of unknown pose has A = 0.
 

@@ -59,7 +59,8 @@ class TimmBackbone(nn.Module):
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.shift: Tensor
         self.register_buffer("shift", -mean / std, persistent=False)
-        # The tuple hides the layers from this module: they become parameters only of a head that uses them.
+        # In a tuple, torch does not register the layers as parameters of this module; a head that uses them registers
+        # them.
         self._classifier = (_last_convolution(network),)
 
     @property

@@ -18,8 +18,8 @@ class PIPHead(nn.Module):
     """Head that predicts scores and offsets of all landmarks from the coarsest feature map by a 1x1 convolution.
 
     One convolution replaces the five of the reference code (jhb86253817/PIPNet: ``cls x y nb_x nb_y``), with the same
-    initialisation; a CPU is up to a third faster with it on a single image. Its output channels are theirs in this
-    order, so its weight is ``torch.cat`` of the five weights.
+    initialisation; a CPU is up to a third faster with it on a single image. Its output channels are those of
+    the five convolutions one after the other: the weight is ``torch.cat`` of their weights.
 
     Departure from the reference code: that code has learned layers that change the stride only for ResNet, crashes with
     them for ResNet-50 and 101, and ignores the stride for MobileNet. Here they work with every backbone.

@@ -53,7 +53,7 @@ def normalise_argv(argv: Sequence[str]) -> list[str]:
     """Sort the words after the program's name: first Hydra's options with their values, then the overrides.
 
     Hydra 1.3 refuses overrides on both sides of an option (``model=pipnet -m backbone=mbv2,resnet18``), because its
-    parser accepts only one contiguous group of them. Options keep their order, and so do overrides. All words behind
+    parser accepts only one contiguous group of them. Options keep their order, and so do overrides. All words after
     ``--`` are overrides, and ``--KEY=VALUE`` is one if Hydra has no such option. A normalised command line is returned
     unchanged.
 

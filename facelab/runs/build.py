@@ -36,8 +36,8 @@ def check(cfg: DictConfig, names: Collection[str], *, absent: Sequence[str] = ()
 def build(cfg: DictConfig, place: str, **parts: Any) -> Any:
     """Build a node that :func:`check` accepted, inner nodes first; containers become plain lists and dicts.
 
-    Unlike ``hydra.utils.instantiate`` this builds only what :mod:`facelab.runs.targets` allows, adds to an error the
-    place of the part that refuses its values, and converts all containers regardless of ``_convert_``.
+    Unlike ``hydra.utils.instantiate`` this builds only what :mod:`facelab.runs.targets` allows, adds the part's place
+    in the configuration to its error, and converts all containers regardless of ``_convert_``.
 
     Args:
         cfg: the whole configuration; it is not modified.

@@ -40,7 +40,8 @@ TRAIN_KEYS: dict[str, Any] = {
     **dict.fromkeys(("memory_format", "compile", "trainer", "model", "datamodule"), Any),
     **PATHS,
 }
-"""Keys that train.py reads, with the types of those that no constructor checks; these must use all other keys."""
+"""Keys that train.py reads, with their types if no constructor checks them. Any other key must be used by one of
+these."""
 SPECIAL = ("_target_", "_partial_", "_recursive_", "_convert_")
 """Keys of a node that are not arguments."""
 _CONVERT = ("none", "partial", "object", "all")
@@ -73,10 +74,10 @@ def check_config(cfg: DictConfig, names: Collection[str]) -> list[Fault]:
     """Find every fault that can be detected without building anything.
 
     * A value is missing, or an interpolation refers to a missing key or creates a node.
-    * A ``_target_`` cannot be imported or is not allowed. Allowed are the classes of this project, classes of
-      :data:`facelab.runs.targets.LIBRARIES` derived from one of ``BASES`` there, and ``hydra.utils.get_object`` for a
+    * A ``_target_`` cannot be imported or is not allowed. Allowed: classes of this project; classes of
+      :data:`facelab.runs.targets.LIBRARIES` derived from one of ``BASES`` there; ``hydra.utils.get_object`` for a
       layout. The check imports only these packages. This keeps a configuration of unknown origin from calling
-      arbitrary functions; it is no sandbox, because the allowed classes may read files that their arguments name.
+      arbitrary functions; it is not a sandbox, because the allowed classes may read files that their arguments name.
     * An argument is not in the signature or is missing (allowed if ``_partial_`` is true), or its value does not match
       a plain annotation: finite numbers and their bounds, text, lists and mappings of these, literals, classes, and
       the return type of a partial. :data:`facelab.runs.stricter.STRICTER` adds bounds that libraries do not declare.
@@ -264,7 +265,7 @@ def _takes(names: Collection[str]) -> str:
 
 
 def _has_no_constructor(target: Callable[..., Any]) -> bool:
-    """Return whether a class uses ``nn.Module.__init__``, whose signature takes any argument but which refuses them."""
+    """Return whether a class inherits ``nn.Module.__init__``, whose signature accepts any argument; the call fails."""
     torch = sys.modules.get("torch")
     return torch is not None and getattr(target, "__init__", None) is torch.nn.Module.__init__
 
@@ -507,12 +508,16 @@ def _references(tree: list[tuple[_Place, DictConfig | ListConfig]]) -> set[str]:
         for key in _keys(node):
             text = raw[key]  # type: ignore[index]
             if isinstance(text, str):
-                names |= {_absolute(match[1], match[2], place) for match in _REFERENCE.finditer(text)}
+                names |= {_absolute_key(match[1], match[2], place) for match in _REFERENCE.finditer(text)}
     return names
 
 
-def _absolute(name: str, argument: str | None, place: _Place) -> str:
-    """Return the key that ``${name}`` or ``${name:argument}`` refers to from within the node at ``place``."""
+def _absolute_key(name: str, argument: str | None, place: _Place) -> str:
+    """Return the key that ``${name}`` in the node at ``place`` refers to.
+
+    For a resolver ``${name:argument}`` it is the key in the first argument if the resolver is in ``_READS_KEYS``,
+    otherwise an empty text.
+    """
     if argument is not None:
         name = argument if name in _READS_KEYS else ""
     dots = len(name) - len(name.lstrip("."))
@@ -609,7 +614,7 @@ def _class_at(cfg: DictConfig, name: str) -> Any:
 # Part of a configuration
 
 
-def part_of(cfg: DictConfig, paths: Iterable[str]) -> DictConfig:
+def copy_part(cfg: DictConfig, paths: Iterable[str]) -> DictConfig:
     """Copy some nodes and everything that they refer to; the other nodes are neither checked nor built.
 
     Args:
@@ -656,7 +661,7 @@ def _names_in(value: Any, place: _Place, key: Any) -> Iterator[str]:
         for inner, child in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _names_in(child, (*place, key), inner)
     elif isinstance(value, str):
-        yield from (_absolute(match[1], match[2], place) for match in _REFERENCE.finditer(value))
+        yield from (_absolute_key(match[1], match[2], place) for match in _REFERENCE.finditer(value))
 
 
 def reference(node: DictConfig | ListConfig, key: Any) -> str | None:

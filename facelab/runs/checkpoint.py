@@ -22,7 +22,7 @@ from facelab.files import DEEPEST, MOST_NODES, read_yaml
 from facelab.renames import renamed_checkpoint, renamed_config
 from facelab.run_folder import RunFolder
 from facelab.runs.build import build, check, own_place
-from facelab.runs.check import check_config, part_of
+from facelab.runs.check import check_config, copy_part
 from facelab.runs.resolvers import foreign_interpolation
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def read_checkpoint(file: Path) -> Checkpoint:
     ``fit`` then replaces the averages by the weights of the last step.
 
     Raises:
-        CheckpointError: the file is no checkpoint of train.py, or a later version wrote it.
+        CheckpointError: the file is not a checkpoint of train.py, or a later version wrote it.
     """
     import torch
 
@@ -93,7 +93,7 @@ def read_checkpoint(file: Path) -> Checkpoint:
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
     except Exception as error:  # for other files torch raises many types, and its messages give unsafe advice
-        raise CheckpointError(f"{file} is no checkpoint of train.py; torch cannot read it") from error
+        raise CheckpointError(f"{file} is not a checkpoint of train.py; torch cannot read it") from error
     if isinstance(content, dict):
         _check_size(content.get("hyper_parameters"), file)
     try:
@@ -128,7 +128,7 @@ def load_run(path: Path, paths: DictConfig) -> LoadedRun:
 
     Raises:
         RunError: there is no checkpoint, or the configuration of its run cannot be read.
-        CheckpointError: the file is no checkpoint of train.py, or its weights do not fit its configuration.
+        CheckpointError: the file is not a checkpoint of train.py, or its weights do not fit its configuration.
         FacelabError: the needed nodes of its configuration have faults.
     """
     from facelab.profiling.compile import prepare
@@ -175,7 +175,7 @@ def _open(cfg: DictConfig, weights: Mapping[str, Any], file: Path) -> Any:
         cfg.model.loss = None
         opened = needed(cfg, *OPENED)
     check(opened, OPENED, absent=ABSENT)
-    with torch.device("meta"):  # first without memory: the configured network may be far larger than the weights
+    with torch.device("meta"):  # first, without memory: the network may be far larger than the weights
         skipped = _load(build(opened, "model"), {key: value.to("meta") for key, value in weights.items()}, file, fault)
     module = build(opened, "model")
     _load(module, weights, file, fault)
@@ -237,7 +237,7 @@ def needed(cfg: DictConfig, *nodes: str) -> DictConfig:
         node, _, part = place.partition(".")
         if isinstance(owner := cleared.get(node), DictConfig) and part in owner:
             owner[part] = None
-    return part_of(cleared, nodes)
+    return copy_part(cleared, nodes)
 
 
 def _is_in(place: str, node: str) -> bool:
@@ -245,7 +245,7 @@ def _is_in(place: str, node: str) -> bool:
 
 
 def clear_initial_weights(node: Any) -> Any:
-    """Return a copy of plain containers whose keys that name initial weights are set to no initial weights."""
+    """Return a copy of plain containers without initial weights: their keys have the values of INITIAL_WEIGHTS."""
     if isinstance(node, dict):
         return {
             key: INITIAL_WEIGHTS[key]
@@ -257,12 +257,15 @@ def clear_initial_weights(node: Any) -> Any:
 
 
 def kind_of(weight: Any) -> str:
-    """Name the kind of number that a tensor holds; torch turns one kind into another in silence when it loads."""
+    """Return the kind of a tensor's numbers: real, complex or whole.
+
+    When loading, torch converts between kinds without a warning.
+    """
     return "real" if weight.is_floating_point() else "complex" if weight.is_complex() else "whole"
 
 
 def _is_plain(value: Any) -> bool:
-    """Tell whether a value is a tensor whose numbers lie side by side, and neither sparse nor quantised."""
+    """Return whether a value is a tensor with strided memory layout, neither sparse nor quantised."""
     import torch
 
     return isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized
@@ -291,7 +294,9 @@ def _check_members(file: Path) -> None:
 
 
 def _check_size(config: Any, file: Path) -> None:
-    """Refuse a configuration with far more values than any run has; containers shared in the file would be copied.
+    """Refuse a configuration that is far larger than that of any run.
+
+    Shared containers in the file would be copied and could fill the memory.
 
     Raises:
         CheckpointError: the configuration is too large or too deep.

@@ -20,9 +20,9 @@ from facelab.runs.environment import ROOT
 from facelab.runs.processes import STAMP
 from facelab.runs.resolvers import foreign_interpolation
 
-RESUMED = "FACELAB_RESUMED"
+RESUMED_WORDS = "FACELAB_RESUMED"
 """Environment variable: the words typed beside ``resume=``, as a JSON list."""
-RESUME = "resume="
+RESUME_PREFIX = "resume="
 """Prefix of the word that names the folder to resume."""
 
 WRITTEN = frozenset({"cache", "run"})
@@ -43,40 +43,40 @@ SCHEME = re.compile(r"[A-Za-z][\w+.-]*:")
 def resumed_argv(argv: Sequence[str]) -> list[str]:
     """Expand ``resume=FOLDER`` to a full command line; return other command lines unchanged.
 
-    For a run, the result consists of its saved overrides, the words typed now, and its folder. For a sweep (with
-    ``-m``), it consists of the overrides of its first job, the words typed now, and its folder, from which the sweeper
-    reads the rest. Only overrides of the task are read from the folder, because overrides of Hydra can name programs.
+    For a run, the result consists of its saved overrides, the words typed now, and its folder. For a sweep
+    (``-m``): the overrides of its first job, the words typed now, and its folder. The sweeper reads the other jobs from
+    that folder. Only overrides of the task are read from the folder, because overrides of Hydra can name programs.
 
     Args:
-        argv: the words behind the program's name.
+        argv: the words after the program's name.
 
     Raises:
         RunError: the folder is not that of a run or, with ``-m``, of a sweep.
     """
-    typed = [word for word in argv if not word.startswith(RESUME)]
-    places = [word.removeprefix(RESUME) for word in argv if word.startswith(RESUME)]
+    typed = [word for word in argv if not word.startswith(RESUME_PREFIX)]
+    places = [word.removeprefix(RESUME_PREFIX) for word in argv if word.startswith(RESUME_PREFIX)]
     if not places:
         return list(argv)
-    folder = files.at_home(unquoted(places[-1])).absolute()
-    os.environ[RESUMED] = json.dumps(typed)
+    folder = files.expand_home(unquoted(places[-1])).absolute()
+    os.environ[RESUMED_WORDS] = json.dumps(typed)
     run = RunFolder(folder)
     if any(word.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for word in typed):
         raise RunError(
-            f"{RESUME}{folder} already sets the folder of the run; leave hydra.run.dir and hydra.sweep.dir out"
+            f"{RESUME_PREFIX}{folder} already sets the folder of the run; leave hydra.run.dir and hydra.sweep.dir out"
         )
     if is_sweep(argv):
         if not run.sweep.is_file():
             raise RunError(
-                f"{folder} holds no {run.sweep.name}; with -m, {RESUME} takes the folder of a sweep over a grid"
+                f"{folder} contains no {run.sweep.name}; with -m, {RESUME_PREFIX} takes the folder of a grid sweep"
             )
         check_writable(folder)
-        os.environ[STAMP] = str(_read_mapping(run.sweep).get("stamp") or folder.name)
+        os.environ[STAMP] = str(_read_sweep(run.sweep).get("stamp") or folder.name)
         # Hydra composes the typed words before there are jobs: `data.root=...` needs the `data=...` of a job.
         return normalise_argv([*first_job(folder), *typed, f"hydra.sweep.dir={quoted(folder)}"])
     if not run.overrides.is_file():
-        line = f"python train.py -m {shlex.quote(f'{RESUME}{folder}')}"
+        line = f"python train.py -m {shlex.quote(f'{RESUME_PREFIX}{folder}')}"
         hint = f"; {line} resumes a sweep" if run.sweep.is_file() else ""
-        raise RunError(f"{folder} is not the folder of a run: it holds no {run.overrides.name}{hint}")
+        raise RunError(f"{folder} is not the folder of a run: it contains no {run.overrides.name}{hint}")
     check_links(folder)
     check_writable(folder)
     saved = saved_overrides(run.overrides)
@@ -92,13 +92,13 @@ def task_overrides(content: Any, source: Path) -> list[str]:
         RunError: the file contains something else, such as a flag or an override of Hydra itself.
     """
     if not isinstance(content, list) or not all(isinstance(word, str) for word in content):
-        raise RunError(f"{source} is no list of overrides")
+        raise RunError(f"{source} is not a list of overrides")
     for word in content:
         key, _, value = word.partition("=")
         path = re.fullmatch(r"(?:\+{1,2}|~)?([A-Za-z_]\w*(?:[./]\w+)*)", key)
         # A key without a dot chooses an option of a group: a file name, which must not refer outside the group.
         if not path or re.search(r"\bhydra\b", key) or ("." not in key and re.search(r"\.\.|^/", value)):
-            raise RunError(f"{source}: {word!r} is no override of a run's configuration; nothing was started")
+            raise RunError(f"{source}: {word!r} is not an override of a run's configuration; nothing was started")
     return [renamed_override(word) for word in content]
 
 
@@ -146,23 +146,23 @@ def check_reach(cfg: DictConfig, folder: Path) -> None:
     Raises:
         RunError: a part writes elsewhere; the message contains the key and what to type.
     """
-    if RESUMED not in os.environ:
+    if RESUMED_WORDS not in os.environ:
         return
-    typed_keys = {_key(word) for word in json.loads(os.environ[RESUMED])}
+    typed_keys = {_key(word) for word in json.loads(os.environ[RESUMED_WORDS])}
     machine: Any = OmegaConf.load(ROOT / "conf" / "paths" / "default.yaml")
-    allowed = [files.real(folder), files.real(files.at_home(machine.cache))]
-    allowed += [files.real(Path(str(cfg.paths.cache)))] if typed_keys & {"paths.cache", "paths"} else []
+    allowed = [files.resolve_links(folder), files.resolve_links(files.expand_home(machine.cache))]
+    allowed += [files.resolve_links(Path(str(cfg.paths.cache)))] if typed_keys & {"paths.cache", "paths"} else []
     for place, text in _texts(cfg, ()):
         name = next((key for key in reversed(place) if not key.isdecimal()), "")
         writer = place[0] in WRITERS
-        # A typed group, such as `callbacks=ema`, does not confirm the keys that the folder sets in it.
+        # Typing a group, such as `callbacks=ema`, does not confirm single keys of that group that the folder sets.
         if ".".join(place) in typed_keys or any(
             ".".join(place[:depth]) in typed_keys for depth in range(2, len(place))
         ):
             continue
         if not (name in (WRITTEN_BY_WRITERS if writer else WRITTEN) or (writer and LEADS_OUT.match(text))):
             continue
-        where = files.real(files.at_home(text))
+        where = files.resolve_links(files.expand_home(text))
         # A cache only adds folders named by a hash and overwrites nothing, so it may be below the working folder.
         roots = [*allowed, Path.cwd()] if name == "cache" else allowed
         if SCHEME.match(text) or not any(where.is_relative_to(root) for root in roots):
@@ -196,7 +196,7 @@ def check_links(folder: Path) -> None:
     Raises:
         RunError: there is such a link; the message names it.
     """
-    home = files.real(folder)
+    home = files.resolve_links(folder)
     for place, folders, names in os.walk(folder):
         # W&B creates links to its logs, and each start writes to a new folder.
         if place == str(folder / "wandb"):
@@ -204,26 +204,30 @@ def check_links(folder: Path) -> None:
             continue
         for name in (*folders, *names):
             path = Path(place, name)
-            if path.is_symlink() and not files.real(path).is_relative_to(home):
-                raise RunError(f"{path} is a link that leads out of the folder of the run; put a copy in its place")
+            if path.is_symlink() and not files.resolve_links(path).is_relative_to(home):
+                raise RunError(f"{path} is a link to a place outside the run folder; replace the link by a copy")
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a folder in which nothing can be written; Hydra opens its log there before it calls the door.
+    """Refuse a folder that cannot be written to, before Hydra opens its log there.
 
     Raises:
         RunError: names the folder, or the log.
     """
     if reason := files.closed(folder):
-        raise RunError(f"{folder} cannot go on where it is: nothing can be written there ({reason}); continue a copy")
+        raise RunError(
+            f"{folder} cannot be resumed: it is not writable ({reason}). "
+            "Copy it to a writable place and resume the copy"
+        )
     for path in folder.glob("*.log"):
         try:
-            os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK))  # a pipe would be waited for
+            os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK))  # opening a pipe would block
         except OSError as error:
             raise RunError(f"{path} cannot be written to: {error.strerror}; remove it") from error
 
 
 def _key(word: str) -> str:
+    """Return the key of an override, without ``+`` or ``~``."""
     return word.lstrip("+~").partition("=")[0]
 
 
@@ -239,11 +243,11 @@ def read_yaml(path: Path) -> Any:
         raise RunError(f"{path} cannot be read: {error}") from error
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
+def _read_sweep(path: Path) -> dict[str, Any]:
     try:
         content = files.read_json(path, LARGEST_SWEEP)
     except ValueError as error:
         raise RunError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise RunError(f"{path} is no mapping")
+        raise RunError(f"{path} is not a mapping")
     return content

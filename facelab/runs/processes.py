@@ -19,7 +19,7 @@ from facelab.runs.argv import options_of, quoted
 STAMP = "FACELAB_STAMP"
 """Environment variable: start time that all processes of a run or a sweep share."""
 STAMP_OWNER = "FACELAB_STAMP_OWNER"
-"""Environment variable: PID of the process that chose the stamp, which was neither typed nor inherited."""
+"""Environment variable: PID of the process that created the stamp; not set if the user set the stamp."""
 STAMP_FORMAT = "%Y-%m-%d_%H-%M-%S"
 """Format of a chosen stamp, for strftime."""
 RANKS = "FACELAB_RANKS"
@@ -27,8 +27,8 @@ RANKS = "FACELAB_RANKS"
 RANKS_PARENT = "FACELAB_RANKS_PARENT"
 """Environment variable: PID of the process that starts the other ranks."""
 CHILDREN_END, CHILDREN_END_EARLY = 20, 2
-"""Seconds that the other processes of a run may take to end after it; the second value applies after an error or a
-signal, when they may be waiting for this process."""
+"""Seconds to wait for the other processes at the end of a run: normally, and after an error or signal, when they may be
+waiting for this process."""
 
 
 def is_first() -> bool:
@@ -75,10 +75,11 @@ def restart_with_next_stamp(folder: Path) -> None:
 
 
 @contextmanager
-def ranks(folder: Path) -> Iterator[None]:
-    """Set the command line of the ranks that Lightning starts: in a sweep, that of this job.
+def prepare_ranks(folder: Path) -> Iterator[None]:
+    """Set the command line of the ranks that Lightning starts, and restore the environment afterwards.
 
-    Afterwards the other ranks have ended and the environment is restored: the next job of a sweep starts its own ranks.
+    In a sweep it is the command line of this job. At the end the other ranks have ended: the next job of a sweep
+    starts its own ranks.
     """
     before = dict(os.environ)
     os.environ["WANDB_DIR"] = str(folder)  # a spawned process does not inherit the folder of the W&B run

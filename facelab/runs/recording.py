@@ -21,7 +21,7 @@ from facelab.files import remove_leftovers, write_json
 from facelab.run_folder import HEARTBEAT, RunFolder, now, read_status
 from facelab.runs.environment import write_environment
 from facelab.runs.overrides import read_yaml
-from facelab.runs.processes import STAMP, is_first, join_tasks, ranks, restart_with_next_stamp, slurm_job
+from facelab.runs.processes import STAMP, is_first, join_tasks, prepare_ranks, restart_with_next_stamp, slurm_job
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def track_run(folder: Path, task: str) -> Iterator[dict[str, Any]]:
                 status["saved"] = before.content.get("saved", unknown) if before else unknown
                 write_environment(files.environment)
                 stack.enter_context(_beating(files, status))
-            stack.enter_context(ranks(folder))
+            stack.enter_context(prepare_ranks(folder))
             yield status
             status["state"] = "finished"
         except BaseException as raised:
@@ -118,7 +118,7 @@ def _claimed(files: RunFolder) -> Iterator[None]:
     """Ensure that no other process is running in a folder.
 
     On one machine this is ensured by a lock, which the system releases when its process ends; between machines by the
-    heartbeat. A requeued job of a cluster may follow itself.
+    heartbeat. A requeued job may take over the folder from its own earlier start.
     """
     folder = files.path
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ def _claimed(files: RunFolder) -> Iterator[None]:
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN:
             restart_with_next_stamp(folder)
     if not files.lock.is_file():
-        raise RunError(f"{files.lock} is no file")  # opening a pipe would wait for its reader
+        raise RunError(f"{files.lock} is not a file")  # opening a pipe would wait for its reader
     with files.lock.open("w") as file:
         running = f"{folder} is the folder of a run that is still running"
         try:
@@ -149,7 +149,10 @@ def _claimed(files: RunFolder) -> Iterator[None]:
 
 @contextmanager
 def _beating(files: RunFolder, status: dict[str, Any]) -> Iterator[None]:
-    """Write the state at once, every :data:`HEARTBEAT` seconds and at the end, with whether a checkpoint was saved."""
+    """Write the state now, every :data:`HEARTBEAT` seconds and at the end.
+
+    It records whether a checkpoint was saved.
+    """
     done = threading.Event()
 
     def write(**more: Any) -> None:
@@ -178,7 +181,7 @@ def _beating(files: RunFolder, status: dict[str, Any]) -> Iterator[None]:
 
 
 def _end_of(raised: BaseException) -> BaseException:
-    """Return the stop request instead of an error that was raised while Lightning cleaned up after it."""
+    """Return the stop request if Lightning raised an error while it handled one; otherwise return the error."""
     request = signals.find_stop_request(raised)
     if request is None or isinstance(raised, (SystemExit, KeyboardInterrupt)):
         return raised
@@ -196,7 +199,7 @@ def _ending(error: BaseException, message: str | None, state: str) -> dict[str, 
         return {"state": "stopped", "reason": "interrupted"}
     if isinstance(error, signals.Stopped):
         return {"state": "stopped", "reason": str(error)}
-    if number := signals.blamed(error):
+    if number := signals.get_blamed_signal(error):
         return {"state": "stopped", "reason": f"{signals.stop_reason(number)}; then {type(error).__name__}: {error}"}
     if state == "queued" and isinstance(error, SystemExit):
         return {"state": "queued", "reason": "stopped by the cluster, which starts it again"}

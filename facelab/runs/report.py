@@ -32,7 +32,7 @@ def report(folder: Path) -> None:
         results = read_json(files.metrics)
         table, notes = _table(results), _notes(results, files)
     except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
-        raise RunError(f"{files.metrics} holds no results of a test ({type(error).__name__}: {error})") from error
+        raise RunError(f"{files.metrics} contains no results of a test ({type(error).__name__}: {error})") from error
     console.print(table)
     for note in notes:
         console.print(note)

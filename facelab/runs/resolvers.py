@@ -8,14 +8,14 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from facelab.files import at_home, real
+from facelab.files import expand_home, resolve_links
 from facelab.run_folder import STAMPED, owner_of
 
 INNERMOST = re.compile(r"\$\{([^${}]*)\}")
 """Interpolation that contains no other interpolation."""
 RESOLVERS = ("chosen", "oc.select", "tags")
-"""Resolvers that a configuration from elsewhere may use outside of ``paths``, which this machine sets: they read only
-the configuration and the options that were chosen in Hydra."""
+"""Resolvers that are allowed in a configuration from another machine (``paths`` is exempt: this machine sets it). They
+read only the configuration and the options that were chosen in Hydra."""
 
 
 def _chosen(*groups: str, _root_: DictConfig) -> str:
@@ -38,7 +38,7 @@ def run_name(checkpoint: str) -> str:
     Args:
         checkpoint: a run folder or a checkpoint file, which need not exist.
     """
-    path = real(at_home(str(checkpoint)))
+    path = resolve_links(expand_home(str(checkpoint)))
     if owner := owner_of(path):
         path = owner.path
     name = f"{path.parent.name}-{path.name}" if path.name.isdecimal() else path.name.removesuffix(".ckpt")
@@ -63,9 +63,9 @@ def _tags(*, _root_: DictConfig) -> list[str]:
 
 
 def foreign_interpolation(node: Any) -> str:
-    """Find text with an interpolation that does more than refer to another key; return an empty text if there is none.
+    """Return the first text with an interpolation other than a key reference or one of :data:`RESOLVERS`.
 
-    Resolvers outside of :data:`RESOLVERS` read the environment of the process that opens a configuration.
+    The text is empty if there is none. Other resolvers read the environment of the process that opens a configuration.
 
     Args:
         node: plain containers.

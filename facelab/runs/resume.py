@@ -64,7 +64,7 @@ def find_resume_point(folder: Path, cfg: DictConfig) -> ResumePoint | None:
     curves_until(files.curves, step)
     before = read_yaml(files.config)
     if not isinstance(before, dict):
-        raise RunError(f"{files.config} is no mapping")
+        raise RunError(f"{files.config} is not a mapping")
     renamed = renamed_config(before)
     _pin(cfg, before, renamed)
     changes = _changes(renamed, OmegaConf.to_container(cfg, resolve=True))
@@ -86,7 +86,7 @@ def find_resume_point(folder: Path, cfg: DictConfig) -> ResumePoint | None:
 
 
 def _check_new(files: RunFolder) -> None:
-    """Refuse to start a new run in a folder whose run was trained and has since lost a file.
+    """Refuse to start a new run in the folder of a trained run with a missing file.
 
     Raises:
         RunError: a file is missing; the message names it.
@@ -145,7 +145,7 @@ def check_weights(module: Any, resumed: ResumePoint) -> None:
     built = {name: (value.shape, kind_of(value)) for name, value in module.state_dict().items()}
     if differing := sorted(name for name in saved.keys() | built.keys() if saved.get(name) != built.get(name)):
         raise RunError(
-            f"{resumed.checkpoint} holds other weights than the network of this configuration has: "
+            f"{resumed.checkpoint} contains other weights than the network of this configuration has: "
             f"{', '.join(differing[:3])}{f' and {len(differing) - 3} more' if len(differing) > 3 else ''}"
         )
 
@@ -190,7 +190,7 @@ class Once:
 
 
 def remove_results(folder: Path) -> None:
-    """Remove the results of a test before another begins whose configuration stands beside them."""
+    """Remove old test results before a new test starts, because they do not belong to its configuration."""
     files = RunFolder(folder)
     if is_first():
         for results in (files.metrics, files.faces):
@@ -202,7 +202,10 @@ def _is_of(key: str, nodes: Sequence[str]) -> bool:
 
 
 def _pin(cfg: DictConfig, before: dict[str, Any], renamed: dict[str, Any]) -> None:
-    """Set options that are newer than the run to values that preserve its behaviour, unless they are typed now."""
+    """Set options that did not exist when the run was started to the values that keep its behaviour.
+
+    Options that are typed now keep their typed value.
+    """
     typed = {word.lstrip("+~").partition("=")[0] for word in HydraConfig.get().overrides.task}
     added = {key for step in STEPS for _, key in step.added}
     old, new = _flat(before), _flat(renamed)
@@ -241,10 +244,10 @@ def _rewind(path: Path, step: int) -> None:
 
 
 def curves_until(path: Path, step: int) -> list[list[str]]:
-    """Read the heading of a metrics.csv and the rows before this step; nothing where there is no whole row.
+    """Read the header of a metrics.csv and the rows before this step; empty if no row is complete.
 
     Raises:
-        RunError: it is no such table.
+        RunError: it is not such a table.
     """
     try:
         names, *rows = [row for row in read_table(path, torn=True, most=LARGEST_CURVES) if row] or [[]]
@@ -258,5 +261,5 @@ def curves_until(path: Path, step: int) -> list[list[str]]:
         return []
     except (OSError, ValueError) as error:
         raise RunError(
-            f"{path} is no table of the run's metrics ({error}); move it away to continue without"
+            f"{path} is not a table of the run's metrics ({error}); move it away to resume without it"
         ) from error

@@ -20,7 +20,7 @@ from facelab import signals
 from facelab.errors import FacelabError, RunError
 from facelab.runs import resolvers  # noqa: F401  registers them
 from facelab.runs.argv import is_sweep, normalise_argv
-from facelab.runs.overrides import RESUME, resumed_argv
+from facelab.runs.overrides import RESUME_PREFIX, resumed_argv
 from facelab.runs.processes import RANKS, RANKS_PARENT, STAMP, STAMP_FORMAT, choose_stamp
 from facelab.runs.snapshot import run_from_copy
 from facelab.runs.typed import check_typed
@@ -62,11 +62,11 @@ def start(resumable: bool = False) -> None:
 def _start(resumable: bool) -> None:
     argv = normalise_argv(sys.argv[1:])
     if RANKS in os.environ:  # Lightning started this process as a rank of one run, which sets its command line
-        signals.end_with(int(os.environ[RANKS_PARENT]))
+        signals.end_with_parent(int(os.environ[RANKS_PARENT]))
         rank = os.environ.get("LOCAL_RANK", "1")
         argv = [*json.loads(os.environ[RANKS]), f"hydra.job.name={Path(sys.argv[0]).stem}_rank_{rank}"]
     else:
-        check_typed(argv, RESUME if resumable else None)
+        check_typed(argv, RESUME_PREFIX if resumable else None)
     sys.argv[1:] = resumed_argv(argv) if resumable else argv
     started = max(int(os.environ.get(name, 1)) for name in ("SLURM_STEP_NUM_TASKS", "WORLD_SIZE"))
     if started > 1 and STAMP not in os.environ and not any(word.startswith("hydra.run.dir=") for word in sys.argv):

@@ -35,7 +35,7 @@ STRICTER: dict[str, dict[str, Any]] = {
     "albumentations.core.transforms_interface.BasicTransform": {"p": Share},
     "albumentations.core.composition.BaseCompose": {"p": Share},
 }
-"""Name of a class, or of a base of it, to its arguments with the annotations that replace those of the library."""
+"""Annotations that replace those of the library, by argument, by name of the class or of one of its bases."""
 LARGEST = {"albumentations": 10_000.0}
-"""Package to the largest absolute value of a number in the arguments of its classes: pixels of a crop, its grey values,
-or repetitions. Larger values would take minutes and gigabytes for the first face."""
+"""Largest absolute value of a number in the arguments of a package's classes, by package: pixels of a crop, its grey
+values, or repetitions. Larger values would take minutes and gigabytes for the first face."""

@@ -39,8 +39,11 @@ def ledger(folder: Path) -> list[Job]:
     return jobs
 
 
-def waiting(folder: Path) -> bool:
-    """Return whether jobs of this sweep are waiting in Slurm's queue; such a job only looks missing."""
+def jobs_are_waiting(folder: Path) -> bool:
+    """Return whether jobs of this sweep are waiting in Slurm's queue.
+
+    A waiting job has no folder yet and must not be started again.
+    """
     if shutil.which("squeue") is None:
         return False
     line = ["squeue", "--noheader", "--me", "--states=PENDING", "--Format=StdOut:4096"]
@@ -56,7 +59,7 @@ def write_jobs(folder: Path, jobs: Mapping[int, Sequence[str]]) -> None:
 
     Args:
         folder: folder of the sweep.
-        jobs: number of each job, which is also the name of its folder, to its overrides.
+        jobs: overrides of each job by its number, which is also the name of its folder.
 
     Raises:
         RunError: another sweep has just started in this folder, or it is the folder of a run.

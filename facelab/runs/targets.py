@@ -81,7 +81,7 @@ def buildable(path: Any) -> type:
         raise Refused(f"{path!r} is not the name of a class")
     target = locate(path)
     if not isinstance(target, type):
-        raise Refused(f"`{path}` is not allowed: it is no class")
+        raise Refused(f"`{path}` is not allowed: it is not a class")
     ours = path.partition(".")[0] in PROJECT and target.__module__.partition(".")[0] in PROJECT
     if not ours and not any(issubclass(target, base) for base in _loaded_bases()):
         kinds = ", ".join(base.rpartition(".")[2] for base in BASES)

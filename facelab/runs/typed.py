@@ -21,36 +21,38 @@ from facelab.runs.argv import as_typed, is_sweep, options_of, overrides_of
 from facelab.runs.environment import ROOT
 
 HELP = ("-h", "--help", "--hydra-help", "--version", "-sc", "--shell-completion")
-"""Options with which Hydra composes no configuration."""
-FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "paths.run")
+"""Hydra's options that print information without composing a configuration."""
+RUN_FOLDER_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "paths.run")
 """Keys of the folder of a run or a sweep; by default it is in ``logs``."""
 EXTRAS = {
     ("hydra/launcher", "local_jobs"): ("slurm", "hydra_plugins.hydra_submitit_launcher"),
     ("hydra/launcher", "slurm"): ("slurm", "hydra_plugins.hydra_submitit_launcher"),
     ("hydra/sweeper", "search"): ("optuna", "hydra_plugins.hydra_optuna_sweeper"),
 }
-"""Group and option to the extra of the package that it needs, and the module that the extra installs."""
+"""Extra of the package that an option needs, and the module that the extra installs, by group and option."""
 PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-/\\+.$%*@?|: \t")
 """Characters that Hydra accepts in a value without quotes."""
 
 
-def check_typed(argv: Sequence[str], unread: str | None = None) -> None:
+def check_typed(argv: Sequence[str], skip_prefix: str | None = None) -> None:
     """Refuse a command line that Hydra cannot read or would misread, or whose folder cannot be written.
 
+    With ``--help`` nothing is checked.
+
     Args:
-        argv: the normalised words behind the program's name.
-        unread: prefix of words that Hydra does not receive.
+        argv: the normalised words after the program's name.
+        skip_prefix: prefix of words that only this project reads, such as ``resume=``; they are not checked.
 
     Raises:
         FacelabError: a word is faulty; the message contains each such word and what to type instead.
     """
     if set(HELP) & set(argv):
         return
-    words, sweep, folders = overrides_of(argv), is_sweep(argv), _folders(argv)
-    read = [number for number, word in enumerate(words) if unread is None or not word.startswith(unread)]
+    words, sweep, folders = overrides_of(argv), is_sweep(argv), _group_folders(argv)
+    read = [number for number, word in enumerate(words) if skip_prefix is None or not word.startswith(skip_prefix)]
     if faults := [fault for number in read if (fault := _word_fault(words, number, sweep, folders))]:
         raise FacelabError("\n".join(faults))
-    if not {"--cfg", "-c", "--info=all"} & set(argv) and (unread is None or len(read) == len(words)):
+    if not {"--cfg", "-c", "--info=all"} & set(argv) and (skip_prefix is None or len(read) == len(words)):
         _check_folders([words[number] for number in read])
 
 
@@ -60,8 +62,10 @@ def _check_folders(words: Sequence[str]) -> None:
     Raises:
         FacelabError: nothing can be written there; the message names the folder.
     """
-    typed = {key: value for key, _, value in (word.lstrip("+").partition("=") for word in words) if key in FOLDERS}
-    for key, value in (typed or {FOLDERS[0]: "logs"}).items():
+    typed = {
+        key: value for key, _, value in (word.lstrip("+").partition("=") for word in words) if key in RUN_FOLDER_KEYS
+    }
+    for key, value in (typed or {RUN_FOLDER_KEYS[0]: "logs"}).items():
         path: Any = OverridesParser.create().parse_override(f"{key}={value}").value()
         if isinstance(path, str) and (reason := closed(Path(path.partition("${")[0]))):
             raise FacelabError(f"{key}={value}: nothing can be written there ({reason})")
@@ -77,7 +81,7 @@ def check_groups(overrides: Sequence[Override], argv: Sequence[str]) -> None:
     Raises:
         FacelabError: an override is faulty; the message contains each such word and what to type instead.
     """
-    folders = _folders(argv)
+    folders = _group_folders(argv)
     if faults := [fault for override in overrides if (fault := _group_fault(override, True, folders))]:
         raise FacelabError("\n".join(faults))
 
@@ -93,7 +97,7 @@ def _word_fault(words: Sequence[str], number: int, sweep: bool, folders: Sequenc
         if not parser.parse_override(f"{key}=").key_or_group:
             return f"{word}: there is no key before the =; KEY=VALUE is typed without spaces"
     except HydraException:
-        return f"{word}: {key!r} is no key; KEY=VALUE is typed without spaces, KEY as in --cfg job"
+        return f"{word}: {key!r} is not a key; KEY=VALUE is typed without spaces, KEY as in --cfg job"
     try:
         override = parser.parse_override(word)
     except HydraException:
@@ -139,7 +143,7 @@ def _several_fault(word: str, override: Override) -> str:
 # Config groups
 
 
-def _folders(argv: Sequence[str]) -> list[Path]:
+def _group_folders(argv: Sequence[str]) -> list[Path]:
     """Return the folders of config groups: ``conf`` and those of ``--config-dir``."""
     words = [part for word in options_of(argv) for part in (word.split("=", 1) if word.startswith("-") else [word])]
     return [ROOT / "conf", *(Path(value) for option, value in pairwise(words) if _names_folder(option))]
@@ -178,7 +182,8 @@ def _group_fault(override: Override, sweep: bool, folders: Sequence[Path]) -> st
         how = f"type {key}={names[0]}"
         if len(names) > 1 and not override.is_hydra_override():
             how = f"a run for each: {'' if sweep else '-m '}{shlex.quote(key + '=' + ','.join(names))}"
-        return f"{word}: {group} takes one option, and of a list Hydra would silently take the last; {how}"
+        why = "with a list, Hydra would use only the last one, without a warning"
+        return f"{word}: {group} takes one option; {why}; {how}"
     if any(not isinstance(option, list) and (option == "" or not isinstance(option, str)) for option in chosen):
         options = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
         return f"{word}: {group} takes the name of an option{': ' * bool(options)}{', '.join(options)}"
@@ -198,7 +203,7 @@ def _exclude(group: str, options: Sequence[Any], folders: Sequence[Path]) -> boo
 
 
 def _is_whole(file: Path) -> bool:
-    """Return whether an option is a part or a whole configuration, not a mapping to which others can be added."""
+    """Return whether an option is complete (a part or a configuration), so only one of its group can be chosen."""
     text = file.read_text(encoding="utf-8")
     try:
         content = yaml.safe_load(text)

@@ -112,7 +112,7 @@ def test_curves_until_refuses_a_file_that_is_no_table(content: bytes | int | Non
         os.truncate(path, content)
     else:
         path.write_bytes(content)
-    with pytest.raises(RunError, match=r"metrics\.csv is no table of the run's metrics .* move it away"):
+    with pytest.raises(RunError, match=r"metrics\.csv is not a table of the run's metrics .* move it away"):
         curves_until(path, 3)
 
 

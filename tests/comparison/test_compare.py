@@ -17,7 +17,7 @@ from run_folders import CONFIG, PROTOCOL, run_compare, with_values, write_faces,
 from compare import parse
 from facelab import run_folder
 from facelab.comparison import pairs, published
-from facelab.comparison.grid import describe, disagreement, grid, grid_without_numbers, remarks
+from facelab.comparison.grid import build_cells, describe, disagreement, grid_without_numbers, remarks
 from facelab.comparison.group import MAIN, MODEL, Row, Table, best, compare, paper_value, row_of, rows_of
 from facelab.comparison.page import labels_of
 from facelab.comparison.read import Run, read_run, read_runs, setting, settings
@@ -278,7 +278,10 @@ def test_compare_lists_the_recipe_of_a_method_below_the_table() -> None:
     )
     table = settings_of(CONFIG, pfld)
     assert table.settings == ["model._target_", "trainer.max_epochs"] and table.recipe == ["crop.size"]
-    assert grid(table)[0][1].text == "model" and {row[1].text for row in grid(table)[1:]} == {"PIPNet", "PFLD"}
+    assert build_cells(table)[0][1].text == "model" and {row[1].text for row in build_cells(table)[1:]} == {
+        "PIPNet",
+        "PFLD",
+    }
     by_hand = with_values(CONFIG, crop__size=128)
     assert "crop.size" in settings_of(CONFIG, pfld, by_hand).settings
 
@@ -474,7 +477,7 @@ def test_read_run_reads_counted_and_measured_costs(tmp_path: Path) -> None:
     results["cost"] = {"params": 2_000_000, "macs": 580_000_000, "flops": 1_160_000_000}
     (folder / "metrics.json").write_text(json.dumps(results))
     (folder / "benchmark.json").write_text(json.dumps({"latency_p50_ms": 12.34, "cpu": "EPYC", "threads": 1}))
-    rows = grid(compare([read_run(folder), read_run(old)], ["nme_box"])[0])
+    rows = build_cells(compare([read_run(folder), read_run(old)], ["nme_box"])[0])
     assert [cell.text for cell in rows[0][-3:]] == ["params M", "MACs M", "latency ms"]
     assert {tuple(cell.text for cell in row[-3:]) for row in rows[1:]} == {("2.00", "580.0", "12.3"), ("-", "-", "-")}
     (folder / "benchmark.json").write_text("{")
@@ -496,7 +499,7 @@ def test_grid_shows_costs_with_pose_in_separate_columns(tmp_path: Path) -> None:
                 (folder / file).write_text(json.dumps(content))
     runs = read_runs([f"{tmp_path}/sweep/*"])
     (table,) = compare(runs, ["nme_box"])
-    heading, *rows = grid(table)
+    heading, *rows = build_cells(table)
     names = ["params M", "MACs M", "latency ms"]
     assert [cell.text for cell in heading[-6:]] == [*names, *(f"with pose: {name}" for name in names)]
     landmark_costs, pose_costs, no_costs = ["0.01", "8.1", "1.5"], ["0.01", "9.1", "2.5"], ["-"] * 3
@@ -526,7 +529,7 @@ def test_compare_refuses_an_unknown_metric(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no run has a metric nme_bax; did you mean nme_box"):
         compare(runs, ["nme_bax"])
     assert compare(runs, ["nme_ioc_tag_blur", "nme_ipd"])[0].metrics == ["nme_ioc_tag_blur", "nme_ipd"]
-    assert [row[1].text for row in grid(compare(runs, ["nme_ioc_tag_blur"])[0])[1:]] == ["-", "10.00"]
+    assert [row[1].text for row in build_cells(compare(runs, ["nme_ioc_tag_blur"])[0])[1:]] == ["-", "10.00"]
 
 
 # Printing and writing
@@ -565,7 +568,7 @@ def test_compare_script_prints_every_run(sweep: Path) -> None:
         "Table 1: wflw98 test, 100 faces, wflw98, box: points x 1.1, flip test: no, pose: estimated",
         "protocols differ in flip_test (no | yes)",
         "ValueError: a | b [c]",
-        "process 1 on h: no heartbeat, 'now' is no time",
+        "process 1 on h: no heartbeat, 'now' is not a time",
         "unreadable",
     ):
         assert text in result.stdout
@@ -707,7 +710,7 @@ def test_grid_labels_runs_by_overrides_if_settings_do_not_differ() -> None:
         for number, (typed, config) in enumerate(poses.items())
     ]
     (table,) = compare(jobs, ["nme_box"])
-    assert [line[1].text for line in grid(table)] == ["typed", "pose=none", "pose=one", "pose=two"]
+    assert [line[1].text for line in build_cells(table)] == ["typed", "pose=none", "pose=one", "pose=two"]
     assert labels_of(table) == ["pose=none", "pose=one", "pose=two"]
     second_seeds = [
         each._replace(folder=Path(f"more/{each.name}"), config=each.config | {"seed": 2}, typed=(*each.typed, "seed=2"))
@@ -717,12 +720,12 @@ def test_grid_labels_runs_by_overrides_if_settings_do_not_differ() -> None:
     with_sizes = [
         each._replace(config=each.config | {"crop.size": size}) for each, size in zip(jobs, (1, 2, 3), strict=True)
     ]
-    assert [cell.text for cell in grid(*compare(with_sizes, ["nme_box"]))[0]] == ["run", "crop.size", "nme_box"]
+    assert [cell.text for cell in build_cells(*compare(with_sizes, ["nme_box"]))[0]] == ["run", "crop.size", "nme_box"]
 
 
 def test_grid_shows_angles_in_degrees() -> None:
     """Would catch angles multiplied by 100 under a heading of percentages."""
     (table,) = compare([run("a", mae_angle=(5.0, 4.0, 6.5))], None)
-    assert [cell.text for cell in grid(table)[1]] == ["a", "5.00"]
-    assert grid(table)[1][1].below == "4.00..6.50"
+    assert [cell.text for cell in build_cells(table)[1]] == ["a", "5.00"]
+    assert build_cells(table)[1][1].below == "4.00..6.50"
     assert any("degrees" in line for line in remarks(table))

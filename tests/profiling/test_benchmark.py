@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional
 
-from facelab.comparison.grid import grid
+from facelab.comparison.grid import build_cells
 from facelab.comparison.group import compare
 from facelab.comparison.page import section_data
 from facelab.comparison.read import read_runs
@@ -295,8 +295,8 @@ def test_benchmark_measures_the_jobs_of_a_sweep(
     for number, reason in (("1", "failed"), ("2", "finished, without a checkpoint"), ("4", "missing")):
         assert f"sweep/{number} is skipped: {reason}" in out
     (table,) = compare(read_runs([sweep]), None)
-    column = [cell.text for cell in grid(table)[0]].index("latency ms")
-    assert [row[column].text == "-" for row in grid(table, each=True)[1:]].count(False) == 2
+    column = [cell.text for cell in build_cells(table)[0]].index("latency ms")
+    assert [row[column].text == "-" for row in build_cells(table, with_single_runs=True)[1:]].count(False) == 2
     assert [cost["title"] for cost in section_data(table)["costs"]] == ["MACs", "Latency"]
     for number in "03":
         shutil.rmtree(sweep / number / "checkpoints")
@@ -322,7 +322,7 @@ def test_benchmark_writes_costs_with_pose_to_a_separate_file(tmp_path: Path, cap
     assert alone["macs"] < both["macs"]
     assert not (tmp_path / "sweep" / "0" / "benchmark_pose.json").exists()
     (table,) = compare(read_runs([tmp_path / "sweep"]), ["nme_box"])
-    heading, *rows = grid(table)
+    heading, *rows = build_cells(table)
     column = [cell.text for cell in heading].index("with pose: MACs M")
     assert {row[column].text for row in rows} == {"-", f"{both['macs'] / 1e6:.1f}"}
     with pytest.raises(SystemExit, match="with_pose=true: this model predicts no pose"):

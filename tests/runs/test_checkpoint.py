@@ -21,7 +21,7 @@ from callbacks.resume import STATES, AtomicCheckpointIO
 from facelab import renames
 from facelab.errors import CheckpointError, FacelabError
 from facelab.renames import Step, renamed_config, renamed_override, renamed_path, renamed_weights
-from facelab.runs.check import part_of
+from facelab.runs.check import copy_part
 from facelab.runs.checkpoint import load_run, offline, read_checkpoint
 from lightning_modules import pfld
 
@@ -374,7 +374,7 @@ def test_part_of_includes_the_references_of_a_part() -> None:
             "paths": {"data": "somewhere"},
         }
     )
-    part = part_of(cfg, ("model", "data.layout", "absent"))
+    part = copy_part(cfg, ("model", "data.layout", "absent"))
     assert OmegaConf.to_container(part, resolve=False) == {
         "model": {"_target_": "x", "layout": "${data.layout}", "head": "${head}", "epochs": "${trainer.epochs}"},
         "head": {"size": "${crop.size}", "parts": [{"width": "${..width}"}, "${widths[1]}"], "width": 3},
@@ -383,7 +383,7 @@ def test_part_of_includes_the_references_of_a_part() -> None:
         "widths": [1, 2],
         "trainer": {"epochs": 5},
     }
-    assert OmegaConf.to_container(part_of(cfg, ("data",)), resolve=True)["data"]["root"] == "somewhere"  # type: ignore[index,call-overload]
+    assert OmegaConf.to_container(copy_part(cfg, ("data",)), resolve=True)["data"]["root"] == "somewhere"  # type: ignore[index,call-overload]
 
 
 # Received checkpoints

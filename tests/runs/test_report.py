@@ -40,7 +40,7 @@ def folder_with(tmp_path: Path, changes: dict[str, Any]) -> Path:
 )
 def test_report_refuses_malformed_results(changes: dict[str, Any], tmp_path: Path) -> None:
     """Would catch a traceback when a received finished run is resumed."""
-    with pytest.raises(RunError, match=r"metrics\.json holds no results of a test"):
+    with pytest.raises(RunError, match=r"metrics\.json contains no results of a test"):
         report(folder_with(tmp_path, changes))
 
 

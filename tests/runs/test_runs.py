@@ -267,10 +267,10 @@ def test_load_run_refuses_a_hostile_checkpoint(trained: Path, tmp_path: Path) ->
     with pytest.raises(FacelabError, match=r"model\._target_: `os\.system` is not allowed"):
         target = {"_target_": "os.system", "command": command}
         load_run(changed_copy(trained / "checkpoints" / "last.ckpt", tmp_path / "a.ckpt", model=target), PATHS)
-    with pytest.raises(CheckpointError, match=r"no checkpoint of train\.py"):
+    with pytest.raises(CheckpointError, match=r"not a checkpoint of train\.py"):
         torch.save({"state_dict": Hostile(command)}, tmp_path / "b.ckpt")
         load_run(tmp_path / "b.ckpt", PATHS)
-    with pytest.raises(CheckpointError, match=r"no checkpoint of train\.py"):
+    with pytest.raises(CheckpointError, match=r"not a checkpoint of train\.py"):
         (tmp_path / "c.ckpt").write_bytes(pickle.dumps(Hostile(command)))
         load_run(tmp_path / "c.ckpt", PATHS)
     assert not (tmp_path / "owned").exists()
@@ -285,9 +285,9 @@ def test_load_run_refuses_other_files(trained: Path, tmp_path: Path) -> None:
         torch.save(content, tmp_path / f"{name}.pth")
         refused.append((tmp_path / f"{name}.pth", "not written by train.py"))
     (tmp_path / "text.ckpt").write_text("no weights")
-    refused.append((tmp_path / "text.ckpt", "no checkpoint of train.py"))
+    refused.append((tmp_path / "text.ckpt", "not a checkpoint of train.py"))
     (tmp_path / "cut.ckpt").write_bytes((trained / "checkpoints" / "last.ckpt").read_bytes()[:10_000])
-    refused.append((tmp_path / "cut.ckpt", "no checkpoint of train.py"))
+    refused.append((tmp_path / "cut.ckpt", "not a checkpoint of train.py"))
     other = {"coder": {"num_neighbours": 5}}
     refused.append((changed_copy(trained / "checkpoints" / "last.ckpt", tmp_path / "a.ckpt", **other), "do not fit"))
     typo = {"coder": {"strid": 5}}

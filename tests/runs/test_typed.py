@@ -132,7 +132,7 @@ def test_check_typed_joins_a_value_with_spaces(line: list[str], advice: str) -> 
         ("data= lapa106", "data=lapa106"),
         ("data = lapa106", "data: KEY=VALUE expected, without spaces"),
         ("=3", "=3: there is no key before the ="),
-        ("1a=3", "'1a' is no key"),
+        ("1a=3", "'1a' is not a key"),
         ("seed=1,2", "A run for each: -m seed=1,2; a list: 'seed=[1,2]'"),
         ("optimizer.lr=interval(1,2)", "with -m there is a run for each"),
     ],

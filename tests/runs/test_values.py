@@ -21,7 +21,7 @@ from evaluate import EVALUATE_KEYS, build_data
 from facelab.errors import FacelabError
 from facelab.profiling.compile import prepare
 from facelab.runs.build import build, build_trainer, check
-from facelab.runs.check import TRAIN_KEYS, check_config, part_of
+from facelab.runs.check import TRAIN_KEYS, check_config, copy_part
 from facelab.runs.checkpoint import load_run
 
 Place = tuple[str | int, ...]
@@ -140,7 +140,7 @@ def composed(model: str) -> DictConfig:
 @cache
 def places_of(model: str, node: str) -> set[Place]:
     """Return the leaves of a node and of its references."""
-    return {place for place, _ in leaves(OmegaConf.to_container(part_of(composed(model), [node]), resolve=False))}
+    return {place for place, _ in leaves(OmegaConf.to_container(copy_part(composed(model), [node]), resolve=False))}
 
 
 def is_in(place: Place, places: set[Place]) -> bool:
