@@ -278,7 +278,8 @@ def test_compare_lists_the_recipe_of_a_method_below_the_table() -> None:
     )
     table = settings_of(CONFIG, pfld)
     assert table.settings == ["model._target_", "trainer.max_epochs"] and table.recipe == ["crop.size"]
-    assert build_cells(table)[0][1].text == "model" and {row[1].text for row in build_cells(table)[1:]} == {
+    cells = build_cells(table)
+    assert cells[0][1].text == "model" and {row[1].text for row in cells[1:]} == {"PIPNet", "PFLD"}
         "PIPNet",
         "PFLD",
     }
