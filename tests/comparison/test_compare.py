@@ -280,9 +280,6 @@ def test_compare_lists_the_recipe_of_a_method_below_the_table() -> None:
     assert table.settings == ["model._target_", "trainer.max_epochs"] and table.recipe == ["crop.size"]
     cells = build_cells(table)
     assert cells[0][1].text == "model" and {row[1].text for row in cells[1:]} == {"PIPNet", "PFLD"}
-        "PIPNet",
-        "PFLD",
-    }
     by_hand = with_values(CONFIG, crop__size=128)
     assert "crop.size" in settings_of(CONFIG, pfld, by_hand).settings
 

@@ -119,7 +119,7 @@ def test_resumed_sweep_stores_no_refused_override(tmp_path: Path) -> None:
 @pytest.mark.parametrize("params", ["{data: [lapa106,wflw98]}", "{data: '[lapa106,wflw98],ytf68', seed: '1,2'}"])
 def test_sweep_refuses_a_list_for_a_group(params: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Would catch a grid whose list of datasets becomes one job with the last of them."""
-    with pytest.raises(SystemExit, match=r"data takes one option, .*: data=lapa106,wflw98"):
+    with pytest.raises(SystemExit, match=r"data takes one option; .*: data=lapa106,wflw98"):
         train(*OVERRIDES, "-m", f"hydra.sweeper.params={params}", folder=tmp_path)
     assert capsys.readouterr().err == ""
     assert not (tmp_path / SWEEP / "sweep.json").exists()
