@@ -15,6 +15,9 @@ class EpochLines(Callback):
     The line contains the metrics of the progress bar and the seconds of the epoch with its validation.
     """
 
+    def __init__(self) -> None:
+        self.started = 0.0  # seconds of the monotonic clock
+
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Start the clock of a run that resumes within an epoch."""
         self.started = time.monotonic()
@@ -27,8 +30,7 @@ class EpochLines(Callback):
         """Log the line of this epoch."""
         if sys.stdout.isatty() or not trainer.is_global_zero:
             return
-        shown = {name: value for name, value in trainer.progress_bar_metrics.items() if name != "v_num"}
-        metrics = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        metrics = ", ".join(f"{name} {value:.4g}" for name, value in trainer.progress_bar_metrics.items())
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else "?"
         seconds = time.monotonic() - self.started
         log.info("epoch %d of %s: %s, %.0f s", trainer.current_epoch + 1, epochs, metrics, seconds)

@@ -160,7 +160,7 @@ def hand_over(number: int, handlers: Mapping[int, Any]) -> None:
     install(handlers)
     if callable(handler := handlers[number]):
         handler(number, None)
-    raise Stopped(f"stopped by {name_of(number)}")
+    raise Stopped(stop_reason(number))
 
 
 @contextmanager
@@ -180,7 +180,7 @@ def stopping(requeueing: Callable[[], None]) -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        raise Stopped(f"stopped by {name_of(number)}")
+        raise Stopped(stop_reason(number))
 
     def unraisable(event: "sys.UnraisableHookArgs") -> None:
         if isinstance(event.exc_value, Stopped) and received:  # raised in a destructor, which drops it

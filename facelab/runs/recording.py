@@ -48,9 +48,8 @@ def track_run(folder: Path, task: str) -> Iterator[dict[str, Any]]:
         The content of status.json, to which the caller may add.
 
     Raises:
-        RunError: the folder belongs to a sweep or to a run of another script; it is not changed.
+        RunError: the folder belongs to a sweep, to a run of another script or to a running one; it is not changed.
         FacelabError: a mistake of the user, also if it was raised as another exception, see :func:`explain`.
-        RunError: another process is running in the folder; it is not changed.
     """
     status: dict[str, Any] = {
         "state": "running",

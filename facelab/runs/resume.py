@@ -61,7 +61,7 @@ def find_resume_point(folder: Path, cfg: DictConfig) -> ResumePoint | None:
             _check_new(files)
         return None
     step = read_checkpoint(checkpoint).step
-    curves_until(files.curves, step)
+    curves_until(files.curves, step)  # to refuse a broken table now, before anything changes
     before = read_yaml(files.config)
     if not isinstance(before, dict):
         raise RunError(f"{files.config} is not a mapping")

@@ -188,7 +188,7 @@ def test_augmentation_refuses_spatial_transforms(mover: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mover", "told"),
+    ("mover", "message"),
     [
         (albumentations.MotionBlur(p=0.1), "MotionBlur moves the face .* by up to 1.5 px .*allow_shifted: false"),
         (albumentations.MotionBlur(allow_shifted=False), r"direction_range: \[0, 0\]"),
@@ -198,9 +198,9 @@ def test_augmentation_refuses_spatial_transforms(mover: Any) -> None:
     ],
     ids=["shifted", "to one side", "nearest", "nested", "several"],
 )
-def test_augmentation_refuses_image_transforms_that_displace(mover: Any, told: str) -> None:
+def test_augmentation_refuses_image_transforms_that_displace(mover: Any, message: str) -> None:
     """Would catch a blur to one side, which displaces the face from its points, and a refusal without a remedy."""
-    with pytest.raises(ConfigError, match=told) as error:
+    with pytest.raises(ConfigError, match=message) as error:
         augmentation([albumentations.ToGray(), mover])
     assert error.value.key == "pixels[1]"
     assert "ToGray" not in str(error.value)

@@ -193,7 +193,7 @@ def test_build_keeps_the_traceback_of_a_bug(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("node", "told"),
+    ("node", "message"),
     [
         ({"_target_": "torch.nn.Linear", "in_features": "three", "out_features": 2}, "a: "),  # a TypeError
         ({"_target_": "lightning.Trainer", "accelerator": "cpu", "devices": "x"}, "a: `devices` selected with"),
@@ -204,11 +204,11 @@ def test_build_keeps_the_traceback_of_a_bug(monkeypatch: pytest.MonkeyPatch) -> 
     ],
     ids=["torch", "lightning", "albumentations"],
 )
-def test_build_names_the_key_of_a_value_that_a_library_refuses(node: dict[str, Any], told: str) -> None:
+def test_build_names_the_key_of_a_value_that_a_library_refuses(node: dict[str, Any], message: str) -> None:
     """Would catch a traceback for the exception types of libraries, or the several lines of a validator."""
     with pytest.raises(ConfigError) as stop:
         build(OmegaConf.create({"a": node}), "a")
-    assert str(stop.value).startswith(told)
+    assert str(stop.value).startswith(message)
     assert "\n" not in str(stop.value)
 
 

@@ -314,7 +314,7 @@ def place_at(key: str) -> Place:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
         *((key, value, f"{key}: ") for key in ("callbacks", "logger", "callbacks.ema") for value in (3, "text", [3])),
         ("datamodule.data", -1, "datamodule.data: -1 given"),
@@ -326,10 +326,10 @@ def place_at(key: str) -> Place:
         ("trainer.plugins", [3], "trainer.plugins[0]: 3 given"),
     ],
 )
-def test_check_refuses_a_wrong_value_for_a_node(key: str, value: Any, told: str) -> None:
+def test_check_refuses_a_wrong_value_for_a_node(key: str, value: Any, message: str) -> None:
     """Would catch a traceback where a mapping or a part is expected, or an item's fault under the key of its list."""
     raw = OmegaConf.to_container(composed("pipnet"), resolve=False)
-    with pytest.raises(FacelabError, match=rf"\n  {re.escape(told)}"):
+    with pytest.raises(FacelabError, match=rf"\n  {re.escape(message)}"):
         check(changed(raw, place_at(key), value), TRAIN_KEYS)
 
 
