@@ -974,6 +974,16 @@ def test_resume_refuses_weights_of_another_shape(tmp_path: Path, crashed: Path) 
     assert contents(run) == before
 
 
+def test_resume_with_a_broken_metrics_csv_changes_nothing(tmp_path: Path, crashed: Path) -> None:
+    """Would catch a configuration that is replaced before a broken table of metrics is found."""
+    run = crashed
+    (run / "metrics.csv").write_text("epoch,loss\n0,1.5\n")
+    before = contents(run)
+    with pytest.raises(SystemExit, match=r"metrics\.csv is not a table of the run's metrics"):
+        train("resume=run", "trainer.max_epochs=9", folder=tmp_path)
+    assert contents(run) == before
+
+
 def set_entry(content: Any, *keys: Any, value: Any = ...) -> None:
     """Set an entry of nested containers, or delete it."""
     for key in keys[:-1]:
