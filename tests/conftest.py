@@ -35,6 +35,10 @@ SMALL = {
 """Part of a method -> what makes it small enough for a test."""
 SMALL_OWN: dict[str, dict[str, tuple[str, ...]]] = {
     "pfld": {"backbone": ("backbone=pfld", "backbone.width=0.25"), "coder": (), "pose": ("pose=shared",)},
+    "hrnet": {
+        "backbone": ("backbone.width=4", "backbone.modules=[1,1,1]", "backbone.pretrained=false"),
+        "coder": (),
+    },
 }
 """The same where a method has other parts."""
 NOW = "now"

@@ -89,9 +89,9 @@ def _network(name: str, pretrained: bool, weights: str | None) -> Any:
         raise ConfigError("name", f"={name}: timm {timm.__version__} has no such network. Nearest: {nearest}")
     if weights is not None:
         network = timm.create_model(name, pretrained=False)
-        network.load_state_dict(_matched(_tensors(Path(weights)), network, weights), strict=False)
+        network.load_state_dict(_matched(read_tensors(Path(weights)), network, weights), strict=False)
         return network
-    return _published(name) if pretrained else timm.create_model(name, pretrained=False)
+    return published_network(name) if pretrained else timm.create_model(name, pretrained=False)
 
 
 def _pyramid(name: str) -> Any:
@@ -141,7 +141,7 @@ def _last_convolution(network: Any) -> nn.Sequential | None:
     return nn.Sequential(convolution, norm) if convolution is not None and norm is not None else None
 
 
-def _published(name: str) -> Any:
+def published_network(name: str) -> Any:
     """The network with the weights timm publishes for it."""
     try:
         _check_hub(name)
@@ -172,7 +172,7 @@ def _check_hub(name: str) -> None:
         raise ConnectionError(f"{constants.ENDPOINT} does not answer ({error})") from error
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read the named tensors of a file.
 
     Raises:
