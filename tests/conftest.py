@@ -36,7 +36,13 @@ SMALL = {
 SMALL_OWN: dict[str, dict[str, tuple[str, ...]]] = {
     "pfld": {"backbone": ("backbone=pfld", "backbone.width=0.25"), "coder": (), "pose": ("pose=shared",)},
     "hrnet": {
-        "backbone": ("backbone.width=4", "backbone.modules=[1,1,1]", "backbone.pretrained=false"),
+        "backbone": (
+            "backbone.width=4",
+            "backbone.modules=[1,1,1]",
+            "backbone.pretrained=false",
+            "backbone.norm_momentum=0.1",
+        ),
+        "head": ("head.norm_momentum=0.1",),
         "coder": (),
     },
 }

@@ -14,15 +14,13 @@ from timm.models.hrnet import HighResolutionNetFeatures
 from torch import Tensor, nn
 from torch.nn import functional
 
-from facelab.bounds import Channels, Count
+from facelab.bounds import Channels, Count, Share
 from facelab.coders.heatmap import Heatmaps
 from facelab.errors import ConfigError
 from facelab.networks.backbone import published_network, read_tensors
 
-NORM_MOMENTUM = 0.01
-"""Share of the newest batch in the running statistics of normalisations, as in the reference code; torch's is 0.1."""
 INIT_STD = 0.001
-"""Standard deviation of new convolution weights, as in the reference code."""
+"""Standard deviation of new weights in the head, as in the reference code; their biases start as torch's."""
 BLOCKS = 4
 """Residual blocks of each branch in each module."""
 STEM_CHANNELS = 64
@@ -38,10 +36,15 @@ class HRNetTrunk(nn.Module):
     (``align_corners=False``), where timm and the code for ImageNet repeat pixels. The tensors have the same names in
     all three. The image is normalised by the mean and standard deviation of ImageNet.
 
+    Without published weights the layers start as for ImageNet (He et al., ICCV 2015). Departure: the code for faces
+    starts from weights of 0.001, without a message, from which the network learns slowly.
+
     Args:
         width: channels of the finest branch, 18, 32 or 48 in the paper; the others have 2, 4 and 8 times as many.
         modules: exchange modules of the stages with two, three and four branches; 1, 4 and 3 in the paper.
         pretrained: start from the published ImageNet weights, from the cache or the hub.
+        norm_momentum: share of the newest batch in the running statistics of normalisations; 0.01 in the reference
+            code.
         weights: file to start from instead, ``.safetensors`` or a file that ``torch.load(weights_only=True)`` reads:
             ImageNet weights of the HRNet authors or timm, or a file of HRNet-Facial-Landmark-Detection.
 
@@ -58,7 +61,12 @@ class HRNetTrunk(nn.Module):
     classifier = None
 
     def __init__(
-        self, width: Channels, modules: tuple[Count, Count, Count], pretrained: bool, weights: str | None
+        self,
+        width: Channels,
+        modules: tuple[Count, Count, Count],
+        norm_momentum: Share,
+        pretrained: bool,
+        weights: str | None,
     ) -> None:
         super().__init__()
         self.channels = tuple(width * 2**branch for branch in range(len(self.strides)))
@@ -68,7 +76,8 @@ class HRNetTrunk(nn.Module):
         for layer in self.pyramid.modules():
             if isinstance(layer, nn.Upsample):
                 layer.mode = "bilinear"
-        initialise(self.pyramid)
+            elif isinstance(layer, nn.BatchNorm2d):
+                layer.momentum = norm_momentum
         if weights is not None:
             self.pyramid.load_state_dict(_of_trunk(read_tensors(Path(weights)), self.pyramid.state_dict(), weights))
         elif pretrained:
@@ -101,12 +110,15 @@ class HRNetHead(nn.Module):
         strides: of the backbone's feature maps; maps that are finer than ``stride`` are not used.
         num_points: N.
         stride: of the heatmaps, which must be the stride of a feature map.
+        norm_momentum: see :class:`HRNetTrunk`.
 
     Raises:
         ConfigError: no feature map has this stride.
     """
 
-    def __init__(self, channels: Sequence[int], strides: Sequence[int], num_points: int, stride: int) -> None:
+    def __init__(
+        self, channels: Sequence[int], strides: Sequence[int], num_points: int, stride: int, norm_momentum: Share
+    ) -> None:
         super().__init__()
         if stride not in strides:
             raise ConfigError(
@@ -118,9 +130,10 @@ class HRNetHead(nn.Module):
         self.first = list(strides).index(stride)
         self.factors = [each // stride for each in strides[self.first :]]
         width = sum(channels[self.first :])
-        self.mix = nn.Sequential(nn.Conv2d(width, width, 1), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
-        self.predict = nn.Conv2d(width, num_points, 1)
-        initialise(self)
+        mix, self.predict = nn.Conv2d(width, width, 1), nn.Conv2d(width, num_points, 1)
+        for convolution in (mix, self.predict):
+            nn.init.normal_(convolution.weight, std=INIT_STD)
+        self.mix = nn.Sequential(mix, nn.BatchNorm2d(width, momentum=norm_momentum), nn.ReLU(inplace=True))
 
     def forward(self, features: Sequence[Tensor]) -> Heatmaps:
         """Predict.
@@ -144,17 +157,6 @@ def precise(predict: nn.Conv2d, features: Tensor) -> Heatmaps:
     """Compute the last layer without autocast: bfloat16 rounds the top of a peak by 0.004, which moves it."""
     with torch.autocast(features.device.type, enabled=False):
         return Heatmaps(predict(features.to(predict.weight.dtype)))
-
-
-def initialise(network: nn.Module) -> None:
-    """Start convolutions and normalisations as the reference code does; the biases of convolutions stay torch's."""
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            nn.init.normal_(layer.weight, std=INIT_STD)
-        elif isinstance(layer, nn.BatchNorm2d):
-            layer.momentum = NORM_MOMENTUM
-            nn.init.ones_(layer.weight)
-            nn.init.zeros_(layer.bias)
 
 
 def _layers(channels: Sequence[int], modules: Sequence[int]) -> dict[str, object]:
