@@ -54,7 +54,7 @@ class HeatmapCoder(nn.Module):
             reference code it does not move in border cells, and a map without a positive value gives the point half a
             cell left of and above the crop.
             ``soft_argmax`` is the centre of gravity of the squared positive heat around the highest cell. It is biased
-            towards the middle within ``2 * sigma`` cells of the border, where a part of the peak is missing.
+            towards the middle within ``3 * sigma`` cells of the border, where a part of the peak is missing.
         official_int_cell: encode as the reference code: peak at the centre of the cell, cut off at its window.
         official_border: also shift peaks in the first cells as the reference code does, by one cell for a sigma of 1.5.
 
@@ -157,7 +157,8 @@ class HeatmapCoder(nn.Module):
     def _centre_of_gravity(self, maps: Tensor, cell: Tensor, highest: Tensor) -> Tensor:
         """Average the cells around the highest, ``(B, N, 2)`` on the grid."""
         patch, inside = _patch(maps, cell, self.radius)
-        weight = torch.where(inside, patch.relu().square(), 0.0)
+        highest = highest.clamp(min=torch.finfo(patch.dtype).tiny)[..., None, None]
+        weight = torch.where(inside, (patch.relu() / highest).square(), 0.0)  # at most 1, whatever the scale
         offsets = torch.arange(-self.radius, self.radius + 1, device=maps.device)
         total = weight.sum((2, 3)).clamp(min=torch.finfo(weight.dtype).tiny)
         across, down = (weight.sum(2) * offsets).sum(-1), (weight.sum(3) * offsets).sum(-1)

@@ -21,7 +21,7 @@ from lightning_modules.schedule import FractionalMultiStepLR
 
 BY_HEART: dict[str, tuple[int, tuple[str, ...]]] = {
     "pipnet": (120, ()),
-    "hrnet": (240, ()),
+    "hrnet": (240, ("backbone.width=16", "loss=adaptive_wing", "optimizer.lr=0.002")),
     "pfld": (240, ("loss.points.penalty._target_=torch.nn.L1Loss",)),  # squares of small errors say little
 }
 """Method -> steps that it takes to learn one batch by heart, and what to type."""
