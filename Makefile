@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+LOWEST := $(VENV)/lowest
 export FACELAB_CACHE ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all lint typecheck check clean
+.PHONY: help setup train test test-all lowest lint typecheck check clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +31,13 @@ test: $(VENV)/.tested  ## the fast tests (FACE_DATA=FOLDER adds those on real da
 
 test-all: $(VENV)/.tested  ## all tests
 	$(BIN)/python -m pytest
+
+lowest:  ## the fast tests and a short training on the lowest versions that pyproject.toml allows, in .venv/lowest
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[test]'
+	$(LOWEST)/bin/python -m pytest -m 'not slow' --ignore tests/test_imports.py  # import-linter needs a newer rich
+	cd $(LOWEST) && bin/python $(CURDIR)/train.py experiment=demo $(ARGS)
 
 lint: $(VENV)/.tested  ## style, and who may import whom
 	$(BIN)/ruff check .

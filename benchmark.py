@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from facelab.bounds import Device, Name, Text
 from facelab.errors import ConfigError, FacelabError, RunError
-from facelab.files import at_home, replacing, write_json
+from facelab.files import expand_home, replacing, write_json
 from facelab.run_folder import RunFolder, owner_of
 from facelab.runs.build import build, check, write_config
 from facelab.runs.check import TRAIN_KEYS
@@ -86,7 +86,7 @@ def check_values(cfg: DictConfig) -> None:
 def checkpoints(cfg: DictConfig) -> list[Path]:
     """Return the paths in ``ckpt``: run folders, checkpoint files and sweeps."""
     paths = cfg.ckpt if isinstance(cfg.ckpt, ListConfig) else [cfg.ckpt]
-    return [at_home(str(path)) for path in paths]
+    return [expand_home(str(path)) for path in paths]
 
 
 def measure_runs(folder: Path, cfg: DictConfig) -> list[Row]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from facelab.comparison.grid import Cell, disagreement, grid, grid_without_numbers, headings, one_line, remarks
+from facelab.comparison.grid import Cell, build_cells, disagreement, grid_without_numbers, headings, one_line, remarks
 from facelab.comparison.group import MAIN, Table, compare, protocol_differences
 from facelab.comparison.published import official_sets
 from facelab.comparison.read import Run, read_runs
@@ -125,7 +125,7 @@ def show(console: "Console", runs: list[Run], tables: list[Table], *, each: bool
         console.print(line + "\n")
     for heading, table in zip(headings(tables), tables, strict=True):
         console.print(heading, style="bold")
-        show_grid(console, grid(table, each=each))
+        show_grid(console, build_cells(table, with_single_runs=each))
         console.print("\n".join(remarks(table)) + "\n", style="dim")
     if rows := grid_without_numbers(runs):
         console.print("Runs without metrics", style="bold")

@@ -1,4 +1,4 @@
-"""Measure a trained run again, on its own or another dataset: ``python evaluate.py ckpt=RUN data=wflw98``."""
+"""Evaluation of a trained run on its dataset or on another one: ``python evaluate.py ckpt=RUN data=wflw98``."""
 
 import logging
 from pathlib import Path
@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from facelab.bounds import Count, Name, Processes, Share, Text
 from facelab.errors import ConfigError
-from facelab.files import at_home
+from facelab.files import expand_home
 from facelab.run_folder import RunFolder
 from facelab.runs.build import build, build_trainer, check, write_config
 from facelab.runs.check import PATHS
@@ -33,18 +33,18 @@ EVALUATE_KEYS: dict[str, Any] = {
     **dict.fromkeys(("split", "box", "trainer", "data"), Any),
     **PATHS,
 }
-"""The keys that evaluate.py reads, and the types of those that no class checks."""
+"""Keys that evaluate.py reads, with the types of those that no constructor checks."""
 EVALUATE_OPTIONS = ("ckpt", "split", "box", "flip_test", "batch_size", "num_workers", "max_unreadable", "trainer")
-"""What config.yaml keeps of an evaluation beside the configuration of the run; its dataset stands in that."""
+"""Keys of an evaluation that config.yaml contains beside the configuration of the run, which contains the dataset."""
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
-    """Open the run, replace what was asked for, test, and write the results as a run of their own."""
+    """Open the run, apply the requested changes, test it, and write the results to a new run folder."""
     folder = Path(cfg.paths.run)
     with exits(), track_run(folder, cfg.task) as status:
         check(cfg, EVALUATE_KEYS)
-        run = load_run(at_home(str(cfg.ckpt)), cfg.paths)
+        run = load_run(expand_home(str(cfg.ckpt)), cfg.paths)
         datamodule = build_data(run, cfg)
         evaluated = evaluated_config(run, cfg)
         trainer = build_trainer(cfg)
@@ -58,7 +58,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def build_data(run: LoadedRun, cfg: DictConfig) -> Any:
-    """Build the datamodule of a run with what was asked to be replaced, in ``run.cfg`` and in the module too.
+    """Build the datamodule of a run with the requested changes, and apply them to ``run.cfg`` and the module too.
 
     Raises:
         ConfigError: the other dataset has other landmarks than the run predicts.
@@ -92,23 +92,23 @@ def build_data(run: LoadedRun, cfg: DictConfig) -> Any:
 
 
 def evaluated_config(run: LoadedRun, cfg: DictConfig) -> DictConfig:
-    """Give the configuration of the run as it was measured, and under ``evaluate`` what was asked for.
+    """Return the configuration of the run as evaluated, with the requested changes under ``evaluate``.
 
-    A node that does not resolve today, such as a logger's of an earlier version, is left out.
+    A node that cannot be resolved, such as a logger of an earlier version, is left out.
     """
-    asked = {key: cfg[key] for key in EVALUATE_OPTIONS}
-    kept = OmegaConf.merge(run.cfg, {"task": cfg.task, "evaluate": asked})
+    requested = {key: cfg[key] for key in EVALUATE_OPTIONS}
+    kept = OmegaConf.merge(run.cfg, {"task": cfg.task, "evaluate": requested})
     assert isinstance(kept, DictConfig)
     while broken := next(((key, error) for key in kept if (error := unresolved(kept, str(key)))), None):
         log.warning(
-            "%s of the run is not kept in %s: %s", broken[0], RunFolder(Path(cfg.paths.run)).config.name, broken[1]
+            "%s of the run is left out of %s: %s", broken[0], RunFolder(Path(cfg.paths.run)).config.name, broken[1]
         )
         del kept[broken[0]]
     return kept
 
 
 def unresolved(cfg: DictConfig, key: str) -> str:
-    """Say why a node does not resolve; empty where it does."""
+    """Return why a node cannot be resolved; empty if it can."""
     try:
         if OmegaConf.is_config(value := cfg[key]):
             OmegaConf.to_container(value, resolve=True)

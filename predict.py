@@ -1,4 +1,4 @@
-"""Find landmarks on photos: ``python predict.py images=FOLDER landmarker=RUN boxes=FILE``."""
+"""Prediction of landmarks on photos: ``python predict.py images=FOLDER landmarker=RUN boxes=FILE``."""
 
 import logging
 import time
@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from facelab.bounds import Count, Device, Name, Positive, Text
 from facelab.errors import ConfigError, FacelabError, ImageError, visible
-from facelab.files import at_home, closed, real, write_json
+from facelab.files import closed, expand_home, resolve_links, write_json
 from facelab.runs.build import build, check, write_config
 from facelab.runs.check import PATHS
 from facelab.runs.checkpoint import LoadedRun, load_run, needed
@@ -42,14 +42,14 @@ PREDICT_KEYS: dict[str, Any] = {
     "pictures": bool,
     **PATHS,
 }
-"""The keys that predict.py reads, and their types."""
+"""Keys that predict.py reads, with their types."""
 SHOWN = 10
-"""How many skipped photos and faces are named on the screen; landmarks.json names all."""
+"""Number of skipped photos and faces that are printed; landmarks.json lists all."""
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="predict")
 def main(cfg: DictConfig) -> None:
-    """Open the run, predict every photo and write the results; fail if not one face was predicted."""
+    """Open the run, predict every photo and write the results; fail if no face was predicted."""
     folder = Path(cfg.paths.run)
     with exits(), track_run(folder, cfg.task) as status:
         check(cfg, PREDICT_KEYS)
@@ -58,51 +58,51 @@ def main(cfg: DictConfig) -> None:
         from facelab.inference.landmarks import find_photos, unknown
 
         photos = find_photos(str(cfg.images))
-        boxes = None if cfg.boxes is None else read_boxes(at_home(str(cfg.boxes)))
-        run = load_run(at_home(str(cfg.landmarker)), cfg.paths)
+        boxes = None if cfg.boxes is None else read_boxes(expand_home(str(cfg.boxes)))
+        run = load_run(expand_home(str(cfg.landmarker)), cfg.paths)
         crop = build_crop(run, cfg)
         status["begun"] = True
         write_config(folder, cfg)
-        found, speed = predict(run, cfg, crop, photos, boxes)
-        skipped = [skip for photo in found for skip in photo.skipped] + unknown(boxes or {}, photos)
-        write(run, cfg, photos, found, skipped)
-        report(cfg, crop, photos, found, skipped, speed)
-        if not any(photo.faces for photo in found):
-            raise FacelabError("not one face was predicted; the reasons stand above and in landmarks.json")
+        predicted, speed = predict(run, cfg, crop, photos, boxes)
+        skipped = [skip for photo in predicted for skip in photo.skipped] + unknown(boxes or {}, photos)
+        write(run, cfg, photos, predicted, skipped)
+        report(cfg, crop, photos, predicted, skipped, speed)
+        if not any(photo.faces for photo in predicted):
+            raise FacelabError("no face was predicted; the reasons are above and in landmarks.json")
 
 
 def check_values(cfg: DictConfig) -> None:
     """Refuse values that would fail later or do harm.
 
     Raises:
-        ConfigError: says which value, and what is expected.
+        ConfigError: a value is refused; the message contains the value and what is expected.
     """
     import torch
 
     if cfg.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device", "=cuda: torch finds no CUDA device here; device=auto takes what there is")
+        raise ConfigError("device", "=cuda: torch finds no CUDA device here; device=auto uses the CPU then")
     if reason := closed(Path(cfg.output)):
         raise ConfigError("output", f"={cfg.output}: nothing can be written there ({reason})")
-    images, output = real(at_home(str(cfg.images))), real(Path(cfg.output))
+    images, output = resolve_links(expand_home(str(cfg.images))), resolve_links(Path(cfg.output))
     if cfg.pictures and images.is_dir() and output.is_relative_to(images):
         raise ConfigError(
             "output",
-            f"={output} lies in the folder of the photos, so its pictures would be taken for photos the next time; "
+            f"={output} is in the folder of the photos, so the next run would read its pictures as photos; "
             "give output=FOLDER outside of it",
         )
 
 
 def build_crop(run: LoadedRun, cfg: DictConfig) -> "Crop":
-    """Build the crop that the run was trained with, around another box, with what was asked to be different.
+    """Build the crop of the training around another box, with the requested changes.
 
     Raises:
-        FacelabError: a value of ``crop`` makes no crop.
+        FacelabError: a value of ``crop`` is invalid.
     """
-    asked = {key: value for key, value in cfg.crop.items() if value is not None}
+    requested = {key: value for key, value in cfg.crop.items() if value is not None}
     box = "given" if cfg.boxes is not None else "image"
     if box == "image" and run.cfg.crop.box != "image":
-        asked = {"scale": 1.0, "shift": [0.0, 0.0]} | asked
-    run.cfg.crop = OmegaConf.merge(run.cfg.crop, asked, {"box": box})
+        requested = {"scale": 1.0, "shift": [0.0, 0.0]} | requested
+    run.cfg.crop = OmegaConf.merge(run.cfg.crop, requested, {"box": box})
     part = needed(run.cfg, "crop")
     check(part, ("crop",))
     crop: Crop = build(part, "crop")
@@ -112,7 +112,7 @@ def build_crop(run: LoadedRun, cfg: DictConfig) -> "Crop":
 def predict(
     run: LoadedRun, cfg: DictConfig, crop: "Crop", photos: "Photos", boxes: "Boxes | None"
 ) -> "tuple[list[PredictedPhoto], str]":
-    """Predict all photos and draw their pictures; returns what was found and how fast, in words."""
+    """Predict all photos and draw their pictures; return the predicted photos, and the speed as text."""
     import torch
     from rich.progress import track
 
@@ -120,25 +120,25 @@ def predict(
 
     device = cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     module, pictures = run.module.to(device), Path(cfg.output) / "pictures"
-    found: list[PredictedPhoto] = []
+    predicted: list[PredictedPhoto] = []
     started = time.perf_counter()
     with ThreadPoolExecutor() as pool:
         batches = landmarks.predict(
             module, crop, photos, boxes, cfg.batch_size, pool, fractions=cfg.units == "fraction"
         )
         for batch in track(batches, "predict", total=-(-len(photos.paths) // cfg.batch_size), transient=True):
-            found += batch
+            predicted += batch
             if cfg.pictures:
                 list(
                     pool.map(
                         lambda photo: draw(photo, module.layout, pictures), filter(lambda photo: photo.faces, batch)
                     )
                 )
-    return found, f"{len(found) / (time.perf_counter() - started):.1f} photos a second on {device}"
+    return predicted, f"{len(predicted) / (time.perf_counter() - started):.1f} photos a second on {device}"
 
 
 def draw(photo: "PredictedPhoto", layout: "Layout", pictures: Path) -> None:
-    """Draw the picture of a photo; one that fails costs no result."""
+    """Draw the picture of a photo; log a failure, because it must not cost the results."""
     from facelab.inference.write import write_picture
 
     try:
@@ -148,7 +148,7 @@ def draw(photo: "PredictedPhoto", layout: "Layout", pictures: Path) -> None:
 
 
 def write(
-    run: LoadedRun, cfg: DictConfig, photos: "Photos", found: "list[PredictedPhoto]", skipped: "list[Skipped]"
+    run: LoadedRun, cfg: DictConfig, photos: "Photos", predicted: "list[PredictedPhoto]", skipped: "list[Skipped]"
 ) -> None:
     """Write ``landmarks.csv`` and ``landmarks.json``."""
     from facelab.inference.write import contents, write_csv
@@ -161,33 +161,33 @@ def write(
         "skipped": [skip._asdict() for skip in skipped],
         "left_aside": photos.left_aside,
     }
-    write_csv(output / "landmarks.csv", found, layout)
-    write_json(output / "landmarks.json", origin | contents(found, layout), indent=None)
+    write_csv(output / "landmarks.csv", predicted, layout)
+    write_json(output / "landmarks.json", origin | contents(predicted, layout), indent=None)
 
 
 def report(
     cfg: DictConfig,
     crop: "Crop",
     photos: "Photos",
-    found: "list[PredictedPhoto]",
+    predicted: "list[PredictedPhoto]",
     skipped: "list[Skipped]",
     speed: str,
 ) -> None:
-    """Print how many faces were found, what was not predicted and why, and where the results lie."""
+    """Print the number of predicted faces, the skipped ones with the reasons, and the paths of the results."""
     from rich.console import Console
 
-    around = f"the boxes of {cfg.boxes}" if cfg.boxes is not None else "each whole photo (boxes=FILE names the faces)"
+    around = f"the boxes of {cfg.boxes}" if cfg.boxes is not None else "each whole photo (boxes=FILE gives the boxes)"
     lines = [f"faces cut out around {around}, scale {crop.scale}, shift {crop.shift}"]
     for skip in skipped[:SHOWN]:
         face = "" if skip.face is None else f", face {skip.face}"
         lines.append(f"skipped {skip.image}{face}: {skip.reason}")
     if len(skipped) > SHOWN:
-        lines.append(f"skipped {len(skipped) - SHOWN} more; landmarks.json names them")
+        lines.append(f"skipped {len(skipped) - SHOWN} more; landmarks.json lists them")
     if photos.left_aside:
         others = ", ".join(f"{count} {ending}" for ending, count in photos.left_aside.items())
-        lines.append(f"left aside what is no photo by its ending: {others}")
-    faces, with_faces = sum(len(photo.faces) for photo in found), sum(bool(photo.faces) for photo in found)
-    lines.append(f"{faces} face{'s' * (faces != 1)} in {with_faces} of {len(found)} photos, {speed}")
+        lines.append(f"ignored files whose ending is not that of a photo: {others}")
+    faces, with_faces = sum(len(photo.faces) for photo in predicted), sum(bool(photo.faces) for photo in predicted)
+    lines.append(f"{faces} face{'s' * (faces != 1)} in {with_faces} of {len(predicted)} photos, {speed}")
     pictures = " and pictures/" if cfg.pictures and faces else ""
     lines.append(f"landmarks.json, landmarks.csv{pictures} in {cfg.output}")
     Console().print(visible("\n".join(lines)), markup=False, highlight=False, soft_wrap=True)

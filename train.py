@@ -1,7 +1,6 @@
-"""Train a method on a dataset, test it, and leave a run folder: ``python train.py model=pipnet data=lapa106``."""
+"""Training and test of a method on a dataset, with a run folder: ``python train.py model=pipnet data=lapa106``."""
 
-from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from facelab.runs.checkpoint import clear_initial_weights, find_checkpoint, offl
 from facelab.runs.overrides import check_reach, plain_overrides
 from facelab.runs.recording import track_run
 from facelab.runs.report import report
-from facelab.runs.resume import Resumed, begin, check_weights, resumption
+from facelab.runs.resume import Once, ResumePoint, begin, check_weights, find_resume_point
 from facelab.runs.start import exits, start
 from facelab.runs.targets import hint
 
@@ -33,7 +32,7 @@ def main(cfg: DictConfig) -> float | None:
             return None
         module, datamodule, trainer = build_parts(cfg, resumed=resumed is not None)
         check_monitors(cfg, module, datamodule)
-        prepare = cache(partial(begin, folder, cfg, plain_overrides(), resumed))
+        prepare = Once(partial(begin, folder, cfg, plain_overrides(), resumed))
         if resumed:
             check_weights(module, resumed)
         else:
@@ -49,17 +48,17 @@ def main(cfg: DictConfig) -> float | None:
     return monitored
 
 
-def open_folder(folder: Path, cfg: DictConfig) -> Resumed | None:
+def open_folder(folder: Path, cfg: DictConfig) -> ResumePoint | None:
     """Check the configuration against itself and against the folder.
 
     Returns:
-        Where the run continues; None for a run that begins.
+        The checkpoint from which the run resumes; None for a new run.
 
     Raises:
-        FacelabError: it has faults, or does not fit the run that lies there.
+        FacelabError: it has faults, or does not fit the run in the folder.
     """
     check(cfg, TRAIN_KEYS)
-    resumed = resumption(folder, cfg)
+    resumed = find_resume_point(folder, cfg)
     if resumed and resumed.finished:
         return resumed
     if not resumed:
@@ -70,10 +69,10 @@ def open_folder(folder: Path, cfg: DictConfig) -> Resumed | None:
 
 
 def check_not_grid_base() -> None:
-    """Refuse to train what an experiment's grid is built upon, which is none of its jobs.
+    """Refuse to train the base of a grid experiment without -m.
 
     Raises:
-        RunError: says over what the grid is.
+        RunError: it would be trained; the message contains the keys of the grid.
     """
     hydra_cfg: Any = HydraConfig.get()
     typed = {word.lstrip("+~").partition("=")[0] for word in hydra_cfg.overrides.task}
@@ -83,15 +82,15 @@ def check_not_grid_base() -> None:
         experiment = hydra_cfg.runtime.choices.get("experiment")
         raise RunError(
             f"{f'experiment={experiment}' if experiment else 'hydra.sweeper.params'} is a grid over {', '.join(grid)}: "
-            f"start it with -m, or say which job: {' '.join(f'{key}=...' for key in grid)}"
+            f"start it with -m, or choose one job: {' '.join(f'{key}=...' for key in grid)}"
         )
 
 
 def check_values(cfg: DictConfig) -> None:
-    """Refuse values that would show as a mistake only after the training.
+    """Refuse values whose fault would appear only after the training.
 
     Raises:
-        ConfigError: says which value, and what is expected.
+        ConfigError: a value is refused; the message contains the value and what is expected.
     """
     for part in ("loss", "optimizer"):
         if part in cfg.model and cfg.model[part] is None:
@@ -124,12 +123,12 @@ def build_parts(cfg: DictConfig, *, resumed: bool = False) -> tuple[Any, Any, An
     datamodule, module = build(cfg, "datamodule"), build_module(cfg, resumed=resumed)
     module.save_hyperparameters(OmegaConf.to_container(cfg, resolve=False), logger=False)
     prepare(module, cfg.memory_format, cfg.compile)
-    module.configure_optimizers()  # they are built anew when the training begins; what they refuse, they refuse now
+    module.configure_optimizers()  # only to refuse invalid values now: Lightning calls it again before training
     return module, datamodule, build_trainer(cfg)
 
 
 def build_module(cfg: DictConfig, *, resumed: bool) -> Any:
-    """Build the module; of a run that is resumed without initial weights, which its checkpoint replaces."""
+    """Build the module; without initial weights for a resumed run, because its checkpoint replaces them."""
     if not resumed:
         return build(cfg, "model")
     with offline():
@@ -137,28 +136,28 @@ def build_module(cfg: DictConfig, *, resumed: bool) -> Any:
 
 
 def check_monitors(cfg: DictConfig, module: Any, datamodule: Any) -> None:
-    """Refuse a callback that monitors a number which no validation gives; Lightning finds it after the first epoch.
+    """Refuse a callback that monitors a metric that no validation logs; Lightning would fail after the first epoch.
 
     Raises:
-        ConfigError: says which callback.
+        ConfigError: there is such a callback; the message contains its key.
     """
     from facelab.metrics.landmarks import names
 
-    known = {f"val/{name}" for name in names(module.layout, datamodule.data.tags)}
+    logged = {f"val/{name}" for name in names(module.layout, datamodule.data.tags)}
     for name, callback in {"monitor": {"monitor": cfg.monitor.name}, **(cfg.callbacks or {})}.items():
         monitored = str(callback.get("monitor")) if callback else ""
-        # A method of one's own may log under other names, and Lightning gives `step` and `epoch`.
-        ours = monitored.startswith("val/") or f"val/{monitored}" in known
-        if callback and callback.get("monitor") and ours and monitored not in known:
+        # A custom method may log other names, and Lightning logs `step` and `epoch`.
+        ours = monitored.startswith("val/") or f"val/{monitored}" in logged
+        if callback and callback.get("monitor") and ours and monitored not in logged:
             key = "monitor.name" if name == "monitor" else f"callbacks.{name}.monitor"
-            raise ConfigError(key, f"={monitored}: no validation gives this number{hint(monitored, known)}")
+            raise ConfigError(key, f"={monitored}: no validation logs this metric{hint(monitored, logged)}")
 
 
 def read_data(datamodule: Any, cfg: DictConfig) -> None:
-    """Read all annotations that the run needs, so that a set without a test or a validation says so now.
+    """Read all annotations that the run needs, to report a missing split before training.
 
     Raises:
-        FacelabError: a split is lacking.
+        FacelabError: a split is missing.
     """
     datamodule.setup("fit")
     if cfg.test:
@@ -168,12 +167,17 @@ def read_data(datamodule: Any, cfg: DictConfig) -> None:
 
 
 def fit(
-    module: Any, datamodule: Any, trainer: Any, cfg: DictConfig, resumed: Resumed | None, prepare: Callable[[], None]
+    module: Any,
+    datamodule: Any,
+    trainer: Any,
+    cfg: DictConfig,
+    resumed: ResumePoint | None,
+    prepare: Once,
 ) -> float | None:
     """Train to the end, and return the monitored value.
 
-    The folder of a resumed run is prepared when the trainer has the whole state of the checkpoint; a run whose last
-    epoch was done has no start of a training, and is prepared after it.
+    The folder of a resumed run is prepared after the trainer has restored the state of the checkpoint: when the
+    training starts, or at the end if the last epoch was already completed.
 
     Raises:
         CheckpointError: the state cannot be restored.
@@ -182,8 +186,8 @@ def fit(
 
     from facelab.internals.lightning import failed_in_restoring
 
-    trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: prepare()))
-    for logger in trainer.loggers:  # with fast_dev_run Lightning puts others in their place, which open nothing
+    trainer.callbacks.append(LambdaCallback(on_train_start=prepare, on_fit_end=prepare))
+    for logger in trainer.loggers:  # with fast_dev_run Lightning replaces them by others that open no file
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
     try:
         trainer.fit(module, datamodule, ckpt_path=resumed and resumed.checkpoint, weights_only=True)
@@ -191,16 +195,15 @@ def fit(
         if resumed and failed_in_restoring(error):
             raise CheckpointError(
                 f"the state in {resumed.checkpoint} cannot be restored ({type(error).__name__}: {error}); the file was "
-                "changed or is broken, and the run cannot continue: begin another run"
+                "changed or is broken, and the run cannot be resumed: start another run"
             ) from error
         raise
-    prepare()
     monitored = trainer.callback_metrics.get(cfg.monitor.name)
     return None if monitored is None else float(monitored)
 
 
 def take_weights(module: Any, trainer: Any, cfg: DictConfig, folder: Path) -> Path | None:
-    """Put the weights of ``test_ckpt`` into the module, and return their file; None where none was saved."""
+    """Load the weights of ``test_ckpt`` into the module, and return their file; None if none was saved."""
     if not trainer.checkpoint_callback or trainer.fast_dev_run:
         return None
     checkpoint = find_checkpoint(folder, cfg.test_ckpt)

@@ -10,10 +10,14 @@ log = logging.getLogger(__name__)
 
 
 class EpochLines(Callback):
-    """Logs a line per epoch where standard output is no terminal, which a progress bar needs.
+    """Logs a line per epoch if standard output is not a terminal, which a progress bar needs.
 
     The line contains the metrics of the progress bar and the seconds of the epoch with its validation.
     """
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Start the clock of a run that resumes within an epoch."""
+        self.started = time.monotonic()
 
     def on_train_epoch_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Start the clock."""

@@ -25,9 +25,9 @@ LISTED_PHOTOS = 8
 class FiniteLoss(Callback):
     """Check of the loss after each step; by default a NaN or infinite loss stops the training.
 
-    Only the loss is checked, not the gradients: with fp16 an infinite gradient is normal, and the scaler skips its
-    step. All ranks decide together, after the backward pass and before the optimizer step. The weights that are saved
-    with the batch are therefore those that produced this loss.
+    Only the loss is checked, not the gradients: with fp16 an infinite gradient is normal, and the gradient scaler
+    then skips the optimizer step. All ranks decide together, after the backward pass and before the optimizer
+    step. The weights that are saved with the batch are therefore those that produced this loss.
 
     On a GPU the result of the check is copied to the host during the backward pass and adds no waiting time.
 

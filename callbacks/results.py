@@ -17,7 +17,7 @@ from facelab.faces.layouts import Layout
 from facelab.files import write_json
 from facelab.metrics import landmarks
 from facelab.metrics.face_table import FaceTable, write_faces
-from facelab.metrics.landmarks import auc, bootstrap, failure_rate, nme, stratified_bootstrap
+from facelab.metrics.landmarks import bootstrap, nme, stratified_bootstrap
 from facelab.profiling.cost import cost
 from facelab.run_folder import RunFolder
 from lightning_modules.landmark import LandmarkModule
@@ -34,7 +34,7 @@ RESAMPLES = 1000
 class Results(Callback):
     """Writer of ``metrics.json`` and ``faces.csv`` at the end of a test; both files are written atomically.
 
-    A strategy that spawns processes has the table of a test only in these processes; rank 0 writes it. A test of a part
+    Rank 0 writes the files, because with a spawning strategy the main process has no table. A test of a part
     of the faces, as with ``trainer=check`` or ``limit_test_batches``, is written in the same way: its protocol
     identifies the faces.
 
@@ -125,9 +125,7 @@ def intervals(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[s
     interval = partial(bootstrap, resamples=RESAMPLES, seed=0)
     error_by_name = landmarks.errors(table, layout, tags)
     by_metric = {name: interval(e, nme) for name, e in error_by_name.items()}
-    for name, threshold in landmarks.THRESHOLDS.items():
-        by_metric[f"fr{name}_ioc"] = interval(error_by_name["nme_ioc"], partial(failure_rate, threshold=threshold))
-        by_metric[f"auc{name}_ioc"] = interval(error_by_name["nme_ioc"], partial(auc, threshold=threshold))
+    by_metric |= {name: interval(error_by_name["nme_ioc"], rate) for name, rate in landmarks.RATES.items()}
     if by_yaw := landmarks.breakdowns(table, layout, tags).get("nme_box_yaw"):
         by_metric["nme_box_yaw_mean"] = stratified_bootstrap(list(by_yaw.values()), nme, RESAMPLES, seed=0)
     return by_metric

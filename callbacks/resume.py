@@ -64,7 +64,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 without that state.
         """
         checkpoint = renamed_checkpoint(super().load_checkpoint(*args, **kwargs))
-        if missing := [key for key in STATES if not checkpoint.get(key)]:
+        # Spawned ranks return their weights through this class, too: a bare state dict.
+        missing = [key for key in STATES if not checkpoint.get(key)]
+        if "state_dict" in checkpoint and missing:
             raise CheckpointError(f"it has no {', '.join(missing)}")
         return checkpoint
 
@@ -90,7 +92,7 @@ class ResumableCheckpoint(Checkpoint):
         self.last_save = 0.0  # seconds of the monotonic clock
         self.received_signal = 0  # number of the signal that this rank has received, 0 for none
         self.pending_signal = 0  # number of the signal that ends the run before the next step, 0 for none
-        self.previous_handlers: signals.Handlers = {}  # handlers of the door
+        self.previous_handlers: signals.Handlers = {}  # handlers that were installed before the training
         self.replaced_handlers: signals.Handlers = {}  # handlers of Lightning, which this callback replaces
         self.rng_states: dict[str, Any] | None = None  # states to restore before the first step
 
@@ -175,8 +177,9 @@ class ResumableCheckpoint(Checkpoint):
         """Save after a stop signal or when a checkpoint is due.
 
         A run cannot be resumed from the middle of an accumulated step or from just before a validation. Lightning logs
-        the metrics of a step after this hook. The run therefore ends before the next step, and a checkpoint that is
-        only due waits for a step without logged metrics: after a crash between saving and logging they would be lost.
+        the metrics of a step after this hook. The run therefore ends before the next step. Checkpoints that are due
+        are saved only after a step without logged metrics. Otherwise a crash between saving and logging would lose
+        those metrics.
         """
         batches, every = batch_index + 1, trainer.log_every_n_steps  # type: ignore[attr-defined]
         if validates_after(trainer, batches) or batches % trainer.accumulate_grad_batches or is_last_batch(trainer):
@@ -210,7 +213,10 @@ class ResumableCheckpoint(Checkpoint):
             self._call_previous_handler(self.received_signal)
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        """Restore the handlers, and note a received signal at the exception: the run then does not count as failed."""
+        """Restore the handlers and record a received signal in the exception.
+
+        The run then gets the state ``stopped`` and not ``failed``.
+        """
         if self.received_signal:
             signals.blame(exception, self.received_signal)
         self._restore_handlers()

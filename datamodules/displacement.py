@@ -1,4 +1,4 @@
-"""How far a transform of albumentations moves what an image shows."""
+"""Displacement of the image content by a transform of albumentations."""
 
 import copy
 import random
@@ -12,67 +12,68 @@ import numpy as np
 from facelab.faces.geometry import Array
 
 PERIOD = 48
-"""Pixels after which the probe repeats. It has a centre of symmetry at every half of that, so a way of more than a
-quarter is seen too, but measured as another."""
+"""Period of the probe in pixels. The probe has a centre of symmetry every half period, so a displacement of more than
+a quarter is detected too, but with a wrong length."""
 PERIODS = 4
-"""Of the probe on each side: 192 pixels, an ordinary crop."""
-SHORTEST = 5
-"""Pixels of the shortest wave in the probe."""
+"""Number of periods on each side of the probe: 192 pixels, the size of a usual crop."""
+SHORTEST_WAVE = 5
+"""Shortest wavelength in the probe in pixels."""
 DRAWS = 8
-"""Of a transform, since many do little in some draws. Each costs two images, four where something moves."""
-ALIKE = 0.6
-"""Correlation of a window with its own half turn; below, too little of the probe is left to tell where it went."""
-DOUBTED = 0.25
-"""Pixels. What covers the face in part can feign a longer way, so another pattern must show it too."""
+"""Number of draws of a transform; several, because many transforms do little in some draws. Each draw transforms two
+images, or four if a displacement must be confirmed."""
+MIN_CORRELATION = 0.6
+"""Smallest correlation of a window with its half turn; below it too little of the probe is left to measure."""
+CONFIRM_ABOVE = 0.25
+"""Displacement in pixels above which a second pattern must confirm it: a partly covered face can look displaced."""
 TOLERANCE = 0.75
-"""Pixels between the ways that two patterns show; or half of the longer one, if that is more."""
+"""Largest difference in pixels of the displacements of two patterns; or half of the longer one, if that is more."""
 
 
 def displacement(transform: albumentations.BasicTransform) -> float:
-    """Measure how far a transform moves an image, in pixels: the farthest of nine places in :data:`DRAWS` draws.
+    """Measure how far a transform moves an image in pixels: the maximum over nine windows and :data:`DRAWS` draws.
 
-    The probe is a pattern that a half turn about the middle of each of nine windows leaves as it is. A change of
-    colours or contrast leaves it so, and any symmetric blur, but in a window that was moved by d the half turn is most
-    like what lies 2 d away. Each draw is taken twice, for a pattern and its negative: what a transform paints on both
-    alike, such as fog, rain or noise, is not in their difference.
+    The probe is a pattern with a two-fold rotational symmetry about the centre of each of nine windows. A change of
+    colours or contrast and a symmetric blur keep the symmetry. In a window that is displaced by d, the rotated window
+    matches best at a distance of 2 d. Each draw is applied to a pattern and its negative; their difference does not
+    contain what the transform adds to both, such as fog, rain or noise.
 
-    Measured with default arguments, for all transforms of the image alone in albumentations 2.0.8: ZoomBlur moves by
-    9.1, Downscale by 2.7 (nearest neighbours), MotionBlur by 1.5, Emboss by 1.4 and GlassBlur by 1.0. Of the others
-    Superpixels have 0.2, ChromaticAberration, RandomFog and ShotNoise 0.15, and all that are left under 0.1.
+    Displacements of the image-only transforms of albumentations 2.0.8 with default arguments: ZoomBlur 9.1, Downscale
+    2.7 (nearest neighbours), MotionBlur 1.5, Emboss 1.4, GlassBlur 1.0, Superpixels 0.2, ChromaticAberration, RandomFog
+    and ShotNoise 0.15, all others under 0.1.
 
     Args:
-        transform: of the image alone; it stays as it is, with its generators.
+        transform: image-only transform; it and its generators are not changed.
 
     Raises:
-        Exception: whatever the transform raises at the probe.
+        Exception: any exception of the transform on the probe.
     """
     drawn = copy.deepcopy(transform)
     drawn.p = 1.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return max(_farthest(drawn, seed) for seed in range(DRAWS))
+        return max(_largest_displacement(drawn, seed) for seed in range(DRAWS))
 
 
-def _farthest(drawn: albumentations.BasicTransform, seed: int) -> float:
-    """Measure the longest way that one of the nine windows goes in one draw, in pixels."""
-    ways = _ways(_shown(drawn, seed, 0))
-    if np.abs(ways).max() > DOUBTED:
-        others = _ways(_shown(drawn, seed, 1))
-        lengths = np.abs([ways, others])
-        agree = np.abs(ways - others) <= np.maximum(lengths.max(axis=0) / 2, TOLERANCE)
-        ways = np.where(agree, lengths.min(axis=0), 0)
-    return float(np.abs(ways).max())
+def _largest_displacement(drawn: albumentations.BasicTransform, seed: int) -> float:
+    """Measure the largest displacement of the nine windows in one draw, in pixels."""
+    moves = _displacements(_response(drawn, seed, 0))
+    if np.abs(moves).max() > CONFIRM_ABOVE:
+        others = _displacements(_response(drawn, seed, 1))
+        lengths = np.abs([moves, others])
+        agree = np.abs(moves - others) <= np.maximum(lengths.max(axis=0) / 2, TOLERANCE)
+        moves = np.where(agree, lengths.min(axis=0), 0)
+    return float(np.abs(moves).max())
 
 
 @cache
 def _probe(number: int) -> tuple[Array, Array]:
-    """Draw a pattern and its negative, ``(H, W, 3)`` uint8 in the colours of skin."""
-    rng, places, most = np.random.default_rng(number), np.arange(PERIOD) + 0.5, PERIOD // SHORTEST
+    """Draw a random pattern and its negative, ``(H, W, 3)`` uint8 in the colours of skin."""
+    rng, centres, most = np.random.default_rng(number), np.arange(PERIOD) + 0.5, PERIOD // SHORTEST_WAVE
     pattern = np.zeros((PERIOD, PERIOD))
     for across in range(most + 1):
         for down in range(-most, most + 1):
-            if 0 < (waves := np.hypot(across, down)) <= PERIOD / SHORTEST:
-                turns = (across * places[None] + down * places[:, None]) / PERIOD
+            if 0 < (waves := np.hypot(across, down)) <= PERIOD / SHORTEST_WAVE:
+                turns = (across * centres[None] + down * centres[:, None]) / PERIOD
                 pattern += rng.standard_normal() / waves * np.cos(2 * np.pi * turns)  # even about 0 and PERIOD / 2
     pattern = np.tile(pattern / np.abs(pattern).max(), (PERIODS, PERIODS))[..., None]
     colours, contrasts = np.array([150.0, 115.0, 95.0]), np.array([90.0, 85.0, 75.0])
@@ -80,39 +81,39 @@ def _probe(number: int) -> tuple[Array, Array]:
     return bright, dark
 
 
-def _shown(drawn: albumentations.BasicTransform, seed: int, number: int) -> Array:
-    """Show what a draw leaves of a pattern, ``(H, W)`` float32."""
-    shown = []
+def _response(drawn: albumentations.BasicTransform, seed: int, number: int) -> Array:
+    """Transform a pattern and its negative with the same draw and subtract them, ``(H, W)`` float32."""
+    grey = []
     for image in _probe(number):
         drawn.set_random_state(np.random.default_rng(seed), random.Random(seed))
         changed = np.asarray(drawn(image=image.copy())["image"], dtype=np.float32)
         if changed.shape != image.shape:
-            raise ValueError(f"it makes {changed.shape} of an image {image.shape}")
-        shown.append(changed.mean(axis=2))
-    return np.asarray(shown[0] - shown[1])
+            raise ValueError(f"it converts an image {image.shape} to {changed.shape}")
+        grey.append(changed.mean(axis=2))
+    return np.asarray(grey[0] - grey[1])
 
 
-def _ways(shown: Array) -> Array:
-    """Find where the middles of the nine windows went, ``(9,)`` complex x + i y in pixels."""
+def _displacements(response: Array) -> Array:
+    """Measure the displacements of the centres of the nine windows, ``(9,)`` complex x + i y in pixels."""
     starts = range(0, (PERIODS - 1) * PERIOD, PERIOD)
-    return np.array([_way(shown[y : y + 2 * PERIOD, x : x + 2 * PERIOD]) for y in starts for x in starts])
+    return np.array([_displacement(response[y : y + 2 * PERIOD, x : x + 2 * PERIOD]) for y in starts for x in starts])
 
 
-def _way(window: Array) -> complex:
-    """Find where the middle of a window went, in pixels; 0 where that cannot be told."""
+def _displacement(window: Array) -> complex:
+    """Measure the displacement of the centre of a window in pixels; 0 if it cannot be measured."""
     quarter = PERIOD // 2
     turned = np.ascontiguousarray(window[quarter:-quarter, quarter:-quarter][::-1, ::-1])
     if float(np.std(turned)) < 0.5:  # less than one grey level is left
         return 0
     scores = cv2.matchTemplate(window, turned, cv2.TM_CCOEFF_NORMED)
     _, best, _, (x, y) = cv2.minMaxLoc(scores)
-    if best < ALIKE:
+    if best < MIN_CORRELATION:
         return 0
     return complex(_peak(scores[y], x) - quarter, _peak(scores[:, x], y) - quarter) / 2
 
 
 def _peak(scores: Array, at: int) -> float:
-    """Place the top between whole numbers, by the parabola through a largest value and its neighbours."""
+    """Interpolate the position of a maximum by the parabola through the largest value and its neighbours."""
     if not 0 < at < len(scores) - 1:
         return float(at)
     left, top, right = (float(score) for score in scores[at - 1 : at + 2])

@@ -1,4 +1,4 @@
-"""How every landmark method is fed: one face per sample, cut from its photo by one interpolation."""
+"""Datamodule of the landmark methods: one face per sample, cut out of its photo by one interpolation."""
 
 import itertools
 import logging
@@ -29,50 +29,52 @@ from facelab.internals.lightning import processed_epochs
 log = logging.getLogger(__name__)
 
 PoseSource = Literal["labelled", "estimated", "labelled and estimated", "none"]
-
+"""Origin of the poses of a split."""
 
 RETRY_AFTER = (0.2, 1.0, 5.0)
-"""Seconds before each further try to read a photo that was there before."""
+"""Waiting times in seconds before each retry to read a photo that was readable before."""
 
 
 class MissingBoxError(DatasetError):
-    """A face without the box that the crop is built around."""
+    """Error of a face without the box that the crop needs."""
 
 
 class MissingFaceError(DatasetError):
-    """A split without a face."""
+    """Error of a split without a face."""
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """Yields (epoch, row), so that a sample's random draws can be a function of (seed, epoch, row) alone.
+    """Sampler of (epoch, row), so the random draws of a sample can depend on (seed, epoch, row) alone.
 
-    Order and draws then depend neither on the number of workers nor on whether the run was resumed. Torch's
-    distributed sampler deals the rows out to processes and repeats some to make their numbers equal.
+    Order and draws are then the same for every number of workers and after a resume. Torch's distributed sampler
+    distributes the rows among processes and repeats some so that all have the same number.
     """
 
     skip = 0
-    """Rows to leave out the next time, of an epoch that was interrupted."""
+    """Number of rows to skip in the next epoch; set on resume of an interrupted epoch."""
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Rows of this process in the order of this epoch."""
+        """Yield the rows of this process in the order of this epoch."""
         skip, self.skip = self.skip, 0
         return ((self.epoch, row) for row in itertools.islice(super().__iter__(), skip, None))
 
 
 class FaceLoader(DataLoader[LandmarkBatch]):
-    """A loader that continues an interrupted epoch behind the batches that were used. Its length stays the whole."""
+    """Loader that can resume an interrupted epoch after the used batches. Its length is that of the whole epoch."""
 
     used = 0
+    """Number of batches of the epoch that were used."""
 
     def __iter__(self) -> Iterator[LandmarkBatch]:  # type: ignore[override]
-        """The batches of an epoch."""
-        # Lightning puts a sampler of its own in the place of ours to overfit a few batches.
+        """Yield the batches of an epoch."""
+        # With overfit_batches Lightning replaces the sampler by one without skip.
         self.used = getattr(self.sampler, "skip", 0) // (self.batch_size or 1)
         with signals.held():
             batches = super().__iter__()
-        return self._counted(batches)
+        return self._count_used(batches)
 
-    def _counted(self, batches: Iterator[LandmarkBatch]) -> Iterator[LandmarkBatch]:
+    def _count_used(self, batches: Iterator[LandmarkBatch]) -> Iterator[LandmarkBatch]:
+        """Yield the batches, count them and check for unreadable photos."""
         for batch in batches:
             if isinstance(self.dataset, FaceDataset):
                 self.dataset.check_unreadable()
@@ -80,28 +82,28 @@ class FaceLoader(DataLoader[LandmarkBatch]):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """How many batches of the epoch were used; Lightning keeps it in a checkpoint."""
+        """Return the number of used batches of the epoch. Lightning stores it in the checkpoint."""
         return {"used": self.used}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Leave them out in the next epoch."""
+        """Skip the used batches in the next epoch."""
         self.sampler.skip = state["used"] * self.batch_size  # type: ignore[attr-defined,operator]
 
 
 class FaceDataset(Dataset[LandmarkBatch]):
-    """The faces of one split, cut out and, in training, changed at random.
+    """Dataset of the faces of one split, cut out and, in training, augmented.
 
     Args:
-        data: the reader.
-        split: whose faces.
-        crop: what part of the photo is cut out.
-        augment: None for evaluation: the crop as it is.
-        seed: of the random draws.
-        max_unreadable: share of the faces that cannot be read or cut out; more, and more than one, end the run.
+        data: reader of the dataset.
+        split: split of the faces.
+        crop: part of the photo to cut out.
+        augment: augmentation; None for evaluation.
+        seed: seed of the augmentation.
+        max_unreadable: largest share of faces that cannot be read or cut out. One face may always fail unless it is 0.
 
     Raises:
         MissingFaceError: the split has no face.
-        DatasetError: by the reader; when no face has the box that the crop is built around.
+        DatasetError: the reader raises it, or no face has the box that the crop needs.
     """
 
     def __init__(
@@ -122,20 +124,20 @@ class FaceDataset(Dataset[LandmarkBatch]):
         self.faces: list[Face] = [face for _, face in rows]
         if not rows:
             raise MissingFaceError(
-                f"{data.name}: the split {split!r} has no face; look into data.root, or choose another"
+                f"{data.name}: the split {split!r} has no face; check data.root, or choose another split"
             )
         if crop.box == "given" and all(np.isnan(face.box).any() for face in self.faces):
-            raise DatasetError(f"{data.name}: no face of the split {split!r} comes with a box; use crop.box=points")
+            raise DatasetError(f"{data.name}: no face of the split {split!r} has a box; use crop.box=points")
         tags = [[tag in face.tags for tag in data.tags] for face in self.faces]
         self.tags = torch.tensor(tags, dtype=torch.bool)  # (F, T)
         self.pose, self.pose_source = self._poses()
-        # Shared by the worker processes: which faces were read, left out, left out for their photo, and
-        # which were read once and cannot be any more.
+        # One row of flags per state, shared by the worker processes: photo was read; face reported as left out; photo
+        # unreadable; photo became unreadable.
         flags = torch.zeros(4, len(self.faces), dtype=torch.bool).share_memory_()
         self._read, self._reported, self._unreadable, self._lost = flags
 
     def _poses(self) -> tuple[Array, PoseSource]:
-        """Labelled poses, completed by estimates from the points where there is no label, ``(F, 3)`` degrees."""
+        """Return the labelled poses ``(F, 3)`` in degrees, estimated from the points where there is no label."""
         pose = np.stack([face.pose for face in self.faces]).astype(np.float32)
         missing = np.isnan(pose).any(axis=1)
         if not missing.any():
@@ -149,31 +151,32 @@ class FaceDataset(Dataset[LandmarkBatch]):
         return len(self.faces)
 
     def __getitem__(self, key: tuple[int, int]) -> LandmarkBatch:
-        """Give the sample of (epoch, row); a face that cannot be read becomes a blank one with no valid point.
+        """Load the sample of (epoch, row). A face that cannot be read becomes a black image without a valid point.
 
-        A photo that was read before, or is gone since the start, is tried again: its disk may be away for seconds.
+        A photo that was read before or is missing is retried: its disk may be unavailable for seconds.
         """
         epoch, row = key
         for wait in (*RETRY_AFTER, None):
             try:
                 sample = self._sample(row, np.random.default_rng((self.seed, epoch, row)))
             except (MissingBoxError, CropError) as error:
-                return self._left_out(row, error)
+                return self._skip(row, error)
             except ImageError as error:
-                # Pillow's UnidentifiedImageError is an OSError without a number: the file is there, and no photo.
-                gone = isinstance(error.__cause__, OSError) and error.__cause__.errno is not None
-                passing = (gone or bool(self._read[row])) and not self._unreadable[row] and not self._lost.any()
-                if wait is not None and passing:
+                # Pillow's UnidentifiedImageError is an OSError without errno: the file exists but is not an image.
+                missing = isinstance(error.__cause__, OSError) and error.__cause__.errno is not None
+                retry = (missing or bool(self._read[row])) and not self._unreadable[row] and not self._lost.any()
+                if wait is not None and retry:
                     time.sleep(wait)
                     continue
                 self._unreadable[row] = True
                 self._lost[row] = self._read[row]
-                return self._left_out(row, error)
+                return self._skip(row, error)
             self._read[row] = True
             return sample
-        raise AssertionError("the last try returns")
+        raise AssertionError("the last attempt returns")
 
-    def _left_out(self, row: int, error: Exception) -> LandmarkBatch:
+    def _skip(self, row: int, error: Exception) -> LandmarkBatch:
+        """Log a face that is left out, once, and return a black sample."""
         if not self._reported[row]:
             self._reported[row] = True
             log.warning("face %d is left out: %s", row, error)
@@ -181,35 +184,38 @@ class FaceDataset(Dataset[LandmarkBatch]):
 
     @property
     def unreadable(self) -> int:
-        """Number of faces whose photos could not be read so far, by this process and its workers."""
+        """Return the number of faces whose photo this process and its workers could not read so far."""
         return int(self._unreadable.sum())
 
     def check_unreadable(self) -> None:
-        """Refuse to go on with blank faces in the place of photos that are gone, or that are too many.
+        """Stop the run if photos have become unreadable, or if too many faces are left out.
 
         Raises:
-            DatasetError: a photo that was read before cannot be read any more, or too many cannot.
+            DatasetError: a photo that was read before cannot be read any more, or more faces than ``max_unreadable``
+                are left out.
         """
         if (count := int(self._reported.sum())) == 0:
             return
         if len(lost := self._lost.nonzero()):
             raise DatasetError(
-                f"{self.paths[int(lost[0])]}: this photo, one of {len(lost)}, was read before and cannot be any more, "
-                f"after {sum(RETRY_AFTER):.0f} seconds of trying; is its disk there? resume=RUN continues the training"
+                f"{self.paths[int(lost[0])]}: this photo, one of {len(lost)}, was read before and cannot be read any "
+                f"more, after retries for {sum(RETRY_AFTER):.0f} seconds; check its disk, then resume with resume=RUN"
             )
-        if count > max(self.max_unreadable * len(self), float(self.max_unreadable > 0)):  # one may always fail
+        if count > max(
+            self.max_unreadable * len(self), float(self.max_unreadable > 0)
+        ):  # one may always fail, unless the limit is 0
             first = int(self._reported.nonzero()[0])
             raise DatasetError(
                 f"{self.name}: {count} of {len(self)} faces cannot be read or cut out, among them {self.paths[first]}; "
-                f"the log says why. max_unreadable={self.max_unreadable} is the largest share that is left out"
+                f"see the log for the reasons. The largest allowed share is max_unreadable={self.max_unreadable}"
             )
 
     def to_crop(self, row: int) -> Array:
-        """The map from the photo of a face to its unchanged crop, ``(3, 3)`` float64.
+        """Compute the matrix ``(3, 3)`` float64 from the photo of a face to its crop before augmentation.
 
         Raises:
-            MissingBoxError: the face has no box as the crop wants it.
-            ImageError: the crop is built around the whole photo, and its header cannot be read.
+            MissingBoxError: the face has no box that the crop needs.
+            ImageError: the crop is built around the whole photo, and the header of the photo cannot be read.
         """
         image = np.zeros(4)
         if self.crop.box == "image":
@@ -220,6 +226,7 @@ class FaceDataset(Dataset[LandmarkBatch]):
             raise MissingBoxError(f"{self.paths[row]}: {error} (crop.box={self.crop.box})") from error
 
     def _sample(self, row: int, rng: np.random.Generator) -> LandmarkBatch:
+        """Read, cut out and augment a face."""
         face, size = self.faces[row], self.crop.size
         to_crop, truth = self.to_crop(row), face.points.astype(np.float64)
         warp = self.augment.draw(rng, size, transform_points(to_crop, truth)) if self.augment else UNCHANGED
@@ -237,6 +244,7 @@ class FaceDataset(Dataset[LandmarkBatch]):
         return self._row(row, image, points, visible, pose, np.linalg.inv(matrix))
 
     def _blank(self, row: int) -> LandmarkBatch:
+        """Return a black sample without a valid point."""
         n, size = self.layout.num_points, self.crop.size
         image = np.zeros((size, size, 3), np.uint8)
         points, visible = np.full((n, 2), np.nan, np.float32), np.zeros(n, bool)
@@ -245,6 +253,7 @@ class FaceDataset(Dataset[LandmarkBatch]):
     def _row(
         self, row: int, image: Array, points: Array, visible: Array, pose: Array, to_photo: Array
     ) -> LandmarkBatch:
+        """Convert the arrays of a sample to tensors."""
         return LandmarkBatch(
             image=torch.from_numpy(image).permute(2, 0, 1),
             points=torch.from_numpy(points),
@@ -258,15 +267,15 @@ class FaceDataset(Dataset[LandmarkBatch]):
 
 
 def collate(samples: list[LandmarkBatch]) -> LandmarkBatch:
-    """Stack samples. Images stay in the order of their bytes (channels last), which convolutions prefer on a CPU."""
+    """Stack samples. Images keep the memory format channels last, with which convolutions are faster on a CPU."""
     image, *rest = default_collate([(sample.image.permute(1, 2, 0), *sample[1:]) for sample in samples])
     return LandmarkBatch(image.permute(0, 3, 1, 2), *rest)
 
 
 def _start_worker(worker: int) -> None:
-    """Prepare a worker process. It is one thread: OpenCV's own would fight with the training for the cores."""
+    """Prepare a worker process. OpenCV uses one thread: more would compete with the training for the cores."""
     signals.obey_parent()
-    cv2.setNumThreads(0)  # 1 hangs in a forked process whose parent has used OpenCV (5.0.0)
+    cv2.setNumThreads(0)  # 0: no thread pool; 1 hangs in a forked process whose parent has used OpenCV (5.0.0)
 
 
 class LandmarkDataModule(LightningDataModule):
@@ -274,17 +283,17 @@ class LandmarkDataModule(LightningDataModule):
 
     Args:
         data: reader of the dataset.
-        crop: the method's input contract.
-        augment: what happens to training crops; None for nothing.
-        batch_size: per process.
-        num_workers: processes that prepare batches. Changes no result.
-        seed: of order and draws.
-        test_split: the split that ``test`` measures, ``test`` but for ``evaluate.py split=...``.
-        max_unreadable: share of the faces of a split that cannot be read or cut out; more, and more than one, end
-            the run.
+        crop: crop of the method.
+        augment: augmentation of training crops; None for none.
+        batch_size: batch size of one process.
+        num_workers: number of processes that prepare batches. It does not change results.
+        seed: seed of the order and the augmentation.
+        test_split: split of the test faces: ``test``, or the one of ``evaluate.py split=...``.
+        max_unreadable: largest share of faces of a split that cannot be read or cut out; a larger one stops the run.
+            One face may always fail unless it is 0.
 
     Raises:
-        ConfigError: a seed that the generators do not take; a share that is none.
+        ConfigError: ``seed`` is not in [0, 2**32), or ``max_unreadable`` not in [0, 1].
     """
 
     batch_type: ClassVar[type] = LandmarkBatch
@@ -311,10 +320,10 @@ class LandmarkDataModule(LightningDataModule):
         self.faces: dict[str, FaceDataset] = {}
 
     def setup(self, stage: str) -> None:
-        """Read the annotations that this stage needs. Of a photo, at most the header is read.
+        """Read the annotations that the stage needs. No more than the header of a photo is read.
 
         Raises:
-            DatasetError: by the reader; when a split has no face, or none with the box that the crop is built around.
+            DatasetError: the reader raises it; a split has no face, or none with the box that the crop needs.
         """
         needed: dict[str, tuple[Split, Augmentation | None]] = {}
         if stage == "fit":
@@ -330,32 +339,31 @@ class LandmarkDataModule(LightningDataModule):
                 except MissingFaceError:
                     if role != "val":
                         raise
-                    log.warning(
-                        "%s: no face is in the split val; the training goes without a validation", self.data.name
-                    )
+                    log.warning("%s: the split val has no face; the run trains without validation", self.data.name)
                     continue
                 log.info("%s %s: %d faces", self.data.name, split, len(self.faces[role]))
 
     def train_dataloader(self) -> DataLoader[LandmarkBatch]:
-        """Shuffled; a last batch that is not full is left out, since batch statistics of a few faces are noise."""
+        """Return the shuffled loader. It drops an incomplete last batch: batch statistics of a few faces are noise."""
         loader = self._loader("train", shuffle=True)
-        if self.trainer:  # a resumed run takes its first batches before Lightning tells the sampler its epoch
+        if self.trainer:  # a resumed run loads its first batches before Lightning calls set_epoch
             loader.sampler.set_epoch(processed_epochs(self.trainer))  # type: ignore[attr-defined]
         return loader
 
     def val_dataloader(self) -> DataLoader[LandmarkBatch] | list[Any]:
-        """Every face once, never changed; nothing where the set has no validation split by choice."""
+        """Return the loader of every face once, without augmentation; empty if the validation split has no face."""
         return self._loader("val", shuffle=False) if "val" in self.faces else []
 
     def test_dataloader(self) -> DataLoader[LandmarkBatch]:
-        """Every face once, never changed."""
+        """Return the loader of every face once, without augmentation."""
         return self._loader("test", shuffle=False)
 
     def _loader(self, role: str, *, shuffle: bool) -> DataLoader[LandmarkBatch]:
+        """Build the loader of the faces of this process."""
         faces = self.faces[role]
         world = self.trainer.world_size if self.trainer else 1
         rank = self.trainer.global_rank if self.trainer else 0
-        # Torch's sampler orders by the sum of seed and epoch: with plain seeds run 2 would repeat the orders of run 1.
+        # Torch's sampler shuffles by seed + epoch: with plain seeds, seed 2 would repeat the orders of seed 1.
         seed = int(np.random.SeedSequence(self.seed).generate_state(1)[0])
         sampler = EpochSampler(faces, num_replicas=world, rank=rank, shuffle=shuffle, seed=seed)
         return FaceLoader(
@@ -368,5 +376,5 @@ class LandmarkDataModule(LightningDataModule):
             drop_last=shuffle and len(faces) >= self.batch_size * world,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # else each epoch would draw a number from the one that the networks use
+            generator=torch.Generator(),  # otherwise each epoch would draw from the global generator
         )

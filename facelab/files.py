@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read within bounds, and found below a folder."""
+"""Files: atomic writing, reading with limits, and listing of a folder."""
 
 import csv
 import io
@@ -18,42 +18,42 @@ from uuid import uuid4
 import yaml
 
 LARGEST = 2**20
-"""Bytes of a YAML or JSON file that is read; those that a run writes have some ten thousand."""
+"""Largest size in bytes of a YAML or JSON file that is read; those of a run have some ten thousand."""
 LARGEST_TABLE = 2**26
-"""Bytes of a CSV file that is read: for each of 200,000 faces 300, as a test writes them."""
+"""Largest size in bytes of a CSV file that is read: 300 for each of 200,000 faces, as in the table of a test."""
 DEEPEST = 50
-"""Levels of mappings and lists in a YAML or JSON file; the configuration of a run has about six."""
+"""Largest number of nested levels in a YAML or JSON file; the configuration of a run has about six."""
 MOST_NODES = 10_000
-"""Keys and values in a YAML file; the configuration of a run has about 600."""
+"""Largest number of keys and values in a YAML file; the configuration of a run has about 600."""
 LONG_WORD = re.compile(r"[\w.:+-]{1000,}", re.ASCII)
-"""A word in a YAML file that might be a number and is too long for one: the time to read it grows with the square."""
+"""Word in a YAML file that might be a number but is too long: parsing time grows with the square of its length."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write a file under a temporary name beside it and rename it when the block ends well.
+    """Write a file under a temporary name beside it, and rename it when the block succeeds.
 
-    A reader never sees half a file, and a crash leaves the old one.
+    A reader never sees a partial file, and a crash leaves the old file unchanged.
 
     Args:
-        path: of the file; its folder is made.
+        path: path of the file; its folder is created.
 
     Yields:
         The temporary path to write to, with the same suffix.
 
     Raises:
-        OSError: of writing, with the name of the file that is meant.
+        OSError: writing failed; the error names ``path`` and not the temporary file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    stem = os.fsdecode(os.fsencode(path.stem)[:100])  # a name may have 255 bytes
-    temporary = path.with_name(f".{stem}-{uuid4().hex}{path.suffix}")  # as `remove_leftovers` knows it
+    stem = os.fsdecode(os.fsencode(path.stem)[:100])  # a name may have at most 255 bytes
+    temporary = path.with_name(f".{stem}-{uuid4().hex}{path.suffix}")  # `remove_leftovers` matches this pattern
     try:
         with naming(path, temporary):
-            temporary.touch(exist_ok=False)  # open to whom the umask says; tempfile's are the owner's alone
+            temporary.touch(exist_ok=False)  # permissions of the umask; those of tempfile exclude all but the owner
             yield temporary
             with temporary.open("rb") as file:
-                os.fsync(file.fileno())  # else a power cut could leave the name without its content
-            os.replace(temporary, path)  # noqa: PTH105  the name says that an existing file is meant
+                os.fsync(file.fileno())  # otherwise a power cut could leave the renamed file empty
+            os.replace(temporary, path)  # noqa: PTH105  the name shows that it may replace a file
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -61,22 +61,22 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a process that was killed left under temporary names. Nobody else may be writing there."""
+    """Remove the temporary files of a killed process. No other process may be writing to the folder."""
     for path in folder.glob(".*-*"):
         if re.fullmatch(r"\..+-[0-9a-f]{32}(\.\w+)?", path.name) and path.is_file():
             path.unlink()
 
 
 def walk(root: Path) -> list[Path]:
-    """Find the files in a folder and the folders in it, sorted, without those whose name begins with a dot.
+    """Return the files in a folder and its subfolders, sorted, without names that begin with a dot.
 
-    Links are followed, and each folder is visited once, by its own place if this lies in ``root`` too: a link to a
-    folder above would otherwise give its files again and again. A file that is linked to is there by each of its names.
+    Links are followed. Each folder is visited once, under its real path if that is in ``root`` too: a link to a parent
+    folder would otherwise repeat its files endlessly. A linked file is listed under each of its names.
 
     Raises:
         OSError: a folder cannot be read.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     seen: set[str] = set()
     waiting, links = [root], list[Path]()
     while waiting or links:
@@ -90,42 +90,42 @@ def walk(root: Path) -> list[Path]:
             if child.is_dir():
                 (links if child.is_symlink() else waiting).append(child)
             elif child.is_file():
-                found.append(child)
-    return sorted(found)
+                files.append(child)
+    return sorted(files)
 
 
-def at_home(path: str) -> Path:
-    """Put the home of a user in the place of ``~``; where there is no such user, it stays the name of a file."""
+def expand_home(path: str) -> Path:
+    """Replace ``~`` or ``~user`` by the home folder; unchanged if there is no such user."""
     return Path(os.path.expanduser(path))  # noqa: PTH111  Path's own raises there
 
 
-def real(path: Path) -> Path:
-    """Follow all links of a path; those that lead to each other are left as they are."""
+def resolve_links(path: Path) -> Path:
+    """Resolve all links of a path; links that form a loop are kept."""
     return Path(os.path.realpath(path))  # Path.resolve raises for these before Python 3.13
 
 
 def closed(folder: Path) -> str:
-    """Say why no file can be written in a folder, which need not be there yet; empty where one can."""
-    there = folder.absolute()
+    """Return why no file can be written in a folder, which need not exist yet; empty if one can."""
+    existing = folder.absolute()
     try:
-        while not there.exists():
-            there = there.parent
-        with tempfile.TemporaryFile(dir=there):
+        while not existing.exists():
+            existing = existing.parent
+        with tempfile.TemporaryFile(dir=existing):
             return ""
     except OSError as error:
-        return f"{there}: {error.strerror}"
+        return f"{existing}: {error.strerror}"
 
 
 @contextmanager
 def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Let an error of writing say which file was meant: that of a full disk names none, or a temporary one.
+    """Add the file's name to a write error, which names no file or the temporary one.
 
     Args:
-        path: that is meant.
-        temporary: that is written in its place.
+        path: path of the file.
+        temporary: path of the temporary file that is written instead.
 
     Raises:
-        OSError: with the name of ``path``.
+        OSError: writing failed; the error names ``path``.
     """
     try:
         yield
@@ -136,22 +136,22 @@ def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
 
 
 def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
-    """Write a JSON file that is whole or not there; NaN and infinite numbers become null.
+    """Write a JSON file atomically; NaN and infinite numbers become null.
 
     Args:
-        path: of the file.
+        path: path of the file.
         content: mappings, lists, text and numbers.
-        indent: spaces; None for one line, where each number would have a line of its own.
+        indent: spaces per level; None for a single line, which avoids one line per number.
     """
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(_finite(content), indent=indent, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def create_json(path: Path, content: Any) -> None:
-    """Write a JSON file that was not there, whole; of two processes that do so at once, one succeeds.
+    """Create a JSON file atomically; if two processes do so at once, only one succeeds.
 
     Raises:
-        FileExistsError: the file is there.
+        FileExistsError: the file exists.
     """
     temporary = path.with_name(f".{path.stem}-{uuid4().hex}{path.suffix}")
     try:
@@ -176,19 +176,19 @@ def _finite(content: Any) -> Any:
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """Read a file that may be anything: a pipe or a device is refused without waiting, a large file without its memory.
+    """Read a file of unknown kind; refuse a pipe or device without waiting, and a large file without loading it.
 
     Args:
-        path: of the file; links are followed.
-        most: bytes that it may have.
+        path: path of the file; links are followed.
+        most: largest allowed size in bytes.
 
     Raises:
-        OSError: it cannot be opened; FileNotFoundError where it is not there.
-        ValueError: it is no file, or a larger one, without the path.
+        OSError: it cannot be opened; FileNotFoundError if it does not exist.
+        ValueError: it is not a regular file, or is too large; the message does not contain the path.
     """
     with open(path, "rb", opener=_open_at_once) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("is no file, but a pipe or a device")
+            raise ValueError("is not a file, but a pipe or a device")
         content = file.read(most + 1) or b""
     if len(content) > most:
         raise ValueError(f"has more than {most:,} bytes")
@@ -200,26 +200,26 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def read_text(path: Path, most: int = LARGEST) -> str:
-    """Read a file as UTF-8, with newlines as they are.
+    """Read a file as UTF-8, with unchanged newlines.
 
     Raises:
-        OSError: as :func:`read_bytes`.
-        ValueError: as :func:`read_bytes`, or it is not UTF-8.
+        OSError: see :func:`read_bytes`.
+        ValueError: see :func:`read_bytes`, or it is not UTF-8.
     """
     return read_bytes(path, most).decode("utf-8")
 
 
 def read_table(path: Path, *, torn: bool = False, most: int = LARGEST_TABLE) -> Iterator[list[str]]:
-    """Read the rows of a CSV file, the heading among them.
+    """Yield the rows of a CSV file, including the header.
 
     Args:
-        path: of the file.
-        torn: leave out a last line without its end, which may just be being written.
-        most: bytes that it may have.
+        path: path of the file.
+        torn: whether to skip a last line without a newline, which may be incomplete.
+        most: maximum size in bytes.
 
     Raises:
-        OSError: as :func:`read_bytes`.
-        ValueError: as :func:`read_bytes`, or a row is broken or not UTF-8, with the path and the line.
+        OSError: see :func:`read_bytes`.
+        ValueError: see :func:`read_bytes`, or a row is broken or not UTF-8; the message contains path and line.
     """
     try:
         content = read_bytes(path, most)
@@ -237,14 +237,14 @@ def read_json(path: Path, most: int = LARGEST) -> Any:
     """Read a JSON file.
 
     Raises:
-        OSError: as :func:`read_bytes`.
-        ValueError: it is broken, too large or nested too deeply, in one line without the path.
+        OSError: see :func:`read_bytes`.
+        ValueError: it is broken, too large or nested too deeply; the message is one line without the path.
     """
     return parse_json(read_text(path, most))
 
 
 def parse_json(text: str) -> Any:
-    """Read JSON.
+    """Parse JSON text.
 
     Raises:
         ValueError: it is broken or nested too deeply.
@@ -253,8 +253,8 @@ def parse_json(text: str) -> Any:
         content = json.loads(text)
     except json.JSONDecodeError:
         raise
-    except ValueError as error:  # of Python's own bound, whose text names a function to call
-        raise ValueError(f"holds a whole number of over {sys.get_int_max_str_digits():,} digits") from error
+    except ValueError as error:  # Python's limit of digits, whose message suggests calling a function
+        raise ValueError(f"contains a whole number of over {sys.get_int_max_str_digits():,} digits") from error
     except RecursionError as error:
         raise ValueError(f"is nested over {DEEPEST} levels deep") from error
     level = [content]
@@ -270,14 +270,15 @@ def _children(node: dict[str, Any] | list[Any]) -> Any:
 
 
 def read_yaml(path: Path, most: int = LARGEST) -> Any:
-    """Read a YAML file that holds plain values, as a run writes it.
+    """Read a YAML file of plain values, as a run writes it.
 
-    Aliases and tags are refused: with aliases a file of some lines stands for more values than fit into memory, and
+    Aliases and tags are refused: with aliases a file of some lines can expand to more values than fit into memory, and
     tags name other types.
 
     Raises:
-        OSError: as :func:`read_bytes`.
-        ValueError: it is broken, too large, too deep or holds one of these, in one line without the path.
+        OSError: see :func:`read_bytes`.
+        ValueError: it is broken, too large, nested too deeply, or contains an alias or a tag; the message is one line
+            without the path.
     """
     text = read_text(path, most)
     try:
@@ -287,14 +288,14 @@ def read_yaml(path: Path, most: int = LARGEST) -> Any:
         raise ValueError(" ".join(str(error).split())) from error
 
 
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, where PyYAML was built with it
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster, if PyYAML was built with it
 
 
 def _check_yaml(text: str) -> None:
-    """Go over a YAML text before anything is made from it.
+    """Check the limits of a YAML text before it is loaded.
 
     Raises:
-        ValueError: it would make more of itself than it is.
+        ValueError: it contains an alias, a tag or a word that is too long, or exceeds a limit.
         yaml.YAMLError: it is broken.
     """
     depth = nodes = 0
@@ -303,12 +304,12 @@ def _check_yaml(text: str) -> None:
         nodes += isinstance(event, yaml.NodeEvent)
         line = f"line {event.start_mark.line + 1}"
         if isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"{line}: holds an alias, *{event.anchor}; write the value out")
+            raise ValueError(f"{line}: contains an alias, *{event.anchor}; write the value out")
         if getattr(event, "tag", None):
-            raise ValueError(f"{line}: holds a tag, {event.tag}; plain values are read alone")
+            raise ValueError(f"{line}: contains a tag, {event.tag}; only plain values are read")
         if depth > DEEPEST:
             raise ValueError(f"{line}: is nested over {DEEPEST} levels deep")
         if nodes > MOST_NODES:
-            raise ValueError(f"{line}: holds over {MOST_NODES:,} keys and values")
+            raise ValueError(f"{line}: contains over {MOST_NODES:,} keys and values")
         if isinstance(event, yaml.ScalarEvent) and LONG_WORD.fullmatch(event.value):
-            raise ValueError(f"{line}: holds a word of {len(event.value):,} characters")
+            raise ValueError(f"{line}: contains a word of {len(event.value):,} characters")

@@ -1,8 +1,8 @@
-"""Names that earlier versions wrote into checkpoints and run folders, and what they are called today.
+"""Table of names that earlier versions wrote into checkpoints and run folders, with the names of today.
 
-Every checkpoint, ``config.yaml`` and ``overrides.yaml`` is read through this table, so that a run of any earlier
-version opens, resumes and compares. Whoever renames a class that ``conf/`` names, moves its module, renames or drops
-one of its arguments, or renames a part that has weights adds a :class:`Step` and a recorded run to the tests.
+Every checkpoint, ``config.yaml`` and ``overrides.yaml`` is read through this table, which keeps the runs of all earlier
+versions usable. A new :class:`Step`, and a recorded run in the tests, is needed when a class that ``conf/`` names is
+renamed, its module is moved, one of its arguments is renamed or removed, or a part with weights is renamed.
 """
 
 import re
@@ -13,21 +13,21 @@ from facelab.errors import CheckpointError
 
 
 class Step(NamedTuple):
-    """What changed from one format of checkpoints to the next."""
+    """Changes from one format of checkpoints to the next."""
 
     modules: Mapping[str, str] = {}
-    """Module, package or class to its new path, for ``_target_`` and ``path``; the longest that fits is taken."""
+    """New path by old path of a module, package or class, in ``_target_`` and ``path``; the longest match applies."""
     arguments: Mapping[tuple[str, str], str | None] = {}
-    """Class by its new path, and an argument of it, to the new name of the argument; None for one that is gone."""
+    """New name of an argument by the new path of its class and its old name; None if it was removed."""
     added: Mapping[tuple[str, str], Any] = {}
-    """Class by its new path, or nothing for the root, and an argument that it has since, to the value by which
-    everything is as it was before."""
+    """Value of an added argument that preserves the earlier behaviour, by the new path of its class (empty for the
+    root) and the name of the argument."""
     weights: Mapping[str, str] = {}
-    """First parts of names in the state dict to their new ones, as ``backbone.`` to ``trunk.``."""
+    """New prefix by old prefix of names in the state dict, such as ``trunk.`` for ``backbone.``."""
     keys: Mapping[str, str] = {}
-    """Dotted key of the whole configuration to its new one, in the same node."""
+    """New key by old dotted key of the whole configuration; both are in the same node."""
     states: Mapping[str, str] = {}
-    """Name of a callback in the checkpoint's ``callbacks`` to its new one."""
+    """New name by old name of a callback in the checkpoint's ``callbacks``."""
 
 
 STEPS: Sequence[Step] = (
@@ -76,17 +76,17 @@ STEPS: Sequence[Step] = (
         states={"Resumption": "ResumableCheckpoint"},
     ),
 )
-"""From format 1 to 2, and so on."""
+"""Changes from format 1 to 2, from 2 to 3, and so on."""
 FORMAT = 1 + len(STEPS)
-"""The format of checkpoints that are written today; a file that names none has format 1."""
+"""Format of checkpoints that are written today; a file without a format number has format 1."""
 WEIGHT_KEYS = ("state_dict", "current_model_state")
-"""Entries of a checkpoint that hold weights; the second beside averaged ones (Lightning's ``WeightAveraging``)."""
+"""Entries of a checkpoint that contain weights; the second exists beside averages (Lightning's ``WeightAveraging``)."""
 PATH_KEYS = ("_target_", "path")
-"""Keys of a configuration whose values are paths of classes and layouts."""
+"""Keys of a configuration whose values are import paths of classes and layouts."""
 
 
 def renamed_path(path: str, steps: Sequence[Step] = STEPS) -> str:
-    """Give today's name of a class, a layout or a module; others are returned as they are."""
+    """Return today's name of a class, a layout or a module; unknown names are returned unchanged."""
     for step in steps:
         fitting = [old for old in step.modules if path == old or path.startswith(f"{old}.")]
         if fitting:
@@ -96,7 +96,7 @@ def renamed_path(path: str, steps: Sequence[Step] = STEPS) -> str:
 
 
 def renamed_config(config: Mapping[str, Any], steps: Sequence[Step] = STEPS) -> dict[str, Any]:
-    """Give a copy of a configuration in plain containers with today's names; interpolations stay as they are."""
+    """Return a copy of a configuration in plain containers with today's names; interpolations are not changed."""
     renamed: Any = config
     for step in steps:
         at_root = {key: value for (owner, key), value in step.added.items() if not owner}
@@ -116,7 +116,7 @@ def _moved(config: dict[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
 
 
 def renamed_key(key: str, steps: Sequence[Step] = STEPS) -> str:
-    """Give today's name of a dotted key of the configuration; others are returned as they are."""
+    """Return today's name of a dotted key of the configuration; unknown keys are returned unchanged."""
     for step in steps:
         for old, new in step.keys.items():
             if f"{key}.".startswith(f"{old}."):
@@ -145,7 +145,7 @@ def _renamed(node: Any, step: Step) -> Any:
 
 
 def renamed_checkpoint(content: dict[str, Any]) -> dict[str, Any]:
-    """Give the content of a checkpoint of any format as one of today's.
+    """Convert the content of a checkpoint of any format to today's format.
 
     Raises:
         CheckpointError: a later version wrote it.
@@ -169,22 +169,22 @@ def renamed_checkpoint(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def renamed_override(word: str, steps: Sequence[Step] = STEPS) -> str:
-    """Give an override, as ``data.layout.path=facelab.landmarks.layouts.IBUG68``, with today's key and paths.
+    """Return an override, such as ``data.layout.path=facelab.landmarks.layouts.IBUG68``, with today's key and paths.
 
-    Of renamed arguments only those in :attr:`Step.keys` are followed: a key does not name its class.
+    Of renamed arguments, only those in :attr:`Step.keys` are translated, because a key does not name its class.
     """
     key, equals, value = word.partition("=")
     bare = key.lstrip("+~")
     word = key.removesuffix(bare) + renamed_key(bare, steps) + equals + value
     return re.sub(
         rf"((?:^|[.{{,\s])[+~]*(?:{'|'.join(PATH_KEYS)})\s*[=:]\s*['\"]?)([\w.]+)",
-        lambda found: found[1] + renamed_path(found[2], steps),
+        lambda match: match[1] + renamed_path(match[2], steps),
         word,
     )
 
 
 def renamed_weights(weights: Mapping[str, Any], steps: Sequence[Step] = STEPS) -> dict[str, Any]:
-    """Give a state dict with today's names, its values and their order as they are."""
+    """Return a state dict with today's names, and unchanged values and order."""
     renamed = dict(weights)
     for step in steps:
         for old, new in step.weights.items():

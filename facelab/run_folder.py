@@ -1,4 +1,4 @@
-"""The folder of a run: the names of its files, and the state that it tells."""
+"""Folder of a run: the names of its files, and the state that is recorded in it."""
 
 import functools
 import os
@@ -19,39 +19,39 @@ from facelab.files import parse_json, read_json, read_text
 TEST_PICTURE, WORST_PICTURE = "test.png", "worst.png"
 """Pictures of the test in the folder ``samples``."""
 LAST_CHECKPOINT = "last.ckpt"
-"""The checkpoint that a run continues from, in the folder ``checkpoints``."""
-NUMBERLESS = ("paths", "logger")
-"""Nodes of a configuration that change where things lie and what is logged, but no number."""
-WATCHERS = frozenset(
+"""Checkpoint from which a run resumes, in the folder ``checkpoints``."""
+PASSIVE_NODES = ("paths", "logger")
+"""Nodes of a configuration that change the places of files and the logging, but no result."""
+PASSIVE_CALLBACKS = frozenset(
     {
         *("callbacks.charts.Charts", "callbacks.pictures.FaceGrid", "callbacks.pictures.WorstFaces"),
         *("callbacks.results.Results", "callbacks.resume.ResumableCheckpoint", "callbacks.epoch_lines.EpochLines"),
-        "callbacks.finite_loss.FiniteLoss",  # its option is of the root, and counted there
+        "callbacks.finite_loss.FiniteLoss",  # its option is a key of the root, which is compared
         *(f"lightning.pytorch.callbacks.{name}ProgressBar" for name in ("Rich", "TQDM")),
         *(f"lightning.pytorch.callbacks.{name}Monitor" for name in ("DeviceStats", "LearningRate")),
         *(f"lightning.pytorch.callbacks.{name}Summary" for name in ("Model", "RichModel")),
     }
 )
-"""Callbacks that watch a run and change no number; every other class counts as one that does."""
-BEST = "lightning.pytorch.callbacks.ModelCheckpoint"
-"""Callback that changes a number only where the best checkpoint is tested."""
+"""Classes of callbacks that change no result; every other class is treated as one that may."""
+BEST_CALLBACK = "lightning.pytorch.callbacks.ModelCheckpoint"
+"""Class of the callback that changes a result only if the best checkpoint is tested."""
 STAMPED = r"^\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"
-"""How the name of a folder begins that was not chosen by hand."""
+"""Pattern of the stamp at the beginning of a folder name, unless the user chose the name."""
 HEARTBEAT = 60
-"""Seconds between two signs of life of a run."""
+"""Seconds between two heartbeats of a run."""
 LOST_AFTER = 300
-"""Seconds without a sign of life after which a run is taken for dead."""
+"""Seconds without a heartbeat after which a run counts as lost: five missed ones."""
 MOST_JOBS = 10_000
-"""Cells of a sweep that are read."""
+"""Largest number of jobs of a sweep that is read."""
 LARGEST_SWEEP = 2**24
-"""Bytes of a sweep.json that is read: for each of that many jobs 1.6 kB of overrides."""
+"""Largest size in bytes of a sweep.json that is read: 1.6 kB of overrides for each of :data:`MOST_JOBS` jobs."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where the files of a run, or of a sweep, lie. None of them need exist.
+    """Paths of the files of a run or of a sweep; they need not exist.
 
-    The names of ``checkpoints``, ``samples`` and ``metrics.csv`` stand in ``conf/`` as well, which cannot import.
+    ``conf/`` repeats the names ``checkpoints``, ``samples`` and ``metrics.csv``, because YAML cannot import them.
 
     Args:
         path: the folder.
@@ -61,111 +61,111 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """Configuration of the run, resolved."""
+        """Return the path of the resolved configuration of the run."""
         return self.path / "config.yaml"
 
     @property
     def overrides(self) -> Path:
-        """Overrides that the run was started with."""
+        """Return the path of the overrides of the last start of the run."""
         return self.path / "overrides.yaml"
 
     @property
     def environment(self) -> Path:
-        """Versions, machine and state of the code."""
+        """Return the path of the versions, the machine and the state of the code."""
         return self.path / "environment.json"
 
     @property
     def status(self) -> Path:
-        """State of the run, see :func:`read_status`."""
+        """Return the path of the state of the run, see :func:`read_status`."""
         return self.path / "status.json"
 
     @property
     def lock(self) -> Path:
-        """Lock of the process that is at work in the folder."""
+        """Return the path of the lock of the process that is running in the folder."""
         return self.path / ".lock"
 
     @property
     def curves(self) -> Path:
-        """Metrics logged during the training."""
+        """Return the path of the metrics that were logged during the training."""
         return self.path / "metrics.csv"
 
     @property
     def metrics(self) -> Path:
-        """Protocol and numbers of the test."""
+        """Return the path of the protocol and the metrics of the test."""
         return self.path / "metrics.json"
 
     @property
     def faces(self) -> Path:
-        """Errors of the test, one row for each face."""
+        """Return the path of the errors of the test, one row for each face."""
         return self.path / "faces.csv"
 
     def bad_batch(self, rank: int) -> Path:
-        """Name the file of the batch whose loss was not finite, with the weights."""
+        """Return the path of a batch whose loss was not finite, with the weights, of one rank."""
         return self.path / f"bad_batch_rank{rank}.pt"
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
+        """Return the folder of the checkpoints."""
         return self.path / "checkpoints"
 
     def checkpoint(self, name: str) -> Path:
-        """Name the file of a checkpoint, ``last`` or ``best``."""
+        """Return the path of a checkpoint, ``last`` or ``best``."""
         return (self.checkpoints / LAST_CHECKPOINT).with_stem(name)
 
     @property
     def samples(self) -> Path:
-        """Folder of the pictures."""
+        """Return the folder of the pictures."""
         return self.path / "samples"
 
     @property
     def test_picture(self) -> Path:
-        """The first faces of the test."""
+        """Return the path of the picture of the first faces of the test."""
         return self.samples / TEST_PICTURE
 
     @property
     def worst_picture(self) -> Path:
-        """The worst faces of the test."""
+        """Return the path of the picture of the worst faces of the test."""
         return self.samples / WORST_PICTURE
 
     @property
     def benchmark(self) -> Path:
-        """Size and speed of the model, the landmarks alone."""
+        """Return the path of the size and speed of the model for landmarks alone."""
         return self.path / "benchmark.json"
 
     @property
     def benchmark_pose(self) -> Path:
-        """Size and speed of the model, landmarks and head pose together."""
+        """Return the path of the size and speed of the model for landmarks and head pose together."""
         return self.path / "benchmark_pose.json"
 
     @property
     def sweep(self) -> Path:
-        """Cells of a sweep, in the folder of the sweep."""
+        """Return the path of the list of jobs, in the folder of a sweep."""
         return self.path / "sweep.json"
 
     def job(self, number: int | str) -> "RunFolder":
-        """Give the folder of a job of this sweep."""
+        """Return the folder of a job of this sweep."""
         return RunFolder(self.path / str(number))
 
 
 def owner_of(checkpoint: Path) -> RunFolder | None:
-    """Return the folder of the run that a checkpoint lies in; None for a file that was copied elsewhere."""
+    """Return the folder of the run that contains a checkpoint; None for a file that was copied elsewhere."""
     run = RunFolder(checkpoint.parent.parent)
     return run if checkpoint.parent == run.checkpoints else None
 
 
 class Status(NamedTuple):
-    """What became of a run."""
+    """State of a run."""
 
     state: str
-    """``running``, ``finished``, ``failed``, ``stopped`` (asked to end, can go on), ``queued`` (a cluster starts it
-    again), ``lost`` (said ``running``, but died without a word), ``missing`` (not begun), ``unknown`` (no file),
-    ``unreadable`` (a broken one)."""
-    reason: str  # why there are no results, in one line; empty if all is well
-    content: dict[str, Any]  # of status.json
+    """``running``, ``finished``, ``failed``, ``stopped`` (by a signal; can be resumed), ``queued`` (a cluster starts
+    it again), ``lost`` (recorded as ``running``, but was killed), ``missing`` (not started), ``unknown`` (no file),
+    ``unreadable`` (a broken file)."""
+    reason: str  # why there are no results, in one line; empty if there is no problem
+    content: dict[str, Any]  # content of status.json
 
 
 def now() -> str:
-    """Give this moment, to the second, with the time zone."""
+    """Return the current time in ISO 8601, to the second, with the time zone."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
@@ -173,10 +173,10 @@ def read_status(folder: Path) -> Status:
     """Read the state of a run.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
     """
     if not folder.is_dir():
-        return Status("missing", "not begun", {})
+        return Status("missing", "not started", {})
     file = RunFolder(folder).status
     try:
         content = parse_json(read_text(file) or "{}")
@@ -185,40 +185,40 @@ def read_status(folder: Path) -> Status:
     except (OSError, ValueError) as error:
         return Status("unreadable", f"{file.name}: {error}", {})
     if not isinstance(content, dict):
-        return Status("unreadable", f"{file.name} is no mapping", {})
+        return Status("unreadable", f"{file.name} is not a mapping", {})
     state, reason = str(content.get("state", "unknown")), " ".join(str(content.get("reason", "")).split())
     if state == "queued" and (job := content.get("slurm_job")) and not _in_queue(str(job)):
         return Status("lost", "requeued, but no longer in the queue", content)
     if state != "running":
         return Status(state, reason, content)
     who = "process {} on {}".format(*(content.get(key, "?") for key in ("pid", "host")))
-    if why := _death(content):
+    if why := _why_lost(content):
         return Status("lost", f"{who}: {why}", content)
     return Status("running", f"since {content.get('started', '?')}, {who}", content)
 
 
-def _death(content: dict[str, Any]) -> str:
-    """Say why a run that says it is running is not; empty if it may well be."""
+def _why_lost(content: dict[str, Any]) -> str:
+    """Return the reason why a run with the state ``running`` is lost; empty if it may be running."""
     if content.get("host") == socket.gethostname() and isinstance(pid := content.get("pid"), int):
         try:
             os.kill(pid, 0)
         except (ProcessLookupError, OverflowError):  # the second: no process has such a number
-            return "the process is gone"
+            return "the process does not exist"
         except PermissionError:  # of another user, if it is the same process at all
             pass
     seen = content.get("heartbeat") or content.get("started")
     try:
         silent = time.time() - datetime.fromisoformat(str(seen)).timestamp()
     except (ValueError, OverflowError):
-        return f"no sign of life, {seen!r} is no time"
-    return f"no sign of life since {seen}" if silent > LOST_AFTER else ""
+        return f"no heartbeat, {seen!r} is not a time"
+    return f"no heartbeat since {seen}" if silent > LOST_AFTER else ""
 
 
 def read_jobs(folder: Path) -> dict[int, list[str]]:
-    """Read number and overrides of the runs that a sweep is made of; empty for a folder that is none.
+    """Read number and overrides of the jobs of a sweep; empty for a folder that is not a sweep.
 
     Raises:
-        RunError: sweep.json holds something else.
+        RunError: sweep.json has invalid content.
     """
     path = RunFolder(folder).sweep
     try:
@@ -234,20 +234,20 @@ def read_jobs(folder: Path) -> dict[int, list[str]]:
         raise RunError(f"{path} lists {len(jobs):,} jobs; {MOST_JOBS:,} are read at most")
     for name, overrides in jobs.items():
         if not re.fullmatch("0|[1-9][0-9]{0,8}", name):
-            raise RunError(f"{path}: the job {name[:40]!r} has no whole number for a name")
+            raise RunError(f"{path}: the job {name[:40]!r} has a name that is not a whole number")
         if not isinstance(overrides, list) or not all(isinstance(word, str) for word in overrides):
-            raise RunError(f"{path}: the overrides of job {name} are no list of words")
+            raise RunError(f"{path}: the overrides of job {name} are not a list of words")
     return {int(name): overrides for name, overrides in sorted(jobs.items())}
 
 
 def is_infinite(name: str, counts: Mapping[str, int]) -> bool:
-    """Tell whether a number that is null in ``metrics.json`` is infinite; otherwise it has no face.
+    """Return whether a null metric in ``metrics.json`` stands for infinity (True) or for no face (False).
 
-    JSON has neither. With faces behind it, a point of one of them was not predicted.
+    JSON can express neither. If faces contributed, a point of one of them was predicted as NaN or infinite.
 
     Args:
-        name: of the number.
-        counts: name of a mean error to the faces behind it, as the file gives them.
+        name: name of the metric.
+        counts: number of faces in a mean error by its name, as in the file.
     """
     faces = [counts.get(name, counts.get("nme_ioc", 0))]
     if name == "nme_box_yaw_mean":  # undefined as soon as one bucket is empty
@@ -255,55 +255,55 @@ def is_infinite(name: str, counts: Mapping[str, int]) -> bool:
     return all(faces)
 
 
-def counted(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what of a configuration may change a number.
+def result_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a configuration that may change a result.
 
-    Without the nodes :data:`NUMBERLESS`, and of the callbacks without those that only watch, see :data:`WATCHERS`,
-    and without what lies in the folder of the run.
+    Leaves out the nodes :data:`PASSIVE_NODES`, the callbacks :data:`PASSIVE_CALLBACKS`, and the paths of other
+    callbacks that are in the folder of the run.
 
     Args:
-        config: of a run, in plain containers with today's names.
+        config: configuration of a run, in plain containers with today's names.
     """
-    kept = {key: node for key, node in config.items() if key not in NUMBERLESS}
+    kept = {key: node for key, node in config.items() if key not in PASSIVE_NODES}
     if not isinstance(callbacks := kept.get("callbacks"), Mapping):
         return kept
     paths = config.get("paths")
-    own = str(paths.get("run") or "") if isinstance(paths, Mapping) else ""
-    counting = {name: node for name, node in callbacks.items() if node is not None and not _watches(node, config)}
+    home = str(paths.get("run") or "") if isinstance(paths, Mapping) else ""
+    active = {name: node for name, node in callbacks.items() if node is not None and not _is_passive(node, config)}
     del kept["callbacks"]
-    return kept | ({"callbacks": {name: _elsewhere(node, own) for name, node in counting.items()}} if counting else {})
+    return kept | ({"callbacks": {name: _without_paths(node, home) for name, node in active.items()}} if active else {})
 
 
-def _watches(callback: Any, config: Mapping[str, Any]) -> bool:
+def _is_passive(callback: Any, config: Mapping[str, Any]) -> bool:
     if not isinstance(callback, Mapping):
         return False
     evaluated = config.get("evaluate")
     file = str(evaluated.get("ckpt")) if isinstance(evaluated, Mapping) else ""
     tests_best = config.get("test_ckpt") == "best" or Path(file).name == RunFolder(Path()).checkpoint("best").name
-    return (name := str(callback.get("_target_"))) in WATCHERS or (name == BEST and not tests_best)
+    return (name := str(callback.get("_target_"))) in PASSIVE_CALLBACKS or (name == BEST_CALLBACK and not tests_best)
 
 
-def _elsewhere(callback: Any, own: str) -> Any:
-    """Leave out the files and folders of a callback that lie in the folder of its run."""
-    if not isinstance(callback, Mapping) or not own:
+def _without_paths(callback: Any, home: str) -> Any:
+    """Return a callback without its files and folders that are in the folder of its run."""
+    if not isinstance(callback, Mapping) or not home:
         return callback
-    return {key: value for key, value in callback.items() if not f"{value}/".startswith(f"{own}/")}
+    return {key: value for key, value in callback.items() if not f"{value}/".startswith(f"{home}/")}
 
 
 def _in_queue(job: str) -> bool:
-    """Tell whether a job is still known to Slurm; where it cannot be asked, that is not known and taken for yes."""
+    """Return whether a job is still in Slurm's queue; True if the queue cannot be read."""
     jobs = _queue()
     return jobs is None or job in jobs
 
 
 @functools.cache
 def _queue() -> frozenset[str] | None:
-    """Slurm's jobs of all users, asked once; None where there is no Slurm or it does not answer."""
+    """Return the jobs of all users in Slurm's queue, read once; None without Slurm or without an answer."""
     if shutil.which("squeue") is None:
         return None
     line = ["squeue", "--noheader", "--array", "--format=%i"]
     try:
-        asked = subprocess.run(line, capture_output=True, text=True, check=True, timeout=20)
+        result = subprocess.run(line, capture_output=True, text=True, check=True, timeout=20)
     except (subprocess.SubprocessError, OSError):
         return None
-    return frozenset(asked.stdout.split())
+    return frozenset(result.stdout.split())

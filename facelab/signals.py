@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop, and who handles them. No other file below the scripts imports :mod:`signal`."""
+"""Stop signals and their handlers. No other file below the scripts imports :mod:`signal`."""
 
 import multiprocessing
 import os
@@ -13,56 +13,56 @@ from typing import Any
 
 Handler = Callable[[int, FrameType | None], Any]
 Handlers = dict[int, Any]
-"""Number of a signal to its handler, which may be one of :mod:`signal`'s own or None."""
+"""Handlers by signal number; a handler may be a constant of :mod:`signal` or None."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
-"""How a machine says that it will end a run: a shutdown or a cancelled job, and a time limit of a cluster."""
+"""Stop signals: of a shutdown or a cancelled job, and of the time limit of a cluster."""
 PRIORITY = (0, signal.SIGTERM, signal.SIGUSR2)
-"""Increasing priority when ranks received different signals: after a time limit the job is to go on."""
+"""Increasing priority when ranks received different signals: after a time limit the job must be requeued."""
 PARENT_CHECK = 1.0
-"""Seconds between two looks of a worker process for its parent."""
+"""Seconds between two checks of a process whether its parent is running."""
 BLAMED = "facelab_signal"
-"""Attribute of an exception that was raised after a signal had asked the run to stop: the number of the signal."""
+"""Name of an attribute of an exception that was raised after a stop signal: the number of the signal."""
 
 
 class Stopped(SystemExit):
-    """A signal asked the process to end; the run can be continued.
+    """Exit after a stop signal; the run can be resumed.
 
-    It exits like any SystemExit: no ``except Exception`` keeps it, it ends a sweep, and a process that was spawned
-    leaves without a traceback.
+    Like any SystemExit, it is not caught by ``except Exception``, it ends a sweep, and it ends a spawned process
+    without a traceback.
     """
 
 
 class Requeued(SystemExit):
-    """The cluster was asked to start the job again, and the process ends."""
+    """Exit after the cluster was asked to requeue the job."""
 
 
 def name_of(number: int) -> str:
-    """Name a signal, as ``SIGTERM``."""
+    """Return the name of a signal, such as ``SIGTERM``."""
     return signal.Signals(number).name
 
 
 def blame(error: BaseException, number: int) -> None:
-    """Note at an exception that a signal had asked the run to stop before it was raised."""
+    """Record in an exception the stop signal that was received before it was raised."""
     setattr(error, BLAMED, number)
-    error.add_note(told_by(number))
+    error.add_note(stop_reason(number))
 
 
-def told_by(number: int) -> str:
-    """Say that a signal asked the run to stop."""
-    return f"told to end by {name_of(number)}"
+def stop_reason(number: int) -> str:
+    """Return the reason of the stop of a run after a signal."""
+    return f"stopped by {name_of(number)}"
 
 
-def asked_to_end(error: BaseException) -> "Stopped | Requeued | KeyboardInterrupt | None":
-    """Find the request to end in an error, or in those during whose handling it was raised."""
-    found: BaseException | None = error
-    while found is not None and not isinstance(found, (Stopped, Requeued, KeyboardInterrupt)):
-        found = found.__context__
-    return found
+def find_stop_request(error: BaseException) -> "Stopped | Requeued | KeyboardInterrupt | None":
+    """Return the first stop request in an error's chain (the error, its context, and so on); None if there is none."""
+    request: BaseException | None = error
+    while request is not None and not isinstance(request, (Stopped, Requeued, KeyboardInterrupt)):
+        request = request.__context__
+    return request
 
 
-def blamed(error: BaseException) -> int | None:
-    """Return the signal that :func:`blame` noted at an exception."""
+def get_blamed_signal(error: BaseException) -> int | None:
+    """Return the number of the signal that :func:`blame` recorded in an exception."""
     return getattr(error, BLAMED, None)
 
 
@@ -72,10 +72,10 @@ def current() -> Handlers:
 
 
 def install(handlers: Mapping[int, Any]) -> Handlers:
-    """Install handlers and return those that they replace; outside the main thread, which alone may, do nothing."""
+    """Install handlers and return those that they replace; do nothing outside the main thread, as Python requires."""
     if threading.current_thread() is not threading.main_thread():
         return {}
-    # None stands for a handler that was not set by Python, and cannot be.
+    # None means a handler that was not set by Python, which cannot be restored.
     return {number: signal.signal(number, handler) for number, handler in handlers.items() if handler is not None}
 
 
@@ -87,38 +87,39 @@ def ignore(*, interrupt: bool = False) -> None:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Hold back the stop signals and Ctrl-C until the end of the block, which starts processes.
+    """Defer the stop signals and Ctrl-C until the end of the block, which starts processes.
 
-    An exception of a handler would otherwise leave a process that nobody knows. The processes are born with these
-    signals blocked: until they call :func:`obey_parent` none can end them.
+    Otherwise an exception of a handler could leave a started process without a reference. The new processes start with
+    these signals blocked: until they call :func:`obey_parent`, no such signal can end them.
     """
-    numbers, came = (*STOP_SIGNALS, signal.SIGINT), list[int]()
-    # The mask is for the new processes; in this one, other threads may still receive the signals.
-    handlers = install(dict.fromkeys(numbers, lambda number, frame: came.append(number)))
+    numbers, received = (*STOP_SIGNALS, signal.SIGINT), list[int]()
+    # The new processes inherit the mask; in this process, other threads may still receive the signals.
+    handlers = install(dict.fromkeys(numbers, lambda number, frame: received.append(number)))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         install(handlers)
-        for number in came:
+        for number in received:
             signal.raise_signal(number)
 
 
 def obey_parent(tidy: Callable[[], None] = lambda: None) -> None:
-    """Ignore stop signals and Ctrl-C in a worker process, and end with its parent.
+    """Ignore stop signals and Ctrl-C in a worker process, and end it with its parent.
 
-    A cluster sends a signal to all processes of a job, and the parent still needs its workers to finish the step. So
-    SIGTERM ends a worker only if the parent has sent it, and the end of the parent, however it came, does too.
+    A cluster sends a signal to all processes of a job, but the parent still needs its workers to finish the step.
+    Therefore SIGTERM ends a worker only if the parent sent it. A worker also ends when its parent has ended for any
+    reason.
 
     Args:
-        tidy: is called when the parent has ended without ending this process.
+        tidy: called when the parent has ended without ending this process.
     """
     started_by = multiprocessing.parent_process()
-    assert started_by is not None and started_by.pid, "of a process that multiprocessing started"
+    assert started_by is not None and started_by.pid, "only for a process that multiprocessing started"
     parent = started_by.pid  # not os.getppid(): the parent may have ended since
     install(dict.fromkeys((signal.SIGUSR2, signal.SIGINT), signal.SIG_IGN))
-    if not hasattr(signal, "sigtimedwait"):  # macOS does not tell who sent a signal
+    if not hasattr(signal, "sigtimedwait"):  # macOS does not report the sender of a signal
         install({signal.SIGTERM: signal.SIG_DFL})
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
@@ -127,18 +128,18 @@ def obey_parent(tidy: Callable[[], None] = lambda: None) -> None:
         while os.getppid() == parent:
             sent = signal.sigtimedwait([signal.SIGTERM], PARENT_CHECK)
             if sent and sent.si_pid == parent:
-                os._exit(0)  # the DataLoader takes another code for a crash
+                os._exit(0)  # the DataLoader treats any other code as a crash
         tidy()
         os._exit(1)
 
     threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
-def end_with(parent: int) -> None:
-    """End this process, a rank of a run, when its parent has ended; until :func:`stopping`, ignore the stop signals.
+def end_with_parent(parent: int) -> None:
+    """End this rank when its parent has ended; ignore stop signals until :func:`stopping`.
 
-    A rank that waits for another to join does so for half an hour. One that a signal ends before it is ready to record
-    that takes the whole run along as if it had crashed.
+    Without the check, a rank waits half an hour for another one to join. A signal that ends a rank before
+    :func:`stopping` would look like a crash of the run.
     """
     ignore()
 
@@ -151,10 +152,10 @@ def end_with(parent: int) -> None:
 
 
 def hand_over(number: int, handlers: Mapping[int, Any]) -> None:
-    """Install handlers and have theirs decide on a signal that has come; as a rule it ends the process.
+    """Install handlers and call the one of a received signal, which usually ends the process.
 
     Raises:
-        Stopped: the handler returned, or there is none.
+        Stopped: the handler returned, or is not callable.
     """
     install(handlers)
     if callable(handler := handlers[number]):
@@ -164,36 +165,36 @@ def hand_over(number: int, handlers: Mapping[int, Any]) -> None:
 
 @contextmanager
 def stopping(requeueing: Callable[[], None]) -> Iterator[None]:
-    """End what runs here in order when the machine says that it will be ended.
+    """End the block by an exception when a stop signal is received.
 
-    SIGTERM and SIGUSR2 raise :class:`Stopped`; but where submitit listens to SIGUSR2, its handler decides. Afterwards
-    all handlers are as they were, that of Ctrl-C too.
+    SIGTERM and SIGUSR2 raise :class:`Stopped`; if submitit has a handler for SIGUSR2, that one decides. Afterwards all
+    handlers are restored, including that of Ctrl-C.
 
     Args:
         requeueing: called before submitit's handler.
 
     Raises:
-        Stopped: at any place of the block.
-        Requeued: at any place of the block, of a process whose handler returned, as all but the first of a job.
+        Stopped: at any point of the block.
+        Requeued: at any point of the block, if submitit's handler returns, as in all but the first process of a job.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        last.append(number)
+        received.append(number)
         raise Stopped(f"stopped by {name_of(number)}")
 
-    def unraisable(told: "sys.UnraisableHookArgs") -> None:
-        if isinstance(told.exc_value, Stopped) and last:  # it came in a destructor, which drops it
-            threading.Timer(0.1, os.kill, (os.getpid(), last[-1])).start()
+    def unraisable(event: "sys.UnraisableHookArgs") -> None:
+        if isinstance(event.exc_value, Stopped) and received:  # raised in a destructor, which drops it
+            threading.Timer(0.1, os.kill, (os.getpid(), received[-1])).start()
         else:
-            hook(told)
+            hook(event)
 
-    last, hook = list[int](), sys.unraisablehook
+    received, hook = list[int](), sys.unraisablehook
     before: Handlers = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGINT)}
     submitit = before[signal.SIGUSR2]
 
     def requeue(number: int, frame: FrameType | None) -> None:
-        # Slurm then ends all processes of the job, also the one that has asked it to requeue it; and of several
-        # processes each may be told on its own after it has heard it from another.
+        # After the requeue Slurm ends all processes of the job, including the one that requested it. With several
+        # ranks, each may receive a signal after another rank has already passed it on.
         ignore()
         requeueing()
         submitit(number, frame)

@@ -22,47 +22,49 @@ log = logging.getLogger(__name__)
 
 @runtime_checkable
 class PoseAwareLoss(Protocol):
-    """A loss that wants to know more of a face than its points."""
+    """Loss that needs the pose and the tags of a face besides its points."""
 
     uses_angles: bool
-    teaches_angles: bool
+    """Whether the loss needs predicted angles."""
+    trains_angles: bool
+    """Whether the loss supervises the predicted angles."""
 
     def count(self, names: Sequence[str], tags: Tensor, pose: Tensor) -> None:
-        """Take the tags ``(F, T)`` and the pose ``(F, 3)`` of all training faces."""
+        """Compute statistics from the tags ``(F, T)`` and the pose ``(F, 3)`` of all training faces."""
         ...
 
 
 class HasAnnotations(Protocol):
-    """The datamodule that PFLD trains with."""
+    """Datamodule with the annotations that PFLD needs."""
 
     def annotations(self) -> tuple[Sequence[str], Tensor, Tensor]:
-        """Names of the tags, tags ``(F, T)`` bool and pose ``(F, 3)`` in degrees of the training faces."""
+        """Return tag names, tags ``(F, T)`` bool and pose ``(F, 3)`` in degrees of the training faces."""
         ...
 
 
 class PFLD(LandmarkModule):
-    """Landmarks regressed from three scales, and in training a branch that predicts the head's angles.
+    """Method that regresses landmarks from three scales, with a pose branch in training.
 
-    By its errors the loss weighs the faces. Landmarks do not depend on it: it is no part of :meth:`forward`, and so
-    neither of an exported graph nor of what is counted as the cost of a face. With a loss that does not use angles and
-    ``angle_weight`` 0 nothing would train the branch, and it is not built.
+    The loss weights the faces by the errors of the pose branch. The landmarks do not depend on the branch: it is not
+    part of :meth:`forward`, of an exported graph or of the measured cost of a face. The branch is not built if nothing
+    would train it: the loss does not use angles and ``angle_weight`` is 0.
 
     Args:
-        layout: the layout that is predicted.
-        backbone: a pyramid of features.
-        head: finished with the backbone's channels and strides and the number of points.
-        pose: the branch, finished with the backbone's channels and strides and the length of the head's vector; None
-            for none.
-        coder: landmarks to fractions of the crop and back.
-        loss: of the points alone, or one that :class:`PoseAwareLoss`.
-        angle_weight: of the mean absolute error of the angles, in radians, as a term of its own where there is a
-            branch; the paper has 0.
+        layout: layout of the predicted landmarks.
+        backbone: network that returns a pyramid of feature maps.
+        head: function of the backbone's channels and strides and the number of points that returns the head.
+        pose: function of the backbone's channels and strides and the length of the head's vector that returns the pose
+            branch; None for no branch.
+        coder: conversion between points and fractions of the crop.
+        loss: loss of the points, or a :class:`PoseAwareLoss`.
+        angle_weight: weight of an additional term, the mean absolute error of the angles in radians; no effect without
+            a branch; 0 in the paper.
         optimizer: see :class:`LandmarkModule`.
         scheduler: see :class:`LandmarkModule`.
         flip_test: see :class:`LandmarkModule`.
 
     Raises:
-        ConfigError: the loss asks for angles that nothing predicts; a negative weight.
+        ConfigError: the loss needs angles and there is no pose branch, or ``angle_weight`` is negative.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class PFLD(LandmarkModule):
     ) -> None:
         super().__init__(layout, coder, loss, optimizer, scheduler, flip_test)
         if angle_weight < 0:
-            raise ConfigError("angle_weight", f"={angle_weight} must not be under 0")
+            raise ConfigError("angle_weight", f"={angle_weight} must not be negative")
         parts: dict[str, Any] = {"channels": backbone.channels, "strides": backbone.strides}
         self.backbone, self.angle_weight = backbone, angle_weight
         self.head: Any = head(**parts, num_points=layout.num_points)
@@ -88,60 +90,60 @@ class PFLD(LandmarkModule):
         if needed and pose is None:
             raise ConfigError(
                 "pose",
-                "=none: the loss weighs faces by predicted angles; choose a branch (pose=auxiliary) or another loss "
+                "=none: the loss weights faces by predicted angles; choose a branch (pose=auxiliary) or another loss "
                 "(loss=l2, or loss.by_pose=false)",
             )
         if pose is not None and not needed and not angle_weight:
-            log.info("the pose branch is left out: the loss does not use angles; model.angle_weight=1 would train it")
+            log.info("the pose branch is not built: the loss does not use angles; model.angle_weight=1 would train it")
             pose = None
         if pose is None and angle_weight:
-            log.info("model.angle_weight=%s weighs nothing: there is no pose branch", angle_weight)
+            log.info("model.angle_weight=%s has no effect: there is no pose branch", angle_weight)
         self.pose = None if pose is None else pose(**parts, vector_size=self.head.vector_size)
-        self.tells_pose = bool(angle_weight) or (isinstance(loss, PoseAwareLoss) and loss.teaches_angles)
+        self.predicts_pose = bool(angle_weight) or (isinstance(loss, PoseAwareLoss) and loss.trains_angles)
 
     def fit_statistics(self, datamodule: HasAnnotations) -> None:
-        """Show the loss what is annotated of the training faces.
+        """Compute the statistics of the loss from the annotations of the training faces.
 
         Raises:
-            DatasetError: angles are to be learned, and no training face has any.
+            DatasetError: there is a pose branch and no training face has a pose.
         """
         names, tags, pose = datamodule.annotations()
         if self.pose is not None and not pose.isfinite().any():
             raise DatasetError(
-                "no training face has a pose, neither labelled nor from its points; use pose=none "
+                "no training face has a pose, neither labelled nor estimated from its points; use pose=none "
                 "and a loss that needs no angles, such as loss=l2"
             )
         if isinstance(self.loss, PoseAwareLoss):
             self.loss.count(names, tags, pose)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Landmarks of crops ``(B, 3, H, W)`` uint8, ``(B, N, 2)`` as fractions of the crop."""
+        """Predict the landmarks ``(B, N, 2)`` of crops ``(B, 3, H, W)`` uint8 as fractions of the crop."""
         points, _ = self.head(self.backbone(image))
         return points
 
     def training_step(self, batch: LandmarkBatch, batch_index: int) -> Tensor:
-        """One step: the sum of the loss's terms and, if asked for, the error of the angles."""
+        """Compute the sum of the loss terms of a batch and, if ``angle_weight`` is set, the error of the angles."""
         target = self.coder.encode(batch.points, batch.valid, batch.image.shape[-1])
         features = self.backbone(batch.image.contiguous(memory_format=self.memory_format))
         points, vector = self.head(features)
         angles = None if self.pose is None else self.pose(features, vector)
-        more = (angles, batch.pose, batch.tags) if isinstance(self.loss, PoseAwareLoss) else ()
-        terms = dict(self.loss(points, target, batch.valid, *more))
+        extra = (angles, batch.pose, batch.tags) if isinstance(self.loss, PoseAwareLoss) else ()
+        terms = dict(self.loss(points, target, batch.valid, *extra))
         if self.angle_weight and angles is not None:
-            known = batch.valid.any(1, keepdim=True) & batch.pose.isfinite()  # (B, 3)
-            errors = torch.where(known, angle_errors(angles, batch.pose).abs(), 0.0)
-            terms["angles"] = self.angle_weight * errors.sum() / known.sum().clamp(min=1)
+            has_pose = batch.valid.any(1, keepdim=True) & batch.pose.isfinite()  # (B, 3)
+            errors = torch.where(has_pose, angle_errors(angles, batch.pose).abs(), 0.0)
+            terms["angles"] = self.angle_weight * errors.sum() / has_pose.sum().clamp(min=1)
         return self.total(terms, batch)
 
     def predict(self, image: Tensor) -> Prediction:
-        """As :meth:`LandmarkModule.predict`; the flip test does not change the pose.
+        """Predict landmarks and pose, see :meth:`LandmarkModule.predict`. The flip test does not change the pose.
 
-        There is none without a branch, nor from one that only a loss has trained by which angles are not learned.
+        The pose is None without a pose branch, or if the loss does not supervise its angles.
         """
-        if self.pose is None or not self.tells_pose:
+        if self.pose is None or not self.predicts_pose:
             return self.predict_points(image)
         image = image.contiguous(memory_format=self.memory_format)
         features = self.backbone(image)
         points, vector = self.head(features)
-        found = self.with_flip_test(Prediction(*self.coder.decode(points)), image)
-        return found._replace(pose=self.pose(features, vector).float().rad2deg())
+        prediction = self.with_flip_test(Prediction(*self.coder.decode(points)), image)
+        return prediction._replace(pose=self.pose(features, vector).float().rad2deg())

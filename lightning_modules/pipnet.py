@@ -17,24 +17,25 @@ from lightning_modules.landmark import LandmarkModule
 
 
 class HasMeanShape(Protocol):
-    """The datamodule that PIPNet trains with."""
+    """Datamodule with the mean shape that PIPNet needs."""
 
     def mean_shape(self) -> Array:
-        """Mean landmarks of the training faces, ``(N, 2)`` pixels of the crop."""
+        """Compute the mean landmarks ``(N, 2)`` of the training faces in pixels of the crop."""
         ...
 
 
 class PIPNet(LandmarkModule):
-    """Scores on the coarsest feature map, an offset inside the cell, and the offsets of each landmark's neighbours.
+    """Method that predicts scores per cell of the coarsest feature map and offsets of landmarks and their neighbours.
 
-    The neighbours come from the mean shape of the training faces, which is kept in the checkpoint.
+    The neighbours are computed from the mean shape of the training faces and stored in the checkpoint.
 
     Args:
-        layout: the layout that is predicted.
-        backbone: a pyramid of features; the coarsest is used.
-        head: finished with the backbone's channels and the coder's stride and number of neighbours.
-        coder: landmarks to maps and back.
-        loss: between maps.
+        layout: layout of the predicted landmarks.
+        backbone: network that returns a pyramid of feature maps; only the coarsest is used.
+        head: function of the backbone's channels and strides and the coder's stride and number of neighbours that
+            returns the head.
+        coder: conversion between points and maps.
+        loss: loss of predicted and target maps.
         optimizer: see :class:`LandmarkModule`.
         scheduler: see :class:`LandmarkModule`.
         flip_test: see :class:`LandmarkModule`.
@@ -63,9 +64,9 @@ class PIPNet(LandmarkModule):
         )
 
     def fit_statistics(self, datamodule: HasMeanShape) -> None:
-        """Keep the neighbours in the mean shape of the training faces."""
+        """Compute the neighbours from the mean shape of the training faces."""
         self.coder.set_mean_shape(torch.from_numpy(datamodule.mean_shape()))
 
     def forward(self, image: Tensor) -> PIPMaps:
-        """Maps of crops ``(B, 3, H, W)`` uint8."""
+        """Predict the maps of crops ``(B, 3, H, W)`` uint8."""
         return self.head(self.backbone(image))

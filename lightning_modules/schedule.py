@@ -1,4 +1,4 @@
-"""Learning-rate schedules whose shape is a fraction of the run, so that a shortened run keeps it."""
+"""Learning-rate schedules in fractions of the run, so that a shorter run has the same shape."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,13 @@ from facelab.bounds import Count, Positive, Share
 
 
 class FractionalMultiStepLR(MultiStepLR):
-    """Multiply the learning rate by ``factor`` after these fractions of the run.
+    """Schedule that multiplies the learning rate by ``factor`` after given fractions of the run.
 
     Args:
-        optimizer: whose learning rate.
-        at: fractions of ``max_epochs``, rounded to whole epochs; the first epoch always has the full rate.
-        factor: of each drop.
-        max_epochs: length of the run.
+        optimizer: optimizer of the learning rate.
+        at: fractions of ``max_epochs``, rounded to whole epochs. The first epoch always has the full rate.
+        factor: factor of each drop.
+        max_epochs: length of the run in epochs.
     """
 
     def __init__(self, optimizer: Optimizer, at: Sequence[Share], factor: Positive, max_epochs: Count) -> None:

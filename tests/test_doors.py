@@ -1,4 +1,4 @@
-"""The doors as they are typed."""
+"""Tests of the doors with command lines as users type them."""
 
 import csv
 import json
@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PLAIN, ROOT, SMALL_FACES, open_door, small
+from composing import SMALL_FACES, small
+from conftest import PLAIN, ROOT, open_door
 from omegaconf import OmegaConf
 
 from facelab.annotations.synthetic import Synthetic
@@ -24,7 +25,7 @@ from facelab.run_folder import read_status
 from lightning_modules.landmark import LandmarkModule
 from train import check_values
 
-CLIENTS_LINE = "model=pipnet data=lapa106 -m backbone=mbv2,resnet18"
+SWEEP_LINE = "model=pipnet data=lapa106 -m backbone=mbv2,resnet18"
 SHORT = (
     *("backbone.pretrained=false", "crop.size=64", "trainer.max_epochs=1"),
     *("datamodule.batch_size=4", "datamodule.num_workers=0"),
@@ -37,13 +38,13 @@ def load(path: Path) -> Any:
 
 
 def rendered(cache: Path, layout: Layout) -> Synthetic:
-    """Eight faces for training, four to validate, four to test, 96 pixels wide."""
+    """Render 8 faces for training, 4 for validation and 4 for the test, 96 pixels wide."""
     return Synthetic("faces", str(cache), layout, 1, 8, 4, 4, 96, 75.0, 90.0, 0.3, 25.0, 30.0, 0.3)
 
 
 @pytest.fixture(scope="module")
 def lapa(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
-    """Rendered faces in the folders of LaPa."""
+    """Write rendered faces in the folders of LaPa."""
     root, data = tmp_path_factory.mktemp("lapa"), rendered(cache, LAPA106)
     for split in ("train", "val", "test"):
         for kind in ("images", "landmarks"):
@@ -55,7 +56,8 @@ def lapa(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     return root
 
 
-def see_two_runs(multirun: Path) -> None:
+def check_two_runs(multirun: Path) -> None:
+    """Assert that the sweep has two finished runs with two backbones."""
     for number, backbone in enumerate(("mobilenetv2_100", "resnet18")):
         run = multirun / str(number)
         assert load(run / "status.json")["state"] == "finished"
@@ -66,35 +68,35 @@ def see_two_runs(multirun: Path) -> None:
         assert (run / "checkpoints" / "last.ckpt").exists()
 
 
-def test_the_clients_line(lapa: Path, tmp_path: Path) -> None:
-    """Overrides on both sides of `-m`, which Hydra 1.3 refuses; a second run that writes into the first."""
-    open_door("train", *CLIENTS_LINE.split(), f"data.root={lapa}", *SHORT, "logger=csv", folder=tmp_path)
+def test_train_accepts_overrides_on_both_sides_of_m(lapa: Path, tmp_path: Path) -> None:
+    """Would catch overrides on both sides of `-m`, which Hydra 1.3 refuses, or runs that share a folder."""
+    open_door("train", *SWEEP_LINE.split(), f"data.root={lapa}", *SHORT, "logger=csv", folder=tmp_path)
     (multirun,) = (tmp_path / "logs" / "train" / "multiruns").iterdir()
-    see_two_runs(multirun)
+    check_two_runs(multirun)
 
 
 @pytest.mark.slow
-def test_the_clients_line_in_a_shell(lapa: Path, tmp_path: Path) -> None:
-    """The same as the client types it, with all loggers: what a process of its own makes different."""
-    line = [sys.executable, str(ROOT / "train.py"), *CLIENTS_LINE.split(), f"data.root={lapa}", *SHORT]
+def test_train_runs_the_sweep_line_in_a_shell(lapa: Path, tmp_path: Path) -> None:
+    """Would catch the same in a separate process with all loggers."""
+    line = [sys.executable, str(ROOT / "train.py"), *SWEEP_LINE.split(), f"data.root={lapa}", *SHORT]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "FACELAB_"))}
     done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (multirun,) = (tmp_path / "logs" / "train" / "multiruns").iterdir()
-    see_two_runs(multirun)
+    check_two_runs(multirun)
     groups = [len(list((multirun / str(number) / "wandb").glob("offline-run-*"))) for number in (0, 1)]
     assert groups == [1, 1], "the W&B runs of two jobs are mixed up"
     assert (multirun / "0" / "metrics.json").read_text() != (multirun / "1" / "metrics.json").read_text()
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_run(tmp_path: Path) -> None:
-    """A face counted twice or never, a second folder, files written twice, a table printed by each process."""
-    words = [*small("pipnet"), "data.test=7", "trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32-true"]
-    words += ["trainer.sync_batchnorm=false", "trainer.max_epochs=1", "logger=csv"]
+def test_train_on_two_processes_writes_one_run(tmp_path: Path) -> None:
+    """Would catch a face counted twice or never, a second folder, or files and tables written by each process."""
+    overrides = [*small("pipnet"), "data.test=7", "trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32-true"]
+    overrides += ["trainer.sync_batchnorm=false", "trainer.max_epochs=1", "logger=csv"]
     environment = os.environ | {"FACELAB_CACHE": os.environ["FACELAB_TEST_CACHE"]}
     environment.pop("FACELAB_STAMP", None)
-    line = [sys.executable, str(ROOT / "train.py"), *words]
+    line = [sys.executable, str(ROOT / "train.py"), *overrides]
     done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "logs" / "train" / "runs").iterdir()
@@ -107,8 +109,8 @@ def test_two_processes_are_one_run(tmp_path: Path) -> None:
 # evaluate.py
 
 
-def test_evaluate_gives_the_numbers_of_the_run(trained: Path, tmp_path: Path) -> None:
-    """A run that is opened with other weights, crops, statistics or splits than it was tested with."""
+def test_evaluate_reproduces_the_results_of_the_run(trained: Path, tmp_path: Path) -> None:
+    """Would catch a run that is opened with other weights, crops, statistics or splits than those of its test."""
     open_door("evaluate", f"ckpt={trained}", "batch_size=3", "hydra.run.dir=again", folder=tmp_path)
     first, again = load(trained / "metrics.json"), load(tmp_path / "again" / "metrics.json")
     assert again["metrics"].keys() == first["metrics"].keys()
@@ -124,22 +126,22 @@ def test_evaluate_gives_the_numbers_of_the_run(trained: Path, tmp_path: Path) ->
     assert {path.name for path in (tmp_path / "again" / "samples").iterdir()} == {"test.png", "worst.png"}
 
 
-def test_the_average_of_the_weights_is_what_is_tested(tmp_path: Path) -> None:
-    """The weights of the last step tested in the place of their average, which was validated and saved."""
-    words = ["callbacks=ema", "logger=none", "trainer.max_epochs=2", "optimizer.lr=0.01", "hydra.run.dir=run"]
-    open_door("train", *small("pipnet"), *words, folder=tmp_path)
+def test_train_tests_the_averaged_weights(tmp_path: Path) -> None:
+    """Would catch a test of the last step's weights, although their average was validated and saved."""
+    overrides = ["callbacks=ema", "logger=none", "trainer.max_epochs=2", "optimizer.lr=0.01", "hydra.run.dir=run"]
+    open_door("train", *small("pipnet"), *overrides, folder=tmp_path)
     open_door("evaluate", "ckpt=run", "hydra.run.dir=again", folder=tmp_path)
     first, again = (load(tmp_path / run / "metrics.json")["metrics"] for run in ("run", "again"))
     for name, value in first.items():
         assert again[name] == (None if value is None else pytest.approx(value, abs=1e-6)), name
 
 
-def test_evaluate_changes_what_it_is_asked_to(trained: Path, tmp_path: Path) -> None:
-    """`split=`, `box=` or `flip_test=` that is taken without a word and changes nothing."""
-    words = ["split=val", "box=given", "flip_test=true", "logger=csv"]
-    open_door("evaluate", f"ckpt={trained}/checkpoints/best.ckpt", *words, folder=tmp_path)
+def test_evaluate_applies_split_box_and_flip_test(trained: Path, tmp_path: Path) -> None:
+    """Would catch `split=`, `box=` or `flip_test=` that is silently ignored."""
+    overrides = ["split=val", "box=given", "flip_test=true", "logger=csv"]
+    open_door("evaluate", f"ckpt={trained}/checkpoints/best.ckpt", *overrides, folder=tmp_path)
     (run,) = (tmp_path / "logs" / "evaluate" / "runs").iterdir()
-    assert run.name == "now_run-own-val", "the name of the run that was measured is lacking"
+    assert run.name == "now_run-own-val", "the name of the measured run is missing"
     first, results = load(trained / "metrics.json")["protocol"], load(run / "metrics.json")
     changed = {name: value for name, value in results["protocol"].items() if value != first[name]}
     assert changed.pop("truth")
@@ -154,8 +156,8 @@ def test_evaluate_changes_what_it_is_asked_to(trained: Path, tmp_path: Path) -> 
         assert "test/nme_box" in next(csv.reader(file))
 
 
-def test_evaluate_on_another_dataset(trained: Path, tmp_path: Path, cache: Path) -> None:
-    """The other dataset ignored, or measured with the tags of the first one."""
+def test_evaluate_measures_another_dataset(trained: Path, tmp_path: Path, cache: Path) -> None:
+    """Would catch a dataset that is ignored, or that is measured with the tags of the first one."""
     data = rendered(cache, IBUG68)
     folder = tmp_path / "faces"
     for photo in data.photos("test"):
@@ -163,9 +165,9 @@ def test_evaluate_on_another_dataset(trained: Path, tmp_path: Path, cache: Path)
         (folder / photo.path.name).symlink_to(photo.path)
         lines = "".join(f"{x:.3f} {y:.3f}\n" for x, y in photo.faces[0].points)
         (folder / f"{photo.path.stem}.txt").write_text(lines)
-    words = ["data=folder", f"data.root={folder}", "data.name=mine", "split=all"]
+    overrides = ["data=folder", f"data.root={folder}", "data.name=mine", "split=all"]
     layout = "data.layout.path=facelab.faces.layouts.IBUG68"
-    open_door("evaluate", f"ckpt={trained}", *words, layout, "hydra.run.dir=run", folder=tmp_path)
+    open_door("evaluate", f"ckpt={trained}", *overrides, layout, "hydra.run.dir=run", folder=tmp_path)
     results = load(tmp_path / "run" / "metrics.json")
     assert (results["protocol"]["dataset"], results["protocol"]["pose"]) == ("mine", "estimated")
     assert results["metrics"]["faces"] == 4
@@ -176,7 +178,7 @@ def test_evaluate_on_another_dataset(trained: Path, tmp_path: Path, cache: Path)
 # Help
 
 
-LIGHT = """
+LIGHT_DOOR = """
 import runpy, sys
 sys.argv = sys.argv[1:]
 try:
@@ -192,11 +194,14 @@ sys.exit(f"imported {heavy}" if heavy else code)
 
 @pytest.mark.parametrize("door", ["train", "evaluate"])
 @pytest.mark.parametrize("words", ["--help", "model=pipnet --cfg job trainer.max_epochs=7"])
-def test_help_answers_at_once(door: str, words: str, tmp_path: Path) -> None:
-    """Six seconds of imports before a list of options."""
-    typed = words.replace("model=pipnet", "ckpt=run").replace("max_epochs", "devices") if door == "evaluate" else words
-    line = [sys.executable, "-c", LIGHT, str(ROOT / f"{door}.py"), *typed.split()]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+def test_doors_show_help_without_heavy_imports(door: str, words: str, tmp_path: Path) -> None:
+    """Would catch six seconds of imports before a list of options."""
+    arguments = (
+        words.replace("model=pipnet", "ckpt=run").replace("max_epochs", "devices") if door == "evaluate" else words
+    )
+    line = [sys.executable, "-c", LIGHT_DOOR, str(ROOT / f"{door}.py"), *arguments.split()]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}  # precedes an installed copy of the project
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert ("trainer: check, cpu, ddp, ddp_cpu, gpu" if "help" in words else ": 7\n") in done.stdout
     assert list(tmp_path.iterdir()) == []
@@ -235,7 +240,7 @@ def test_help_answers_at_once(door: str, words: str, tmp_path: Path) -> None:
         (["backbone.name=vit_tiny_patch16_224"], "backbone.name=vit_tiny_patch16_224: its feature maps have the"),
         (["backbone.weights=/dev/null"], "backbone.weights=/dev/null: there is no such file"),
         (["trainer.check_val_every_n_epoch=2"], "trainer.check_val_every_n_epoch=1 validates after every epoch"),
-        (["experiment=pfld_input_size", "crop.size=64"], "start it with -m, or say which job: backbone.width=..."),
+        (["experiment=pfld_input_size", "crop.size=64"], "start it with -m, or choose one job: backbone.width=..."),
         pytest.param(
             ["trainer=gpu"],
             "trainer: ",
@@ -244,10 +249,10 @@ def test_help_answers_at_once(door: str, words: str, tmp_path: Path) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_mistakes_in_training(
+def test_train_reports_mistakes_in_one_sentence(
     words: list[str], message: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A screen of traceback where one sentence would do, or a mistake that shows only after the training."""
+    """Would catch a traceback in the place of a message, or a mistake that is found only after the training."""
     line = [*small("pipnet"), *QUIET, *words]
     if words[0].startswith("experiment="):
         line = [*SMALL_FACES, *QUIET, *words]
@@ -280,24 +285,25 @@ def test_mistakes_in_training(
     ],
     ids=str,
 )
-def test_a_validation_that_never_comes(trainer: dict[str, Any], refused: bool) -> None:
-    """A shortened recipe that keeps no best checkpoint and fails after hours; a sound trainer that is refused."""
+def test_check_values_refuses_a_training_without_validation(trainer: dict[str, Any], refused: bool) -> None:
+    """Would catch a short recipe that keeps no best checkpoint and fails after hours, or a sound one refused."""
     cfg = OmegaConf.create({"test": True, "test_ckpt": "last", "trainer": trainer, "model": {}})
     with pytest.raises(ConfigError, match="nothing would be validated") if refused else nullcontext():
         check_values(cfg)
 
 
-def test_a_cell_of_an_experiment(tmp_path: Path) -> None:
-    """A cell that is taken for the experiment without `-m`: typed in full, in a sweep, or taken up again."""
-    words = ["experiment=pfld_input_size", *SMALL_FACES, *PLAIN, "trainer.max_epochs=1", "datamodule.batch_size=8"]
-    words += ["trainer.check_val_every_n_epoch=1", "datamodule.num_workers=0"]
-    job = ["crop.size=64", "backbone.width=0.25"]
-    open_door("train", *words, *job, "hydra.run.dir=typed", folder=tmp_path)
-    open_door("train", *words, "-m", job[0], "backbone.width=0.25,0.3", "hydra.sweep.dir=sweep", folder=tmp_path)
+@pytest.mark.slow
+def test_train_accepts_one_cell_of_a_grid_experiment(tmp_path: Path) -> None:
+    """Would catch a cell refused as an experiment without `-m`: typed in full, in a sweep, or resumed."""
+    overrides = ["experiment=pfld_input_size", *SMALL_FACES, *PLAIN, "trainer.max_epochs=1", "datamodule.batch_size=8"]
+    overrides += ["trainer.check_val_every_n_epoch=1", "datamodule.num_workers=0"]
+    cell = ["crop.size=64", "backbone.width=0.25"]
+    open_door("train", *overrides, *cell, "hydra.run.dir=typed", folder=tmp_path)
+    open_door("train", *overrides, "-m", cell[0], "backbone.width=0.25,0.3", "hydra.sweep.dir=sweep", folder=tmp_path)
     folders = [tmp_path / "typed", tmp_path / "sweep" / "0", tmp_path / "sweep" / "1"]
     for folder in folders:
         assert read_status(folder).state == "finished"
-        shutil.rmtree(folder / "checkpoints")  # as of a run that ended before its first
+        shutil.rmtree(folder / "checkpoints")  # the state of a run that ended before its first checkpoint
         for name in ("status.json", "metrics.json", "metrics.csv"):
             (folder / name).unlink()
     for folder in folders[:2]:
@@ -306,16 +312,16 @@ def test_a_cell_of_an_experiment(tmp_path: Path) -> None:
     assert [read_status(folder).state for folder in folders] == ["finished"] * 3
 
 
-def test_weights_that_cannot_be_fetched(
+def test_train_explains_weights_that_cannot_be_downloaded(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A minute of silence and a traceback, or a start from random weights, on a machine without a network."""
+    """Would catch a long wait and a traceback, or random weights, on a machine without a network."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("facelab.networks.backbone.try_to_load_from_cache", lambda *_: None)
     with pytest.raises(SystemExit) as stop:
         open_door("train", *small("pipnet"), *QUIET, "backbone.pretrained=true", folder=tmp_path)
     message = str(stop.value.code)
-    assert message.startswith("backbone: the pretrained weights of backbone test_resnet cannot be had")
+    assert message.startswith("backbone: the pretrained weights of backbone test_resnet cannot be loaded")
     assert "backbone.weights=FILE" in message
     assert "backbone.pretrained=false" in message
     assert "Traceback" not in capfd.readouterr().err
@@ -323,12 +329,12 @@ def test_weights_that_cannot_be_fetched(
 
 
 @pytest.mark.slow
-def test_wandb_without_an_account(tmp_path: Path) -> None:
-    """A traceback for who asks for W&B online and has no key; in this process Lightning keeps W&B offline."""
-    words = [*small("pipnet"), *QUIET, "logger=wandb", "logger.wandb.offline=false"]
+def test_train_explains_wandb_without_an_account(tmp_path: Path) -> None:
+    """Would catch a traceback of W&B without a key; a separate process, as Lightning keeps this one offline."""
+    overrides = [*small("pipnet"), *QUIET, "logger=wandb", "logger.wandb.offline=false"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     environment |= {"HOME": str(tmp_path), "FACELAB_CACHE": os.environ["FACELAB_TEST_CACHE"]}
-    line = [sys.executable, str(ROOT / "train.py"), *words]
+    line = [sys.executable, str(ROOT / "train.py"), *overrides]
     done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "logger.wandb.offline=true needs neither" in done.stderr
@@ -349,10 +355,10 @@ def test_wandb_without_an_account(tmp_path: Path) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_mistakes_in_evaluation(
+def test_evaluate_reports_mistakes_in_one_sentence(
     words: list[str], message: str, trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Points compared with others of the same number or of another; a traceback for a wrong path."""
+    """Would catch landmarks compared with those of another layout, or a traceback for a wrong path."""
     with pytest.raises(SystemExit) as stop:
         open_door("evaluate", *(word.format(run=trained) for word in words), "hydra.run.dir=run", folder=tmp_path)
     out = capfd.readouterr()
@@ -362,8 +368,8 @@ def test_mistakes_in_evaluation(
     assert not (tmp_path / "run" / "metrics.json").exists()
 
 
-def test_an_evaluation_that_is_refused_leaves_the_one_before(trained: Path, tmp_path: Path) -> None:
-    """Numbers of one evaluation beside the configuration of another, in a folder that is used again."""
+def test_evaluate_keeps_old_results_if_it_is_refused(trained: Path, tmp_path: Path) -> None:
+    """Would catch results of one evaluation beside the configuration of another one in a reused folder."""
     line = (f"ckpt={trained}", "hydra.run.dir=run")
     open_door("evaluate", *line, folder=tmp_path)
     names = ("config.yaml", "metrics.json", "faces.csv")
@@ -374,10 +380,10 @@ def test_an_evaluation_that_is_refused_leaves_the_one_before(trained: Path, tmp_
     assert load(tmp_path / "run" / "status.json")["state"] == "finished"
 
 
-def test_an_evaluation_that_ends_early_leaves_no_results(
+def test_evaluate_removes_old_results_before_its_test(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same where the second one is killed amid its test."""
+    """Would catch the same if the second evaluation is killed during its test."""
     shutil.copytree(trained, tmp_path / "run")
     shutil.copytree(trained, tmp_path / "trained")
     (tmp_path / "run" / "config.yaml").write_text("task: evaluate\n")
@@ -388,10 +394,10 @@ def test_an_evaluation_that_ends_early_leaves_no_results(
 
 
 @pytest.mark.slow
-def test_run_prints_nothing_on_stderr(tmp_path: Path) -> None:
-    """A warning in every run, among which the one that matters is not seen."""
+def test_train_prints_nothing_to_stderr(tmp_path: Path) -> None:
+    """Would catch a warning in every run that hides an important one."""
     environment = os.environ | {"FACELAB_CACHE": os.environ["FACELAB_TEST_CACHE"]}
     line = [sys.executable, str(ROOT / "train.py"), *small("pipnet"), "trainer.max_epochs=1", "hydra.run.dir=run"]
-    said = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert said.stderr == ""
-    assert "results in" in said.stdout
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert "results in" in done.stdout

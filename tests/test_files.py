@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and that are read within bounds."""
+"""Tests of replacing files atomically and of reading them within limits."""
 
 import json
 import os
@@ -17,13 +17,13 @@ from facelab.files import (
     DEEPEST,
     LARGEST,
     MOST_NODES,
-    at_home,
+    expand_home,
     read_bytes,
     read_json,
     read_table,
     read_yaml,
-    real,
     replacing,
+    resolve_links,
 )
 
 QUICK = settings(
@@ -35,8 +35,8 @@ QUICK = settings(
 )
 
 
-def test_the_new_file_takes_the_place_of_the_old(tmp_path: Path) -> None:
-    """Would catch a folder that is not made, and a suffix that is lost (OpenCV goes by it)."""
+def test_replacing_writes_the_file_at_its_path(tmp_path: Path) -> None:
+    """Would catch a folder that is not created, or a lost suffix, from which OpenCV chooses the format."""
     path = tmp_path / "deep" / "picture.png"
     for content in ("old", "new"):
         with replacing(path) as temporary:
@@ -48,8 +48,8 @@ def test_the_new_file_takes_the_place_of_the_old(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
-def test_the_umask_says_who_may_read(tmp_path: Path, umask: int, mode: int) -> None:
-    """Would catch a file that only its owner reads, and one that all read against the owner's will."""
+def test_replacing_applies_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+    """Would catch a file that only its owner may read, or that everybody may read against the umask."""
     before = os.umask(umask)
     try:
         with replacing(tmp_path / "status.json") as temporary:
@@ -60,8 +60,8 @@ def test_the_umask_says_who_may_read(tmp_path: Path, umask: int, mode: int) -> N
 
 
 @pytest.mark.parametrize("fault", [ValueError, KeyboardInterrupt])
-def test_a_crash_leaves_the_old_file_and_nothing_else(tmp_path: Path, fault: type[BaseException]) -> None:
-    """Would catch half a file under the final name, and temporary files that pile up."""
+def test_replacing_keeps_the_old_file_after_an_error(tmp_path: Path, fault: type[BaseException]) -> None:
+    """Would catch half a file under the final name, or temporary files that accumulate."""
     path = tmp_path / "metrics.json"
     path.write_text("old")
 
@@ -76,8 +76,8 @@ def test_a_crash_leaves_the_old_file_and_nothing_else(tmp_path: Path, fault: typ
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:
-    """Would catch writing in place."""
+def test_replacing_keeps_the_old_file_while_writing(tmp_path: Path) -> None:
+    """Would catch a file that is written in place."""
     path = tmp_path / "status.json"
     path.write_text("old")
     with replacing(path) as temporary:
@@ -86,8 +86,8 @@ def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -
     assert path.read_text() == "new"
 
 
-def test_a_name_that_is_a_folder_fails_cleanly(tmp_path: Path) -> None:
-    """Would catch a temporary file left behind when the last step, the renaming, fails."""
+def test_replacing_removes_its_temporary_file_if_the_target_is_a_folder(tmp_path: Path) -> None:
+    """Would catch a temporary file that remains if the last step, the renaming, fails."""
     path = tmp_path / "results"
     (path / "inside").mkdir(parents=True)
     with pytest.raises(OSError, match="results"), replacing(path) as temporary:
@@ -95,25 +95,25 @@ def test_a_name_that_is_a_folder_fails_cleanly(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-# Places
+# Paths
 
 
-def test_places_that_lead_nowhere_are_names_of_files(tmp_path: Path) -> None:
-    """A traceback for the home of a user who is not there, and for links that lead to each other."""
+def test_at_home_and_real_accept_unknown_homes_and_link_loops(tmp_path: Path) -> None:
+    """Would catch a traceback for the home of an unknown user, or for links that form a loop."""
     loop = tmp_path / "loop"
     loop.symlink_to("loop")
-    assert at_home("~nobody-of-this-name/run") == Path("~nobody-of-this-name/run")
-    assert at_home("~/run") == Path.home() / "run"
-    assert real(loop / "run") == tmp_path.resolve() / "loop" / "run"
+    assert expand_home("~nobody-of-this-name/run") == Path("~nobody-of-this-name/run")
+    assert expand_home("~/run") == Path.home() / "run"
+    assert resolve_links(loop / "run") == tmp_path.resolve() / "loop" / "run"
     (tmp_path / "link").symlink_to(tmp_path)
-    assert real(tmp_path / "link" / "run") == tmp_path.resolve() / "run"
+    assert resolve_links(tmp_path / "link" / "run") == tmp_path.resolve() / "run"
 
 
 # Reading
 
 
-def test_ordinary_files_are_read(tmp_path: Path) -> None:
-    """Would catch a bound that refuses what a run writes."""
+def test_read_yaml_and_read_json_accept_files_of_a_run(tmp_path: Path) -> None:
+    """Would catch a limit that refuses a file of a run."""
     for file in ROOT.glob("tests/recorded/**/*.yaml"):
         assert read_yaml(file) == yaml.safe_load(file.read_text())
     for file in ROOT.glob("tests/recorded/**/*.json"):
@@ -124,8 +124,8 @@ def test_ordinary_files_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "nothing"])
-def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path, kind: str) -> None:
-    """Would catch a reader that waits for the writer of a pipe, or reads a device to its end."""
+def test_read_bytes_refuses_special_files_without_waiting(tmp_path: Path, kind: str) -> None:
+    """Would catch a reader that waits for the writer of a pipe, or that reads a device to its end."""
     path = tmp_path / "config.yaml"
     {
         "pipe": lambda: os.mkfifo(path),
@@ -162,7 +162,7 @@ def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path, kind: str) -
     ],
     ids=range(15),
 )
-def test_yaml_that_is_more_than_it_seems_is_refused(tmp_path: Path, content: str) -> None:
+def test_read_yaml_refuses_hostile_files(tmp_path: Path, content: str) -> None:
     """Would catch a file of a kilobyte that takes all memory, minutes, or the stack."""
     (tmp_path / "a.yaml").write_text(content)
     start = time.perf_counter()
@@ -176,8 +176,8 @@ def test_yaml_that_is_more_than_it_seems_is_refused(tmp_path: Path, content: str
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 60 + "1" + "}" * 60, "9" * 10_000, "", "{", "\ud800"])
-def test_odd_json_is_refused(tmp_path: Path, content: str) -> None:
-    """Would catch JSON that exceeds the stack of its reader, or of whoever walks over it."""
+def test_read_json_refuses_malformed_and_nested_files(tmp_path: Path, content: str) -> None:
+    """Would catch JSON that exceeds the stack of its reader or of a function that walks over it."""
     (tmp_path / "a.json").write_text(content, encoding="utf-8", errors="surrogatepass")
     with pytest.raises(ValueError):
         read_json(tmp_path / "a.json")
@@ -185,8 +185,8 @@ def test_odd_json_is_refused(tmp_path: Path, content: str) -> None:
 
 @QUICK
 @given(st.one_of(st.binary(max_size=60), st.text("[]{}&*!:-?,a1. \n\"'|>%#x", max_size=60).map(str.encode)))
-def test_any_bytes_are_read_or_refused(tmp_path: Path, content: bytes) -> None:
-    """Would catch a file whose fault shows as another exception than callers know."""
+def test_readers_raise_only_value_error(tmp_path: Path, content: bytes) -> None:
+    """Would catch a malformed file that raises another exception than callers handle."""
     (tmp_path / "a").write_bytes(content)
     readers: list[Any] = [read_json, read_yaml, lambda path: list(read_table(path)), lambda path: read_bytes(path, 9)]
     for read in readers:
@@ -196,8 +196,8 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path, content: bytes) -> None:
             assert str(error)
 
 
-def test_torn_line_of_a_table_is_left_out(tmp_path: Path) -> None:
-    """Would catch half a row taken for a whole one, and a whole one that is lost."""
+def test_read_table_omits_a_torn_last_line(tmp_path: Path) -> None:
+    """Would catch half a row that is read as a complete one, or a complete row that is lost."""
     (tmp_path / "a.csv").write_text('a,b\n1,"x\ny"\n2,z')
     assert list(read_table(tmp_path / "a.csv")) == [["a", "b"], ["1", "x\ny"], ["2", "z"]]
     assert list(read_table(tmp_path / "a.csv", torn=True)) == [["a", "b"], ["1", "x\ny"]]

@@ -1,4 +1,4 @@
-"""Who may import whom: the contracts of pyproject.toml hold, forbid what they say, and leave no package out."""
+"""Tests of the import contracts in pyproject.toml: they hold, fail when broken, and cover every package."""
 
 import ast
 import os
@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, options
+from composing import MODELS
+from conftest import ROOT
 
 from facelab.runs.targets import PROJECT
 
@@ -39,7 +40,7 @@ BREAKS = {
     "a run in the comparison": ("facelab/comparison/pairs.py", "import facelab.runs.report", "The comparison of runs"),
     "a door": ("facelab/runs/report.py", "import train", "Nobody imports a door"),
 }
-"""What is broken -> file, lines that break it, how the contract begins that must say so."""
+"""Breach -> file, lines that break a contract, first words of that contract."""
 
 
 QUICK = ("a floor upward", "for type checkers", "torch in the comparison")
@@ -48,8 +49,8 @@ QUICK = ("a floor upward", "for type checkers", "torch in the comparison")
 @pytest.mark.parametrize(
     "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in BREAKS]
 )
-def test_contracts_fail_when_broken(case: str, tmp_path: Path) -> None:
-    """A contract that blesses what it was written to forbid, for a layer left out or an import that it ignores."""
+def test_import_contracts_fail_when_broken(case: str, tmp_path: Path) -> None:
+    """Would catch a contract that misses an import it forbids, because of a missing layer or an ignored import."""
     for folder in (*PROJECT, "hydra_plugins"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
@@ -57,57 +58,57 @@ def test_contracts_fail_when_broken(case: str, tmp_path: Path) -> None:
     with (tmp_path / name).open("a") as file:
         file.write(f"\n{lines}\n")
     line = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
-    said = subprocess.run(line, cwd=tmp_path, env=os.environ | {"COLUMNS": "200"}, capture_output=True, text=True)
-    broken = [text for text in said.stdout.splitlines() if " BROKEN" in text]
-    assert said.returncode == 1
-    assert any(text.startswith(contract) for text in broken), said.stdout + said.stderr
+    done = subprocess.run(line, cwd=tmp_path, env=os.environ | {"COLUMNS": "200"}, capture_output=True, text=True)
+    broken = [text for text in done.stdout.splitlines() if " BROKEN" in text]
+    assert done.returncode == 1
+    assert any(text.startswith(contract) for text in broken), done.stdout + done.stderr
 
 
-def test_layers_name_every_package() -> None:
-    """A new package that no contract speaks of, so that it may import what it likes."""
+def test_import_contracts_name_every_package() -> None:
+    """Would catch a new package without a contract, which may then import everything."""
     contracts = {" ".join(contract["name"].split()[:2]): contract for contract in LINT["contracts"]}
     layers = {name.strip() for layer in contracts["A floor"]["layers"] for name in layer.split("|")}
-    inner = {path.stem for path in (ROOT / "facelab").iterdir() if path.is_dir() or path.suffix == ".py"}
-    rooms = {f"facelab.{name}" for name in inner if not name.startswith("__")}
-    assert layers == rooms | {*LINT["root_packages"]} - {"facelab"}
+    names = {path.stem for path in (ROOT / "facelab").iterdir() if path.is_dir() or path.suffix == ".py"}
+    packages = {f"facelab.{name}" for name in names if not name.startswith("__")}
+    assert layers == packages | {*LINT["root_packages"]} - {"facelab"}
     assert {*contracts["Hydra composes"]["source_modules"]} == PROJECT
 
 
-def test_packages_are_the_same_everywhere() -> None:
-    """A package that is checked and not shipped, or shipped and not allowed in a configuration."""
-    found = SETTINGS["tool"]["setuptools"]["packages"]["find"]["include"]
-    assert {name.removesuffix("*") for name in found} == {*LINT["root_packages"]} == PROJECT | {"hydra_plugins"}
+def test_pyproject_lists_the_same_packages_everywhere() -> None:
+    """Would catch a package that is checked but not shipped, or shipped but not allowed in a configuration."""
+    shipped = SETTINGS["tool"]["setuptools"]["packages"]["find"]["include"]
+    assert {name.removesuffix("*") for name in shipped} == {*LINT["root_packages"]} == PROJECT | {"hydra_plugins"}
 
 
 def names_of(path: Path) -> set[str]:
-    """Every module that a file imports, at any place."""
-    found = set()
+    """Return every module that a file imports, in functions too."""
+    names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            found |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
+            names |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
 
 
-@pytest.mark.parametrize("method", options("model"))
+@pytest.mark.parametrize("method", MODELS)
 @pytest.mark.parametrize("folder", ["lightning_modules", "datamodules", *(f"facelab/{kind}" for kind in KINDS)])
-def test_method_knows_no_other_method(method: str, folder: str) -> None:
-    """A method that cannot be changed or taken away without another one."""
+def test_method_imports_no_other_method(method: str, folder: str) -> None:
+    """Would catch a method that cannot be changed or removed without another one."""
     file = ROOT / folder / f"{method}.py"
     if file.is_file():
-        others = {f"{folder.replace('/', '.')}.{other}" for other in options("model") if other != method}
+        others = {f"{folder.replace('/', '.')}.{other}" for other in MODELS if other != method}
         assert others & names_of(file) == set()
 
 
-def test_signals_have_one_owner() -> None:
-    """A second place that sets handlers: which of both a signal reaches then depends on their order."""
+def test_only_signals_py_sets_signal_handlers() -> None:
+    """Would catch a second module that sets handlers: their order then decides which one receives a signal."""
     users = [str(path.relative_to(ROOT)) for path in CODE if "signal" in names_of(path)]
     assert users == ["facelab/signals.py"]
 
 
-def test_only_the_frame_of_the_doors_exits() -> None:
-    """A library that ends the program of who uses it."""
+def test_only_start_py_raises_system_exit() -> None:
+    """Would catch a library function that ends the program of its caller."""
     exits = [
         str(path.relative_to(ROOT))
         for path in CODE
@@ -115,22 +116,22 @@ def test_only_the_frame_of_the_doors_exits() -> None:
         if isinstance(node, ast.Raise) and node.exc is not None and "SystemExit" in ast.dump(node.exc)
     ]
     assert set(exits) == {"facelab/runs/start.py"}
-    for name, allowed in (("sys.exit(", []), ("os._exit(", ["signals.py"])):  # of a worker whose parent has ended
+    for name, allowed in (("sys.exit(", []), ("os._exit(", ["signals.py"])):  # in a worker whose parent has ended
         assert [path.name for path in CODE if name in path.read_text()] == allowed
 
 
 PRIVATE = {"facelab/internals/lightning.py", "facelab/internals/torch.py", "hydra_plugins/facelab_grid.py"}
-"""The files that know what Lightning, torch and Hydra do not promise."""
+"""Files that may use private names of Lightning, torch and Hydra."""
 
 
 @pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
-def test_private_parts_of_libraries_have_one_room(path: Path) -> None:
-    """A private name of a library that a release may take away, in a file where nobody looks for it."""
+def test_private_names_of_libraries_are_used_in_few_files(path: Path) -> None:
+    """Would catch a private name, which a release may remove, in a file where nobody looks for it."""
     if str(path.relative_to(ROOT)) in PRIVATE:
         return
-    own = {"_asdict", "_replace", "_make", "_fields", "_exit"}  # public names of NamedTuple and os
+    allowed = {"_asdict", "_replace", "_make", "_fields", "_exit"}  # public names of NamedTuple and os
     tree = ast.parse(path.read_text())
-    own |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    allowed |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     foreign = {
         node.attr
         for node in ast.walk(tree)
@@ -139,7 +140,7 @@ def test_private_parts_of_libraries_have_one_room(path: Path) -> None:
         and not node.attr.startswith("__")
         and not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))
     }
-    assert foreign - own == set()
+    assert foreign - allowed == set()
     assert [name for name in names_of(path) if "._" in name] == []
     assert {"fit_loop", "epoch_loop", "val_check_batch"}.isdisjoint(
         node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)
@@ -147,8 +148,15 @@ def test_private_parts_of_libraries_have_one_room(path: Path) -> None:
 
 
 def test_comparison_imports_neither_torch_nor_hydra() -> None:
-    """A dashboard that takes ten seconds to open, or that cannot where torch is not installed."""
+    """Would catch a dashboard that opens after ten seconds, or not at all without torch."""
     modules = [f"facelab.comparison.{path.stem}" for path in (ROOT / "facelab/comparison").glob("*.py")]
     code = f"import sys\nimport {', '.join(modules)}\nprint(*sorted(sys.modules))".replace(".__init__", "")
-    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert {"torch", "lightning", "hydra", "omegaconf"}.isdisjoint(said.stdout.split())
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {"torch", "lightning", "hydra", "omegaconf"}.isdisjoint(done.stdout.split())
+
+
+def test_tests_import_no_other_test() -> None:
+    """Would catch a test that cannot be moved or run alone, or that fails with a script."""
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    tests = {path.stem for path in files if path.stem.startswith("test_")} | {"scripts"}
+    assert [(path.name, name) for path in files for name in names_of(path) if name.partition(".")[0] in tests] == []

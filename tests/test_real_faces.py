@@ -1,4 +1,4 @@
-"""The doors on photographs. FACE_DATA names the folder of the datasets."""
+"""Tests of the doors on real photos; the environment variable FACE_DATA names the folder of the datasets."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import face_data, open_door, small
+from composing import small
+from conftest import face_data, open_door
 
 from facelab.metrics.face_table import read_faces
 
@@ -19,16 +20,16 @@ def load(run: Path) -> Any:
 
 
 def trained_on(layout: str, folder: Path) -> Path:
-    """A network of this layout that has seen a few rendered faces."""
+    """Train a network of this layout on a few rendered faces."""
     open_door("train", *small("pipnet"), f"data=synthetic{layout}", *SHORT, folder=folder)
     return folder / "run"
 
 
-def test_training_on_ytf(tmp_path: Path) -> None:
-    """A reader, a crop or a mean shape that works on rendered faces alone."""
+def test_train_on_ytf(tmp_path: Path) -> None:
+    """Would catch a reader, a crop or a mean shape that works only on rendered faces."""
     root = face_data("ytf68")
-    words = [word for word in small("pipnet") if not word.startswith("data.") and not word.startswith("data=")]
-    open_door("train", *words, "data=ytf68", f"data.root={root}", *SHORT, *FEW, folder=tmp_path)
+    overrides = [word for word in small("pipnet") if not word.startswith("data.") and not word.startswith("data=")]
+    open_door("train", *overrides, "data=ytf68", f"data.root={root}", *SHORT, *FEW, folder=tmp_path)
     results = load(tmp_path / "run")
     assert results["metrics"]["faces"] == results["protocol"]["faces"] == 8
     assert results["metrics"]["faces_skipped"] == 0
@@ -36,11 +37,11 @@ def test_training_on_ytf(tmp_path: Path) -> None:
     assert 0.05 < results["metrics"]["nme_box"] < 1
 
 
-def test_evaluation_on_portraits(tmp_path: Path) -> None:
-    """Photos much larger than the crop, which are decoded reduced, and 106 points of another source."""
+def test_evaluate_on_portraits(tmp_path: Path) -> None:
+    """Would catch errors of 106 landmarks in photos much larger than the crop, which are decoded at reduced size."""
     root, run = face_data("frl106"), trained_on("106", tmp_path)
-    words = ["data=lapa106", f"data.root={root}", "data.name=frl106", "hydra.run.dir=test"]
-    open_door("evaluate", f"ckpt={run}", *words, folder=tmp_path)
+    overrides = ["data=lapa106", f"data.root={root}", "data.name=frl106", "hydra.run.dir=test"]
+    open_door("evaluate", f"ckpt={run}", *overrides, folder=tmp_path)
     results = load(tmp_path / "test")
     assert (results["protocol"]["dataset"], results["protocol"]["faces"]) == ("frl106", 20)
     assert results["metrics"]["nme_box_yaw_0_30"] == results["metrics"]["nme_box"]
@@ -48,11 +49,11 @@ def test_evaluation_on_portraits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("box", ["given", "points"])
-def test_evaluation_on_wflw(box: str, tmp_path: Path) -> None:
-    """Several faces in one photo, rectangles of a detector, and the six attributes as subsets."""
+def test_evaluate_on_wflw(box: str, tmp_path: Path) -> None:
+    """Would catch errors of several faces in one photo, of boxes of a detector, or of the six attributes as subsets."""
     root, run = face_data("WFLW"), trained_on("98", tmp_path)
-    words = ["data=wflw98", f"data.root={root}", f"box={box}", "hydra.run.dir=test"]
-    open_door("evaluate", f"ckpt={run}", *words, folder=tmp_path)
+    overrides = ["data=wflw98", f"data.root={root}", f"box={box}", "hydra.run.dir=test"]
+    open_door("evaluate", f"ckpt={run}", *overrides, folder=tmp_path)
     results, faces = load(tmp_path / "test"), read_faces(tmp_path / "test" / "faces.csv")
     assert results["protocol"]["box"] == box
     assert len(faces["face_id"]) == 102

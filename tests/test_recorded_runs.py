@@ -1,8 +1,8 @@
-"""Runs and checkpoints of earlier formats open, resume and compare.
+"""Tests that runs and checkpoints of earlier formats open, resume and compare.
 
-``recorded/`` was written by the code of its time (commit 46f5ac7; ``format3/`` by 9a13909) and must never be written
-again by a later version: a file that today's code made protects nothing. ``outputs.npz`` holds what its networks
-predicted for :func:`crops`; ``uninterrupted/`` is the same training as ``unfinished/``, to its end.
+Commit 46f5ac7 wrote ``recorded/``, and 9a13909 wrote ``format3/``. Never write these files with a later version: a file
+of the current code protects nothing. ``outputs.npz`` contains the predictions of the recorded networks for
+:func:`crops`; ``uninterrupted/`` is the training of ``unfinished/`` without an interruption.
 """
 
 import json
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, open_door
-from omegaconf import OmegaConf
+from conftest import open_door
+from recorded_runs import PATHS, RECORDED, crops
 
 from facelab.comparison.group import compare
 from facelab.comparison.read import read_runs
@@ -24,86 +24,78 @@ from facelab.renames import FORMAT
 from facelab.run_folder import read_status
 from facelab.runs.checkpoint import load_run
 
-RECORDED = ROOT / "tests" / "recorded"
 CHECKPOINTS = {"pipnet": "finished", "pfld": "unfinished"}
-PATHS = OmegaConf.create(
-    {"data": "elsewhere", "cache": "elsewhere", "run": "now", "name": "x", "group": "g", "id": "i", "tags": []}
-)
 
 
 def load(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def crops() -> torch.Tensor:
-    """Two crops of 64 px, ``(2, 3, 64, 64)`` uint8, the same in every version of torch."""
-    numbers = torch.arange(2 * 3 * 64 * 64, dtype=torch.int64)
-    return (numbers.pow(2) * 7 // 1000 % 256).to(torch.uint8).view(2, 3, 64, 64)
-
-
 @pytest.fixture
 def folder(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Copies of the recorded folders, in a working folder as the one they were recorded in."""
+    """Copy the recorded folders into a working folder like that of the recording."""
     for name in ("finished", "unfinished", "sweep", "format3"):
         shutil.copytree(RECORDED / name, tmp_path / name)
     (tmp_path / "data").symlink_to(cache)
     monkeypatch.setenv("FACELAB_TEST_CACHE", "data")  # the default, relative to the working folder
-    monkeypatch.delenv("FACE_DATA", raising=False)  # as it was then
+    monkeypatch.delenv("FACE_DATA", raising=False)  # as in the recording
     return tmp_path
 
 
 @pytest.mark.parametrize("method", CHECKPOINTS)
-def test_recorded_checkpoint_opens_and_predicts_the_same(method: str) -> None:
-    """A class that moved, an argument or a weight that was renamed, a default that changed: old checkpoints closed."""
+def test_load_run_opens_a_recorded_checkpoint_with_the_same_outputs(method: str) -> None:
+    """Would catch a moved class, a renamed argument or weight, or a changed default that old checkpoints need."""
     expected = np.load(RECORDED / "outputs.npz")
     with torch.inference_mode():
         prediction = load_run(RECORDED / CHECKPOINTS[method], PATHS).module.predict(crops())._asdict()
-    found = {f"{method}_{name}": value for name, value in prediction.items() if value is not None}
-    assert found.keys() == {name for name in expected if name.startswith(f"{method}_")}
-    for name, value in found.items():
+    outputs = {f"{method}_{name}": value for name, value in prediction.items() if value is not None}
+    assert outputs.keys() == {name for name in expected if name.startswith(f"{method}_")}
+    for name, value in outputs.items():
         np.testing.assert_allclose(value.numpy(), expected[name], rtol=1e-4, atol=1e-3, err_msg=name)
 
 
-def test_recorded_finished_run_shows_its_results(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A finished run that counts as changed because the classes in its config.yaml have other names today."""
+def test_resume_of_a_recorded_finished_run_shows_its_results(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch a finished run that counts as changed because classes in its config.yaml were renamed."""
     kept = {name: (folder / "finished" / name).read_bytes() for name in ("metrics.json", "faces.csv", "metrics.csv")}
     open_door("train", "resume=finished", folder=folder)
-    said = capsys.readouterr().out
-    assert "results in" in said and "changed: " not in said
+    output = capsys.readouterr().out
+    assert "results in" in output and "changed: " not in output
     last = Path("checkpoints/last.ckpt")
-    assert (folder / "finished" / last).read_bytes() == (RECORDED / "finished" / last).read_bytes(), "trained again"
+    assert (folder / "finished" / last).read_bytes() == (RECORDED / "finished" / last).read_bytes(), (
+        "the run was trained again"
+    )
     assert {name: (folder / "finished" / name).read_bytes() for name in kept} == kept
 
 
 @pytest.mark.parametrize(("place", "step"), [(".", 9), ("format3", 10)])
-def test_recorded_unfinished_run_resumes_to_the_same_end(
+def test_resume_of_a_recorded_run_gives_the_uninterrupted_results(
     place: str, step: int, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Optimizer, schedule, statistics, random state or progress of an old checkpoint lost; its overrides refused."""
+    """Would catch a lost optimizer, schedule, statistic, RNG state or progress, or refused overrides."""
     open_door("train", f"resume={place}/unfinished", folder=folder)
-    said = capfd.readouterr().out
-    assert "changed: " not in said
-    assert re.search(rf"going on from .*last\.ckpt, step {step}\b", said), "begun anew"
+    output = capfd.readouterr().out
+    assert "changed: " not in output
+    assert re.search(rf"resuming from .*last\.ckpt, step {step}\b", output), "the run started anew"
     run, reference = folder / place / "unfinished", RECORDED / place / "uninterrupted"
     saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert (saved["format"], saved["global_step"]) == (FORMAT, 18)
     assert read_status(run).state == "finished"
     assert load(run / "metrics.json")["protocol"] == load(reference / "metrics.json")["protocol"]
-    found, expected = (read_faces(each / "faces.csv") for each in (run, reference))
+    faces, expected = (read_faces(each / "faces.csv") for each in (run, reference))
     # Another number of threads gave 0.1 %, a lost optimizer 2.5 %.
-    np.testing.assert_allclose(found["nme_box"], expected["nme_box"], rtol=5e-3)
-    heads = [(each / "metrics.csv").read_text().splitlines() for each in (run, reference)]
-    assert heads[0][0] == heads[1][0] and len(heads[0]) == len(heads[1])
+    np.testing.assert_allclose(faces["nme_box"], expected["nme_box"], rtol=5e-3)
+    metrics = [(each / "metrics.csv").read_text().splitlines() for each in (run, reference)]
+    assert metrics[0][0] == metrics[1][0] and len(metrics[0]) == len(metrics[1])
 
 
-def test_recorded_sweep_resumes_and_compares(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Cells trained twice or never; runs of before and after the move that count as different recipes."""
+def test_resume_and_compare_accept_a_recorded_sweep(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch cells trained twice or never, or runs of old and new class names in different rows."""
     open_door("train", "-m", "resume=sweep", folder=folder)
     assert [read_status(folder / "sweep" / number).state for number in "012"] == ["finished"] * 3
     assert "resumed" not in load(folder / "sweep" / "0" / "environment.json")
     (table,) = compare(read_runs([folder / "sweep"]), None)
     (row,) = table.rows
-    assert len(row.runs) == 3, "seeds of one recipe stand in several rows"
+    assert len(row.runs) == 3, "seeds of one recipe are in several rows"
     assert table.settings == ["seed"]
     capsys.readouterr()
     open_door("compare", folder / "sweep", folder / "finished", "--html", "page.html", folder=folder)
@@ -111,9 +103,9 @@ def test_recorded_sweep_resumes_and_compares(folder: Path, capsys: pytest.Captur
     assert (folder / "page.html").stat().st_size > 10_000
 
 
-def test_recorded_run_is_measured_again(folder: Path) -> None:
-    """An old run that only its own version could evaluate, or with other numbers."""
+def test_evaluate_measures_a_recorded_run(folder: Path) -> None:
+    """Would catch an old run that only its own version could evaluate, or that gets other results."""
     open_door("evaluate", "ckpt=finished", "hydra.run.dir=again", folder=folder)
-    found, expected = (load(folder / run / "metrics.json") for run in ("again", "finished"))
-    assert found["protocol"] == expected["protocol"]
-    assert found["metrics"]["nme_box"] == pytest.approx(expected["metrics"]["nme_box"], rel=1e-3)
+    results, expected = (load(folder / run / "metrics.json") for run in ("again", "finished"))
+    assert results["protocol"] == expected["protocol"]
+    assert results["metrics"]["nme_box"] == pytest.approx(expected["metrics"]["nme_box"], rel=1e-3)

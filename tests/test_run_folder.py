@@ -1,4 +1,4 @@
-"""What of a configuration may change a number, and the state that the files of a run tell."""
+"""Tests of the settings that may change a result, and of the state in the files of a run."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import yaml
 from conftest import ROOT
 from lightning.pytorch import callbacks as lightning_callbacks
 
-from facelab.run_folder import BEST, WATCHERS, counted, is_infinite, now, read_status
+from facelab.run_folder import BEST_CALLBACK, PASSIVE_CALLBACKS, is_infinite, now, read_status, result_settings
 from facelab.runs.resume import _changes
 from facelab.runs.targets import buildable
 
@@ -23,23 +23,23 @@ def with_callbacks(*, test_ckpt: str = "last", **callbacks: Any) -> dict[str, An
     return RUN | {"test_ckpt": test_ckpt, "callbacks": callbacks}
 
 
-def own_callbacks() -> set[str]:
-    """The classes that conf/callbacks names."""
+def project_callbacks() -> set[str]:
+    """Return the classes that conf/callbacks names."""
     files = [yaml.safe_load(file.read_text()) for file in sorted((ROOT / "conf" / "callbacks").glob("*.yaml"))]
     return {node["_target_"] for file in files for node in file.values() if isinstance(node, dict)}
 
 
-@pytest.mark.parametrize("name", sorted(own_callbacks() - {EMA, BEST}))
-def test_own_callback_watches(name: str) -> None:
-    """Seeds that stand apart since a picture, a chart or the minutes between two checkpoints differ."""
-    assert "callbacks" not in counted(with_callbacks(it={"_target_": name, "minutes": 1}))
+@pytest.mark.parametrize("name", sorted(project_callbacks() - {EMA, BEST_CALLBACK}))
+def test_result_settings_omit_passive_callbacks(name: str) -> None:
+    """Would catch seeds in different rows because a picture, a chart or the checkpoint interval differs."""
+    assert "callbacks" not in result_settings(with_callbacks(it={"_target_": name, "minutes": 1}))
 
 
-def test_watchers_are_classes_that_can_be_built() -> None:
-    """A watcher that was moved or renamed, and now splits the seeds of a run."""
-    assert {f"{kind.__module__}.{kind.__qualname__}".rpartition(".")[2] for kind in map(buildable, WATCHERS)} == {
-        name.rpartition(".")[2] for name in WATCHERS
-    }
+def test_passive_callbacks_can_be_built() -> None:
+    """Would catch a passive callback that was moved or renamed and now separates the seeds of a run."""
+    assert {
+        f"{kind.__module__}.{kind.__qualname__}".rpartition(".")[2] for kind in map(buildable, PASSIVE_CALLBACKS)
+    } == {name.rpartition(".")[2] for name in PASSIVE_CALLBACKS}
 
 
 @pytest.mark.parametrize(
@@ -53,37 +53,37 @@ def test_watchers_are_classes_that_can_be_built() -> None:
         *(EMA, "callbacks.mine.Mine", None),
     ],
 )
-def test_other_callback_counts(name: str | None) -> None:
-    """A callback that averages, stops or accumulates, or one that nobody knows, taken for one that only watches."""
+def test_result_settings_keep_other_callbacks(name: str | None) -> None:
+    """Would catch a callback that averages, stops or accumulates, or an unknown one, treated as passive."""
     assert name is None or name.startswith("callbacks.") or hasattr(lightning_callbacks, name.rpartition(".")[2])
-    found = counted(with_callbacks(it={"_target_": name, "decay": 0.9, "folder": "/home/a/run/mine"}, off=None))
-    assert found["callbacks"] == {"it": {"_target_": name, "decay": 0.9}}
-    assert found.keys() == {"seed", "test_ckpt", "callbacks"}
+    kept = result_settings(with_callbacks(it={"_target_": name, "decay": 0.9, "folder": "/home/a/run/mine"}, off=None))
+    assert kept["callbacks"] == {"it": {"_target_": name, "decay": 0.9}}
+    assert kept.keys() == {"seed", "test_ckpt", "callbacks"}
 
 
-def test_checkpoint_counts_where_the_best_is_tested() -> None:
-    """Two choices of the best checkpoint averaged as seeds of one, or seeds apart for a checkpoint nobody tests."""
-    checkpoint = {"_target_": BEST, "dirpath": "/home/a/run/checkpoints", "monitor": "val/loss"}
-    assert "callbacks" not in counted(with_callbacks(checkpoint=checkpoint))
-    kept = {"checkpoint": {"_target_": BEST, "monitor": "val/loss"}}
-    assert counted(with_callbacks(test_ckpt="best", checkpoint=checkpoint))["callbacks"] == kept
+def test_result_settings_keep_the_checkpoint_if_the_best_is_tested() -> None:
+    """Would catch two choices of the best checkpoint averaged as seeds, or seeds that an untested one separates."""
+    checkpoint = {"_target_": BEST_CALLBACK, "dirpath": "/home/a/run/checkpoints", "monitor": "val/loss"}
+    assert "callbacks" not in result_settings(with_callbacks(checkpoint=checkpoint))
+    kept = {"checkpoint": {"_target_": BEST_CALLBACK, "monitor": "val/loss"}}
+    assert result_settings(with_callbacks(test_ckpt="best", checkpoint=checkpoint))["callbacks"] == kept
     evaluated = with_callbacks(checkpoint=checkpoint) | {"evaluate": {"ckpt": "a/checkpoints/best.ckpt"}}
-    assert counted(evaluated)["callbacks"] == kept
+    assert result_settings(evaluated)["callbacks"] == kept
 
 
 @pytest.mark.parametrize("odd", [None, [], "x", {"it": "x"}, {"it": {"_target_": ["a"]}}])
-def test_odd_callbacks_count(odd: Any) -> None:
-    """A configuration typed by hand ends the comparison."""
-    assert counted(RUN | {"callbacks": odd})["callbacks"] == odd
+def test_result_settings_keep_malformed_callbacks(odd: Any) -> None:
+    """Would catch a hand-written configuration that ends the comparison."""
+    assert result_settings(RUN | {"callbacks": odd})["callbacks"] == odd
 
 
-def test_change_of_what_counts_is_told_on_resumption() -> None:
-    """A run that goes on with another average of its weights, and nobody knows of it."""
+def test_changes_lists_changed_result_settings() -> None:
+    """Would catch a resume with another average of the weights that is not reported."""
     before = with_callbacks(ema={"_target_": EMA, "decay": 0.99}, grid={"_target_": "callbacks.pictures.FaceGrid"})
     after = with_callbacks(ema={"_target_": EMA, "decay": 0.9}) | {"paths": {"run": "/mnt/b"}, "logger": {}}
     assert _changes(before, after) == ["callbacks.ema.decay: 0.99 -> 0.9"]
-    told = _changes(with_callbacks(), with_callbacks(ema={"_target_": EMA}))
-    assert told == [f"callbacks.ema._target_: None -> {EMA}"]
+    changes = _changes(with_callbacks(), with_callbacks(ema={"_target_": EMA}))
+    assert changes == [f"callbacks.ema._target_: None -> {EMA}"]
 
 
 @pytest.mark.parametrize(
@@ -95,10 +95,10 @@ def test_change_of_what_counts_is_told_on_resumption() -> None:
         ({"state": ["finished"]}, "['finished']"),
     ],
 )
-def test_odd_status_has_a_state(tmp_path: Path, content: dict[str, Any], state: str) -> None:
-    """A number of a process, or a time, that no machine has ends whatever asks for the state of a run."""
-    told = {key: now() if value == "now" else value for key, value in content.items()}
-    (tmp_path / "status.json").write_text(json.dumps({"host": socket.gethostname()} | told))
+def test_read_status_accepts_impossible_values(tmp_path: Path, content: dict[str, Any], state: str) -> None:
+    """Would catch a pid or a time that no machine has and that raises in read_status."""
+    status = {key: now() if value == "now" else value for key, value in content.items()}
+    (tmp_path / "status.json").write_text(json.dumps({"host": socket.gethostname()} | status))
     assert read_status(tmp_path).state == state
 
 
@@ -111,6 +111,8 @@ def test_odd_status_has_a_state(tmp_path: Path, content: dict[str, Any], state: 
         ("nme_box_yaw_mean", {"nme_box_yaw_mean": 3, "nme_box_yaw_0_30": 3, "nme_box_yaw_30_60": 0}, False),
     ],
 )
-def test_is_infinite_tells_not_predicted_from_no_face(name: str, counts: dict[str, int], infinite: bool) -> None:
-    """A network that predicts nothing and looks like a subset without faces."""
+def test_is_infinite_distinguishes_no_prediction_from_no_face(
+    name: str, counts: dict[str, int], infinite: bool
+) -> None:
+    """Would catch a network that predicts nothing and looks like a subset without faces."""
     assert is_infinite(name, counts) is infinite

@@ -63,7 +63,7 @@ SPLIT_NAMES = {
     **dict.fromkeys(("val", "valid", "validation", "valset"), "val"),
     **dict.fromkeys(("test", "testing", "testset"), "test"),
 }
-"""Name of a folder, in lower case, to its split."""
+"""Split by name of a folder in lower case."""
 SPLIT_WORDS = {*SPLIT_NAMES, "validate", "dev", "eval", "evaluation", "learn"}
 """Words in the name of a folder that suggest that it is a split."""
 REMEDIES = {
@@ -72,7 +72,7 @@ REMEDIES = {
     "negated": "data.missing=[negated] reads them as hidden points and changes their signs",
     "fraction": "data.units=fraction reads the numbers as fractions of the photo's width and height",
 }
-"""Remedies for :func:`check_face`: a code or ``fraction`` to the option that reads it."""
+"""Remedies for :func:`check_face`: the option that reads a code or ``fraction``, by that name."""
 
 
 class Folder:

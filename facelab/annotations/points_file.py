@@ -21,13 +21,13 @@ MissingCode = Literal["zero", "minus_one", "negated"]
 ``minus_one``: -1 -1 is not annotated; ``negated``: a point with both coordinates negated is annotated and hidden, as in
 MERL-RAV."""
 MIN_CODED = 3
-"""Minimum number of equal points of a face, such as 0 0, that are taken for a code: one or two may be real
+"""Minimum number of equal points of a face, such as 0 0, that count as a code for 'not annotated'; fewer may be real
 positions."""
 MIN_DISTANCE = 0.5
-"""Minimum distance of such points from all others, as a fraction of the longer side of the face, to be a code."""
+"""Minimum distance of these equal points from the box of the other points, as a fraction of its longer side."""
 MIN_SPREAD = 1.75
-"""Minimum ratio of the size of the face to its size with the signs of negative points changed, to take them for a
-code."""
+"""Negative points count as hidden (``negated``) if changing their signs makes the face smaller by more than this
+factor."""
 LARGEST_FRACTION = 1.5
 """Largest coordinate that is taken for a fraction of the photo: points may be outside of the photo."""
 

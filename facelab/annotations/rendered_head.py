@@ -74,7 +74,7 @@ PIECES: dict[str, tuple[Piece, ...]] = {
         *(*MOUTH, *PUPILS),
     ),
 }
-"""Name of a layout to its sampled curves, in the order of its points."""
+"""Sampled curves, in the order of the points, by name of the layout."""
 
 
 class Head(NamedTuple):

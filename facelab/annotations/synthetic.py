@@ -38,9 +38,18 @@ labels."""
 TAGS = ("profile", "frontal", "head_up", "head_down", "expression", "occlusion")
 """Six classes of PFLD (Guo et al., arXiv 1902.10859, section 3.1). The paper does not define them; :func:`tags_of`
 does."""
-PROFILE_YAW, FRONTAL_PITCH, OPEN_MOUTH, SHUT_EYE, BROAD_SMILE, OCCLUDED_SHARE = 30.0, 15.0, 0.4, 0.3, 0.6, 0.05
-"""Limits of the classes, see :func:`tags_of`: degrees, degrees, three measures of :class:`Head`, share of the
-landmarks."""
+PROFILE_YAW = 30.0
+"""Absolute yaw in degrees beyond which a face is ``profile``, see :func:`tags_of`."""
+FRONTAL_PITCH = 15.0
+"""Largest absolute pitch in degrees of a ``frontal`` face; beyond it a face is ``head_up`` or ``head_down``."""
+OPEN_MOUTH = 0.4
+"""Limit of the open mouth of an ``expression``, in the measure of :class:`Head`."""
+SHUT_EYE = 0.3
+"""Limit of the shut eyes of an ``expression``, in the measure of :class:`Head`."""
+BROAD_SMILE = 0.6
+"""Limit of the broad smile of an ``expression``, in the measure of :class:`Head`."""
+OCCLUDED_SHARE = 0.05
+"""Share of hidden landmarks beyond which a face is in ``occlusion``."""
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 MAX_PHOTOS = 10**7
 """Largest number of photos of a split: a week of rendering on a large machine."""

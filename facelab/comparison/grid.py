@@ -32,7 +32,7 @@ COSTS = {"params": ("params M", 1e-6, 2), "macs": ("MACs M", 1e-6, 1), LATENCY: 
 COSTS |= {
     f"{POSE}{name}": (f"with pose: {heading}", factor, decimals) for name, (heading, factor, decimals) in COSTS.items()
 }
-"""Costs of one face: name in the files to heading, factor and decimals of the column."""
+"""Heading, factor and decimals of the column of a cost of one face, by its name in the files."""
 
 
 LONGEST = 1000
@@ -94,23 +94,23 @@ def brief_setting(row: Row, key: str) -> str:
     return _short(row_setting(row, key), 60)
 
 
-def lines_of(table: Table, each: bool) -> list[Row]:
-    """List the rows of a table; with ``each`` the runs of a row over seeds follow it."""
+def lines_of(table: Table, with_single_runs: bool) -> list[Row]:
+    """List the rows of a table; with ``with_single_runs`` the runs of a row over seeds follow it."""
     return [
         line
         for row in table.rows
-        for line in [row, *([row_of([run]) for run in row.runs] if each and len(row.runs) > 1 else [])]
+        for line in [row, *([row_of([run]) for run in row.runs] if with_single_runs and len(row.runs) > 1 else [])]
     ]
 
 
-def grid(table: Table, *, each: bool = False) -> list[list[Cell]]:
+def build_cells(table: Table, *, with_single_runs: bool = False) -> list[list[Cell]]:
     """Build the cells of a table: the headings, then one row per run or per set of runs that differ only in the seed.
 
     Errors are in percent, errors of angles in degrees.
 
     Args:
         table: table to show.
-        each: whether the runs of such a set have rows too.
+        with_single_runs: whether the runs of such a set have rows too.
     """
     has_notes = any(run.reason for run in table.runs)
     ranked = [run for run in table.runs if run.ranked] or table.runs
@@ -128,7 +128,7 @@ def grid(table: Table, *, each: bool = False) -> list[list[Cell]]:
     heading += [Cell(COSTS[name][0], number=True) for name in costs]
     cells = [heading + [Cell("note")] * has_notes]
     winners = {metric: best(table.rows, metric) for metric in table.metrics}
-    for row in lines_of(table, each):
+    for row in lines_of(table, with_single_runs):
         line = [Cell(row.name), *([Cell(overrides[row.runs[0].folder] or "-")] if overrides else [])]
         line += [Cell(brief_setting(row, key) or "-") for key in table.settings]
         for metric in table.metrics:

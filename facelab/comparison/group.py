@@ -49,7 +49,7 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The runs of one protocol, the best first."""
+    """Comparison table of the runs of one protocol; ``runs`` and ``rows`` are sorted, the best first."""
 
     protocol: dict[str, Any]
     runs: list[Run]
@@ -57,7 +57,7 @@ class Table(NamedTuple):
     published: list[Published]  # published results on the same faces
     settings: list[str]  # keys of the configuration in which the runs differ, except `recipe`
     recipe: list[str]  # keys in which the runs differ only by method, with one value per method
-    metrics: list[str]
+    metrics: list[str]  # columns, in order
 
 
 def compare(runs: Sequence[Run], metrics: Sequence[str] | None) -> list[Table]:

@@ -24,8 +24,8 @@ from PIL import Image, UnidentifiedImageError
 from facelab.comparison.grid import (
     Cell,
     brief_setting,
+    build_cells,
     disagreement,
-    grid,
     grid_without_numbers,
     headings,
     one_line,
@@ -62,7 +62,7 @@ GROUPS = {
     "nme_ioc_region_": ("Region", "part of the face"),
     "nme_box_size_": ("Face size", "true box in the photo"),
 }
-"""Prefix of the metrics of parts of the faces to the title of their figure and the property that defines the parts."""
+"""Title of a figure, and the property that defines the parts of the faces, by prefix of their metrics."""
 PART_NAMES = {
     "0_30": "0–30°",
     "30_60": "30–60°",
@@ -72,14 +72,14 @@ PART_NAMES = {
     "64_128": "64–128 px",
     "128_up": "128 px and more",
 }
-"""Part in the name of a metric to its label in a figure."""
+"""Label in a figure by part in the name of a metric."""
 
 
 class Curves(NamedTuple):
     """The metrics that a run logged during training."""
 
     steps_per_epoch: float
-    values: dict[str, tuple[list[int], list[float]]]  # metric to optimizer steps and values
+    values: dict[str, tuple[list[int], list[float]]]  # optimizer steps and values by metric
 
 
 # Numbers
@@ -188,8 +188,11 @@ def _plain(value: float | None) -> float | None:
     return float(f"{value:.5g}") if value is not None and math.isfinite(value) else None
 
 
-def _ends(row: Row, metric: str) -> list[float | None]:
-    """Return the ends of an error bar: mean -/+ standard deviation over seeds, or the 95 % interval of a single run."""
+def _error_bar(row: Row, metric: str) -> list[float | None]:
+    """Return the lower and upper end of the error bar of a metric in its logged unit; two None if unknown.
+
+    The bar is the mean -/+ standard deviation over seeds, or the 95 % interval of a single run.
+    """
     low, high = row.intervals.get(metric, (math.nan, math.nan))
     if len(row.runs) > 1:
         deviation = row.deviations.get(metric, math.nan)
@@ -292,7 +295,7 @@ def section_data(table: Table) -> dict[str, Any]:
             "label": label,
             "runs": [index[id(run)] for run in row.runs],
             "metrics": {
-                name: [_plain(row.metrics[name]), *_ends(row, name)] for name in metrics if name in row.metrics
+                name: [_plain(row.metrics[name]), *_error_bar(row, name)] for name in metrics if name in row.metrics
             },
         }
         for row, label in zip(table.rows, labels_of(table), strict=True)
@@ -441,7 +444,7 @@ def _toolbar(rows: int) -> str:
 
 
 def _results(table: Table, labels: Sequence[str]) -> str:
-    heading, *lines = grid(table, each=True)
+    heading, *lines = build_cells(table, with_single_runs=True)
     bodies, start = [], 0
     for index, row in enumerate(table.rows):
         singles = len(row.runs) if len(row.runs) > 1 else 0
@@ -456,7 +459,7 @@ def _results(table: Table, labels: Sequence[str]) -> str:
             for name, *cells in inner
         )
         bodies.append(f"<tbody>{shown}{hidden}</tbody>")
-    return _scroll(f"<table>{_head(heading)}{''.join(bodies)}</table>", "Results")
+    return _wrap_in_scroll_box(f"<table>{_head(heading)}{''.join(bodies)}</table>", "Results")
 
 
 def _name(text: str, beside: str) -> str:
@@ -488,7 +491,7 @@ def _cells(cells: Sequence[Cell]) -> str:
     return "".join(map(cell_html, cells))
 
 
-def _scroll(table: str, name: str) -> str:
+def _wrap_in_scroll_box(table: str, name: str) -> str:
     """Put a table into a box that scrolls with mouse and keyboard, so that the page itself does not scroll sideways."""
     return f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">{table}</div>'
 
@@ -499,7 +502,9 @@ def _plain_table(heading: Sequence[str], rows: Sequence[Sequence[str]], numbers:
         return "".join(f'<{tag} class="{kind}">{escape(text)}</{tag}>' for kind, text in zip(kinds, cells, strict=True))
 
     body = "".join(f"<tr>{line('td', row)}</tr>" for row in rows)
-    return _scroll(f"<table><thead><tr>{line('th', heading)}</tr></thead><tbody>{body}</tbody></table>", name)
+    return _wrap_in_scroll_box(
+        f"<table><thead><tr>{line('th', heading)}</tr></thead><tbody>{body}</tbody></table>", name
+    )
 
 
 def _published(table: Table) -> str:
@@ -528,7 +533,9 @@ def _unmeasured(runs: Sequence[Run], *, has_curves: bool, number: int) -> str:
         for row in rows
     )
     head = "".join(f'<th scope="col" class="word">{escape(text)}</th>' for text in heading)
-    table = _scroll(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>", "Runs without metrics")
+    table = _wrap_in_scroll_box(
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>", "Runs without metrics"
+    )
     data = f' data-section="{number - 1}"' if has_curves else ""
     return f"""<section id="no-numbers" aria-labelledby="no-numbers-title"{data}>
 <h2 id="no-numbers-title">Runs without metrics <span class="quiet">{len(rows)}</span></h2>

@@ -11,7 +11,7 @@ import numpy as np
 from facelab.comparison.read import Run
 from facelab.errors import RunError
 from facelab.faces.geometry import Array
-from facelab.files import real
+from facelab.files import resolve_links
 from facelab.metrics.face_table import read_faces
 from facelab.metrics.landmarks import (
     Difference,
@@ -117,7 +117,7 @@ def choose(runs: Sequence[Run], text: str) -> Run:
     Raises:
         RunError: no run matches, or several do.
     """
-    exact = [run for run in runs if run.name == text or real(run.folder) == real(Path(text))]
+    exact = [run for run in runs if run.name == text or resolve_links(run.folder) == resolve_links(Path(text))]
     matches = exact or [run for run in runs if text in run.name]
     if len(matches) == 1:
         return matches[0]

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from facelab.errors import RunError
-from facelab.files import read_json, read_yaml, real
+from facelab.files import read_json, read_yaml, resolve_links
 from facelab.renames import renamed_config
-from facelab.run_folder import STAMPED, RunFolder, counted, is_infinite, read_jobs, read_status
+from facelab.run_folder import STAMPED, RunFolder, is_infinite, read_jobs, read_status, result_settings
 
 PATHS = ("cache", "data", "run")
 """Keys of ``paths`` that are folders."""
@@ -93,7 +93,7 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
         RunError: a path does not exist, or there is no run.
     """
     typed = [str(path) for path in paths]
-    folders = {real(folder): folder for path in typed for folder in _find(path)}
+    folders = {resolve_links(folder): folder for path in typed for folder in _find(path)}
     jobs = {sweep: _overrides_of_jobs(sweep) for sweep in {path.parent for path in folders}}
     runs = [read_run(folder, jobs[path.parent].get(path.name, ())) for path, folder in folders.items()]
     if all(run.state == NO_RUN for run in runs):
@@ -162,7 +162,7 @@ def read_run(folder: Path, typed: tuple[str, ...] = ()) -> Run:
         folder: folder of the run; it does not exist if the run is a job of a sweep that has not started.
         typed: overrides of the job.
     """
-    path = real(folder)
+    path = resolve_links(folder)
     name = f"{path.parent.name}/{path.name}" if path.name.isdecimal() else path.name
     run = Run(name, folder, "unknown", "", {}, {}, {}, {}, {}, {}, {}, {}, typed)
     try:
@@ -252,7 +252,7 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
             else:
                 yield key, _without_path(value, names)
 
-    kept = counted(config)
+    kept = result_settings(config)
     flat = {key: value for key, value in walk(kept, "") if key.removeprefix("evaluate.") not in UNCOUNTED}
     if isinstance(callbacks := kept.get("callbacks", {}), dict):
         nodes = callbacks.values()

@@ -11,8 +11,8 @@ from typing import Any
 from facelab.comparison.grid import (
     COSTS,
     Cell,
+    build_cells,
     disagreement,
-    grid,
     grid_without_numbers,
     headings,
     label,
@@ -42,7 +42,7 @@ def write_markdown(path: Path, runs: Sequence[Run], tables: Sequence[Table], *, 
     """Write the tables in percent as Markdown; with ``each`` the single runs of a row over seeds follow it."""
     blocks = [_escape(disagreement(tables))]
     for heading, table in zip(headings(tables), tables, strict=True):
-        blocks += [f"**{_escape(heading)}**", _markdown(grid(table, each=each))]
+        blocks += [f"**{_escape(heading)}**", _markdown(build_cells(table, with_single_runs=each))]
         blocks += [_escape(line) for line in remarks(table)]
     if rows := grid_without_numbers(runs):
         blocks += ["**Runs without metrics**", _markdown(rows)]
@@ -80,7 +80,9 @@ def write_csv(path: Path, runs: Sequence[Run], tables: Sequence[Table]) -> None:
     metrics = list(dict.fromkeys(metric for table in tables for metric in table.metrics))
     costs = [name for name in COSTS if any(not math.isnan(run.costs(name)) for run in runs)]
     order: list[tuple[str, Table | None, Row]] = [
-        (str(number), table, row) for number, table in enumerate(tables, start=1) for row in lines_of(table, each=True)
+        (str(number), table, row)
+        for number, table in enumerate(tables, start=1)
+        for row in lines_of(table, with_single_runs=True)
     ]
     order += [("", None, row_of([run])) for run in sorted(runs, key=natural_order) if not run.protocol]
     rows = []

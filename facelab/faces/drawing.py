@@ -10,6 +10,7 @@ from facelab.faces.geometry import Array, box_to_image, image_box, transform_poi
 from facelab.faces.layouts import Layout
 
 Colour = tuple[int, int, int]
+"""Red, green and blue, 0 to 255."""
 TRUTH: Colour = (60, 220, 90)
 """RGB of annotated points: green."""
 PREDICTION: Colour = (255, 70, 60)

@@ -89,6 +89,7 @@ class Layout:
 
 
 def _other_side(region: str) -> str:
+    """Return the name of the region on the other side; a name without a side is returned unchanged."""
     for side, other in (("left_", "right_"), ("right_", "left_")):
         if region.startswith(side):
             return other + region.removeprefix(side)

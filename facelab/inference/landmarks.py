@@ -18,7 +18,7 @@ from facelab.errors import ConfigError, DatasetError, ImageError, printable
 from facelab.faces.crop import Crop
 from facelab.faces.geometry import Array, from_cells, transform_points
 from facelab.faces.image import SUFFIXES, CropError, PhotoFile
-from facelab.files import at_home, walk
+from facelab.files import expand_home, walk
 from facelab.inference.boxes_file import Boxes
 from lightning_modules.landmark import LandmarkModule
 
@@ -35,7 +35,7 @@ class Photos(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """A photo without a prediction, or one such face of a photo."""
+    """Photo, or one face of it, without a prediction, and the reason."""
 
     image: str
     face: int | None  # None for the whole photo
@@ -91,7 +91,7 @@ def find_photos(images: str) -> Photos:
         ConfigError: there is no such file or folder, or it contains no photo.
         DatasetError: a folder cannot be read.
     """
-    given = at_home(images)
+    given = expand_home(images)
     if given.is_file():
         return Photos(given.parent, {printable(given.name): given}, {})
     if given.is_dir():
@@ -215,7 +215,7 @@ def _fault_of(box: Array, whole: Array) -> str | None:
 
 
 def _predict_crops(module: LandmarkModule, crops: Sequence[Array], batch_size: int) -> Iterator[_CropPrediction]:
-    """Predict each crop, in their order."""
+    """Yield the prediction of each crop, in the order of the crops."""
     for start in range(0, len(crops), batch_size):
         with torch.inference_mode():
             image = torch.from_numpy(np.stack(crops[start : start + batch_size])).permute(0, 3, 1, 2)

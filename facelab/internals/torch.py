@@ -1,4 +1,4 @@
-"""What the project uses of torch 2.15 that its documentation does not promise. Tested by ``test_internals.py``."""
+"""Undocumented parts of torch 2.15 that the project uses. Tested by ``test_internals.py``."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ from torch.utils._pytree import tree_leaves
 
 
 class Operands(TorchDispatchMode):
-    """Context that notes which tensors the operators read, by their ``id``."""
+    """Context that records the ``id`` of every tensor that an operator reads."""
 
     def __init__(self) -> None:
         super().__init__()
         self.ids: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Note the operands and call the operator."""
+        """Record the operands and call the operator."""
         kwargs = kwargs or {}
         self.ids |= {id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         return func(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""The losses of PFLD (Guo et al., arXiv 1902.10859): landmarks, with faces weighed by pose error and rarity."""
+"""Losses of PFLD (Guo et al., arXiv 1902.10859): landmark errors weighted by pose error and rarity of the face."""
 
 import math
 from collections.abc import Sequence
@@ -12,106 +12,115 @@ from facelab.errors import ConfigError, DatasetError
 from facelab.losses.regression import LandmarkLoss
 
 CLASSES = ("profile", "frontal", "head_up", "head_down", "expression", "occlusion")
-"""The paper's. A face may be in several."""
+"""Names of the paper's classes of faces. A face may be in several."""
 
 
 class FaceClasses(nn.Module):
-    """Which of the paper's six classes a face is in.
+    """Classifier of faces into the paper's six classes.
 
-    A class that the dataset tags is what the tag says. Where it does not, the four of pose come from the angles, and
-    nobody is in ``expression`` or ``occlusion``. The paper does not define the classes: profile is yaw beyond
-    ``profile_yaw``; frontal is yaw within it and pitch within ``level_pitch``; head up and head down are pitch beyond.
-    So every face of known pose is in one class at least.
+    A tag with the name of a class defines that class. Without the tag, the four pose classes follow from the angles,
+    and no face is in ``expression`` or ``occlusion``. The paper does not define the classes. Here ``profile`` is
+    a yaw beyond ``profile_yaw``, ``frontal`` a yaw within it and a pitch within ``level_pitch``, ``head_up`` and
+    ``head_down`` a pitch beyond that. Without such tags every face of known pose is in at least one class.
 
     Args:
-        profile_yaw: degrees.
-        level_pitch: degrees.
+        profile_yaw: limit of the absolute yaw in degrees.
+        level_pitch: limit of the absolute pitch in degrees.
     """
 
     def __init__(self, profile_yaw: Angle, level_pitch: Angle) -> None:
         super().__init__()
         self.profile_yaw, self.level_pitch = profile_yaw, level_pitch
-        self.columns: dict[str, int] = {}  # class to the column of its tag, where the dataset has that tag
+        self.columns: dict[str, int] = {}  # class to column of its tag, if the dataset has the tag
 
     def resolve(self, names: Sequence[str]) -> None:
-        """Look up which columns of ``tags`` say a class, by the names of the dataset's tags."""
+        """Find the columns of ``tags`` that are classes, by the names of the dataset's tags."""
         self.columns = {name: list(names).index(name) for name in CLASSES if name in names}
 
     def forward(self, tags: Tensor, pose: Tensor) -> Tensor:
         """Classify.
 
         Args:
-            tags: ``(B, T)`` bool, of the dataset that :meth:`resolve` was given.
-            pose: ``(B, 3)`` yaw, pitch, roll in degrees; with NaN a face is in no class of pose.
+            tags: ``(B, T)`` bool, columns as in :meth:`resolve`.
+            pose: ``(B, 3)`` yaw, pitch, roll in degrees; a face with NaN is in no class of pose.
 
         Returns:
             ``(B, 6)`` bool, in the order of :data:`CLASSES`.
         """
         yaw, pitch = pose[:, 0].abs(), pose[:, 1]
-        of_pose = {
+        by_pose = {
             "profile": yaw > self.profile_yaw,
             "frontal": (yaw <= self.profile_yaw) & (pitch.abs() <= self.level_pitch),
             "head_up": pitch > self.level_pitch,
             "head_down": pitch < -self.level_pitch,
         }
-        nobody = torch.zeros_like(yaw, dtype=torch.bool)
+        none = torch.zeros_like(yaw, dtype=torch.bool)
         tagged = {name: tags[:, column] for name, column in self.columns.items()}
-        return torch.stack([(of_pose | tagged).get(name, nobody) for name in CLASSES], 1)
+        return torch.stack([(by_pose | tagged).get(name, none) for name in CLASSES], 1)
 
 
 class ClassWeight(Protocol):
-    """What a face weighs besides its pose."""
+    """Weight W of a face in :class:`PFLDLoss`."""
 
     def count(self, classes: Tensor) -> None:
-        """Take the classes of all training faces, ``(F, 6)`` bool."""
+        """Compute statistics from the classes ``(F, 6)`` bool of all training faces."""
         ...
 
     def __call__(self, classes: Tensor, distance: Tensor) -> Tensor:
-        """Weigh faces ``(B,)`` by their classes ``(B, 6)`` bool or their mean errors ``(B,)``."""
+        """Compute weights ``(B,)`` from the classes ``(B, 6)`` bool and the mean errors ``(B,)`` of faces."""
         ...
 
 
 class InverseFrequencyWeight(nn.Module):
-    """The sum over a face's classes of the reciprocal of their share of the training faces, as in the paper.
+    """Sum of 1 / share of the training faces over the classes of a face, as in the paper.
 
-    The shares are those of the training set and stay with the checkpoint. A class without a face has no weight.
+    The shares are computed on the training set and stored in the checkpoint. A class without a training face has weight
+    0.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.weight: Tensor
-        self.register_buffer("weight", torch.full((len(CLASSES),), math.nan))  # until the training set is known
+        self.register_buffer("weight", torch.full((len(CLASSES),), math.nan))  # until count()
 
     def count(self, classes: Tensor) -> None:
-        """Take the classes of all training faces, ``(F, 6)`` bool."""
+        """Compute the weights from the classes ``(F, 6)`` bool of all training faces."""
         counts = classes.double().sum(0)
         self.weight.copy_(torch.where(counts > 0, self.rarity(counts, len(classes)), 0))
 
     def rarity(self, counts: Tensor, faces: int) -> Tensor:
-        """The weight of classes with ``counts (6,)`` of so many faces, ``(6,)`` float64; of one without a face any."""
+        """Compute the weights of the classes.
+
+        Args:
+            counts: ``(6,)`` float64, number of training faces in each class.
+            faces: number of training faces.
+
+        Returns:
+            ``(6,)`` float64; any value for a class without a face.
+        """
         return faces / counts
 
     def forward(self, classes: Tensor, distance: Tensor) -> Tensor:
-        """Weigh.
+        """Compute the weights of faces.
 
         Args:
             classes: ``(B, 6)`` bool.
             distance: not used; ``(B,)`` mean error of each face.
 
         Returns:
-            ``(B,)``.
+            ``(B,)`` weights.
         """
         return (classes * self.weight).sum(1)
 
 
 class EffectiveNumberWeight(InverseFrequencyWeight):
-    """The same by the reciprocal of a class's effective number (Cui et al., CVPR 2019): rarity counts for less.
+    """Sum of 1 / effective number over the classes of a face (Cui et al., CVPR 2019); rare classes count for less.
 
-    ``(1 - beta) / (1 - beta ** n)`` for n faces, scaled so that the weights of the classes that occur sum to their
-    number.
+    The weight of a class of n faces is ``(1 - beta) / (1 - beta ** n)``, scaled so that the weights of all classes with
+    a face sum to the number of these classes.
 
     Args:
-        beta: from 0, all alike, towards 1, as :class:`InverseFrequencyWeight` but for the scale.
+        beta: in [0, 1). 0: equal weights; close to 1: as :class:`InverseFrequencyWeight` except for the scale.
 
     Raises:
         ConfigError: ``beta`` is out of range.
@@ -124,29 +133,30 @@ class EffectiveNumberWeight(InverseFrequencyWeight):
         self.beta = beta
 
     def rarity(self, counts: Tensor, faces: int) -> Tensor:
-        """As in :class:`InverseFrequencyWeight`."""
+        """Compute the weights of the classes, see :meth:`InverseFrequencyWeight.rarity`."""
         present = counts > 0
         weight = (1 - self.beta) / (1 - self.beta ** counts.clamp(min=1))
         return weight * present.sum() / torch.where(present, weight, 0).sum().clamp(min=1e-12)
 
 
 class HardExampleWeight(nn.Module):
-    """A weight by difficulty instead of class, in the manner of the focal loss (Lin et al., ICCV 2017).
+    """Weight by difficulty instead of class, similar to the focal loss (Lin et al., ICCV 2017).
 
-    A face's mean error over the running mean of all, to the power of ``exponent``; no gradient flows through it.
+    The weight is the mean error of the face divided by the running mean over faces, to the power of ``exponent``. It
+    has no gradient.
 
     Args:
-        exponent: 0 makes all faces alike.
-        momentum: of the running mean, which moves by the rest of 1 with every batch.
+        exponent: 0 or more; with 0 all weights are 1.
+        momentum: factor in [0, 1) on the old running mean; the mean of a batch has the factor ``1 - momentum``.
 
     Raises:
-        ConfigError: one of them is out of range.
+        ConfigError: ``exponent`` or ``momentum`` is out of range.
     """
 
     def __init__(self, exponent: float, momentum: float) -> None:
         super().__init__()
         if exponent < 0:
-            raise ConfigError("exponent", f"={exponent} must not be under 0: easy faces would count most")
+            raise ConfigError("exponent", f"={exponent} must not be negative: easy faces would count most")
         if not 0 <= momentum < 1:
             raise ConfigError("momentum", f"={momentum} must be in [0, 1)")
         self.exponent, self.momentum = exponent, momentum
@@ -154,53 +164,54 @@ class HardExampleWeight(nn.Module):
         self.register_buffer("mean", torch.zeros(()))  # 0 until the first batch
 
     def count(self, classes: Tensor) -> None:
-        """Classes do not matter here."""
+        """Do nothing: the weight does not depend on classes."""
 
     @torch.no_grad()
     def forward(self, classes: Tensor, distance: Tensor) -> Tensor:
-        """Weigh; in training the running mean is moved first.
+        """Compute the weights of faces. In training mode, update the running mean first.
 
         Args:
             classes: not used.
-            distance: ``(B,)`` mean error of each face; NaN for one without an annotated point.
+            distance: ``(B,)`` mean error of each face; NaN without an annotated point.
 
         Returns:
-            ``(B,)``.
+            ``(B,)`` weights.
         """
         if self.training:
-            self._move(distance)
+            self._update_mean(distance)
         relative = distance.nan_to_num() / self.mean.clamp(min=torch.finfo(distance.dtype).tiny)
         return torch.where(self.mean > 0, relative, 1.0) ** self.exponent
 
-    def _move(self, distance: Tensor) -> None:
-        known = distance.isfinite()
-        total = torch.stack([torch.where(known, distance, 0.0).sum(), known.sum()])
+    def _update_mean(self, distance: Tensor) -> None:
+        """Update the running mean with the mean over the batches of all processes."""
+        annotated = distance.isfinite()
+        total = torch.stack([torch.where(annotated, distance, 0.0).sum(), annotated.sum()])
         if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(total)  # else each process would weigh by faces of its own
+            distributed.all_reduce(total)  # otherwise each process would have a different mean
         mean = total[0] / total[1].clamp(min=1)
-        moved = torch.where(self.mean > 0, self.momentum * self.mean + (1 - self.momentum) * mean, mean)
-        self.mean.copy_(torch.where(total[1] > 0, moved, self.mean))
+        updated = torch.where(self.mean > 0, self.momentum * self.mean + (1 - self.momentum) * mean, mean)
+        self.mean.copy_(torch.where(total[1] > 0, updated, self.mean))
 
 
 class PFLDLoss(nn.Module):
-    """The error of each face's landmarks, times a weight by the error of its angles and one by its classes.
+    """Landmark error of each face, times a weight for the error of its angles and a weight for its classes.
 
-    ``(floor + W) (floor + A)`` with ``A = sum over yaw, pitch, roll of 1 - cos(error)`` and W of ``class_weight``. With
-    floor 0 it is the paper's: the angles learn through this product alone, a face whose angles are perfect no longer
-    teaches its landmarks, nor does a face without a class. With floor 1 both always teach.
+    The weight of a face is ``(floor + W) (floor + A)`` with ``A = sum over yaw, pitch, roll of 1 - cos(error)`` and W
+    from ``class_weight``. Floor 0 is the paper's loss, with two consequences: angles are trained only through this
+    product; a face with exact angles or without a class does not train the landmarks. With floor 1 every face counts.
 
-    A factor that is switched off is 1. A face whose pose is not known has A = 0.
+    A disabled factor is 1. A face of unknown pose has A = 0.
 
     Args:
-        points: the error of the landmarks; the paper's is the sum of squares.
+        points: error of the landmarks; the paper's is the sum of squares.
         by_pose: whether A is a factor.
-        classes: what classes a face is in.
-        class_weight: what W is; None without it.
-        floor: 0 or 1.
+        classes: classifier of faces.
+        class_weight: W; None disables the factor.
+        floor: added to W and A; 0 or 1 are the useful values.
 
     Attributes:
-        uses_angles: whether angles must be predicted.
-        teaches_angles: whether what predicts them learns them.
+        uses_angles: whether the loss needs predicted angles.
+        trains_angles: whether the loss supervises the predicted angles.
 
     Raises:
         ConfigError: ``floor`` is negative.
@@ -216,28 +227,28 @@ class PFLDLoss(nn.Module):
     ) -> None:
         super().__init__()
         if floor < 0:
-            raise ConfigError("floor", f"={floor} must not be under 0")
+            raise ConfigError("floor", f"={floor} must not be negative")
         self.points, self.floor = points, floor
-        self.uses_angles = self.teaches_angles = by_pose
+        self.uses_angles = self.trains_angles = by_pose
         self.classes, self.class_weight = classes, class_weight
 
     def count(self, names: Sequence[str], tags: Tensor, pose: Tensor) -> None:
-        """Take what is annotated of the training set.
+        """Compute the weights of the classes from the annotations of the training set.
 
         Args:
-            names: of the dataset's tags.
-            tags: ``(F, T)`` bool, of all training faces.
-            pose: ``(F, 3)`` degrees.
+            names: names of the dataset's tags.
+            tags: ``(F, T)`` bool, tags of all training faces.
+            pose: ``(F, 3)`` yaw, pitch, roll in degrees.
 
         Raises:
-            DatasetError: no face would teach anything.
+            DatasetError: the weight of every training face would be 0.
         """
         self.classes.resolve(names)
         classes = self.classes(tags, pose)
         if isinstance(self.class_weight, InverseFrequencyWeight) and not self.floor and not classes.any():
             raise DatasetError(
-                f"loss: it weighs faces by their classes ({', '.join(CLASSES)}), and no training face is in one: "
-                "nothing would be learned; choose loss=pfld_fixed or loss=l2"
+                f"loss: it weights faces by their classes ({', '.join(CLASSES)}), and no training face has one: all "
+                "weights would be 0; choose loss=pfld_fixed or loss=l2"
             )
         if self.class_weight is not None:
             self.class_weight.count(classes)
@@ -251,18 +262,18 @@ class PFLDLoss(nn.Module):
         pose: Tensor,
         tags: Tensor,
     ) -> dict[str, Tensor]:
-        """Compare.
+        """Compute the loss.
 
         Args:
             prediction: ``(B, N, 2)`` fractions of the crop.
-            target: ``(B, N, 2)``.
-            valid: ``(B, N)`` bool, annotated.
-            angles: ``(B, 3)`` predicted yaw, pitch, roll in radians; None where no branch predicts them.
-            pose: ``(B, 3)`` true yaw, pitch, roll in **degrees**, NaN where not known.
-            tags: ``(B, T)`` bool, of the dataset that :meth:`count` was given.
+            target: ``(B, N, 2)`` fractions of the crop.
+            valid: ``(B, N)`` bool, True where annotated.
+            angles: ``(B, 3)`` predicted yaw, pitch, roll in radians; None without a pose branch.
+            pose: ``(B, 3)`` true yaw, pitch, roll in **degrees**, NaN if unknown.
+            tags: ``(B, T)`` bool, columns as in :meth:`count`.
 
         Returns:
-            The term ``points``, a scalar; 0 where nothing is annotated.
+            The scalar term ``points``; 0 if nothing is annotated.
         """
         weight = torch.ones(len(prediction), device=prediction.device)
         if angles is not None and self.uses_angles:
@@ -274,38 +285,43 @@ class PFLDLoss(nn.Module):
 
 
 class OfficialPFLDLoss(nn.Module):
-    """The loss of polarisZhao/PFLD-pytorch with its slips, to compare with it.
+    """Loss of polarisZhao/PFLD-pytorch with its errors, for comparison with that code.
 
-    Predicted angles are subtracted from true ones in degrees and the cosine is taken of this as radians, so that A is
-    noise. Classes weigh the reciprocals of their shares of the batch, and a face without a flag weighs nothing. The
-    angles that a branch learns by it mean nothing.
+    The code subtracts predicted angles from true ones in degrees and takes the cosine of the difference as radians, so
+    A is noise and the angles that a pose branch learns are meaningless. The weight of a class is 1 / its share of the
+    batch, and a face without a flag has weight 0.
 
     Args:
-        flags: the tags that count; all of WFLW but ``pose``, which the code skips. One that the dataset lacks is on for
-            nobody.
-        absent: in place of 1 / share for a flag that is on for nobody; the code has the nominal size of a batch.
+        flags: tags that count: all of WFLW except ``pose``, which the code skips. A tag that the dataset does not have
+            counts as not set for any face.
+        absent: replacement of 1 / share for a flag that no face of the batch has; the nominal batch size in the code.
     """
 
     uses_angles = True
-    teaches_angles = False
+    trains_angles = False
 
     def __init__(self, flags: Sequence[str], absent: Amount) -> None:
         super().__init__()
         self.flags, self.absent = tuple(flags), absent
-        self.columns: list[int] = []  # of the flags that the dataset has
+        self.columns: list[int] = []  # columns of the flags that the dataset has
         self.points = LandmarkLoss(nn.MSELoss(reduction="none"), 1.0)
 
     def count(self, names: Sequence[str], tags: Tensor, pose: Tensor) -> None:
-        """See that some face has a flag.
+        """Find the columns of the flags.
+
+        Args:
+            names: names of the dataset's tags.
+            tags: ``(F, T)`` bool, tags of all training faces.
+            pose: not used.
 
         Raises:
-            DatasetError: none has, and none would teach anything.
+            DatasetError: no training face has a flag, so the weight of every face would be 0.
         """
         self.columns = [list(names).index(flag) for flag in self.flags if flag in names]
         if not tags[:, self.columns].any():
             raise DatasetError(
-                f"loss: it weighs faces by their flags ({', '.join(self.flags)}), and no training face has one: "
-                "nothing would be learned; choose loss=pfld_fixed or loss=l2"
+                f"loss: it weights faces by their flags ({', '.join(self.flags)}), and no training face has one: all "
+                "weights would be 0; choose loss=pfld_fixed or loss=l2"
             )
 
     def forward(
@@ -317,21 +333,29 @@ class OfficialPFLDLoss(nn.Module):
         pose: Tensor,
         tags: Tensor,
     ) -> dict[str, Tensor]:
-        """As :meth:`PFLDLoss.forward`."""
+        """Compute the loss; arguments as in :meth:`PFLDLoss.forward`."""
         known = pose.isfinite()
-        difference = torch.where(known, angles.float() - pose.nan_to_num(), 0.0)  # radians less degrees
-        on = tags[:, self.columns].float()  # (B, flags)
-        share = on.mean(0)
+        difference = torch.where(
+            known, angles.float() - pose.nan_to_num(), 0.0
+        )  # radians minus degrees, as in the code
+        flagged = tags[:, self.columns].float()  # (B, flags)
+        share = flagged.mean(0)
         rarity = torch.where(share > 0, 1 / share, self.absent)
-        return self.points(prediction, target, valid, (1 - difference.cos()).sum(1) * (on * rarity).sum(1))
+        return self.points(prediction, target, valid, (1 - difference.cos()).sum(1) * (flagged * rarity).sum(1))
 
 
 def angle_errors(angles: Tensor, pose: Tensor) -> Tensor:
-    """How far predicted angles are off, ``(B, 3)`` radians, within pi; 0 where the truth is not known.
+    """Compute the errors of predicted angles.
 
     Args:
-        angles: ``(B, 3)`` predicted, in radians.
-        pose: ``(B, 3)`` true, in degrees, NaN where not known.
+        angles: ``(B, 3)`` predicted angles in radians.
+        pose: ``(B, 3)`` true angles in degrees, NaN if unknown.
+
+    Returns:
+        ``(B, 3)`` radians in [-pi, pi); 0 if the true angle is unknown.
+
+    >>> angle_errors(torch.tensor([[0.0, 3.0, 0.5]]), torch.tensor([[90.0, -180.0, math.nan]]))
+    tensor([[-1.5708, -0.1416,  0.0000]])
     """
     true = torch.where(pose.isfinite(), pose, 0.0).deg2rad()
     difference = torch.where(pose.isfinite(), angles.float() - true, 0.0)
@@ -339,7 +363,7 @@ def angle_errors(angles: Tensor, pose: Tensor) -> Tensor:
 
 
 def mean_distance(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Mean distance of each face's annotated points, ``(B,)``, without a gradient; NaN where there is none."""
+    """Compute the mean distance ``(B,)`` over the annotated points of each face, without gradient; NaN if none is."""
     with torch.no_grad():
         distance = torch.where(valid, (prediction.float() - target).norm(dim=-1), 0.0)
         return distance.sum(1) / valid.sum(1)

@@ -1,4 +1,4 @@
-"""Losses of networks that predict coordinates: a penalty of each coordinate's error, summed over a face."""
+"""Losses of networks that regress coordinates: a penalty on the error of each coordinate, summed over a face."""
 
 import math
 
@@ -10,32 +10,31 @@ from facelab.errors import ConfigError
 
 
 class LandmarkLoss(nn.Module):
-    """The mean over the faces of a batch of the summed penalties of their points' x and y.
+    """Penalty of each coordinate, summed over the points of a face and averaged over the faces of a batch.
 
-    As in the loss of PFLD (Guo et al., arXiv 1902.10859), where the penalty is the square, the points of a face are
-    summed and the faces averaged. Points that are not annotated add nothing, and a face without any is
-    as good as no face. Computed in float32 also under autocast.
+    This is the reduction of PFLD's loss (Guo et al., arXiv 1902.10859), whose penalty is the square. Points without an
+    annotation add nothing; a face without any annotated point does not count. Computed in float32, also under autocast.
 
     Args:
-        penalty: two tensors to the penalty of each of their differences, as torch's losses with ``reduction="none"``.
-        scale: factor on the coordinates before the penalty, for penalties that bend at a certain error: the crop's
-            side makes pixels of coordinates that are fractions of the crop.
+        penalty: elementwise function of prediction and target, such as torch's losses with ``reduction="none"``.
+        scale: factor on the coordinates before the penalty, for penalties whose form depends on the size of the error.
+            The side of the crop converts fractions of the crop to pixels.
 
     Raises:
-        ConfigError: ``penalty`` gives one number for all coordinates.
+        ConfigError: ``penalty`` reduces the coordinates to one number.
     """
 
     def __init__(self, penalty: nn.Module, scale: Positive) -> None:
         super().__init__()
         self.penalty, self.scale = penalty, scale
-        two = torch.zeros(2)
-        if penalty(two, two).shape != two.shape:
-            raise ConfigError("penalty", " must keep the coordinates apart; set loss.penalty.reduction=none")
+        probe = torch.zeros(2)
+        if penalty(probe, probe).shape != probe.shape:
+            raise ConfigError("penalty", " must return one value per coordinate; set loss.penalty.reduction=none")
 
     def per_face(self, prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-        """The summed penalties of each face, ``(B,)``; see :meth:`forward`."""
+        """Compute the summed penalties of each face, ``(B,)``; arguments as in :meth:`forward`."""
         prediction = prediction.float()
-        # Not multiplied with 0: what is not annotated is NaN in the target, and so would be its gradient.
+        # where() and not a product with 0: a target without an annotation is NaN, and its gradient would be NaN too.
         target = torch.where(valid[..., None], target, prediction.detach())
         penalty = self.penalty(self.scale * prediction, self.scale * target)  # (B, N, 2)
         return torch.where(valid[..., None], penalty, 0.0).sum((1, 2))
@@ -43,17 +42,17 @@ class LandmarkLoss(nn.Module):
     def forward(
         self, prediction: Tensor, target: Tensor, valid: Tensor, weight: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Compare.
+        """Compute the loss.
 
         Args:
             prediction: ``(B, N, 2)`` in any unit.
-            target: ``(B, N, 2)`` in the same, ignored where not ``valid``.
-            valid: ``(B, N)`` bool, annotated.
-            weight: ``(B,)`` factor on each face; the sum is still divided by the number of faces, so that a weight
-                also says how much is learned.
+            target: ``(B, N, 2)`` in the same unit, ignored where not ``valid``.
+            valid: ``(B, N)`` bool, True where annotated.
+            weight: ``(B,)`` factor on each face; the sum is divided by the number of faces and not by the sum of the
+                weights, so a larger weight also makes a larger step.
 
         Returns:
-            The term ``points``, a scalar; 0 where nothing is annotated.
+            The scalar term ``points``; 0 if nothing is annotated.
         """
         error = self.per_face(prediction, target, valid)  # (B,)
         faces = valid.any(1).sum().clamp(min=1)
@@ -61,16 +60,21 @@ class LandmarkLoss(nn.Module):
 
 
 class WingLoss(nn.Module):
-    """The wing penalty (Feng et al., CVPR 2018): ``width * log(1 + |x| / curvature)`` up to ``width``.
+    """Wing penalty (Feng et al., CVPR 2018): ``width * log(1 + |x| / curvature)`` up to ``width``.
 
-    Beyond it is ``|x|`` less a constant that makes both meet. Small errors then count for more than under L1.
+    Above ``width`` it is ``|x|`` minus a constant that makes the penalty continuous. Small errors then have a larger
+    gradient than with L1.
 
     Args:
-        width: w of the paper, in the unit of the coordinates that are compared.
+        width: w of the paper, in the unit of the coordinates.
         curvature: epsilon of the paper, in the same unit.
 
     Raises:
-        ConfigError: one of them is not over 0.
+        ConfigError: ``width`` or ``curvature`` is not positive.
+
+    >>> penalty = WingLoss(width=10.0, curvature=2.0)
+    >>> penalty(torch.tensor([0.0, 2.0, 20.0]), torch.zeros(3))
+    tensor([ 0.0000,  6.9315, 27.9176])
     """
 
     def __init__(self, width: float, curvature: float) -> None:
@@ -82,6 +86,6 @@ class WingLoss(nn.Module):
         self.offset = width - width * math.log1p(width / curvature)
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """The penalty of each difference."""
+        """Compute the penalty of each difference."""
         error = (prediction - target).abs()
         return torch.where(error < self.width, self.width * torch.log1p(error / self.curvature), error - self.offset)

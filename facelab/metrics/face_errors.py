@@ -1,4 +1,4 @@
-"""Collect the errors of every face over batches and processes."""
+"""Metric that collects the errors of every face over batches and processes."""
 
 import numpy as np
 import torch
@@ -12,11 +12,11 @@ from facelab.metrics.face_table import FaceTable, face_table
 
 
 class FaceErrors(Metric):
-    """Collects predictions over a split and measures them once, in :meth:`compute`.
+    """Collector of the predictions of a split, which :meth:`compute` measures once.
 
-    The states hold points, not errors: `update` then only copies, and coordinates meet matrices in float64 on the
-    CPU. In float32 on a GPU the product would be rounded to TF32 or bfloat16 wherever the user allows these for the
-    network, which costs pixels in a large photo.
+    The states contain points instead of errors: :meth:`update` only copies, and :meth:`compute` multiplies coordinates
+    by matrices in float64 on the CPU. A GPU would round the float32 product to TF32 or bfloat16 where the user allows
+    these for the network, an error of pixels in a large photo.
 
     Args:
         layout: the layout of the points.
@@ -25,7 +25,7 @@ class FaceErrors(Metric):
 
     full_state_update = False
     face_id: list[Tensor]  # (B,) int64
-    predicted: list[Tensor]  # (B, N, 2) float32, pixels of the crop, as are the points
+    predicted: list[Tensor]  # (B, N, 2) float32, pixels of the crop, as ``points``
     points: list[Tensor]  # (B, N, 2) float32
     valid: list[Tensor]  # (B, N) bool
     to_photo: list[Tensor]  # (B, 3, 3) float32
@@ -51,25 +51,25 @@ class FaceErrors(Metric):
         self.reset()
 
     def reset(self) -> None:
-        """Forget all faces.
+        """Remove all faces.
 
-        Every column starts with no rows rather than with nothing, so that a process without a face still agrees with
-        the others on shape and type when they gather, and an empty split gives an empty table.
+        Each column starts with an empty tensor of its shape and type, not with an empty list. A process without a face
+        can then gather with the others, and an empty split has an empty table.
         """
         super().reset()
         for name, (shape, dtype) in self.columns.items():
             getattr(self, name).append(torch.empty(0, *shape, dtype=dtype, device=self.device))
 
     def update(self, predicted: Tensor, batch: LandmarkBatch, pose: Tensor | None = None) -> None:
-        """Take the faces of one batch.
+        """Add the faces of one batch.
 
         Args:
             predicted: ``(B, N, 2)`` in pixels of ``batch.image``, of any float type.
-            batch: the truth. Its crops are neither flipped nor rotated, so the pose in the crop is that in the photo.
-            pose: ``(B, 3)`` predicted yaw, pitch, roll in degrees; None where the method predicts none.
+            batch: the truth. Its crops are neither flipped nor rotated, so the pose is the same in crop and photo.
+            pose: ``(B, 3)`` predicted yaw, pitch, roll in degrees; None if the method predicts none.
 
         Raises:
-            ValueError: a shape is not that of the layout, the tags or the batch.
+            ValueError: a shape does not match the layout, the number of tags or the batch.
         """
         if pose is None:
             pose = torch.full_like(batch.pose, torch.nan)
@@ -85,10 +85,10 @@ class FaceErrors(Metric):
             getattr(self, name).append(rows[name].detach().to(self.device, dtype, copy=True))
 
     def compute(self) -> FaceTable:
-        """The table of all faces of all processes.
+        """Compute the table of the faces of all processes.
 
-        A distributed sampler repeats faces to give every process as many: the first of each ``face_id`` stays. Whether
-        and how a split was divided among batches and processes therefore changes nothing.
+        A distributed sampler repeats faces so that every process has the same number; only the first row of each
+        ``face_id`` is kept. The table therefore does not depend on how batches and processes divide the split.
 
         Raises:
             ValueError: see :func:`face_table`.

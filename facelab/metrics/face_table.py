@@ -1,4 +1,4 @@
-"""The errors of every face: one table in memory and on disk, from which every number is computed. Without torch."""
+"""Table of the errors of every face, in memory and on disk. All metrics are computed from it. Without torch."""
 
 import csv
 from collections.abc import Sequence
@@ -15,24 +15,27 @@ from facelab.files import read_table, replacing
 
 Normaliser = Literal["ioc", "ipd", "box", "diag"]
 NORMALISERS: tuple[Normaliser, ...] = get_args(Normaliser)
+"""Columns of :class:`FaceTable` that an error can be divided by."""
 SMALLEST_NORMALISER = 1.0
-"""Pixels of the photo. Below it the error of a face is a ratio of roundings."""
+"""Smallest normaliser in pixels of the photo; with a smaller one the error is NaN, because it would be a ratio of
+rounding errors."""
 ANGLES = ("yaw", "pitch", "roll")
+"""Angles of a pose, in the order of its columns."""
 
 
 class FaceTable(NamedTuple):
-    """One row per face, in the order of ``face_id``. Lengths are in pixels of the photo, numbers are float64."""
+    """Table with one row per face, sorted by ``face_id``. Lengths are pixels of the photo, numbers are float64."""
 
     face_id: NDArray[np.int64]  # (F,) row of the split
     error: Array  # (F, N) distance of prediction and truth; NaN where not annotated, inf where not predicted
-    valid: NDArray[np.bool_]  # (F, N) annotated. All False: the face could not be read
-    ioc: Array  # (F,) between the outer eye corners; NaN if one is not annotated
-    ipd: Array  # (F,) between the centroids of the pupils' points; NaN if one is not annotated or the layout has none
-    box: Array  # (F,) sqrt(w h) of the tight box of the annotated points; NaN if there is none
+    valid: NDArray[np.bool_]  # (F, N) annotated; all False if the face could not be read
+    ioc: Array  # (F,) distance of the outer eye corners; NaN if one is not annotated
+    ipd: Array  # (F,) distance of the pupils (centroids); NaN if a point is not annotated or the layout has none
+    box: Array  # (F,) sqrt(w h) of the tight box of the annotated points; NaN without an annotated point
     diag: Array  # (F,) diagonal of that box
-    pose: Array  # (F, 3) yaw, pitch, roll in degrees; NaN where unknown
+    pose: Array  # (F, 3) yaw, pitch, roll in degrees; NaN if unknown
     tags: NDArray[np.bool_]  # (F, T) in the order of Annotations.tags
-    pose_error: Array  # (F, 3) degrees, of yaw, pitch, roll; NaN where not predicted or known, or no point is
+    pose_error: Array  # (F, 3) yaw, pitch, roll in degrees; NaN if predicted, true pose or every point is missing
 
 
 def face_table(
@@ -49,23 +52,23 @@ def face_table(
 ) -> FaceTable:
     """Measure predictions against the truth in pixels of the photo.
 
-    The normalisers are those in use since 300-W (Sagonas et al., Image and Vision Computing 2016), all taken from the
-    annotated true points; w and h are max - min, without a pixel added.
+    The normalisers are those of 300-W (Sagonas et al., Image and Vision Computing 2016) and later work, computed from
+    the annotated true points; w and h are max - min, without an added pixel.
 
     Args:
         layout: the layout of the points.
         face_id: ``(F,)``, ascending and unique.
-        predicted: ``(F, N, 2)`` in pixels of the crop. A point that is annotated and predicted as NaN or infinite has
-            an infinite error: it fails at every threshold and makes the mean error infinite, so it cannot be missed.
+        predicted: ``(F, N, 2)`` in pixels of the crop. An annotated point with a NaN or infinite prediction has an
+            infinite error: it fails at every threshold and makes the mean error infinite, so it cannot go unnoticed.
         points: ``(F, N, 2)`` true points in pixels of the crop; ignored where ``valid`` is False.
         valid: ``(F, N)`` bool.
-        to_photo: ``(F, 3, 3)`` from the crop's pixels to the photo's.
-        pose: ``(F, 3)`` degrees.
+        to_photo: ``(F, 3, 3)`` from pixels of the crop to pixels of the photo.
+        pose: ``(F, 3)`` true yaw, pitch, roll in degrees, NaN if unknown.
         tags: ``(F, T)`` bool.
-        predicted_pose: ``(F, 3)`` degrees, NaN where none is predicted; None for nobody.
+        predicted_pose: ``(F, 3)`` degrees, NaN for a face without a predicted pose; None if no face has one.
 
     Raises:
-        ValueError: a point is marked as annotated and has no coordinates.
+        ValueError: a valid point is NaN or infinite.
     """
     points = np.where(valid[..., None], points, np.nan).astype(np.float64)
     if broken := face_id[(valid & ~np.isfinite(points).all(-1)).any(-1)].tolist():
@@ -74,7 +77,7 @@ def face_table(
             "infinite; the dataset's reader must mark them as not annotated"
         )
     to_photo = to_photo.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # an infinite prediction becomes NaN here and infinite again below
+    with np.errstate(invalid="ignore"):  # an infinite prediction becomes NaN here and its error infinite below
         truth = geometry.transform_points(to_photo, points)
         error = np.linalg.norm(geometry.transform_points(to_photo, predicted.astype(np.float64)) - truth, axis=-1)
     x0, y0, x1, y1 = geometry.bounding_box(truth).astype(np.float64).T
@@ -93,69 +96,73 @@ def face_table(
 
 
 def _pose_error(pose: Array, predicted: Array | None, valid: Array) -> Array:
-    """Of faces that are measured: one without a point may be a photo that could not be read."""
+    """Compute the errors of the angles ``(F, 3)`` in degrees; NaN for a face without a valid point.
+
+    Such a face may belong to a photo that could not be read.
+    """
     if predicted is None:
         return np.full(pose.shape, np.nan)
     return np.where(valid.any(axis=1, keepdims=True), _angle_between(pose, predicted), np.nan)
 
 
 def _angle_between(a: Array, b: Array) -> Array:
-    """Absolute differences of angles in degrees, the short way round: within 180."""
+    """Return the absolute difference of angles in degrees, at most 180."""
     return np.abs((a.astype(np.float64) - b + 180) % 360 - 180)
 
 
 def _distance(points: Array, left: Sequence[int], right: Sequence[int]) -> Array:
-    """Distance between two centroids of points, ``(F,)``; NaN where a point is missing or there are none."""
+    """Return the distance ``(F,)`` of two centroids; NaN if a point is missing or an index list is empty."""
     if not left or not right:
         return np.full(len(points), np.nan)
     return np.linalg.norm(points[:, list(left)].mean(axis=1) - points[:, list(right)].mean(axis=1), axis=-1)
 
 
 def mean_error(table: FaceTable, points: Sequence[int] | None = None) -> Array:
-    """Mean distance over the annotated points of each face in pixels of the photo.
+    """Compute the mean distance over the annotated points of each face in pixels of the photo.
 
     Args:
         table: the faces.
-        points: the points to take; all where None.
+        points: indices of the points to average; None for all.
 
     Returns:
-        ``(F,)``, NaN where none of the points is annotated.
+        ``(F,)``, NaN if none of the points is annotated.
     """
-    return mean_known(table.error if points is None else table.error[:, list(points)])
+    return nanmean(table.error if points is None else table.error[:, list(points)])
 
 
 def nme_per_face(table: FaceTable, normaliser: Normaliser, points: Sequence[int] | None = None) -> Array:
-    """Normalised mean error of each face.
+    """Compute the normalised mean error of each face.
 
     Args:
         table: the faces.
-        normaliser: what the error is divided by, see :class:`FaceTable`.
-        points: the points to take; all where None.
+        normaliser: column of :class:`FaceTable` to divide by.
+        points: indices of the points to average; None for all.
 
     Returns:
-        ``(F,)``, a fraction; NaN where not defined.
+        ``(F,)``, a fraction; NaN without an annotated point, or if the normaliser is NaN or below
+        :data:`SMALLEST_NORMALISER`.
     """
     length = getattr(table, normaliser)
     return mean_error(table, points) / np.where(length >= SMALLEST_NORMALISER, length, np.nan)
 
 
 def write_faces(table: FaceTable, path: Path, photos: Sequence[str], tags: tuple[str, ...]) -> None:
-    """Write one row per face. The file appears under its name only when it is complete.
+    """Write one row per face. The file has its final name only when it is complete.
 
     Lengths and ``error_px`` are pixels of the photo, ``nme_*`` fractions, angles degrees, ``points`` the number of
-    annotated points, ``tag_*`` 0 or 1. What is not defined is an empty cell. Numbers are written in full.
+    annotated points, ``tag_*`` 0 or 1. NaN is an empty cell. Numbers are not rounded.
 
     Args:
         table: the faces.
         path: ``faces.csv`` of a run.
-        photos: the photo of each face of the split; ``photos[face_id]`` is that of a row.
+        photos: photo of each face of the split, indexed by ``face_id``.
         tags: Annotations.tags, the columns of ``table.tags``.
 
     Raises:
-        ValueError: the table has another number of tags, or a face that has no photo.
+        ValueError: the number of tags differs from the table's, or a ``face_id`` has no photo.
     """
     if len(tags) != table.tags.shape[1]:
-        raise ValueError(f"the table has {table.tags.shape[1]} tags per face, but these are named: {list(tags)}")
+        raise ValueError(f"the table has {table.tags.shape[1]} tags per face, but got the names {list(tags)}")
     if len(table.face_id) and not 0 <= table.face_id.min() <= table.face_id.max() < len(photos):
         raise ValueError(f"the table has face {table.face_id.max()}, but the split has {len(photos)} faces")
     columns: dict[str, Sequence[object]] = {
@@ -178,43 +185,49 @@ def read_faces(path: Path) -> dict[str, Array]:
     """Read a file of :func:`write_faces`.
 
     Returns:
-        Name of a column to its ``(F,)`` values: int64 ``face_id`` and ``points``, object ``photo`` (of str), bool
-        ``tag_*``, the rest float64 with NaN for an empty cell.
+        Values ``(F,)`` by column name: int64 ``face_id`` and ``points``, object ``photo`` (of str), bool ``tag_*``;
+        all others float64, NaN for an empty cell.
 
     Raises:
-        ValueError: a line or a number that is not of such a file, with its place.
+        ValueError: a line or a number is invalid; the message contains the file, the line and the column.
     """
     names, *rows = list(read_table(path)) or [[]]
     if names[:2] != ["face_id", "photo"]:
-        raise ValueError(f"{path}:1: starts with {names[:2]}, expected face_id, photo; this is not a table of faces")
+        raise ValueError(f"{path}:1: starts with {names[:2]}, expected face_id, photo; this is not a faces.csv")
     for line, row in enumerate(rows, start=2):
         if len(row) != len(names):
-            raise ValueError(f"{path}:{line}: {len(row)} cells, but the header names {len(names)} columns")
+            raise ValueError(f"{path}:{line}: {len(row)} cells, but the header has {len(names)} columns")
     cells = zip(*rows, strict=True) if rows else [() for _ in names]
     return {name: _column(path, name, column) for name, column in zip(names, cells, strict=True)}
 
 
 def _column(path: Path, name: str, cells: Sequence[str]) -> Array:
+    """Convert the cells of a column to its type, see :func:`read_faces`."""
     if name == "photo":
-        return np.array(cells, np.object_)  # of str_ each would take the room of the longest
-    whole, flag = name in ("face_id", "points"), name.startswith("tag_")
+        return np.array(cells, np.object_)  # str_ would use the memory of the longest string for each
+    integer, flag = name in ("face_id", "points"), name.startswith("tag_")
     values: list[float] = []
     for line, cell in enumerate(cells, start=2):
         try:
-            values.append(int(cell) if whole or flag else float(cell or "nan"))
+            values.append(int(cell) if integer or flag else float(cell or "nan"))
         except ValueError as error:
-            raise ValueError(f"{path}:{line}: column {name} holds {cell!r}, expected a number") from error
+            raise ValueError(f"{path}:{line}: column {name} contains {cell!r}, expected a number") from error
     try:
-        return np.array(values, np.int64 if whole else np.bool_ if flag else np.float64)
+        return np.array(values, np.int64 if integer else np.bool_ if flag else np.float64)
     except OverflowError as error:
-        raise ValueError(f"{path}: column {name} holds {max(map(abs, values))}, expected a count") from error
+        raise ValueError(f"{path}: column {name} contains {max(map(abs, values))}, too large for int64") from error
 
 
 def _cells(values: Array) -> list[float | str]:
+    """Replace NaN by an empty cell."""
     return ["" if np.isnan(value) else value for value in values.tolist()]
 
 
-def mean_known(values: Array) -> Array:
-    """Take the mean over the last axis of what is not NaN; NaN if nothing is."""
+def nanmean(values: Array) -> Array:
+    """Average over the last axis without NaN; NaN if all values are. Unlike ``np.nanmean`` it does not warn.
+
+    >>> nanmean(np.array([[1.0, np.nan, 3.0], [np.nan, np.nan, np.nan]]))
+    array([ 2., nan])
+    """
     with np.errstate(invalid="ignore"):  # 0 / 0
         return np.nansum(values, axis=-1) / (~np.isnan(values)).sum(axis=-1)

@@ -1,4 +1,4 @@
-"""Image backbones from timm, as pyramids of features."""
+"""Backbones from timm as feature pyramids."""
 
 import difflib
 from collections.abc import Mapping
@@ -17,38 +17,40 @@ from torch import Tensor, nn
 from facelab.errors import ConfigError
 
 HUB_SECONDS = 5.0
+"""Timeout in seconds of the connection test; the hub's own client retries for most of a minute."""
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+"""File names of weights on the hub, unless timm's configuration names another."""
 
 
 class TimmBackbone(nn.Module):
-    """A network of timm without its classifier: one feature map per stride, from fine to coarse.
+    """Network of timm without its classifier: one feature map per stride, from fine to coarse.
 
-    It takes raw pixels and normalises them itself, by the mean and standard deviation its published weights were
-    trained with, so that backbones can be swapped without touching the data and an exported graph takes an image as it
-    is. The memory format of the image is kept.
+    It receives raw pixels and normalises them with the mean and standard deviation of its published weights. Backbones
+    can therefore be swapped without a change of the data, and an exported graph receives the image as it is. The memory
+    format of the image is kept.
 
     Args:
-        name: timm's name of the network, with or without the tag of its weights: ``resnet18``,
+        name: name of the network in timm, with or without the tag of its weights: ``resnet18``,
             ``mobilenetv2_100.ra_in1k``.
-        pretrained: start from timm's published weights, from the cache or the hub.
-        weights: a file to start from instead, ``.safetensors`` or what ``torch.load(weights_only=True)`` reads. Its
-            tensors are matched by timm's names; or, when the names differ, in their order, if the shapes then agree one
-            to one (torchvision's MobileNetV2 and timm's ``mobilenetv2_100``).
+        pretrained: load timm's published weights from the cache or the hub.
+        weights: file to load instead, ``.safetensors`` or a file for ``torch.load(weights_only=True)``. Its tensors are
+            matched by timm's names. If the names differ, they are matched by order, provided that all shapes agree
+            (torchvision's MobileNetV2 and timm's ``mobilenetv2_100``).
 
     Attributes:
-        channels: of each feature map, fine to coarse.
-        strides: of each feature map, in pixels of the image.
+        channels: number of channels of each feature map, fine to coarse.
+        strides: stride of each feature map in pixels of the image.
 
     Raises:
-        ConfigError: no such network in timm, a network without a pyramid, a file that does not fit it, or the published
-            weights cannot be had. Training never starts silently from random weights.
+        ConfigError: timm does not have the network, the network has no pyramid, the file does not fit it, or the
+            published weights cannot be loaded. Training never starts silently from random weights.
     """
 
     def __init__(self, name: str, pretrained: bool, weights: str | None) -> None:
         super().__init__()
         network = _network(name, pretrained, weights)
         pyramid = _pyramid(name)
-        pyramid.load_state_dict(_of_pyramid(name, network.state_dict(), pyramid.state_dict()))
+        pyramid.load_state_dict(_pyramid_state(name, network.state_dict(), pyramid.state_dict()))
         self.pyramid: nn.Module = pyramid
         self.channels: tuple[int, ...] = tuple(pyramid.feature_info.channels())
         self.strides: tuple[int, ...] = tuple(pyramid.feature_info.reduction())
@@ -57,14 +59,15 @@ class TimmBackbone(nn.Module):
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.shift: Tensor
         self.register_buffer("shift", -mean / std, persistent=False)
-        # In a tuple, so that the layers belong to the head that adopts them and otherwise to nobody.
+        # In a tuple, torch does not register the layers as parameters of this module; a head that uses them registers
+        # them.
         self._classifier = (_last_convolution(network),)
 
     @property
     def classifier(self) -> nn.Sequential | None:
-        """The 1x1 convolution, normalisation and activation before the pooling (MobileNetV2, EfficientNet), or None.
+        """Return the 1x1 convolution, normalisation and activation before the pooling (MobileNetV2, EfficientNet).
 
-        Its weights are the pretrained ones. They are not part of this module's parameters.
+        None if the network has none. The weights are the loaded ones; they are not parameters of this module.
         """
         return self._classifier[0]
 
@@ -75,37 +78,43 @@ class TimmBackbone(nn.Module):
             image: ``(B, 3, H, W)`` uint8, RGB.
 
         Returns:
-            One ``(B, C, h, w)`` per entry of :attr:`strides`.
+            One feature map ``(B, C, h, w)`` per entry of :attr:`strides`.
         """
         pixels = torch.addcmul(self.shift, image.to(self.scale.dtype), self.scale)
         return tuple(self.pyramid(pixels))
 
 
 def _network(name: str, pretrained: bool, weights: str | None) -> Any:
-    """The whole classification network with the weights to start from."""
-    known = {*timm.list_models(), *timm.list_models(pretrained=True)}
-    if name not in known:
-        nearest = ", ".join(difflib.get_close_matches(name, sorted(known), n=5)) or "see timm.list_models()"
-        raise ConfigError("name", f"={name}: timm {timm.__version__} has no such network. Nearest: {nearest}")
+    """Build the complete classification network with its initial weights.
+
+    Raises:
+        ConfigError: see :class:`TimmBackbone`.
+    """
+    available = {*timm.list_models(), *timm.list_models(pretrained=True)}
+    if name not in available:
+        nearest = ", ".join(difflib.get_close_matches(name, sorted(available), n=5)) or "see timm.list_models()"
+        raise ConfigError(
+            "name", f"={name}: timm {timm.__version__} does not have this network. Nearest names: {nearest}"
+        )
     if weights is not None:
         network = timm.create_model(name, pretrained=False)
-        network.load_state_dict(_matched(read_tensors(Path(weights)), network, weights), strict=False)
+        network.load_state_dict(_match_state(read_tensors(Path(weights)), network, weights), strict=False)
         return network
     return published_network(name) if pretrained else timm.create_model(name, pretrained=False)
 
 
 def _pyramid(name: str) -> Any:
-    """The network without its classifier, which gives its feature maps.
+    """Build the network without its classifier, with all feature maps as output.
 
     Raises:
-        ConfigError: timm has none of it, or they are no pyramid.
+        ConfigError: timm has no feature maps of the network, or their strides do not increase.
     """
     try:
         pyramid: Any = timm.create_model(name, features_only=True, pretrained=False)
-    except Exception as error:  # timm says so in many ways
-        raise ConfigError("name", f"={name}: timm {timm.__version__} has no feature maps of it ({error})") from error
+    except Exception as error:  # timm raises various types
+        raise ConfigError("name", f"={name}: timm {timm.__version__} has no feature maps for it ({error})") from error
     if str(getattr(pyramid, "output_fmt", "NCHW")).endswith("NHWC"):
-        raise ConfigError("name", f"={name}: its features are (B, h, w, C); choose a convolutional network")
+        raise ConfigError("name", f"={name}: its feature maps are (B, h, w, C); choose a convolutional network")
     strides = pyramid.feature_info.reduction()
     if any(coarser <= finer for finer, coarser in pairwise(strides)):
         raise ConfigError(
@@ -116,49 +125,54 @@ def _pyramid(name: str) -> Any:
     return pyramid
 
 
-def _of_pyramid(name: str, network: dict[str, Tensor], pyramid: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of the network under the names they have in its pyramid.
+def _pyramid_state(name: str, network: dict[str, Tensor], pyramid: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the weights of the network to the names of its pyramid.
 
     timm wraps some networks (``model.`` or ``body.``) and flattens others (``stages_0.`` for ``stages.0.``).
 
     Raises:
-        ConfigError: a tensor of the pyramid has yet another name in the network.
+        ConfigError: a tensor of the pyramid has no counterpart in the network.
     """
     flat = {key.replace(".", "_"): value for key, value in network.items()}
     names = {key: key.removeprefix("model.").removeprefix("body.").replace(".", "_") for key in pyramid}
-    if renamed := [key for key in pyramid if names[key] not in flat]:
+    if missing := [key for key in pyramid if names[key] not in flat]:
         raise ConfigError(
             "name",
-            f"={name}: timm's pyramid of it holds {renamed[0]} and {len(renamed) - 1} more tensors under names that "
-            "the network itself does not have, so its weights cannot be carried over; choose another network",
+            f"={name}: timm's pyramid of this network has {missing[0]} and {len(missing) - 1} more tensors under names "
+            "that the network does not have, so the weights cannot be copied; choose another network",
         )
     return {key: flat[names[key]] for key in pyramid}
 
 
 def _last_convolution(network: Any) -> nn.Sequential | None:
-    # MobileNetV3 has a conv_head too, but behind the pooling; it comes without bn2.
+    """Return the network's 1x1 convolution and normalisation before the pooling, or None."""
+    # MobileNetV3 also has a conv_head, but after the pooling and without bn2.
     convolution, norm = getattr(network, "conv_head", None), getattr(network, "bn2", None)
     return nn.Sequential(convolution, norm) if convolution is not None and norm is not None else None
 
 
 def published_network(name: str) -> Any:
-    """The network with the weights timm publishes for it."""
+    """Build the network with timm's published weights.
+
+    Raises:
+        ConfigError: they cannot be loaded.
+    """
     try:
         _check_hub(name)
         return timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError, HfHubHTTPError) as error:
         raise ConfigError(
             "",
-            f": the pretrained weights of backbone {name} cannot be had: {error}\n"
-            "Start from a file with backbone.weights=FILE, or from random weights with backbone.pretrained=false.",
+            f": the pretrained weights of backbone {name} cannot be loaded: {error}\n"
+            "Use weights from a file with backbone.weights=FILE, or random weights with backbone.pretrained=false.",
         ) from error
 
 
 def _check_hub(name: str) -> None:
-    """Ask once, and briefly, whether the hub answers: its client by itself tries for most of a minute.
+    """Test the connection to the hub once, unless the weights are in the cache. See :data:`HUB_SECONDS`.
 
     Raises:
-        ConnectionError: the weights are not in the cache and the hub does not answer.
+        ConnectionError: the weights are not in the cache and the hub is not reachable.
     """
     published = timm.get_pretrained_cfg(name)
     if published is None or published.hf_hub_id is None:
@@ -168,15 +182,15 @@ def _check_hub(name: str) -> None:
         return
     try:
         get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
-    except Exception as error:  # huggingface_hub has changed its HTTP library twice, each with exceptions of its own
-        raise ConnectionError(f"{constants.ENDPOINT} does not answer ({error})") from error
+    except Exception as error:  # huggingface_hub changed its HTTP library, and so its exceptions, twice
+        raise ConnectionError(f"{constants.ENDPOINT} is not reachable ({error})") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read the named tensors of a file.
 
     Raises:
-        ConfigError: no such file, or something else in it.
+        ConfigError: the file is missing, or its content is not tensors by name.
     """
     if not path.is_file():
         raise ConfigError("weights", f"={path}: there is no such file")
@@ -186,42 +200,42 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
-    except Exception as error:  # what is no file of tensors makes torch fail in many ways
-        raise ConfigError("weights", f"={path}: not a file of tensors as torch or safetensors write it") from error
+    except Exception as error:  # torch raises various types for other files
+        raise ConfigError("weights", f"={path}: not a file of tensors written by torch or safetensors") from error
     content = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ConfigError("weights", f"={path}: expected tensors by name, found {type(content).__name__}")
+        raise ConfigError("weights", f"={path}: expected tensors by name, got {type(content).__name__}")
     return dict(content)
 
 
-def _matched(state: dict[str, Tensor], network: Any, path: str) -> dict[str, Tensor]:
-    """Name the tensors of a file as the network does; its classes are left out where they are not the same.
+def _match_state(state: dict[str, Tensor], network: Any, path: str) -> dict[str, Tensor]:
+    """Map the tensors of a file to the names of the network. A classifier with other names is left out.
 
     Raises:
         ConfigError: the file belongs to another network.
     """
-    classes = network.pretrained_cfg["classifier"]  # a module's name, or several
+    classes = network.pretrained_cfg["classifier"]  # name of a module, or several
     classes = {classes} if isinstance(classes, str) else {*(classes or ())}
-    wanted, given = (
+    needed, given = (
         {key: value for key, value in tensors.items() if not key.endswith("num_batches_tracked")}
         for tensors in (network.state_dict(), state)
     )
-    body, given_body = ({key for key in names if key.rpartition(".")[0] not in classes} for names in (wanted, given))
+    body, given_body = ({key for key in names if key.rpartition(".")[0] not in classes} for names in (needed, given))
     if body == given_body:
-        pairs = {key: given[key] for key in wanted if key in body}
+        pairs = {key: given[key] for key in needed if key in body}
     else:
-        pairs = dict(zip(wanted, given.values(), strict=False))
-        if len(wanted) != len(given):
+        pairs = dict(zip(needed, given.values(), strict=False))
+        if len(needed) != len(given):
             raise ConfigError(
                 "weights",
-                f"={path}: {len(given)} tensors, from {next(iter(given), None)}, but the network has {len(wanted)}, "
-                f"from {next(iter(wanted))}; neither the names nor the order match",
+                f"={path}: {len(given)} tensors (first: {next(iter(given), None)}), but the network has {len(needed)} "
+                f"(first: {next(iter(needed))}); neither the names nor the order match",
             )
     for key, value in pairs.items():
-        if value.shape != wanted[key].shape:
+        if value.shape != needed[key].shape:
             raise ConfigError(
                 "weights",
                 f"={path}: the tensor for {key} has shape {tuple(value.shape)}, the network needs "
-                f"{tuple(wanted[key].shape)}",
+                f"{tuple(needed[key].shape)}",
             )
     return pairs

@@ -1,12 +1,12 @@
-"""The networks of PFLD: trunks, the multi-scale head and the branches that predict the head's pose.
+"""Networks of PFLD: trunks, multi-scale heads and pose branches.
 
-"PFLD: A Practical Facial Landmark Detector" (Guo et al., arXiv 1902.10859). Its authors published no code for training.
-The trunks follow the paper's Table 1 and two public codes: polarisZhao/PFLD-pytorch, after which the default is built
-layer by layer, and Hsintao/pfld_106_face_landmarks for the lighter ones. Those codes fix the input at 112 pixels; here
-every part adapts to the side of the crop and is theirs at 112.
+"PFLD: A Practical Facial Landmark Detector" (Guo et al., arXiv 1902.10859). Its authors published no training code. The
+trunks follow the paper's Table 1 and two public codes: polarisZhao/PFLD-pytorch (the default has the same layers) and
+Hsintao/pfld_106_face_landmarks (the lighter trunks). Those codes have a fixed input of 112 pixels; here every part
+adapts to the side of the crop and equals theirs at 112.
 
-A trunk gives two features, ``strides`` 4 and 8: the one its pose branch reads, and the one the head begins with, which
-is the paper's S1 in all but the lite trunk. Layers start as torch initialises them, as in both codes.
+A trunk returns two feature maps of ``strides`` 4 and 8: the input of the pose branch and the input of the head. The
+second is the paper's S1, except in the lite trunk. Layers have torch's default initialisation, as in both codes.
 """
 
 from collections.abc import Sequence
@@ -24,30 +24,30 @@ from facelab.bounds import Channels, Pixels
 from facelab.errors import ConfigError
 
 Width: TypeAlias = Annotated[float, Interval(gt=0, le=8)]
-"""Factor on the channels of a trunk; by more a layer would fill the memory."""
+"""Factor on the channels of a trunk; a layer with a larger one would fill the memory."""
 Scales: TypeAlias = tuple[Channels, Channels, Channels]
-"""Channels of S1, S2 and S3."""
+"""Number of channels of S1, S2 and S3."""
 S1_STRIDE = 8
-"""Of S1 in pixels of the crop."""
+"""Stride of S1 in pixels of the crop (Table 1)."""
 LARGEST_KERNEL = 7
-"""Of the convolution that sees all of S2, which has so many cells a side at 112 pixels."""
+"""Largest side in cells of a convolution that covers a whole map: the side of S2 in a crop of 112 pixels (Table 1)."""
 
 
 class InvertedResidual(nn.Module):
-    """MobileNet's block: a 1x1 convolution to more channels, a depthwise one, and a 1x1 convolution without activation.
+    """MobileNet's block: 1x1 convolution to more channels, depthwise convolution, 1x1 convolution without activation.
 
-    Own and not a library's: the reference code leaves out a residual connection that the others make by rule, and puts
-    the squeeze-and-excitation before the activation, without biases.
+    The blocks of timm and torchvision do not fit: the reference code omits one residual connection that they add by
+    rule, and has squeeze-and-excitation before the activation, without biases.
 
     Args:
-        channels: that come in.
-        expanded: channels of the depthwise convolution.
-        outputs: channels that go out.
-        kernel: side of the depthwise convolution.
-        stride: of the depthwise convolution.
-        activation: after the first two convolutions.
-        squeeze: whether channels are weighted by what the whole map says, with a quarter of them in between.
-        skip: whether the input is added to the output.
+        channels: number of input channels.
+        expanded: number of channels of the depthwise convolution.
+        outputs: number of output channels.
+        kernel: side of the depthwise convolution in cells.
+        stride: stride of the depthwise convolution.
+        activation: class of the activation after the first two convolutions.
+        squeeze: whether to add squeeze-and-excitation, with a reduction to a quarter of the channels.
+        skip: whether to add the input to the output.
     """
 
     def __init__(
@@ -73,29 +73,30 @@ class InvertedResidual(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """``(B, C, H, W)`` to ``(B, C', h, w)``."""
+        """Map ``(B, C, H, W)`` to ``(B, C', h, w)``."""
         return features + self.layers(features) if self.skip else self.layers(features)
 
 
 class PFLDTrunk(nn.Module):
-    """The trunk of the paper's Table 1, up to S1.
+    """Trunk of the paper's Table 1, up to S1.
 
-    With ``depthwise`` and ``skip`` false it is the one of polarisZhao/PFLD-pytorch, with both true the paper's. Both
-    activate by ReLU, of which the paper says nothing. The input is RGB, not the BGR of those codes; trained from the
-    start this is the same network.
+    With ``depthwise`` and ``skip`` false it is the trunk of polarisZhao/PFLD-pytorch, with both true the paper's. Both
+    have ReLU; the paper does not specify the activation. The input is RGB; those codes have BGR, which makes no
+    difference for training from random weights.
 
     Args:
         width: factor on the 64 and 128 channels of the stem and the blocks, rounded to multiples of 8. The paper's
-            "0.25X" scales the MobileNet blocks and says no more. S1 does not shrink with them, nor what the head makes
-            of it; AnthonyF333/FaceLandmark_PFLD_UltraLight scales these too, by ``outputs`` and the head's ``sizes``.
-        outputs: channels of S1.
-        depthwise: the second convolution is depthwise as in the paper, or a full one.
-        skip: the first of the six blocks of 128 channels adds its input to its output too, as its shape allows.
+            "0.25X" scales the MobileNet blocks, without further detail. The channels of S1 and of the head are not
+            scaled; AnthonyF333/FaceLandmark_PFLD_UltraLight scales them too (here: ``outputs`` and the head's
+            ``sizes``).
+        outputs: number of channels of S1.
+        depthwise: whether the second convolution is depthwise, as in the paper.
+        skip: whether the first of the six blocks of 128 channels has a residual connection too.
 
     Attributes:
-        channels: of the two features.
-        strides: of the two features, in pixels of the image.
-        classifier: None, as a trunk has no layers behind its features.
+        channels: number of channels of the two feature maps.
+        strides: strides of the two feature maps in pixels of the image.
+        classifier: None: a trunk has no layers after its feature maps.
     """
 
     strides = (4, S1_STRIDE)
@@ -120,7 +121,7 @@ class PFLDTrunk(nn.Module):
         self.channels = (narrow, outputs)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the features.
+        """Compute the feature maps.
 
         Args:
             image: ``(B, 3, H, W)`` uint8, RGB.
@@ -133,7 +134,7 @@ class PFLDTrunk(nn.Module):
 
 
 _V3_FINE = (
-    # kernel, expanded, outputs, squeeze, activation, stride
+    # kernel, expanded, outputs, squeeze, activation, stride: arguments of InvertedResidual
     (3, 16, 16, False, nn.ReLU, 1),
     (3, 64, 24, False, nn.ReLU, 2),
     (3, 72, 24, False, nn.ReLU, 1),
@@ -151,18 +152,18 @@ _V3_COARSE = (
 
 
 class PFLDV3Trunk(nn.Module):
-    """The trunk called v3 in Hsintao/pfld_106_face_landmarks: blocks of MobileNetV3, the first ones at full resolution.
+    """Trunk "v3" of Hsintao/pfld_106_face_landmarks: blocks of MobileNetV3, the first of them at full resolution.
 
-    In that code the head behind it is linear: ``head=multiscale_linear``.
+    That code has a linear head on this trunk: ``head=multiscale_linear``.
 
     Args:
-        width: factor on all channels but those of S1, rounded to multiples of 8.
-        outputs: channels of S1.
+        width: factor on all channels except those of S1, rounded to multiples of 8.
+        outputs: number of channels of S1.
 
     Attributes:
-        channels: of the two features.
-        strides: of the two features, in pixels of the image.
-        classifier: None.
+        channels: number of channels of the two feature maps.
+        strides: strides of the two feature maps in pixels of the image.
+        classifier: None: a trunk has no layers after its feature maps.
     """
 
     strides = (4, S1_STRIDE)
@@ -181,7 +182,7 @@ class PFLDV3Trunk(nn.Module):
         self.channels = (middle, outputs)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`PFLDTrunk.forward`."""
+        """Compute the feature maps, see :meth:`PFLDTrunk.forward`."""
         fine = self.fine(_pixels(image, self.fine))
         return fine, self.coarse(fine)
 
@@ -189,7 +190,7 @@ class PFLDV3Trunk(nn.Module):
 def _v3_blocks(
     channels: int, rows: Sequence[tuple[int, int, int, bool, type[nn.Module], int]], width: float
 ) -> list[nn.Module]:
-    """The blocks of a table; what keeps its shape is added to its output."""
+    """Build the blocks of a table. A block that keeps the shape has a residual connection."""
     blocks: list[nn.Module] = []
     for kernel, expanded, outputs, squeeze, activation, stride in rows:
         expanded, outputs = _scaled(expanded, width), _scaled(outputs, width)
@@ -200,18 +201,18 @@ def _v3_blocks(
 
 
 class PFLDLiteTrunk(nn.Module):
-    """The trunk called lite in Hsintao/pfld_106_face_landmarks: depthwise separable convolutions as in MobileNetV1.
+    """Trunk "lite" of Hsintao/pfld_106_face_landmarks: depthwise separable convolutions as in MobileNetV1.
 
-    Its last feature has 256 channels and is no S1 yet. That code's own head is ``head=multiscale_lite``; before the
-    usual one goes a 1x1 convolution.
+    Its last feature map has 256 channels and is not S1. The head of that code is ``head=multiscale_lite``; the default
+    head adds a 1x1 convolution to the channels of S1.
 
     Args:
         width: factor on all channels, rounded to multiples of 8.
 
     Attributes:
-        channels: of the two features.
-        strides: of the two features, in pixels of the image.
-        classifier: None.
+        channels: number of channels of the two feature maps.
+        strides: strides of the two feature maps in pixels of the image.
+        classifier: None: a trunk has no layers after its feature maps.
     """
 
     strides = (4, S1_STRIDE)
@@ -237,13 +238,13 @@ class PFLDLiteTrunk(nn.Module):
         self.channels = (c64, c256)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`PFLDTrunk.forward`."""
+        """Compute the feature maps, see :meth:`PFLDTrunk.forward`."""
         fine = self.fine(_pixels(image, self.fine))
         return fine, self.coarse(fine)
 
 
 def _separable(channels: int, outputs: int, stride: int) -> nn.Sequential:
-    """A depthwise 3x3 and a 1x1 convolution, each with normalisation and ReLU."""
+    """Build a depthwise 3x3 and a 1x1 convolution, each with normalisation and ReLU."""
     return nn.Sequential(
         Conv2dNormActivation(channels, channels, 3, stride, groups=channels),
         Conv2dNormActivation(channels, outputs, 1),
@@ -251,40 +252,45 @@ def _separable(channels: int, outputs: int, stride: int) -> nn.Sequential:
 
 
 def _scaled(channels: int, width: float) -> int:
-    """A number of channels times the width, as MobileNets round it."""
+    """Multiply a number of channels by the width, rounded to a multiple of 8 as in MobileNet.
+
+    Raises:
+        ConfigError: ``width`` is not positive.
+    """
     if width <= 0:
         raise ConfigError("width", f"={width} must be over 0")
     return int(make_divisible(channels * width))
 
 
 def _pixels(image: Tensor, layers: nn.Module) -> Tensor:
-    """Raw pixels as numbers from 0 to 1, of the type the layers compute in."""
+    """Convert pixels to numbers from 0 to 1 of the dtype of the layers."""
     return image.to(next(layers.parameters()).dtype) / 255
 
 
 class MultiScaleHead(nn.Module):
-    """The paper's fully connected layer over three scales (Table 1): S1, S2 with half its cells, and S3 with one.
+    """The paper's fully connected layer over three scales (Table 1): S1, S2 with half its side, and S3 with one cell.
 
-    S1 and S2 are averaged over their cells, of which the paper does not speak and which all public codes do. S3 comes
-    from a convolution as large as S2, up to 7 x 7 cells; where S2 has more, it is averaged too.
+    S1 and S2 are averaged over their cells, as in all public codes; the paper does not mention it. S3 is the output of
+    a convolution as large as S2, up to 7 x 7 cells; if S2 is larger, S3 is averaged too.
 
-    Any backbone will do. What it has at stride 8 and coarser is brought to S1's channels by 1x1 convolutions, enlarged
-    to the grid of stride 8 and added, as in a feature pyramid (Lin et al., CVPR 2017): S1 then has the cells it has in
-    PFLD, and no layer of the backbone is left without use. The trunks of PFLD but for lite end in S1 themselves.
+    The head works with any backbone. 1x1 convolutions convert its feature maps of stride 8 and coarser to the channels
+    of S1; the maps are enlarged to the grid of stride 8 and summed, as in a feature pyramid (Lin et al., CVPR 2017).
+    S1 then has the same cells as in PFLD, and every layer of the backbone is used. PFLD's trunks, except lite, return
+    S1 itself.
 
     Args:
-        channels: of the backbone's features, fine to coarse.
-        strides: of the backbone's features.
+        channels: number of channels of the backbone's feature maps, fine to coarse.
+        strides: strides of the backbone's feature maps in pixels.
         num_points: N.
         size: side of the crop in pixels, a multiple of S1's stride.
-        sizes: channels of S1, S2 and S3.
-        linear: no normalisation and no activation behind S1, as in v3 of Hsintao/pfld_106_face_landmarks.
+        sizes: number of channels of S1, S2 and S3.
+        linear: no normalisation and no activation after S1, as in "v3" of Hsintao/pfld_106_face_landmarks.
 
     Attributes:
-        vector_size: of the three scales side by side.
+        vector_size: sum of ``sizes``, the length of the concatenated scales.
 
     Raises:
-        ConfigError: a crop that is not a whole number of cells.
+        ConfigError: ``size`` is not a multiple of the stride.
     """
 
     def __init__(
@@ -298,13 +304,13 @@ class MultiScaleHead(nn.Module):
     ) -> None:
         super().__init__()
         self.vector_size = sum(sizes)
-        self.first = _nearest(strides, S1_STRIDE)
+        self.first = _feature_index(strides, S1_STRIDE)
         s1, s2, s3 = sizes
         self.lateral = nn.ModuleList(
             nn.Identity() if tuple(channels[self.first :]) == (s1,) else _projection(inputs, s1)
             for inputs in channels[self.first :]
         )
-        kernel = min(LARGEST_KERNEL, _halved(_cells(size, strides[self.first])))
+        kernel = min(LARGEST_KERNEL, _side_after_stride_2(_cells(size, strides[self.first])))
         self.to_s2: nn.Module = (
             nn.Conv2d(s1, s2, 3, stride=2, padding=1) if linear else Conv2dNormActivation(s1, s2, 3, stride=2)
         )
@@ -315,35 +321,36 @@ class MultiScaleHead(nn.Module):
         """Predict.
 
         Args:
-            features: of the backbone, fine to coarse, ``(B, C, h, w)`` each.
+            features: feature maps of the backbone, fine to coarse, ``(B, C, h, w)`` each.
 
         Returns:
-            Points ``(B, N, 2)``, x and y as fractions of the crop, which flattened are the reference code's output; and
-            the three scales side by side, ``(B, vector_size)``.
+            Points ``(B, N, 2)``, x and y as fractions of the crop (flattened, the reference code's output), and the
+            concatenated scales ``(B, vector_size)``.
         """
         maps = [project(feature) for project, feature in zip(self.lateral, features[self.first :], strict=True)]
         s1 = maps[0]
         for coarser in maps[1:]:
             s1 = s1 + functional.interpolate(coarser, size=s1.shape[-2:])
         s2 = self.to_s2(s1)
-        vector = _side_by_side(s1, s2, self.to_s3(s2))
+        vector = _concatenated_means(s1, s2, self.to_s3(s2))
         return _points(self.predict, vector), vector
 
 
 class LiteHead(nn.Module):
-    """The head of lite in Hsintao/pfld_106_face_landmarks: each of three scales has a convolution of its own.
+    """Head of "lite" in Hsintao/pfld_106_face_landmarks: three scales, each with a separate convolution.
 
-    All are averaged over their cells, so that it fits every crop; none is normalised.
+    All scales are averaged over their cells, so the head works with every size of the crop; none is normalised.
 
     Args:
-        channels: of the backbone's features, fine to coarse. Used are the one of stride 4 and the last.
-        strides: of the backbone's features.
+        channels: number of channels of the backbone's feature maps, fine to coarse. The head uses the map of stride 4
+            (or the next coarser one) and the last map.
+        strides: strides of the backbone's feature maps in pixels.
         num_points: N.
-        sizes: channels of the three scales.
-        hidden: channels between the last feature and the third scale.
+        sizes: number of channels of the three scales.
+        hidden: number of channels between the last feature map and the third scale.
 
     Attributes:
-        vector_size: of the three scales side by side.
+        vector_size: sum of ``sizes``, the length of the concatenated scales.
     """
 
     def __init__(
@@ -356,7 +363,7 @@ class LiteHead(nn.Module):
     ) -> None:
         super().__init__()
         self.vector_size = sum(sizes)
-        self.finer = _nearest(strides, S1_STRIDE // 2)
+        self.finer = _feature_index(strides, S1_STRIDE // 2)
         s1, s2, s3 = sizes
         self.to_s1 = nn.Conv2d(channels[self.finer], s1, 3, padding=1)
         self.to_s2 = nn.Conv2d(channels[-1], s2, 1)
@@ -370,74 +377,75 @@ class LiteHead(nn.Module):
         self.predict = nn.Linear(self.vector_size, 2 * num_points)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """As :meth:`MultiScaleHead.forward`."""
+        """Predict, see :meth:`MultiScaleHead.forward`."""
         finer, last = features[self.finer], features[-1]
-        vector = _side_by_side(self.to_s1(finer), self.to_s2(last), self.to_s3(last))
+        vector = _concatenated_means(self.to_s1(finer), self.to_s2(last), self.to_s3(last))
         return _points(self.predict, vector), vector
 
 
-def _side_by_side(*scales: Tensor) -> Tensor:
-    """Means over the cells of each map ``(B, C, h, w)``, ``(B, sum of C)``."""
+def _concatenated_means(*scales: Tensor) -> Tensor:
+    """Average each map ``(B, C, h, w)`` over its cells and concatenate the means, ``(B, sum of C)``."""
     return torch.cat([scale.mean((2, 3)) for scale in scales], 1)
 
 
 def _points(layer: nn.Linear, vector: Tensor) -> Tensor:
-    # Coordinates are not left to autocast: bfloat16 would round them to half a pixel of the crop.
+    """Predict points ``(B, N, 2)`` from a vector ``(B, vector_size)``."""
+    # No autocast for coordinates: bfloat16 would round them to half a pixel of the crop.
     with torch.autocast(vector.device.type, enabled=False):
         return layer(vector.to(layer.weight.dtype)).unflatten(1, (-1, 2))
 
 
 def _projection(channels: int, outputs: int) -> Conv2dNormActivation:
-    """A 1x1 convolution as it ends an inverted residual: normalised, not activated."""
+    """Build a 1x1 convolution with normalisation and without activation, as the last one of an inverted residual."""
     return Conv2dNormActivation(channels, outputs, 1, activation_layer=None)
 
 
-def _nearest(strides: Sequence[int], stride: int) -> int:
-    """Which feature has this stride, or the next coarser one; the last if all are finer."""
-    return next((index for index, found in enumerate(strides) if found >= stride), len(strides) - 1)
+def _feature_index(strides: Sequence[int], stride: int) -> int:
+    """Find the feature map of this stride, or of the next coarser one; the last if all are finer."""
+    return next((index for index, available in enumerate(strides) if available >= stride), len(strides) - 1)
 
 
 def _cells(size: int, stride: int) -> int:
-    """Cells a side of a feature.
+    """Compute the side of a feature map in cells.
 
     Raises:
-        ConfigError: the crop has no whole number of them.
+        ConfigError: ``size`` is not a multiple of ``stride``.
     """
     side, rest = divmod(size, stride)
     if rest or not side:
-        raise ConfigError("size", f"={size} must be a multiple of {stride}, the stride of the backbone's features")
+        raise ConfigError("size", f"={size} must be a multiple of {stride}, the stride of the backbone's feature map")
     return side
 
 
-def _halved(side: int) -> int:
-    """Cells a side behind a 3x3 convolution of stride 2 with a margin of 1."""
+def _side_after_stride_2(side: int) -> int:
+    """Compute the side in cells after a 3x3 convolution of stride 2 with padding 1."""
     return (side + 1) // 2
 
 
 class AuxiliaryNet(nn.Module):
-    """The paper's auxiliary network: pose from the feature of stride 4, to train with.
+    """The paper's auxiliary network: pose from the feature map of stride 4, for training.
 
-    Layers as in polarisZhao/PFLD-pytorch, whose 7x7 convolution has a margin of 1 and is followed by the largest of
-    the 3 x 3 cells that remain, and by two linear layers without an activation between. In smaller crops that kernel is
-    as large as its input, which leaves 3 x 3 cells as well; in larger ones more cells remain.
+    The layers are those of polarisZhao/PFLD-pytorch: its 7x7 convolution has padding 1, a max pooling over the 3 x 3
+    output cells follows, then two linear layers without an activation between them. For smaller crops the kernel is as
+    large as its input, which also gives 3 x 3 cells; for larger crops the output has more cells.
 
-    Departures: the angles are radians in the order yaw, pitch, roll; the branch is the same for all trunks, where
-    Hsintao/pfld_106_face_landmarks has a 3x3 kernel in place of the 7x7 behind v3 and lite.
+    Departures: the angles are radians in the order yaw, pitch, roll; the branch is the same for all trunks, while
+    Hsintao/pfld_106_face_landmarks has a 3x3 instead of the 7x7 kernel with v3 and lite.
 
     Args:
-        channels: of the backbone's features, fine to coarse.
-        strides: of the backbone's features. The one of stride 4 is used, or the next coarser.
-        vector_size: not used; of the head's vector.
+        channels: number of channels of the backbone's feature maps, fine to coarse.
+        strides: strides of the backbone's feature maps in pixels. The map of stride 4 is used, or the next coarser one.
+        vector_size: not used; length of the head's vector.
         size: side of the crop in pixels, a multiple of that stride.
 
     Raises:
-        ConfigError: a crop that is not a whole number of cells.
+        ConfigError: ``size`` is not a multiple of the stride.
     """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], vector_size: int, size: Pixels) -> None:
         super().__init__()
-        self.index = _nearest(strides, S1_STRIDE // 2)
-        kernel = min(LARGEST_KERNEL, _halved(_halved(_cells(size, strides[self.index]))))
+        self.index = _feature_index(strides, S1_STRIDE // 2)
+        kernel = min(LARGEST_KERNEL, _side_after_stride_2(_side_after_stride_2(_cells(size, strides[self.index]))))
         self.layers = nn.Sequential(
             Conv2dNormActivation(channels[self.index], 128, 3, stride=2),
             Conv2dNormActivation(128, 128, 3),
@@ -450,8 +458,8 @@ class AuxiliaryNet(nn.Module):
         """Predict.
 
         Args:
-            features: of the backbone, fine to coarse, ``(B, C, h, w)`` each.
-            vector: ``(B, vector_size)`` of the head.
+            features: feature maps of the backbone, fine to coarse, ``(B, C, h, w)`` each.
+            vector: ``(B, vector_size)`` vector of the head.
 
         Returns:
             ``(B, 3)`` yaw, pitch, roll in radians.
@@ -460,12 +468,12 @@ class AuxiliaryNet(nn.Module):
 
 
 class SharedPose(nn.Module):
-    """Pose as three more outputs beside the landmarks, from the same vector.
+    """Pose branch with three more outputs of the fully connected layer, from the same vector as the landmarks.
 
     Args:
-        channels: not used; of the backbone's features.
-        strides: not used; of the backbone's features.
-        vector_size: of the head's vector.
+        channels: not used; number of channels of the backbone's feature maps.
+        strides: not used; strides of the backbone's feature maps.
+        vector_size: length of the head's vector.
     """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], vector_size: int) -> None:
@@ -473,23 +481,23 @@ class SharedPose(nn.Module):
         self.predict = nn.Linear(vector_size, 3)
 
     def forward(self, features: Sequence[Tensor], vector: Tensor) -> Tensor:
-        """As :meth:`AuxiliaryNet.forward`."""
+        """Predict, see :meth:`AuxiliaryNet.forward`."""
         return self.predict(vector)
 
 
 class SeparatePose(nn.Module):
-    """Pose by a small head of its own on the feature of stride 8, which is S1 in the trunks of PFLD but for lite.
+    """Pose branch with two convolutions on the feature map of stride 8, which is S1 in PFLD's trunks except lite.
 
     Args:
-        channels: of the backbone's features, fine to coarse.
-        strides: of the backbone's features. The one of stride 8 is used, or the next coarser.
-        vector_size: not used; of the head's vector.
-        hidden: channels of its two convolutions.
+        channels: number of channels of the backbone's feature maps, fine to coarse.
+        strides: strides of the backbone's feature maps in pixels. The map of stride 8 is used, or the next coarser one.
+        vector_size: not used; length of the head's vector.
+        hidden: number of channels of the two convolutions.
     """
 
     def __init__(self, channels: Sequence[int], strides: Sequence[int], vector_size: int, hidden: Channels) -> None:
         super().__init__()
-        self.index = _nearest(strides, S1_STRIDE)
+        self.index = _feature_index(strides, S1_STRIDE)
         self.layers = nn.Sequential(
             Conv2dNormActivation(channels[self.index], hidden, 3, stride=2),
             Conv2dNormActivation(hidden, hidden, 3, stride=2),
@@ -497,5 +505,5 @@ class SeparatePose(nn.Module):
         self.predict = nn.Linear(hidden, 3)
 
     def forward(self, features: Sequence[Tensor], vector: Tensor) -> Tensor:
-        """As :meth:`AuxiliaryNet.forward`."""
+        """Predict, see :meth:`AuxiliaryNet.forward`."""
         return self.predict(self.layers(features[self.index]).mean((2, 3)))

@@ -1,4 +1,4 @@
-"""The network of PIPNet behind its backbone (Jin, Liao, Shao, IJCV 2021)."""
+"""Head of PIPNet (Jin, Liao, Shao, IJCV 2021)."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -11,32 +11,33 @@ from facelab.coders.pipnet import PIPMaps
 from facelab.errors import ConfigError
 
 RESAMPLED_CHANNELS = 512
+"""Output channels of the layers that change the stride, as in the reference code."""
 
 
 class PIPHead(nn.Module):
-    """Scores and offsets of all landmarks from the coarsest feature map, by 1x1 convolutions alone.
+    """Head that predicts scores and offsets of all landmarks from the coarsest feature map by a 1x1 convolution.
 
-    The five convolutions of the reference code (jhb86253817/PIPNet: ``cls x y nb_x nb_y``) stand here as one, with
-    the same initialisation, which a CPU computes up to a third faster for a single image. Its output channels are
-    theirs one after the other, so ``torch.cat`` over the five weights gives this one's.
+    One convolution replaces the five of the reference code (jhb86253817/PIPNet: ``cls x y nb_x nb_y``), with the same
+    initialisation; a CPU is up to a third faster with it on a single image. Its output channels are those of
+    the five convolutions one after the other: the weight is ``torch.cat`` of their weights.
 
-    Departure from the reference: it changes the stride of the grid by learned layers only for ResNet, crashes there
-    for ResNet-50 and 101, and ignores the stride for MobileNet. Here every backbone has them.
+    Departure from the reference code: that code has learned layers that change the stride only for ResNet, crashes with
+    them for ResNet-50 and 101, and ignores the stride for MobileNet. Here they work with every backbone.
 
     Args:
-        channels: of the backbone's feature maps, fine to coarse.
-        strides: of the backbone's feature maps; only the last map is used.
-        classifier: the backbone's last 1x1 convolution, or None where it has none.
+        channels: number of channels of each feature map, fine to coarse.
+        strides: stride of each feature map in pixels; only the last map is used.
+        classifier: the backbone's last 1x1 convolution, or None if it has none.
         num_points: N.
         num_neighbours: C.
-        stride: of the grid: half the stride of the last feature map (a transposed convolution), the same, twice or
-            four times (one or two 3x3 convolutions of stride 2), each to 512 channels.
-        trunk: what stands before: ``"classifier"`` adopts the backbone's last 1x1 convolution with its pretrained
-            weights, if there is one, as the reference does (MobileNetV2: 1280 channels); a number puts a new 1x1
-            convolution to so many channels; None uses the features as they are.
+        stride: stride of the grid in pixels. Half the stride of the last feature map (one transposed convolution), the
+            same, twice or four times (one or two 3x3 convolutions of stride 2), each with 512 output channels.
+        trunk: layers before these. ``"classifier"`` uses the backbone's last 1x1 convolution with its pretrained
+            weights, if there is one, as the reference code does (MobileNetV2: 1280 channels); a number adds a new 1x1
+            convolution with so many output channels; None adds nothing.
 
     Raises:
-        ConfigError: a stride or trunk that does not exist.
+        ConfigError: ``stride`` or ``trunk`` is not one of these.
     """
 
     def __init__(
@@ -65,13 +66,13 @@ class PIPHead(nn.Module):
         """Predict.
 
         Args:
-            features: of the backbone, fine to coarse, ``(B, C, h, w)`` each.
+            features: feature maps of the backbone, fine to coarse, ``(B, C, h, w)`` each.
 
         Returns:
-            Views of one tensor.
+            Maps that are views of one tensor.
         """
         last = self.resample(self.trunk(features[-1]))
-        # Coordinates are not left to autocast: bfloat16 would round a neighbour's offset of 3 cells to half a pixel.
+        # No autocast for coordinates: bfloat16 would round a neighbour's offset of 3 cells to half a pixel.
         with torch.autocast(last.device.type, enabled=False):
             maps = self.predict(last.to(self.predict.weight.dtype))
         score, offset, neighbour = maps.split(self.sizes, dim=1)
@@ -81,7 +82,14 @@ class PIPHead(nn.Module):
 
 
 def _trunk(channels: int, classifier: nn.Sequential | None, trunk: str | int | None) -> tuple[nn.Module, int]:
-    """The layers between the backbone and the rest, and how many channels they give."""
+    """Build the layers between the backbone and the change of the stride.
+
+    Returns:
+        The layers and their number of output channels.
+
+    Raises:
+        ConfigError: see :class:`PIPHead`.
+    """
     if trunk == "classifier" and classifier is not None:
         convolution = classifier[0]
         assert isinstance(convolution, nn.Conv2d)
@@ -95,11 +103,18 @@ def _trunk(channels: int, classifier: nn.Sequential | None, trunk: str | int | N
 
 
 def _resample(channels: int, feature_stride: int, stride: int) -> tuple[nn.Sequential, int]:
-    """The layers that change the stride, and how many channels they give."""
+    """Build the layers that change the stride.
+
+    Returns:
+        The layers and their number of output channels.
+
+    Raises:
+        ConfigError: see :class:`PIPHead`.
+    """
     steps = {feature_stride // 2: -1, feature_stride: 0, 2 * feature_stride: 1, 4 * feature_stride: 2}
     if stride not in steps:
         raise ConfigError(
-            "coder.stride", f"={stride}: on features of stride {feature_stride} it can be one of {sorted(steps)}"
+            "coder.stride", f"={stride}: on features of stride {feature_stride} it must be one of {sorted(steps)}"
         )
     width = RESAMPLED_CHANNELS
     convolutions: list[nn.Conv2d | nn.ConvTranspose2d] = (

@@ -1,11 +1,11 @@
-"""The order in which Hydra wants its command line, and how text is written on it."""
+"""Order of the words on Hydra's command line, and quoting of their values."""
 
 import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-# Options of Hydra that take the next word as their value. `--info` may go without one.
+# Options of Hydra that take the next word as their value. For `--info` the value is optional.
 _WITH_VALUE = {
     "--cfg": "-c",
     "--package": "-p",
@@ -21,7 +21,7 @@ _WITHOUT_VALUE = ("--help", "--hydra-help", "--version", "--resolve", "--run", "
 def _takes_value(option: str) -> bool:
     if option in _WITH_VALUE.values():
         return True
-    # argparse understands the beginning of a long option: --config-n is --config-name.
+    # argparse accepts an abbreviated long option: --config-n is --config-name.
     return len(option) > len("--") and any(name.startswith(option) for name in _WITH_VALUE)
 
 
@@ -39,7 +39,7 @@ def _without_dashes(word: str) -> str:
 
 
 def options_of(argv: Sequence[str]) -> list[str]:
-    """Hydra's options with their values at the beginning of a normalised command line, but for the one of a sweep."""
+    """Return Hydra's options of a normalised command line with their values, except the option of a sweep."""
     words, options = list(argv), list[str]()
     while words and words[0].startswith("-") and words[0] not in ("-", "--"):
         option = words.pop(0)
@@ -53,8 +53,9 @@ def normalise_argv(argv: Sequence[str]) -> list[str]:
     """Sort the words after the program's name: first Hydra's options with their values, then the overrides.
 
     Hydra 1.3 refuses overrides on both sides of an option (``model=pipnet -m backbone=mbv2,resnet18``), because its
-    parser takes one unbroken run of them. The order among options and among overrides is kept. What follows ``--`` is
-    overrides, and ``--KEY=VALUE`` is one if Hydra has no such option. The result sorts to itself.
+    parser accepts only one contiguous group of them. Options keep their order, and so do overrides. All words after
+    ``--`` are overrides, and ``--KEY=VALUE`` is one if Hydra has no such option. A normalised command line is returned
+    unchanged.
 
     Args:
         argv: ``sys.argv[1:]``.
@@ -69,7 +70,7 @@ def normalise_argv(argv: Sequence[str]) -> list[str]:
         if not word.startswith("-") or word == "-":
             overrides.append(word)
         elif word in _INFO and (not words or words[0].startswith("-") or _is_override(words[0])):
-            # Said in full: alone, it would take the first override as its value.
+            # With its default value written out; otherwise argparse would read the first override as the value.
             options.append("--info=all")
         elif (word in _INFO or _takes_value(word)) and words:
             options += [word, words.pop(0)]
@@ -79,7 +80,7 @@ def normalise_argv(argv: Sequence[str]) -> list[str]:
 
 
 def overrides_of(argv: Sequence[str]) -> list[str]:
-    """List what stands on a normalised command line behind Hydra's options."""
+    """Return the overrides of a normalised command line, which follow Hydra's options."""
     words = list(argv)
     while words and words[0].startswith("-") and words[0] not in ("-", "--"):
         option = words.pop(0)
@@ -89,26 +90,26 @@ def overrides_of(argv: Sequence[str]) -> list[str]:
 
 
 def is_sweep(argv: Sequence[str]) -> bool:
-    """Tell whether a normalised command line starts a sweep."""
+    """Return whether a normalised command line starts a sweep."""
     return bool({"-m", "--multirun"} & set(argv)) or "hydra.mode=MULTIRUN" in argv
 
 
 def quoted(text: str | Path) -> str:
-    """Write text, such as a path, as a value on Hydra's command line."""
+    """Quote text, such as a path, as a value on Hydra's command line."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
-    # A shell puts words into single quotes, in which double ones are readable.
+    # Double quotes are preferred: `shlex.quote` adds single quotes, within which they need no escape.
     quote = Quote.single if '"' in str(text) else Quote.double
     return QuotedString(text=str(text), quote=quote).with_quotes()
 
 
 def as_typed(key: str, text: str) -> str:
-    """Write what is typed in a shell to give a key this text."""
+    """Return the shell word that sets a key to this text."""
     return shlex.quote(f"{key}={quoted(text)}")
 
 
 def unquoted(value: str) -> str:
-    """Read a value that Hydra does not see: what stands in quotes as Hydra would read it, all else as it stands."""
+    """Parse a value that Hydra does not read: quoted text as Hydra would parse it, other text unchanged."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 

@@ -1,4 +1,4 @@
-"""Build what a configuration names, after it was checked."""
+"""Construction of the objects that a checked configuration names."""
 
 import os
 import re
@@ -22,38 +22,38 @@ def check(cfg: DictConfig, names: Collection[str], *, absent: Sequence[str] = ()
     """Report every fault of a configuration at once, before anything is built.
 
     Args:
-        cfg: as Hydra composed it.
-        names: the keys that the door itself reads, in a mapping to their types.
-        absent: keys that may be null, whatever the signature of their class says.
+        cfg: the configuration as Hydra composed it.
+        names: the keys that the script itself reads, in a mapping to their types.
+        absent: keys that may be null even if the signature of their class does not allow it.
 
     Raises:
-        FacelabError: with all faults.
+        FacelabError: the configuration has faults; the message lists all of them.
     """
     if faults := [fault for fault in check_config(cfg, names) if fault.place not in absent]:
         raise FacelabError("The configuration has faults:\n  " + "\n  ".join(faults))
 
 
 def build(cfg: DictConfig, place: str, **parts: Any) -> Any:
-    """Build a node that :func:`check` has passed, its own nodes first, with plain lists and dicts.
+    """Build a node that :func:`check` accepted, inner nodes first; containers become plain lists and dicts.
 
-    Unlike ``hydra.utils.instantiate`` this builds nothing that :mod:`facelab.runs.targets` does not allow, knows the
-    place of a part that refuses its values, and converts all containers, whatever ``_convert_`` says.
+    Unlike ``hydra.utils.instantiate`` this builds only what :mod:`facelab.runs.targets` allows, adds the part's place
+    in the configuration to its error, and converts all containers regardless of ``_convert_``.
 
     Args:
-        cfg: the whole configuration; it stays as it is.
+        cfg: the whole configuration; it is not modified.
         place: dotted key of a node with a ``_target_``.
-        **parts: arguments that are built already.
+        **parts: arguments that are already built.
 
     Raises:
-        ConfigError: a part refuses its values, by an exception of its own, or a library does; says which part and why,
-            and is raised from that error, see :func:`_is_refusal`.
-        FacelabError: what else a part raises by itself.
+        ConfigError: a part or a library refuses a value, see :func:`_is_refusal`; the message contains the part and the
+            reason, and the original error is the cause.
+        FacelabError: any other error of this type that a part raises.
     """
     return _build(cfg, OmegaConf.select(cfg, place), own_place(cfg, place), parts)
 
 
 def _build(cfg: DictConfig, node: Any, place: str, parts: Mapping[str, Any]) -> Any:
-    """Build a value that stands at a place; ``_recursive_: false`` leaves the nodes in it as plain containers."""
+    """Build the value at a place; with ``_recursive_: false`` the nodes in it remain plain containers."""
     if isinstance(node, ListConfig):
         return [_build(cfg, node[i], f"{place}[{i}]", {}) for i in range(len(node))]
     if not isinstance(node, DictConfig):
@@ -74,14 +74,14 @@ def _build(cfg: DictConfig, node: Any, place: str, parts: Mapping[str, Any]) -> 
 
 
 def _call(target: Callable[..., Any], place: str, places: Mapping[str, str], /, *given: Any, **arguments: Any) -> Any:
-    """Build a part, and say where it is mounted if it refuses its values.
+    """Build a part, and add its place to the error if it refuses its values.
 
     Args:
         target: the class.
-        place: of its node in the configuration.
-        places: of the arguments that stand there.
-        *given: further arguments of who finishes a partial part.
-        **arguments: all others.
+        place: dotted key of its node in the configuration.
+        places: dotted keys of the arguments in that node.
+        *given: positional arguments of the caller that completes a partial part.
+        **arguments: all other arguments.
     """
     try:
         return target(*given, **arguments)
@@ -89,23 +89,23 @@ def _call(target: Callable[..., Any], place: str, places: Mapping[str, str], /, 
         argument = re.split(r"[.\[]", error.key)[0]
         if not error.key:
             error.mount(place)
-        elif argument in places:  # else it is for who finishes this part to say
+        elif argument in places:  # otherwise the caller that completes this partial part adds the place
             error.mount(places[argument] + error.key.removeprefix(argument))
         raise
     except FacelabError:
         raise
     except Exception as error:
         if not _is_refusal(error):
-            error.add_note(f"while {place} was built: {target.__module__}.{target.__qualname__}")
+            error.add_note(f"while building {place}: {target.__module__}.{target.__qualname__}")
             raise
         argument, reason = _reason(error)
         raise ConfigError(places.get(argument, place), f": {reason}", mounted=True) from error
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Tell a value that was refused from a fault of the code.
+    """Return whether an error is a refused value and not a fault of the code.
 
-    The first is an error by which values are refused as a rule, or one of whatever kind that a library raised.
+    A refusal has a type that is usually raised for invalid values, or any type if a library raised it.
     """
     if isinstance(error, ValueError | RuntimeError | OSError):
         return True
@@ -114,10 +114,10 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> tuple[str, str]:
-    """Give the name of the argument that is refused, empty where the error has none, and why."""
+    """Return the name of the refused argument, empty if the error has none, and the reason."""
     from pydantic import ValidationError
 
-    refused = error.__cause__ if isinstance(error.__cause__, ValidationError) else error  # by albumentations
+    refused = error.__cause__ if isinstance(error.__cause__, ValidationError) else error  # albumentations
     if isinstance(refused, ValidationError):
         first = refused.errors()[0]
         return str(first["loc"][0]), first["msg"].removeprefix("Value error, ")
@@ -125,7 +125,7 @@ def _reason(error: Exception) -> tuple[str, str]:
 
 
 def own_place(cfg: DictConfig, place: str) -> str:
-    """Find where a part is chosen: ``model.backbone`` only refers to ``backbone``, which is what one types."""
+    """Return the key where a part is chosen: ``model.backbone`` only refers to ``backbone``, which the user types."""
     keys = place.split(".")
     for depth in range(1, len(keys)):
         parent = OmegaConf.select(cfg, ".".join(keys[:depth]))
@@ -135,16 +135,16 @@ def own_place(cfg: DictConfig, place: str) -> str:
 
 
 def build_all(cfg: DictConfig, place: str) -> list[Any]:
-    """Build the values of a group whose keys are only names, such as callbacks and loggers; null is left out."""
+    """Build the values of a group whose keys are only names, such as callbacks and loggers; null is skipped."""
     group = OmegaConf.select(cfg, place) or {}
     return [build(cfg, f"{place}.{key}") for key, node in group.items() if node is not None]
 
 
 def build_trainer(cfg: DictConfig) -> Any:
-    """Build the Lightning Trainer of a run, with its callbacks and loggers. It saves what the callbacks save, no more.
+    """Build the Lightning Trainer of a run with its callbacks and loggers; only the callbacks save checkpoints.
 
     Raises:
-        ConfigError: a part refuses its values, or the strategy is one that cannot work here.
+        ConfigError: a part refuses its values, or the strategy cannot work with the launcher.
     """
     from lightning.pytorch.callbacks import Checkpoint
 
@@ -154,7 +154,7 @@ def build_trainer(cfg: DictConfig) -> Any:
         raise ConfigError(
             "trainer.devices",
             f"={cfg.trainer.devices}: a job of this launcher cannot start other processes; "
-            f"hydra.launcher.tasks_per_node={cfg.trainer.devices} starts them with it",
+            f"hydra.launcher.tasks_per_node={cfg.trainer.devices} starts them with the job",
         )
     callbacks = build_all(cfg, "callbacks")
     trainer = build(
@@ -170,7 +170,7 @@ def build_trainer(cfg: DictConfig) -> Any:
 
 
 def write_config(folder: Path, cfg: DictConfig) -> None:
-    """Keep a configuration that :func:`check` has passed as ``config.yaml``, with everything it refers to in place."""
+    """Write a configuration that :func:`check` accepted to ``config.yaml``, with resolved interpolations."""
     if is_first():
         with replacing(RunFolder(folder).config) as path:
             path.write_text(OmegaConf.to_yaml(cfg, resolve=True))

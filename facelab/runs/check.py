@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, found before anything is built from it."""
+"""Faults of a configuration, found before anything is built from it."""
 
 import inspect
 import math
@@ -27,7 +27,7 @@ PATHS: dict[str, Any] = {
     **{f"paths.{key}": Text for key in ("data", "cache", "run", "name", "group", "id")},
     "paths.tags": Sequence[str],
 }
-"""The keys of ``paths`` that doors and dashboards read, and their types."""
+"""Keys of ``paths`` that scripts and dashboards read, with their types."""
 TRAIN_KEYS: dict[str, Any] = {
     "task": Text,
     "seed": Seed,
@@ -40,21 +40,22 @@ TRAIN_KEYS: dict[str, Any] = {
     **dict.fromkeys(("memory_format", "compile", "trainer", "model", "datamodule"), Any),
     **PATHS,
 }
-"""The keys that train.py reads, and the types of those that no class checks; all others must be used by these."""
+"""Keys that train.py reads, with their types if no constructor checks them. Any other key must be used by one of
+these."""
 SPECIAL = ("_target_", "_partial_", "_recursive_", "_convert_")
-"""Keys of a node that are no arguments."""
+"""Keys of a node that are not arguments."""
 _CONVERT = ("none", "partial", "object", "all")
-# `${name`, `${..name`, or `${resolver:first argument`; what follows a nested `${` is left out, so a prefix remains.
+# `${name`, `${..name`, or `${resolver:first argument`; the match ends at a nested `${`, which leaves a prefix.
 _REFERENCE = re.compile(r"\$\{\s*([^\s${}:]+)\s*(?::\s*['\"]?([^\s${},'\"]*))?")
 _READS_KEYS = ("oc.select", "oc.deprecated", "oc.dict.keys", "oc.dict.values")
 _SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "min_length": "of length >="}
-_UNKNOWN = object()  # a value that cannot be had; why is a fault of its own
+_UNKNOWN = object()  # marks a value that cannot be read; the reason is reported as a separate fault
 
 _Place = tuple[str | int, ...]  # keys and list indices from the root
 
 
 class Fault(str):
-    """A mistake in a configuration, on one line: its place, a colon, and what is wrong.
+    """Fault of a configuration, on one line: its place, a colon and the problem.
 
     Attributes:
         place: dotted key.
@@ -63,40 +64,42 @@ class Fault(str):
     place: str
 
     def __new__(cls, place: str, message: str) -> "Fault":
-        """Join both."""
+        """Join place and message."""
         fault = super().__new__(cls, f"{place}: {message}")
         fault.place = place
         return fault
 
 
 def check_config(cfg: DictConfig, names: Collection[str]) -> list[Fault]:
-    """Find every mistake that shows without building anything.
+    """Find every fault that can be detected without building anything.
 
-    * A value is missing, or an interpolation leads nowhere or makes a new node.
-    * A ``_target_`` cannot be imported or is not allowed. Allowed are the classes of this project, classes of
-      :data:`facelab.runs.targets.LIBRARIES` derived from one of ``BASES`` there, and ``hydra.utils.get_object`` for a
-      layout. Nothing but these packages is imported to find out. This keeps a configuration of unknown origin from
-      calling what it likes; it is no sandbox, as the allowed classes may read files that their arguments name.
-    * An argument is unknown to the signature or lacking (lacking is right where ``_partial_`` is true), or its value
-      does not fit a plain annotation: finite numbers and their bounds, text, lists and mappings of these, literals,
-      classes, and what a partial returns. :data:`facelab.runs.stricter.STRICTER` bounds what libraries do not.
-    * A key is read by nobody: it is not an argument, no interpolation refers to it, and it is not in ``names``.
-    * The datamodule's ``batch_type`` is not what the model's ``training_step`` takes, it lacks a method of the protocol
-      that the model's ``fit_statistics`` names, or the loss does not compare what the model's ``forward`` returns.
+    * A value is missing, or an interpolation refers to a missing key or creates a node.
+    * A ``_target_`` cannot be imported or is not allowed. Allowed: classes of this project; classes of
+      :data:`facelab.runs.targets.LIBRARIES` derived from one of ``BASES`` there; ``hydra.utils.get_object`` for a
+      layout. The check imports only these packages. This keeps a configuration of unknown origin from calling
+      arbitrary functions; it is not a sandbox, because the allowed classes may read files that their arguments name.
+    * An argument is not in the signature or is missing (allowed if ``_partial_`` is true), or its value does not match
+      a plain annotation: finite numbers and their bounds, text, lists and mappings of these, literals, classes, and
+      the return type of a partial. :data:`facelab.runs.stricter.STRICTER` adds bounds that libraries do not declare.
+    * A key is unused: it is not an argument, no interpolation refers to it, and it is not in ``names``.
+    * The datamodule's ``batch_type`` is not the type that the model's ``training_step`` takes, the datamodule has not
+      all methods of the protocol in the model's ``fit_statistics``, or the loss does not take the return type of the
+      model's ``forward``.
 
     Args:
-        cfg: the composed configuration, interpolations unresolved.
-        names: dotted paths of the keys that the caller itself reads, such as ``seed`` or ``monitor.name``; in a mapping
-            to their types, which are checked like those of arguments. A mapping of things to build (``callbacks``) is
-            named once, and may then hold nodes with ``_target_`` and null. Names the configuration lacks are no fault.
+        cfg: the composed configuration, with unresolved interpolations.
+        names: dotted paths of the keys that the caller itself reads, such as ``seed`` or ``monitor.name``. In a mapping
+            the values are their types, which are checked like those of arguments. A mapping of nodes to build
+            (``callbacks``) is named once; its values may be nodes with ``_target_`` or null. Names that are missing
+            from the configuration are no fault.
 
     Returns:
-        The faults, each on one line beginning with its place in the configuration; empty if there are none.
+        The faults, each on one line that begins with its place in the configuration; empty if there are none.
     """
     tree = list(_containers(cfg, ()))
     return [
         *_value_faults(tree),
-        *(_door_faults(cfg, names) if isinstance(names, Mapping) else ()),
+        *(_script_faults(cfg, names) if isinstance(names, Mapping) else ()),
         *(fault for place, node in tree if isinstance(node, DictConfig) for fault in _node_faults(place, node)),
         *_unread_faults(cfg, (), names, _references(tree)),
         *_pair_faults(cfg),
@@ -124,7 +127,7 @@ def _keys(node: DictConfig | ListConfig) -> list[Any]:
 
 
 def _read(node: DictConfig | ListConfig, key: Any) -> Any:
-    """The value with its interpolation resolved, or _UNKNOWN."""
+    """Return the value with its interpolation resolved, or _UNKNOWN."""
     try:
         return node[key]
     except OmegaConfBaseException:
@@ -132,7 +135,7 @@ def _read(node: DictConfig | ListConfig, key: Any) -> Any:
 
 
 def _containers(node: DictConfig | ListConfig, place: _Place) -> Iterator[tuple[_Place, DictConfig | ListConfig]]:
-    """Every mapping and list that stands in the tree itself; interpolations are not followed."""
+    """Yield every mapping and list of the tree itself with its place; interpolations are not followed."""
     yield place, node
     for key in _keys(node):
         value = _UNKNOWN if OmegaConf.is_interpolation(node, key) else _read(node, key)
@@ -159,13 +162,13 @@ def _value_fault(node: DictConfig | ListConfig, key: Any, place: _Place, in_tree
         name = next((_dotted(place[:depth]) for depth, step in enumerate(place) if isinstance(step, int)), None)
         return f"is not set; type {name}=[...]" if name else f"is not set; type {_dotted(place)}=..."
     except InterpolationToMissingValueError:
-        return None  # said once, where the value is missing
+        return None  # reported once, at the missing value
     except OmegaConfBaseException as error:
         return str(error).splitlines()[0]
     if isinstance(value, str) and "${" in value:
-        return "text with `${` in it: an interpolation cannot be escaped, it would be resolved when things are built"
+        return "text that contains `${`: an interpolation cannot be escaped, it would be resolved during building"
     if OmegaConf.is_config(value) and id(value) not in in_tree and not _is_plain_list(value):
-        return "an interpolation may refer to a node of the configuration and may not make one"
+        return "an interpolation may refer to a node of the configuration but must not create one"
     return None
 
 
@@ -173,7 +176,7 @@ def _is_plain_list(value: Any) -> bool:
     return isinstance(value, ListConfig) and not any(OmegaConf.is_config(_read(value, key)) for key in _keys(value))
 
 
-def _door_faults(cfg: DictConfig, types: Mapping[str, Any]) -> Iterator[Fault]:
+def _script_faults(cfg: DictConfig, types: Mapping[str, Any]) -> Iterator[Fault]:
     for name, annotation in types.items():
         *above, key = name.split(".")
         node: Any = cfg
@@ -190,7 +193,7 @@ def _node_faults(place: _Place, node: DictConfig) -> Iterator[Fault]:
     if "_target_" not in node.keys():  # noqa: SIM118 (`in node` is False where the value is missing)
         for key in _keys(node):
             if str(key).startswith("_") and key not in ("_recursive_", "_convert_"):
-                yield _fault(place, key, f"means nothing in a node without `_target_`{hint(key, SPECIAL)}")
+                yield _fault(place, key, f"has no effect in a node without `_target_`{hint(key, SPECIAL)}")
         return
     yield from _flag_faults(place, node)
     path = _read(node, "_target_")
@@ -262,7 +265,7 @@ def _takes(names: Collection[str]) -> str:
 
 
 def _has_no_constructor(target: Callable[..., Any]) -> bool:
-    """Whether it is built by ``nn.Module.__init__``, which takes any argument only to refuse it."""
+    """Return whether a class inherits ``nn.Module.__init__``, whose signature accepts any argument; the call fails."""
     torch = sys.modules.get("torch")
     return torch is not None and getattr(target, "__init__", None) is torch.nn.Module.__init__
 
@@ -276,7 +279,7 @@ def _is_default(value: Any, parameter: inspect.Parameter) -> bool:
 
 
 def _type_faults(place: _Place, node: DictConfig | ListConfig, key: Any, annotation: Any) -> Iterator[Fault]:
-    """Say what does not fit an annotation: the items of a list, or the value under this key of the node at a place."""
+    """Yield a fault if the value under this key, or for a list each of its items, does not match the annotation."""
     value = _read(node, key)
     if _fits(value, annotation):
         return
@@ -287,7 +290,7 @@ def _type_faults(place: _Place, node: DictConfig | ListConfig, key: Any, annotat
             yield from _type_faults((*place, index), value, index, item)
         return
     expected, refers_to = _expected(annotation), reference(node, key)
-    if _is_endless(value) and (annotation is Any or "float" in expected):
+    if _is_not_finite(value) and (annotation is Any or "float" in expected):
         expected = "a finite number" if annotation is Any else f"finite {expected}"
     by = f" by {refers_to}" if refers_to else ""
     if isinstance(value, str) and _fits(_number(value), annotation):
@@ -295,13 +298,13 @@ def _type_faults(place: _Place, node: DictConfig | ListConfig, key: Any, annotat
         return
     message = f"{_given(value)} given{by}, {expected} expected"
     if text is not None:
-        told_at = refers_to or _show(place)
-        message += _typed_as_text(told_at, _typed(told_at, value) or text)
+        typed_key = refers_to or _show(place)
+        message += _typed_as_text(typed_key, _typed(typed_key, value) or text)
     yield Fault(_show(place), message)
 
 
 def _item_annotations(value: ListConfig, annotation: Any) -> list[Any]:
-    """Give the annotation of each item of a list; empty where it may be no list, or none of this length."""
+    """Return the annotation of each item of a list; empty if no list, or none of this length, is allowed."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return [Annotated[item, *inner[1:]] for item in _item_annotations(value, inner[0])]
@@ -315,20 +318,20 @@ def _item_annotations(value: ListConfig, annotation: Any) -> list[Any]:
 
 
 def _expected(annotation: Any) -> str:
-    """Write an annotation, its bounds by signs."""
+    """Format an annotation for a message, with its bounds as signs."""
     if get_origin(annotation) in (Union, UnionType):
         return " | ".join(map(_expected, get_args(annotation)))
     written = inspect.formatannotation(annotation).replace("NoneType", "None")
     return re.sub(r"(?:typing\.)?Annotated\[(.*?)((?:, \w+\([^()]*\))+)\]", _bounded, written)
 
 
-def _bounded(found: re.Match[str]) -> str:
-    bounds = re.findall(r"(gt|ge|lt|le|min_length)=([-\d.]+)", found[2])
-    return f"{found[1]} {' and '.join(f'{_SIGNS[name]} {number}' for name, number in bounds)}"
+def _bounded(match: re.Match[str]) -> str:
+    bounds = re.findall(r"(gt|ge|lt|le|min_length)=([-\d.]+)", match[2])
+    return f"{match[1]} {' and '.join(f'{_SIGNS[name]} {number}' for name, number in bounds)}"
 
 
 def _text(value: Any, annotation: Any) -> Any:
-    """Give the text, or list of texts, that may stand there and was read as something else; None where none may."""
+    """Return the text, or list of texts, that was parsed as another type; None if text is not allowed here."""
     words = [_word(_read(value, key)) for key in _keys(value)] if isinstance(value, ListConfig) else [_word(value)]
     if not all(isinstance(word, str) for word in words) or (value is None and not _is_text(annotation)):
         return None
@@ -341,14 +344,14 @@ def _is_text(annotation: Any) -> bool:
 
 
 def _word(value: Any) -> Any:
-    """Give the word that was read as a number, a truth value or null; everything else as it is."""
+    """Return the word that was parsed as a number, a boolean or null; other values unchanged."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value) if isinstance(value, int | float) else value
 
 
 def _typed(place: str, value: Any) -> str | None:
-    """Find the typed word that was read as this value, such as 2024_01 for 202401; None where there is none."""
+    """Return the typed word that was parsed as this value, such as 2024_01 for 202401; None if there is none."""
     if not HydraConfig.initialized():
         return None
     words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
@@ -359,7 +362,7 @@ def _typed(place: str, value: Any) -> str | None:
 
 
 def _typed_as_text(place: str, text: Any) -> str:
-    """Say how text is written that would be read as something else."""
+    """Return a hint how to write text that would be parsed as another type."""
     written = quoted(text) if isinstance(text, str) else f"[{','.join(map(quoted, text))}]"
     in_shell = "" if "[" in place else f", in a shell {shlex.quote(f'{place}={written}')}"
     return f"; as text it is written in quotes: {written} in YAML{in_shell}"
@@ -379,9 +382,9 @@ def _given(value: Any) -> str:
 
 
 def _annotation(parameter: inspect.Parameter, target: Callable[..., Any]) -> Any:
-    """The annotation as an object, or the stricter one for it.
+    """Return the annotation of a parameter as an object, or its stricter replacement.
 
-    Any where there is none, or where it names what is imported for type checkers.
+    Any if there is no annotation, or if its type is imported for type checkers only.
     """
     classes = getattr(target, "__mro__", ())
     for base in classes:
@@ -401,10 +404,10 @@ def _annotation(parameter: inspect.Parameter, target: Callable[..., Any]) -> Any
 
 
 def _fits(value: Any, annotation: Any) -> bool:
-    """Whether a value may stand where the annotation is; True where this cannot be told."""
+    """Return whether a value matches an annotation; True if this cannot be decided."""
     origin, inner = get_origin(annotation), get_args(annotation)
-    if value is _UNKNOWN or _is_endless(value) or annotation is Any:
-        return not _is_endless(value)
+    if value is _UNKNOWN or _is_not_finite(value) or annotation is Any:
+        return not _is_not_finite(value)
     if origin is Annotated:
         return _fits(value, inner[0]) and all(_is_within(value, bound) for bound in inner[1:])
     if origin in (Union, UnionType):
@@ -414,7 +417,7 @@ def _fits(value: Any, annotation: Any) -> bool:
     kind = NoneType if annotation is None else origin or annotation
     if not isinstance(kind, type) or typing.is_typeddict(kind):
         return True
-    if getattr(kind, "_is_protocol", False):  # only what is built has the methods of one of ours
+    if getattr(kind, "_is_protocol", False):  # only built objects implement a protocol of this project
         is_built = isinstance(value, DictConfig) and "_target_" in value
         return is_built or kind.__module__.partition(".")[0] not in PROJECT
     if isinstance(value, ListConfig):
@@ -424,13 +427,13 @@ def _fits(value: Any, annotation: Any) -> bool:
     return _scalar_fits(value, kind)
 
 
-def _is_endless(value: Any) -> bool:
-    """Whether it is nan or an infinity, which no argument means."""
+def _is_not_finite(value: Any) -> bool:
+    """Return whether a value is NaN or infinite, which no argument may be."""
     return isinstance(value, float) and not math.isfinite(value)
 
 
 def _is_within(value: Any, bound: Any) -> bool:
-    """Whether every number in a value, or a text's length, keeps a bound."""
+    """Return whether every number in a value, or the length of a text, is within a bound."""
     if isinstance(value, ListConfig):
         return all(_is_within(_read(value, key), bound) for key in _keys(value))
     if isinstance(bound, GroupedMetadata):
@@ -453,7 +456,7 @@ def _scalar_fits(value: Any, kind: type) -> bool:
     if isinstance(value, bool) and kind is int:
         return False
     if isinstance(value, str) and kind is not str:
-        # Text is a sequence of letters, and never meant so. A path is written as text.
+        # A str is an Iterable, but is never meant as one. A path is written as text.
         return issubclass(kind, os.PathLike) or (isinstance(value, kind) and not issubclass(kind, Iterable))
     return isinstance(value, kind) or (kind is float and type(value) is int)
 
@@ -474,43 +477,47 @@ def _mapping_fits(value: DictConfig, kind: type, inner: tuple[Any, ...]) -> bool
 
 
 def _node_fits(value: DictConfig, kind: type, inner: tuple[Any, ...]) -> bool:
-    """Whether what the node builds is of that class, or for a partial node what its function returns."""
+    """Return whether the class of a node, or for a partial node the return type of its function, matches."""
     try:
         built = (
             type(layout_at(_read(value, "path"))) if value["_target_"] == GET_OBJECT else buildable(value["_target_"])
         )
     except Refused:
-        return True  # a fault of its own
+        return True  # reported as a separate fault
     if _is_partial(value):
         return issubclass(partial, kind) and (len(inner) != 2 or _class_fits(built, inner[1]))
     return issubclass(built, kind)
 
 
 def _class_fits(built: type, annotation: Any) -> bool:
-    """Whether objects of a class may stand where the annotation is; True where this cannot be told."""
+    """Return whether instances of a class match an annotation; True if this cannot be decided."""
     if get_origin(annotation) in (Union, UnionType):
         return any(_class_fits(built, member) for member in get_args(annotation))
     kind = get_origin(annotation) or annotation
     return not isinstance(kind, type) or getattr(kind, "_is_protocol", False) or issubclass(built, kind)
 
 
-# Keys that nobody reads
+# Unused keys
 
 
 def _references(tree: list[tuple[_Place, DictConfig | ListConfig]]) -> set[str]:
-    """Dotted paths of the keys that interpolations name."""
-    found = set()
+    """Return the dotted paths of the keys that interpolations refer to."""
+    names = set()
     for place, node in tree:
         raw = OmegaConf.to_container(node, resolve=False)
         for key in _keys(node):
             text = raw[key]  # type: ignore[index]
             if isinstance(text, str):
-                found |= {_absolute(match[1], match[2], place) for match in _REFERENCE.finditer(text)}
-    return found
+                names |= {_absolute_key(match[1], match[2], place) for match in _REFERENCE.finditer(text)}
+    return names
 
 
-def _absolute(name: str, argument: str | None, place: _Place) -> str:
-    """The key that ``${name}`` or ``${name:argument}`` refers to from within the node at ``place``."""
+def _absolute_key(name: str, argument: str | None, place: _Place) -> str:
+    """Return the key that ``${name}`` in the node at ``place`` refers to.
+
+    For a resolver ``${name:argument}`` it is the key in the first argument if the resolver is in ``_READS_KEYS``,
+    otherwise an empty text.
+    """
     if argument is not None:
         name = argument if name in _READS_KEYS else ""
     dots = len(name) - len(name.lstrip("."))
@@ -529,7 +536,7 @@ def _unread_faults(node: DictConfig, place: _Place, names: Collection[str], refe
             continue
         if is_node and value and "_target_" not in value and not OmegaConf.is_interpolation(node, key):
             yield from _unread_faults(value, here, names, references)
-        elif _dotted(here) in names or str(key).startswith("_") or _leads_on(here, references):
+        elif _dotted(here) in names or str(key).startswith("_") or _is_above_reference(here, references):
             continue
         elif not (_dotted(place) in names and (value is None or (is_node and "_target_" in value))):
             beside = {name.rpartition(".") for name in {*names, *references}}
@@ -537,15 +544,15 @@ def _unread_faults(node: DictConfig, place: _Place, names: Collection[str], refe
             yield _fault(place, key, f"nothing reads this key{hint(key, options)}")
 
 
-def _leads_on(place: _Place, references: set[str]) -> bool:
+def _is_above_reference(place: _Place, references: set[str]) -> bool:
     return any(reference.startswith(f"{_dotted(place)}.") for reference in references)
 
 
-# The parts of a method
+# Parts that must match each other
 
 
 def _pair_faults(cfg: DictConfig) -> Iterator[Fault]:
-    """Compare what one part gives with what a method of another takes, by the annotations of both."""
+    """Yield a fault for each pair of parts whose annotations do not match."""
     model, datamodule, loss = (_class_at(cfg, name) for name in ("model", "datamodule", "loss"))
     for taken, given in _misfits(getattr(datamodule, "batch_type", Any), model, "training_step", "batch"):
         yield Fault(
@@ -556,7 +563,7 @@ def _pair_faults(cfg: DictConfig) -> Iterator[Fault]:
         yield Fault(
             "datamodule",
             f"`{datamodule.__qualname__}` has no method `{method}`, which the model `{model.__qualname__}` calls; "
-            "it is another method's",
+            "it belongs to another method",
         )
     predicted = _annotated(getattr(model, "forward", None), "return")
     for taken, given in _misfits(predicted, loss, "forward", "prediction"):
@@ -570,21 +577,21 @@ def _misfits(given: Any, taker: Any, method: str, parameter: str) -> Iterator[tu
     """Compare a class with the annotation of a parameter.
 
     Yields:
-        What the parameter asks for and the class is not, and the class: the name of the class that is asked for, or of
-        each method of a protocol that is lacking. Nothing where either is not known.
+        The name of the required class, or of each missing method of a required protocol, and the given class. Nothing
+        if either type is unknown.
     """
     taken = _annotated(getattr(taker, method, None), parameter)
     if Any in (given, taken) or not isinstance(given, type) or not isinstance(taken, type):
         return
     if getattr(taken, "_is_protocol", False):
-        asked = (name for name, member in vars(taken).items() if callable(member) and not name.startswith("_"))
-        yield from ((name, given) for name in asked if not hasattr(given, name))
+        required = (name for name, member in vars(taken).items() if callable(member) and not name.startswith("_"))
+        yield from ((name, given) for name in required if not hasattr(given, name))
     elif not issubclass(given, taken):
         yield taken.__name__, given
 
 
 def _annotated(function: Any, name: str) -> Any:
-    """Return the annotation of a function's parameter, or of what it returns; Any where there is none."""
+    """Return the annotation of a function's parameter or return value; Any if there is none."""
     if function is None:
         return Any
     signature = inspect.signature(function)
@@ -601,31 +608,31 @@ def _class_at(cfg: DictConfig, name: str) -> Any:
     try:
         return buildable(_read(node, "_target_"))
     except Refused:
-        return None  # a fault of its own
+        return None  # reported as a separate fault
 
 
-# A part of a configuration
+# Part of a configuration
 
 
-def part_of(cfg: DictConfig, paths: Iterable[str]) -> DictConfig:
-    """Cut out some nodes and everything that they refer to, so that the rest can neither be wrong nor be built.
+def copy_part(cfg: DictConfig, paths: Iterable[str]) -> DictConfig:
+    """Copy some nodes and everything that they refer to; the other nodes are neither checked nor built.
 
     Args:
         cfg: a whole configuration.
-        paths: dotted paths of nodes. One that is not there is left out.
+        paths: dotted paths of nodes. Missing nodes are skipped.
 
     Returns:
-        A configuration of its own with these nodes, and those that their interpolations name, at their places.
+        A new configuration of these nodes, and of those that their interpolations refer to, at the same places.
     """
     raw: Any = OmegaConf.to_container(cfg, resolve=False)
     part: dict[str, Any] = {}
-    known: set[_Place] = set()
+    copied: set[_Place] = set()
     waiting = [tuple(path.split(".")) for path in paths]
     while waiting:
         place, value = _find(raw, waiting.pop())
-        if value is _UNKNOWN or any(place[: len(other)] == other for other in known):
+        if value is _UNKNOWN or any(place[: len(other)] == other for other in copied):
             continue
-        known.add(place)
+        copied.add(place)
         branch = part
         for step in place[:-1]:
             branch = branch.setdefault(str(step), {})
@@ -637,7 +644,7 @@ def part_of(cfg: DictConfig, paths: Iterable[str]) -> DictConfig:
 
 
 def _find(raw: Any, path: tuple[str, ...]) -> tuple[_Place, Any]:
-    """Follow a path from the root as far as mappings go: to the node, or to the list or the reference that leads on."""
+    """Follow a path from the root to its node, or to the first list or reference on the way."""
     value = raw
     for depth, step in enumerate(path):
         if isinstance(value, list) or (isinstance(value, str) and "${" in value):
@@ -649,18 +656,18 @@ def _find(raw: Any, path: tuple[str, ...]) -> tuple[_Place, Any]:
 
 
 def _names_in(value: Any, place: _Place, key: Any) -> Iterator[str]:
-    """Dotted paths that the interpolations in a value name, which stands under a key of the node at ``place``."""
+    """Yield the dotted paths to which interpolations refer in a value under a key of the node at ``place``."""
     if isinstance(value, dict | list):
         for inner, child in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _names_in(child, (*place, key), inner)
     elif isinstance(value, str):
-        yield from (_absolute(match[1], match[2], place) for match in _REFERENCE.finditer(value))
+        yield from (_absolute_key(match[1], match[2], place) for match in _REFERENCE.finditer(value))
 
 
 def reference(node: DictConfig | ListConfig, key: Any) -> str | None:
-    """Return the dotted key that a value consists of a reference to; None where it is something else."""
+    """Return the dotted key if a value is exactly one reference; None otherwise."""
     if (isinstance(node, DictConfig) and key not in node) or not OmegaConf.is_interpolation(node, key):
         return None
     raw: Any = OmegaConf.to_container(node, resolve=False)
-    found = re.fullmatch(r"\$\{(\w+(?:\.\w+)*)\}", raw[key])
-    return found[1] if found else None
+    match = re.fullmatch(r"\$\{(\w+(?:\.\w+)*)\}", raw[key])
+    return match[1] if match else None

@@ -1,8 +1,8 @@
-"""Checkpoints of train.py: read, and opened as the trained module.
+"""Reading of checkpoints of train.py, and opening of a checkpoint as the trained module.
 
-Opening builds ``model``, checks ``crop`` and ``data.layout`` with it, and looks at nothing else of the configuration.
-So a logger, a callback or an option that is gone does not close a checkpoint. Names of earlier versions are followed by
-:mod:`facelab.renames`.
+Opening builds ``model``, and checks ``crop`` and ``data.layout`` with it; no other node of the configuration is read. A
+removed logger, callback or option therefore does not prevent opening. :mod:`facelab.renames` translates the names of
+earlier versions.
 """
 
 import copy
@@ -22,46 +22,46 @@ from facelab.files import DEEPEST, MOST_NODES, read_yaml
 from facelab.renames import renamed_checkpoint, renamed_config
 from facelab.run_folder import RunFolder
 from facelab.runs.build import build, check, own_place
-from facelab.runs.check import check_config, part_of
+from facelab.runs.check import check_config, copy_part
 from facelab.runs.resolvers import foreign_interpolation
 
 log = logging.getLogger(__name__)
 
 INITIAL_WEIGHTS = {"pretrained": False, "weights": None}
-"""Keys that name initial weights, and their values without."""
+"""Keys that name initial weights, with the values that mean no initial weights."""
 TRAINING = ("model.optimizer", "model.scheduler", "datamodule.augment")
-"""Parts that only training needs."""
+"""Dotted keys of parts that only training needs."""
 OPENED = ("model", "crop", "data.layout")
-"""Nodes that are checked when a checkpoint is opened; the first is built."""
+"""Nodes that are checked when a checkpoint is opened; only the first is built."""
 ABSENT = (*TRAINING, "model.loss")
-"""Arguments that are null in a module which is opened and not trained, whatever its signature says."""
+"""Arguments that may be null in a module that is not trained, even if its signature does not allow it."""
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint of train.py holds that is needed without a trainer."""
+    """Content of a checkpoint of train.py that is needed without a trainer."""
 
     config: dict[str, Any]
     weights: dict[str, Any]
-    step: int  # optimizer steps that were done
+    step: int  # number of completed optimizer steps
 
 
 class LoadedRun(NamedTuple):
-    """A trained method as it was saved."""
+    """Trained module with its configuration."""
 
-    cfg: DictConfig  # the whole configuration; only what :data:`OPENED` names was checked
+    cfg: DictConfig  # the whole configuration; only the nodes in :data:`OPENED` were checked
     module: Any  # the LightningModule, in evaluation mode
     checkpoint: Path
 
 
 def find_checkpoint(path: Path, name: str) -> Path:
-    """Find the checkpoint of a run folder, or the file itself.
+    """Return the checkpoint of a run folder, or the file itself.
 
     Args:
         path: a run folder or a checkpoint file.
         name: ``last`` or ``best``.
 
     Raises:
-        RunError: there is none; names the file.
+        RunError: there is no checkpoint; the message names the expected file.
     """
     if path.is_file():
         return path
@@ -72,18 +72,18 @@ def find_checkpoint(path: Path, name: str) -> Path:
         raise RunError(f"{path} is neither a run folder nor a checkpoint file")
     if OmegaConf.select(OmegaConf.create(_saved_config(path)), "trainer.fast_dev_run"):
         raise RunError(f"{path} is a check of a few batches (trainer=check), and saves no checkpoint; train without it")
-    raise RunError(f"{path} has no {file.relative_to(path)}; did its training end an epoch?")
+    raise RunError(f"{path} has no {file.relative_to(path)}; did its training complete an epoch?")
 
 
 def read_checkpoint(file: Path) -> Checkpoint:
-    """Read a checkpoint of train.py; nothing in the file is run.
+    """Read a checkpoint of train.py without executing code from the file.
 
-    With averaged weights these are the averages. To be tested, they are put into the module itself: given
-    ``ckpt_path``, Lightning lets the callbacks restore their state for a test as well, and ``WeightAveraging`` after
-    ``fit`` then puts the weights of the last step in the place of their average.
+    With weight averaging, the weights are the averages. For a test, load them into the module directly: with
+    ``ckpt_path``, Lightning restores the state of the callbacks for a test as well, and ``WeightAveraging`` after
+    ``fit`` then replaces the averages by the weights of the last step.
 
     Raises:
-        CheckpointError: it is another file, or a later version wrote it.
+        CheckpointError: the file is not a checkpoint of train.py, or a later version wrote it.
     """
     import torch
 
@@ -92,8 +92,8 @@ def read_checkpoint(file: Path) -> Checkpoint:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
-    except Exception as error:  # a file that is no checkpoint makes torch fail in many ways, with advice that is unsafe
-        raise CheckpointError(f"{file} is no checkpoint of train.py; torch cannot read it") from error
+    except Exception as error:  # for other files torch raises many types, and its messages give unsafe advice
+        raise CheckpointError(f"{file} is not a checkpoint of train.py; torch cannot read it") from error
     if isinstance(content, dict):
         _check_size(content.get("hyper_parameters"), file)
     try:
@@ -103,33 +103,33 @@ def read_checkpoint(file: Path) -> Checkpoint:
     keys = ("hyper_parameters", "state_dict", "global_step")
     config, weights, step = (content.get(key) for key in keys)
     if not isinstance(config, dict) or not isinstance(weights, dict) or "model" not in config:
-        raise CheckpointError(f"{file} carries no configuration with its weights; it was not written by train.py")
+        raise CheckpointError(f"{file} contains no configuration with its weights; it was not written by train.py")
     if not all(isinstance(name, str) and _is_plain(value) for name, value in weights.items()):
-        raise CheckpointError(f"{file} holds weights that are no plain tensors with names; train.py writes no others")
+        raise CheckpointError(f"{file} contains weights that are not plain, named tensors; train.py writes no others")
     if not isinstance(step, int):
-        raise CheckpointError(f"{file} holds no number of optimizer steps; it was not written by train.py")
-    # A tensor may repeat one number of the file as often as its shape says.
+        raise CheckpointError(f"{file} contains no number of optimizer steps; it was not written by train.py")
+    # A tensor can repeat one stored number over its whole shape.
     if sum(value.numel() * value.element_size() for value in weights.values()) > file.stat().st_size:
         raise CheckpointError(f"{file} is smaller than the weights that it lists")
     return Checkpoint(config, weights, step)
 
 
 def load_run(path: Path, paths: DictConfig) -> LoadedRun:
-    """Open a checkpoint: its configuration, with this machine's paths, and the trained module.
+    """Open a checkpoint: read its configuration, insert this machine's paths, and build the trained module.
 
-    Nothing is asked of a server, and keys that name initial weights are cleared, since the checkpoint holds the trained
-    ones. A node that reads the environment, such as a logger's, is left out with a warning.
-    Optimizer and scheduler are not built. A loss that cannot be built today is left out with its weights, and with
-    those that only it had trained.
+    No server is contacted. Keys that name initial weights are cleared, because the checkpoint contains the trained
+    weights. A node that reads the environment, such as a logger, is left out with a warning. Optimizer and scheduler
+    are not built. A loss that cannot be built is left out with a warning, together with its weights and those of
+    branches that only it trained.
 
     Args:
         path: a run folder or a checkpoint file.
-        paths: the ``paths`` node of the door that opens it.
+        paths: the ``paths`` node of the script that opens it.
 
     Raises:
-        RunError: there is no checkpoint.
-        CheckpointError: it is none of train.py, or its weights do not fit its configuration.
-        FacelabError: the nodes of its configuration that are needed have faults.
+        RunError: there is no checkpoint, or the configuration of its run cannot be read.
+        CheckpointError: the file is not a checkpoint of train.py, or its weights do not fit its configuration.
+        FacelabError: the needed nodes of its configuration have faults.
     """
     from facelab.profiling.compile import prepare
 
@@ -138,7 +138,7 @@ def load_run(path: Path, paths: DictConfig) -> LoadedRun:
     machine: Any = OmegaConf.to_container(paths, resolve=True)
     config = {key: clear_initial_weights(node) for key, node in config.items()} | {"paths": machine}
     for key in [key for key, node in config.items() if foreign_interpolation(node)]:
-        log.warning("%s: %s is left out: %s reads this machine", file, key, foreign_interpolation(config[key]))
+        log.warning("%s: %s is left out: %s reads the environment", file, key, foreign_interpolation(config[key]))
         del config[key]
     try:
         cfg = OmegaConf.create(config)
@@ -147,7 +147,7 @@ def load_run(path: Path, paths: DictConfig) -> LoadedRun:
         memory_format = cfg.get("memory_format", "channels_last")
     except OmegaConfBaseException as error:
         raise CheckpointError(f"the configuration in {file} cannot be read: {error}") from error
-    prepare(module, memory_format, compile=False)  # a test is too short to earn it back
+    prepare(module, memory_format, compile=False)  # a test is too short to make up for the compile time
     return LoadedRun(cfg, module.eval(), file)
 
 
@@ -170,49 +170,49 @@ def _open(cfg: DictConfig, weights: Mapping[str, Any], file: Path) -> Any:
     import torch
 
     opened = needed(cfg, *OPENED)
-    lost = _loss_fault(opened)
-    if lost:
+    fault = _loss_fault(opened)
+    if fault:
         cfg.model.loss = None
         opened = needed(cfg, *OPENED)
     check(opened, OPENED, absent=ABSENT)
-    with torch.device("meta"):  # so that a configuration of a larger network than its weights costs no memory
-        left = _load(build(opened, "model"), {key: value.to("meta") for key, value in weights.items()}, file, lost)
+    with torch.device("meta"):  # first, without memory: the network may be far larger than the weights
+        skipped = _load(build(opened, "model"), {key: value.to("meta") for key, value in weights.items()}, file, fault)
     module = build(opened, "model")
-    _load(module, weights, file, lost)
-    if lost:
-        gone = sorted({"loss", *(key.partition(".")[0] for key in left)})
-        log.warning("%s: its loss cannot be built today and is left out (%s)", file, lost)
-        log.warning("left out with their weights: %s", ", ".join(gone))
+    _load(module, weights, file, fault)
+    if fault:
+        removed = sorted({"loss", *(key.partition(".")[0] for key in skipped)})
+        log.warning("%s: its loss cannot be built and is left out (%s)", file, fault)
+        log.warning("left out with their weights: %s", ", ".join(removed))
     return module
 
 
-def _load(module: Any, weights: Mapping[str, Any], file: Path, lost: str) -> list[str]:
-    """Load the weights of a checkpoint, and list those that are left out with a loss that is lost.
+def _load(module: Any, weights: Mapping[str, Any], file: Path, fault: str) -> list[str]:
+    """Load the weights of a checkpoint, and return the names of those that are skipped without the loss.
 
     Raises:
-        CheckpointError: they do not fit.
+        CheckpointError: the weights do not fit.
     """
-    # What only the loss had needed, such as a branch that it alone trained, is not built without it.
-    left = [key for key in weights if lost and getattr(module, key.partition(".")[0], None) is None]
-    kept = {key: value for key, value in weights.items() if key not in left}
+    # Without the loss, parts that only it needs are not built, such as a branch that only it trains.
+    skipped = [key for key in weights if fault and getattr(module, key.partition(".")[0], None) is None]
+    kept = {key: value for key, value in weights.items() if key not in skipped}
     built = {key: value for key, value in module.state_dict().items() if key in kept}
-    if others := [key for key, value in built.items() if kind_of(kept[key]) != kind_of(value)]:
-        raise CheckpointError(f"the weights in {file} do not fit its configuration: {others[0]} is of another type")
+    if differing := [key for key, value in built.items() if kind_of(kept[key]) != kind_of(value)]:
+        raise CheckpointError(f"the weights in {file} do not fit its configuration: {differing[0]} has another type")
     try:
         module.load_state_dict(kept)
     except RuntimeError as error:
         raise CheckpointError(f"the weights in {file} do not fit its configuration: {error}") from error
-    return left
+    return skipped
 
 
 def _loss_fault(opened: DictConfig) -> str:
-    """Say why the loss of a model cannot be built today; empty where it can, or there is none."""
+    """Return why the loss of a model cannot be built; empty if it can, or if there is none."""
     place = own_place(opened, "model.loss")
     faults = check_config(opened, OPENED)
     if within := [fault for fault in faults if _is_in(fault.place, place)]:
         return "; ".join(within)
     if OmegaConf.select(opened, "model.loss") is None or any(fault.place not in ABSENT for fault in faults):
-        return ""  # what else is wrong is told by who opens it
+        return ""  # the caller reports other faults
     try:
         build(opened, "model.loss")
     except (ConfigError, CheckpointError) as error:
@@ -221,23 +221,23 @@ def _loss_fault(opened: DictConfig) -> str:
 
 
 def needed(cfg: DictConfig, *nodes: str) -> DictConfig:
-    """Cut out nodes and what they refer to, without what only training needs.
+    """Copy nodes and what they refer to, with the parts that only training needs set to null.
 
     Args:
         cfg: a whole configuration.
         nodes: dotted keys.
 
     Raises:
-        CheckpointError: one of them is not there.
+        CheckpointError: one of the nodes is missing.
     """
-    if lacking := [node for node in nodes if not isinstance(OmegaConf.select(cfg, node), DictConfig)]:
-        raise CheckpointError(f"the configuration of the checkpoint has no {', '.join(lacking)}")
+    if missing := [node for node in nodes if not isinstance(OmegaConf.select(cfg, node), DictConfig)]:
+        raise CheckpointError(f"the configuration of the checkpoint has no {', '.join(missing)}")
     cleared = copy.deepcopy(cfg)
     for place in TRAINING:
         node, _, part = place.partition(".")
         if isinstance(owner := cleared.get(node), DictConfig) and part in owner:
             owner[part] = None
-    return part_of(cleared, nodes)
+    return copy_part(cleared, nodes)
 
 
 def _is_in(place: str, node: str) -> bool:
@@ -245,7 +245,7 @@ def _is_in(place: str, node: str) -> bool:
 
 
 def clear_initial_weights(node: Any) -> Any:
-    """Give a copy of plain containers in which every key that names initial weights says that there are none."""
+    """Return a copy of plain containers without initial weights: their keys have the values of INITIAL_WEIGHTS."""
     if isinstance(node, dict):
         return {
             key: INITIAL_WEIGHTS[key]
@@ -257,44 +257,49 @@ def clear_initial_weights(node: Any) -> Any:
 
 
 def kind_of(weight: Any) -> str:
-    """Name the kind of number that a tensor holds; torch turns one kind into another in silence when it loads."""
+    """Return the kind of a tensor's numbers: real, complex or whole.
+
+    When loading, torch converts between kinds without a warning.
+    """
     return "real" if weight.is_floating_point() else "complex" if weight.is_complex() else "whole"
 
 
 def _is_plain(value: Any) -> bool:
-    """Tell whether a value is a tensor whose numbers lie side by side, and neither sparse nor quantised."""
+    """Return whether a value is a tensor with strided memory layout, neither sparse nor quantised."""
     import torch
 
     return isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized
 
 
 def _check_members(file: Path) -> None:
-    """Refuse a file that torch would unpack to more than it is, or whose content is not what was written.
+    """Refuse a file that torch would unpack to more than its size, or whose content has changed.
 
-    Other files are for torch to refuse.
+    torch itself refuses other invalid files.
 
     Raises:
-        CheckpointError: it holds compressed members, as torch never writes them, or one was damaged since.
+        CheckpointError: the file has compressed members, which torch never writes, or a checksum does not match.
     """
     try:
         with ZipFile(file) as archive:
             members = archive.infolist()
             packed = any(member.compress_type != ZIP_STORED for member in members)
             packed |= sum(member.file_size for member in members) > file.stat().st_size
-            damaged = None if packed else archive.testzip()  # torch reads past a wrong checksum
-    except Exception:  # a broken archive fails in many ways, and torch reads older formats than this
+            damaged = None if packed else archive.testzip()  # torch ignores wrong checksums
+    except Exception:  # zipfile raises many types for a broken archive, and torch also reads older formats
         return
     if packed:
-        raise CheckpointError(f"{file} holds compressed parts, and was not written by train.py")
+        raise CheckpointError(f"{file} contains compressed parts; it was not written by train.py")
     if damaged or len({member.filename for member in members}) < len(members):
-        raise CheckpointError(f"{file} was damaged or changed since it was written: its checksums do not fit")
+        raise CheckpointError(f"{file} was damaged or changed since it was written: its checksums do not match")
 
 
 def _check_size(config: Any, file: Path) -> None:
-    """Refuse a configuration of far more values than any run has: parts that are shared there would be copied.
+    """Refuse a configuration that is far larger than that of any run.
+
+    Shared containers in the file would be copied and could fill the memory.
 
     Raises:
-        CheckpointError: it is too large or too deep.
+        CheckpointError: the configuration is too large or too deep.
     """
     level, count = [config], 0
     for _ in range(DEEPEST):
@@ -321,8 +326,8 @@ def offline() -> Iterator[None]:
     """
     if not _hooks:
         _hooks.append(_refuse_connection)
-        sys.addaudithook(_refuse_connection)  # it can never be removed, and is added once
-    _offline.append(True)  # for all threads: a part may start one
+        sys.addaudithook(_refuse_connection)  # added once, because an audit hook cannot be removed
+    _offline.append(True)  # applies to all threads, because a part may start one
     try:
         yield
     finally:
@@ -335,4 +340,4 @@ _offline: list[bool] = []
 
 def _refuse_connection(event: str, arguments: Any) -> None:
     if event in ("socket.connect", "socket.getaddrinfo", "urllib.Request") and _offline:
-        raise CheckpointError(f"a part of the checkpoint asks a server while it is opened ({event}), and is refused")
+        raise CheckpointError(f"refused: a part of the checkpoint contacts a server while it is opened ({event})")

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, machine, state of the code."""
+"""Environment of a run: versions, machine and state of the code."""
 
 import json
 import platform
@@ -16,15 +16,15 @@ from facelab.run_folder import now
 from facelab.runs.processes import slurm_job
 
 ROOT = Path(__file__).parents[2]
-"""The folder of the project: the packages, ``conf/`` and the doors."""
+"""Folder of the project: the packages, ``conf/`` and the scripts."""
 COMMIT = "commit.json"
-"""In a copy of the code: its state when the copy was made."""
+"""Name of a file in a copy of the code: the git state of the original at the time of copying."""
 PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "timm", "albumentations", "torchmetrics", "numpy")
-"""Libraries whose versions are kept."""
+"""Libraries whose versions are recorded."""
 
 
 def write_environment(path: Path) -> None:
-    """Keep the environment of the first start, and with it those of the later ones."""
+    """Write the environment of the first start of a run, or append that of a resumed one."""
     with suppress(FileNotFoundError, ValueError):
         first = read_json(path, LARGEST_TABLE)
         if isinstance(first, dict) and isinstance(resumed := first.get("resumed", []), list):
@@ -34,7 +34,7 @@ def write_environment(path: Path) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Gather versions, machine and state of the code; of a copy of the code, its state when the copy was made."""
+    """Return versions, machine and git state; for a copy of the code, the git state at the time of copying."""
     copied = ROOT / COMMIT
     return {
         "time": now(),
@@ -50,7 +50,7 @@ def environment() -> dict[str, Any]:
 
 
 def commit(folder: Path) -> dict[str, Any]:
-    """Read the git commit of a folder and what was changed since; null where there is none."""
+    """Return the git commit of a folder and the files changed since; without a repository, None and no files."""
 
     def git(*words: str) -> str | None:
         if shutil.which("git") is None:

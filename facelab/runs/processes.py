@@ -1,4 +1,4 @@
-"""The processes of one run: which of them writes, how the others are started, and how they end."""
+"""Processes of one run: which one writes, how the others are started, and how they end."""
 
 import json
 import os
@@ -17,36 +17,36 @@ from omegaconf import OmegaConf
 from facelab.runs.argv import options_of, quoted
 
 STAMP = "FACELAB_STAMP"
-"""Environment variable: the time that all processes of a run or a sweep share."""
+"""Environment variable: start time that all processes of a run or a sweep share."""
 STAMP_OWNER = "FACELAB_STAMP_OWNER"
-"""Environment variable: the number of the process that chose the stamp itself; nobody typed or inherited it."""
+"""Environment variable: PID of the process that created the stamp; not set if the user set the stamp."""
 STAMP_FORMAT = "%Y-%m-%d_%H-%M-%S"
-"""Format of a stamp that is chosen."""
+"""Format of a chosen stamp, for strftime."""
 RANKS = "FACELAB_RANKS"
-"""Environment variable: the words that the other processes of this run are started with, as a list in JSON."""
+"""Environment variable: command line of the other ranks of this run, as a JSON list of words."""
 RANKS_PARENT = "FACELAB_RANKS_PARENT"
-"""Environment variable: the number of the process that starts them."""
+"""Environment variable: PID of the process that starts the other ranks."""
 CHILDREN_END, CHILDREN_END_EARLY = 20, 2
-"""Seconds that the other processes of a run have to end after it; the second after an error or a signal, when they may
-wait for this process."""
+"""Seconds to wait for the other processes at the end of a run: normally, and after an error or signal, when they may be
+waiting for this process."""
 
 
 def is_first() -> bool:
-    """Tell whether this is the process that writes, of those that train together."""
+    """Return whether this process is the one that writes, among those that train together."""
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-    first_machine = os.environ.get("NODE_RANK", "0") == "0"  # of a cluster that names no ranks
+    first_machine = os.environ.get("NODE_RANK", "0") == "0"  # for a cluster that sets no global rank
     return rank_zero_only.rank == 0 and first_machine  # type: ignore[attr-defined]
 
 
 def slurm_job() -> str | None:
-    """Return the number of the Slurm job that runs this process, as ``squeue`` shows it; None outside Slurm."""
+    """Return the ID of the Slurm job of this process, as ``squeue`` shows it; None outside Slurm."""
     job, array = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{job}_{array}" if job else os.environ.get("SLURM_JOB_ID")
 
 
 def join_tasks() -> None:
-    """Tell Lightning of the other tasks of a job that submitit started on this machine; those of Slurm it finds."""
+    """Set the variables by which Lightning finds the tasks of a job that submitit started on this machine."""
     if os.environ.get("SUBMITIT_EXECUTOR") == "local" and int(os.environ["SUBMITIT_LOCAL_NTASKS"]) > 1:
         from submitit.helpers import TorchDistributedEnvironment
 
@@ -54,15 +54,15 @@ def join_tasks() -> None:
 
 
 def choose_stamp() -> None:
-    """Set the stamp to the time of now, unless it is given."""
+    """Set the stamp to the current time, unless it is already set."""
     if STAMP not in os.environ:
         os.environ |= {STAMP: time.strftime(STAMP_FORMAT), STAMP_OWNER: str(os.getpid())}
 
 
 def restart_with_next_stamp(folder: Path) -> None:
-    """Start this process again with the next second as its stamp, since a folder of this name is taken.
+    """Restart this process with the next second as its stamp, because the folder of this name is taken.
 
-    Does nothing where the process did not choose the stamp, or the folder is not named by it.
+    Does nothing if the process did not choose the stamp, or if the folder name does not contain it.
     """
     stamp = os.environ.get(STAMP, "")
     if os.environ.get(STAMP_OWNER) != str(os.getpid()) or stamp not in str(folder):
@@ -75,17 +75,18 @@ def restart_with_next_stamp(folder: Path) -> None:
 
 
 @contextmanager
-def ranks(folder: Path) -> Iterator[None]:
-    """Say what Lightning's other processes of this run are to do: in a sweep, this job and not the sweep.
+def prepare_ranks(folder: Path) -> Iterator[None]:
+    """Set the command line of the ranks that Lightning starts, and restore the environment afterwards.
 
-    Afterwards the process is as if it had never been one of several, so that the next job of a sweep starts its own.
+    In a sweep it is the command line of this job. At the end the other ranks have ended: the next job of a sweep
+    starts its own ranks.
     """
     before = dict(os.environ)
-    os.environ["WANDB_DIR"] = str(folder)  # in a process that was spawned, a W&B run forgets where it lies
+    os.environ["WANDB_DIR"] = str(folder)  # a spawned process does not inherit the folder of the W&B run
     if not HydraConfig.initialized() or RANKS in os.environ:
         yield
         return
-    # As they were typed: a reference in one of them is resolved there, and one that leads nowhere is told by the check.
+    # Unresolved: each rank resolves the references, and the check reports those that cannot be resolved.
     typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     words = [*options_of(sys.argv[1:]), *typed, f"hydra.run.dir={quoted(folder)}"]
     os.environ |= {RANKS: json.dumps(words), RANKS_PARENT: str(os.getpid())}
@@ -106,7 +107,7 @@ def ranks(folder: Path) -> Iterator[None]:
 
 
 def _end_children(patience: float) -> None:
-    """Wait some seconds for the processes that Lightning started for this run, and end those that do not end."""
+    """Wait some seconds for each process that Lightning started for this run, and kill it if it does not end."""
     if "lightning" not in sys.modules:
         return
     from facelab.internals.lightning import release_children

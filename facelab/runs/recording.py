@@ -1,4 +1,4 @@
-"""What a run keeps of itself while it lasts: its state, its environment, and why it ended."""
+"""Records of a run in its folder: its state, its environment, and the reason of its end."""
 
 import errno
 import fcntl
@@ -21,7 +21,7 @@ from facelab.files import remove_leftovers, write_json
 from facelab.run_folder import HEARTBEAT, RunFolder, now, read_status
 from facelab.runs.environment import write_environment
 from facelab.runs.overrides import read_yaml
-from facelab.runs.processes import STAMP, is_first, join_tasks, ranks, restart_with_next_stamp, slurm_job
+from facelab.runs.processes import STAMP, is_first, join_tasks, prepare_ranks, restart_with_next_stamp, slurm_job
 
 log = logging.getLogger(__name__)
 
@@ -29,28 +29,28 @@ REFUSED = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP),
 )
-"""Errors of a file system that is full or closed to us, and of a folder in the place of a file or the reverse."""
+"""Error numbers of a full or read-only file system, of missing permissions, and of a folder in the place of a file."""
 
 
 @contextmanager
 def track_run(folder: Path, task: str) -> Iterator[dict[str, Any]]:
-    """Keep a run's environment and state in its folder, and end its W&B run whatever happens.
+    """Record environment and state of a run in its folder, and finish its W&B run in every case.
 
-    The state has a heartbeat, so that a run which was killed can be told from one that goes on. The traceback of what
-    ends the run early is written to the run's log file. SIGTERM and SIGUSR2 end the run in the state ``stopped``; under
-    submitit its own handler decides on SIGUSR2, and a requeued job is ``queued``.
+    The state has a heartbeat, which distinguishes a running run from a killed one. The traceback of an error that ends
+    the run is written to its log file. SIGTERM and SIGUSR2 end the run in the state ``stopped``; under submitit its own
+    handler decides on SIGUSR2, and a requeued job is ``queued``.
 
     Args:
-        folder: of the run.
-        task: of the door, as ``train``.
+        folder: folder of the run.
+        task: name of the script, such as ``train``.
 
     Yields:
-        What status.json holds, to be added to.
+        The content of status.json, to which the caller may add.
 
     Raises:
-        RunError: the folder is that of a sweep, or of a run of another door, which stays as it is.
-        FacelabError: a mistake of the user's, also where it showed as another exception, see :func:`explain`.
-        RunError: another process is at work in the folder, which is then left as it is.
+        RunError: the folder belongs to a sweep or to a run of another script; it is not changed.
+        FacelabError: a mistake of the user, also if it was raised as another exception, see :func:`explain`.
+        RunError: another process is running in the folder; it is not changed.
     """
     status: dict[str, Any] = {
         "state": "running",
@@ -59,7 +59,7 @@ def track_run(folder: Path, task: str) -> Iterator[dict[str, Any]]:
         "pid": os.getpid(),
         "slurm_job": slurm_job(),
         "started": now(),
-        "begun": False,  # whether more was done than to look at what was typed
+        "begun": False,  # whether more was done than checking the configuration
     }
     join_tasks()
     files = RunFolder(folder)
@@ -67,31 +67,31 @@ def track_run(folder: Path, task: str) -> Iterator[dict[str, Any]]:
     before = read_status(folder) if is_first() else None
     with ExitStack() as stack:
         try:
-            # First, so that handlers are put back last, whatever fails.
+            # Entered first, because handlers must be restored last in every case.
             stack.enter_context(signals.stopping(lambda: status.update(state="queued")))
             if is_first():
                 stack.enter_context(_claimed(files))
-                unknown = None if files.overrides.is_file() else False  # a run of an earlier version
+                unknown = None if files.overrides.is_file() else False  # None: a run of an earlier version
                 status["saved"] = before.content.get("saved", unknown) if before else unknown
                 write_environment(files.environment)
                 stack.enter_context(_beating(files, status))
-            stack.enter_context(ranks(folder))
+            stack.enter_context(prepare_ranks(folder))
             yield status
             status["state"] = "finished"
         except BaseException as raised:
             error = _end_of(raised)
-            signals.ignore(interrupt=True)  # the end of the run is written in peace, whoever asks again to end it
+            signals.ignore(interrupt=True)  # ignore further stop signals while writing the end of the run
             _log_traceback(error)
             message = explain(error)
             status |= _ending(error, message, status["state"])
             if before and before.state == "finished" and not status["begun"]:
-                status |= before.content | {"reason": ""}  # its results stand; this start was a mistake
+                status |= before.content | {"reason": ""}  # its results are still valid; only this start failed
             if message is None and error is raised:
                 raise
             if message is None:
                 raise error from None
             if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN:
-                log.error("%s; the sweep goes on", message)  # Hydra tells it only when the sweep ends
+                log.error("%s; the sweep runs its other jobs", message)  # Hydra shows it only at the end of the sweep
             if isinstance(error, FacelabError):
                 raise
             raise FacelabError(message) from error
@@ -101,12 +101,12 @@ def track_run(folder: Path, task: str) -> Iterator[dict[str, Any]]:
 
                 try:
                     wandb.finish()
-                except Exception as error:  # it may have died with the machine, and the run is over anyway
-                    log.warning("W&B could not end its run: %s", error)
+                except Exception as error:  # its process may have been killed, and the run has ended anyway
+                    log.warning("W&B could not finish its run: %s", error)
 
 
 def _check_owner(files: RunFolder, task: str) -> None:
-    """Refuse the folder of a sweep, or of a run of another door, whose files would be overwritten."""
+    """Refuse the folder of a sweep, or of a run of another script, whose files would be overwritten."""
     owner = read_yaml(files.config) if files.config.is_file() else None
     kind = "a sweep" if files.sweep.is_file() else f"{owner.get('task')}.py" if isinstance(owner, dict) else ""
     if kind not in ("", f"{task}.py"):
@@ -115,10 +115,10 @@ def _check_owner(files: RunFolder, task: str) -> None:
 
 @contextmanager
 def _claimed(files: RunFolder) -> Iterator[None]:
-    """Be the only process at work in a folder.
+    """Ensure that no other process is running in a folder.
 
-    On one machine a lock says so, which ends with its process; elsewhere the heartbeat. A requeued job of a cluster
-    takes over from itself.
+    On one machine this is ensured by a lock, which the system releases when its process ends; between machines by the
+    heartbeat. A requeued job may take over the folder from its own earlier start.
     """
     folder = files.path
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,20 +128,20 @@ def _claimed(files: RunFolder) -> Iterator[None]:
         if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN:
             restart_with_next_stamp(folder)
     if not files.lock.is_file():
-        raise RunError(f"{files.lock} is no file")  # to open a pipe would wait for its reader
+        raise RunError(f"{files.lock} is not a file")  # opening a pipe would wait for its reader
     with files.lock.open("w") as file:
-        at_work = f"{folder} is the folder of a run that is at work"
+        running = f"{folder} is the folder of a run that is still running"
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the process alone: its workers do not inherit it
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process only: its workers do not inherit it
             elsewhere = read_status(folder).content.get("host") != socket.gethostname()
         except (BlockingIOError, PermissionError):
-            raise RunError(f"{at_work}; this one leaves it alone") from None
+            raise RunError(f"{running}; nothing was changed there") from None
         except OSError:  # a file system without locks
             elsewhere = True
         status = read_status(folder)
-        mine = status.content.get("slurm_job") is not None and status.content["slurm_job"] == slurm_job()
-        if status.state == "running" and elsewhere and not mine:
-            raise RunError(f"{at_work} ({status.reason}); this one leaves it alone")
+        same_job = status.content.get("slurm_job") is not None and status.content["slurm_job"] == slurm_job()
+        if status.state == "running" and elsewhere and not same_job:
+            raise RunError(f"{running} ({status.reason}); nothing was changed there")
         for place in (folder, files.checkpoints, files.samples):
             remove_leftovers(place)
         yield
@@ -149,7 +149,10 @@ def _claimed(files: RunFolder) -> Iterator[None]:
 
 @contextmanager
 def _beating(files: RunFolder, status: dict[str, Any]) -> Iterator[None]:
-    """Write the state at once, every minute, and at the end, and with it whether a checkpoint was saved."""
+    """Write the state now, every :data:`HEARTBEAT` seconds and at the end.
+
+    It records whether a checkpoint was saved.
+    """
     done = threading.Event()
 
     def write(**more: Any) -> None:
@@ -161,7 +164,7 @@ def _beating(files: RunFolder, status: dict[str, Any]) -> Iterator[None]:
             try:
                 write()
             except OSError as error:
-                log.warning("no sign of life could be given: %s", error)
+                log.warning("the heartbeat could not be written: %s", error)
 
     write()
     thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
@@ -173,46 +176,46 @@ def _beating(files: RunFolder, status: dict[str, Any]) -> Iterator[None]:
         thread.join()
         try:
             write(ended=now())
-        except OSError as error:  # what ended the run is more important than that it could not be written down
-            log.error("the state %s could not be kept: %s", status["state"], error)
+        except OSError as error:  # logged only: the error that ended the run is more important
+            log.error("the state %s could not be written: %s", status["state"], error)
 
 
 def _end_of(raised: BaseException) -> BaseException:
-    """Give the request to end in the place of an error of what Lightning tidies up after it."""
-    asked = signals.asked_to_end(raised)
-    if asked is None or isinstance(raised, (SystemExit, KeyboardInterrupt)):
+    """Return the stop request if Lightning raised an error while it handled one; otherwise return the error."""
+    request = signals.find_stop_request(raised)
+    if request is None or isinstance(raised, (SystemExit, KeyboardInterrupt)):
         return raised
-    if not isinstance(asked, KeyboardInterrupt):
-        return asked
+    if not isinstance(request, KeyboardInterrupt):
+        return request
     end = SystemExit(1)  # as Lightning ends an interrupted training
-    end.__context__ = asked
+    end.__context__ = request
     return end
 
 
 def _ending(error: BaseException, message: str | None, state: str) -> dict[str, str]:
-    """Give state and reason of a run that ended early."""
+    """Return state and reason of a run that ended early."""
     # Lightning ends an interrupted training by SystemExit(1).
     if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
         return {"state": "stopped", "reason": "interrupted"}
     if isinstance(error, signals.Stopped):
         return {"state": "stopped", "reason": str(error)}
-    if number := signals.blamed(error):
-        return {"state": "stopped", "reason": f"{signals.told_by(number)}; then {type(error).__name__}: {error}"}
+    if number := signals.get_blamed_signal(error):
+        return {"state": "stopped", "reason": f"{signals.stop_reason(number)}; then {type(error).__name__}: {error}"}
     if state == "queued" and isinstance(error, SystemExit):
-        return {"state": "queued", "reason": "told to end by the cluster, which starts it again"}
+        return {"state": "queued", "reason": "stopped by the cluster, which starts it again"}
     return {"state": "failed", "reason": message or f"{type(error).__name__}: {error}"}
 
 
 def explain(error: BaseException) -> str | None:
-    """Say what to tell the user instead of a traceback; None where the traceback is to be seen.
+    """Return the message that the user sees instead of a traceback; None if the traceback is shown.
 
-    A mistake of the user's is a :class:`FacelabError`, an error of W&B, or a file that cannot be written. Any other
-    error is one of the code. The traceback of both stands in the run's log file.
+    Mistakes of the user are a :class:`FacelabError`, an error of W&B, or a file that cannot be written. Any other error
+    is a fault of the code. The log file of the run contains the traceback of both.
     """
     if isinstance(error, FacelabError):
         return str(error)
     if isinstance(error, OSError) and error.errno in REFUSED:
-        return f"{error.filename or 'a file'}: {error.strerror}. What was written before is whole."
+        return f"{error.filename or 'a file'}: {error.strerror}. All files written before are complete."
     if "wandb" in sys.modules:  # importing it takes a second
         import wandb
 
@@ -222,9 +225,9 @@ def explain(error: BaseException) -> str | None:
 
 
 def _log_traceback(error: BaseException) -> None:
-    """Write how an error came about into the run's log file, and not to the screen."""
+    """Write the traceback of an error to the log file of the run, but not to the screen."""
     where = (type(error), error, error.__traceback__)
-    record = log.makeRecord(log.name, logging.ERROR, __file__, 0, "the run ended so:", (), where)
+    record = log.makeRecord(log.name, logging.ERROR, __file__, 0, "the run ended with an error:", (), where)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(record)

@@ -1,4 +1,4 @@
-"""The table of a test, as train.py and evaluate.py print it."""
+"""Table of a test, as train.py and evaluate.py print it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def report(folder: Path) -> None:
-    """Print the table of the test that a run's folder holds, in percent, and where its files lie.
+    """Print the table of the test in a run's folder, in percent, and the paths of its files.
 
     Raises:
-        RunError: the file of the results is broken, as it may be in a folder from somebody else.
+        RunError: the file of the results is broken.
     """
     from rich.console import Console
 
@@ -26,13 +26,13 @@ def report(folder: Path) -> None:
     console = Console(markup=False)
     if not files.metrics.is_file():
         if files.checkpoints.is_dir():
-            console.print(f"no test was asked for; the checkpoints lie in {files.checkpoints}", soft_wrap=True)
+            console.print(f"no test was requested; the checkpoints are in {files.checkpoints}", soft_wrap=True)
         return
     try:
         results = read_json(files.metrics)
         table, notes = _table(results), _notes(results, files)
     except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
-        raise RunError(f"{files.metrics} holds no results of a test ({type(error).__name__}: {error})") from error
+        raise RunError(f"{files.metrics} contains no results of a test ({type(error).__name__}: {error})") from error
     console.print(table)
     for note in notes:
         console.print(note)
@@ -54,11 +54,11 @@ def _table(results: dict[str, Any]) -> "Table":
             continue
         unit = 1 if name.startswith("mae_") else 100
         low_high = results["intervals"].get(name)
-        known = low_high is not None and None not in low_high
-        interval = "{:.2f} .. {:.2f}".format(*(unit * end for end in low_high)) if known else ""
+        has_interval = low_high is not None and None not in low_high
+        interval = "{:.2f} .. {:.2f}".format(*(unit * end for end in low_high)) if has_interval else ""
         count = counts.get(name, counts["nme_ioc"])
-        unknown = "inf" if is_infinite(name, counts) else "-"
-        table.add_row(visible(name), unknown if value is None else f"{unit * value:.2f}", interval, f"{count:d}")
+        missing = "inf" if is_infinite(name, counts) else "-"
+        table.add_row(visible(name), missing if value is None else f"{unit * value:.2f}", interval, f"{count:d}")
     return table
 
 
@@ -68,7 +68,7 @@ def _notes(results: dict[str, Any], files: RunFolder) -> list[str]:
         notes.append(f"{skipped} faces could not be measured; they are listed in {files.faces.name} without an error")
     for role, count in results.get("unreadable", {}).items():
         if count and role != "test":
-            notes.append(visible(f"{count} faces of {role} could not be read and were left out; the log names them"))
+            notes.append(visible(f"{count} faces of {role} could not be read and were left out; the log lists them"))
     if any(value is None and is_infinite(name, counts) for name, value in metrics.items()):
         notes.append("inf: a point of one of these faces was predicted as NaN or infinite; -: there is no such face")
     return notes

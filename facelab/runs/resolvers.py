@@ -1,4 +1,4 @@
-"""Resolvers that ``conf/`` uses: names of runs, their id and their tags. Importing the module makes them known."""
+"""OmegaConf resolvers for ``conf/``: names of runs, their IDs and tags. Importing the module registers them."""
 
 import hashlib
 import re
@@ -8,20 +8,20 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from facelab.files import at_home, real
+from facelab.files import expand_home, resolve_links
 from facelab.run_folder import STAMPED, owner_of
 
 INNERMOST = re.compile(r"\$\{([^${}]*)\}")
-"""An interpolation without another in it."""
+"""Interpolation that contains no other interpolation."""
 RESOLVERS = ("chosen", "oc.select", "tags")
-"""Resolvers that a configuration from elsewhere may use outside of ``paths``, which is the machine's: they read the
-configuration, and of Hydra which options were chosen."""
+"""Resolvers that are allowed in a configuration from another machine (``paths`` is exempt: this machine sets it). They
+read only the configuration and the options that were chosen in Hydra."""
 
 
 def _chosen(*groups: str, _root_: DictConfig) -> str:
-    """Join the options taken of these config groups by a dash; a group without one is left out.
+    """Join the chosen options of these config groups by dashes; a group without an option is skipped.
 
-    The option ``timm`` says nothing of the network, so there its ``name`` stands instead.
+    The option ``timm`` does not identify the network, so its ``name`` is used instead.
     """
     choices = HydraConfig.get().runtime.choices
     taken = {group: choices[group] for group in groups if choices.get(group) not in (None, "null")}
@@ -33,12 +33,12 @@ def _chosen(*groups: str, _root_: DictConfig) -> str:
 
 
 def run_name(checkpoint: str) -> str:
-    """Name a checkpoint's run: its folder without the stamp, or in a sweep the sweep's stamp and a number.
+    """Return the name of a checkpoint's run: its folder name without the stamp; in a sweep, sweep stamp and job number.
 
     Args:
         checkpoint: a run folder or a checkpoint file, which need not exist.
     """
-    path = real(at_home(str(checkpoint)))
+    path = resolve_links(expand_home(str(checkpoint)))
     if owner := owner_of(path):
         path = owner.path
     name = f"{path.parent.name}-{path.name}" if path.name.isdecimal() else path.name.removesuffix(".ckpt")
@@ -46,9 +46,9 @@ def run_name(checkpoint: str) -> str:
 
 
 def _folder_id(folder: str) -> str:
-    """Give a run a name that no other has: its folder's, in a sweep with that of the sweep before it.
+    """Return a unique name of a run: its folder name, in a sweep with the name of the sweep's folder before it.
 
-    A folder that was named by hand gets a hash of its place.
+    A folder name without a stamp gets a hash of its path appended.
     """
     path = Path(folder).absolute()
     name = f"{path.parent.name}-{path.name}" if path.name.isdecimal() else path.name
@@ -57,15 +57,18 @@ def _folder_id(folder: str) -> str:
 
 
 def _tags(*, _root_: DictConfig) -> list[str]:
-    """List what a run is found by in dashboards: the method, dataset and backbone that it has."""
+    """Return the tags of a run for dashboards: its method, dataset and backbone, if it has them."""
     names = (_chosen("model", _root_=_root_), OmegaConf.select(_root_, "data.name"), _chosen("backbone", _root_=_root_))
     return [name for name in names if name]
 
 
 def foreign_interpolation(node: Any) -> str:
-    """Find text in plain containers that more than refers to another key; empty where there is none.
+    """Return the first text with an interpolation other than a key reference or one of :data:`RESOLVERS`.
 
-    Resolvers other than those of this project read the environment of the process that opens a configuration.
+    The text is empty if there is none. Other resolvers read the environment of the process that opens a configuration.
+
+    Args:
+        node: plain containers.
     """
     if isinstance(node, dict):
         return next(filter(None, (foreign_interpolation(value) for pair in node.items() for value in pair)), "")
@@ -74,15 +77,15 @@ def foreign_interpolation(node: Any) -> str:
     if not isinstance(node, str):
         return ""
     rest = node
-    while found := INNERMOST.search(rest):
-        resolver, colon, _ = found[1].partition(":")
+    while match := INNERMOST.search(rest):
+        resolver, colon, _ = match[1].partition(":")
         if colon and resolver.strip() not in RESOLVERS:
             return node
-        rest = rest[: found.start()] + "_" + rest[found.end() :]
+        rest = rest[: match.start()] + "_" + rest[match.end() :]
     return node if "${" in rest else ""
 
 
-# While the module is imported: a job that a cluster starts imports a door and calls no ``start``.
+# At import: a job that a cluster starts imports a script and does not call ``start``.
 OmegaConf.register_new_resolver("chosen", _chosen, replace=True)
 OmegaConf.register_new_resolver("folder_id", _folder_id, replace=True)
 OmegaConf.register_new_resolver("tags", _tags, replace=True)

@@ -1,8 +1,8 @@
-"""Continue an interrupted run where it was."""
+"""Resuming of an interrupted run."""
 
 import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from facelab.errors import RunError
 from facelab.files import read_table, replacing
 from facelab.renames import STEPS, renamed_config
-from facelab.run_folder import RunFolder, counted, read_status
+from facelab.run_folder import RunFolder, read_status, result_settings
 from facelab.runs.build import write_config
 from facelab.runs.checkpoint import INITIAL_WEIGHTS, kind_of, read_checkpoint
 from facelab.runs.overrides import read_yaml
@@ -25,104 +25,104 @@ RESTORED = (
     *("optimizer", "scheduler", "seed"),
     *("datamodule.batch_size", "trainer.devices", "trainer.accumulate_grad_batches"),
 )
-"""What a checkpoint goes on with as it was, so that another value would not be used, not fit the epoch at hand, or make
-one network of two."""
-RESUMPTION = "callbacks.resume.ResumableCheckpoint"
-"""The callback that writes ``last.ckpt``."""
+"""Nodes and keys that a resumed run keeps as saved, because another value would not be used, would not fit the current
+epoch, or would mix two networks."""
+RESUME_CALLBACK = "callbacks.resume.ResumableCheckpoint"
+"""Class of the callback that writes ``last.ckpt``."""
 LARGEST_CURVES = 2**28
-"""Bytes of a metrics.csv that is continued: of a million steps with a row each."""
-LONGER = "trainer.max_epochs"
-"""What alone may change in a run that is finished."""
+"""Maximum size in bytes of the metrics.csv of a resumed run: a million steps with a row each."""
+MAX_EPOCHS = "trainer.max_epochs"
+"""The only key that may change in a finished run: it extends the training."""
 
 
-class Resumed(NamedTuple):
-    """Where a run goes on."""
+class ResumePoint(NamedTuple):
+    """Checkpoint from which a run resumes."""
 
     checkpoint: Path
-    step: int  # optimizer steps that were done
-    finished: bool  # with this configuration, to its end
+    step: int  # number of completed optimizer steps
+    finished: bool  # whether the run has finished with this configuration
 
 
-def resumption(folder: Path, cfg: DictConfig) -> Resumed | None:
-    """Find where the run in this folder continues; None for a run that begins. Logs what was changed.
+def find_resume_point(folder: Path, cfg: DictConfig) -> ResumePoint | None:
+    """Find the checkpoint from which the run in this folder resumes; None for a new run. Logs changed values.
 
     Args:
-        folder: of the run.
-        cfg: its configuration now.
+        folder: folder of the run.
+        cfg: its present configuration.
 
     Raises:
-        RunError: something was changed that would have no effect, or that would falsify results that stand; or a file
-            is gone without which the run cannot continue.
+        RunError: a value was changed that would have no effect or would contradict existing results, or a file is
+            missing that resuming needs.
     """
     files = RunFolder(folder)
     checkpoint = files.checkpoint("last")
     if not checkpoint.is_file() or not files.config.is_file():
-        if is_first():  # the folder that another rank looks at is begun already
-            _check_beginning(files)
+        if is_first():  # other ranks may see a folder that the first has already prepared
+            _check_new(files)
         return None
     step = read_checkpoint(checkpoint).step
     curves_until(files.curves, step)
     before = read_yaml(files.config)
     if not isinstance(before, dict):
-        raise RunError(f"{files.config} is no mapping")
+        raise RunError(f"{files.config} is not a mapping")
     renamed = renamed_config(before)
     _pin(cfg, before, renamed)
-    told = _changes(renamed, OmegaConf.to_container(cfg, resolve=True))
-    keys = [line.partition(":")[0] for line in told]
+    changes = _changes(renamed, OmegaConf.to_container(cfg, resolve=True))
+    keys = [line.partition(":")[0] for line in changes]
     if any(_is_of(key, RESTORED) and key.rpartition(".")[2] not in INITIAL_WEIGHTS for key in keys):
         raise RunError(
-            "A run that is resumed keeps its network, its crop, its optimizer, its schedule, its seed and its batches "
-            "as they were saved, so another value would have no effect; begin another run for:\n  " + "\n  ".join(told)
+            "A resumed run keeps its saved network, crop, optimizer, schedule, seed and batches, so another value "
+            "would have no effect; start another run for:\n  " + "\n  ".join(changes)
         )
     finished = files.metrics.is_file()
-    if finished and any(key != LONGER for key in keys):
+    if finished and any(key != MAX_EPOCHS for key in keys):
         raise RunError(
-            f"{folder} is finished, and its results belong to what it was trained with; only {LONGER} may change. "
-            "Begin another run for:\n  " + "\n  ".join(told)
+            f"{folder} is finished, and its results belong to its configuration; only {MAX_EPOCHS} may change. "
+            "Start another run for:\n  " + "\n  ".join(changes)
         )
-    for line in told:
+    for line in changes:
         log.warning("changed: %s", line)
-    return Resumed(checkpoint, step, finished and not told)
+    return ResumePoint(checkpoint, step, finished and not changes)
 
 
-def _check_beginning(files: RunFolder) -> None:
-    """Refuse to begin in a folder whose run was trained, and has lost a file since.
+def _check_new(files: RunFolder) -> None:
+    """Refuse to start a new run in the folder of a trained run with a missing file.
 
     Raises:
-        RunError: says which file is gone.
+        RunError: a file is missing; the message names it.
     """
     if not files.config.is_file():
-        left = (files.overrides, files.checkpoint("last"), files.curves, files.metrics)
-        if found := [path.name for path in left if path.is_file()]:
+        others = (files.overrides, files.checkpoint("last"), files.curves, files.metrics)
+        if existing := [path.name for path in others if path.is_file()]:
             raise RunError(
-                f"{files.config} is gone, but {found[0]} is there: without it the run cannot continue, and another "
-                "would overwrite what is left; copy it back, or begin in another folder"
+                f"{files.config} is missing, but {existing[0]} is there: the run cannot be resumed without it, and "
+                "another run would overwrite the remaining files; copy it back, or start in another folder"
             )
     elif _was_saved(files):
         raise RunError(
-            f"{files.checkpoint('last')} is gone, or was never written, and the run was trained; copy it back, or "
-            "begin another run"
+            f"{files.checkpoint('last')} is missing or was never written, but the run was trained; copy it back, or "
+            "start another run"
         )
     elif files.overrides.is_file():
-        log.warning("%s: the run had ended before its first checkpoint, and begins at step 0", files.path)
+        log.warning("%s: the run ended before its first checkpoint, and starts again at step 0", files.path)
 
 
 def _was_saved(files: RunFolder) -> bool:
-    """Tell whether a run without ``last.ckpt`` had one, by its results, its state and the epochs in its metrics."""
+    """Return whether a run without ``last.ckpt`` had one, judged by its results, state and logged epochs."""
     config: Any = OmegaConf.create(renamed_config(read_yaml(files.config) or {}))
     nodes = (OmegaConf.select(config, "callbacks") or {}).values()
-    saves = any(node and node.get("_target_") == RESUMPTION for node in nodes)
+    saves = any(node and node.get("_target_") == RESUME_CALLBACK for node in nodes)
     if files.metrics.is_file() and not OmegaConf.select(config, "trainer.fast_dev_run"):
         return True
     state = read_status(files.path).content
     epochs, validated = _epochs(files.curves)
-    if state.get("saved") is not None:  # it is up to a minute old
+    if state.get("saved") is not None:  # the state is up to a minute old
         return bool(state["saved"]) or (saves and not epochs <= {"", "0"})
     return any(files.checkpoints.glob("*.ckpt")) or (saves and validated)
 
 
 def _epochs(curves: Path) -> tuple[set[str], bool]:
-    """Give the epochs that metrics are of, and whether there was a validation."""
+    """Return the epochs in a metrics.csv, and whether it contains values of a validation."""
     if not curves.is_file():
         return set(), False
     try:
@@ -134,34 +134,33 @@ def _epochs(curves: Path) -> tuple[set[str], bool]:
     return {row.get("epoch", "") for row in table}, validated
 
 
-def check_weights(module: Any, resumed: Resumed) -> None:
-    """Refuse a checkpoint whose weights do not fit the module that would be trained further.
+def check_weights(module: Any, resumed: ResumePoint) -> None:
+    """Refuse a checkpoint whose weights do not fit the module to be trained.
 
     Raises:
-        RunError: names the weights.
+        RunError: the weights differ; the message names them.
     """
     weights = read_checkpoint(resumed.checkpoint).weights
     saved = {name: (value.shape, kind_of(value)) for name, value in weights.items()}
     built = {name: (value.shape, kind_of(value)) for name, value in module.state_dict().items()}
     if differing := sorted(name for name in saved.keys() | built.keys() if saved.get(name) != built.get(name)):
         raise RunError(
-            f"{resumed.checkpoint} holds other weights than the network of this configuration has: "
+            f"{resumed.checkpoint} contains other weights than the network of this configuration has: "
             f"{', '.join(differing[:3])}{f' and {len(differing) - 3} more' if len(differing) > 3 else ''}"
         )
 
 
-def begin(folder: Path, cfg: DictConfig, overrides: Sequence[str], resumed: Resumed | None) -> None:
-    """Prepare the folder for training that begins or goes on, once all that was typed is accepted.
+def begin(folder: Path, cfg: DictConfig, overrides: Sequence[str], resumed: ResumePoint | None) -> None:
+    """Prepare the folder of a new or resumed run, after the configuration was accepted.
 
-    Keeps the configuration, and the overrides for the next resumption, and takes back what was written after the
-    checkpoint: the metrics of steps that will be trained again, the results of a test, and a batch whose loss was not
-    finite.
+    Writes the configuration, and the overrides for the next resume. Removes what was written after the checkpoint:
+    metrics of steps that will be trained again, results of a test, and batches whose loss was not finite.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         cfg: its configuration.
-        overrides: that stand behind it.
-        resumed: where it continues; None for a run that begins.
+        overrides: the overrides of that configuration.
+        resumed: checkpoint from which the run resumes; None for a new run.
     """
     if not is_first():
         return
@@ -174,11 +173,24 @@ def begin(folder: Path, cfg: DictConfig, overrides: Sequence[str], resumed: Resu
         batch.unlink()
     _rewind(files.curves, resumed.step if resumed else 0)
     if resumed:
-        log.info("going on from %s, step %d", resumed.checkpoint, resumed.step)
+        log.info("resuming from %s, step %d", resumed.checkpoint, resumed.step)
+
+
+class Once:
+    """Function that is called at most once; unlike a closure, it can be sent to spawned ranks."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function, self.called = function, False
+
+    def __call__(self, *_: Any) -> None:
+        """Call the function, unless it was called before; the arguments of a hook are ignored."""
+        if not self.called:
+            self.called = True
+            self.function()
 
 
 def remove_results(folder: Path) -> None:
-    """Remove the results of a test before another begins whose configuration stands beside them."""
+    """Remove old test results before a new test starts, because they do not belong to its configuration."""
     files = RunFolder(folder)
     if is_first():
         for results in (files.metrics, files.faces):
@@ -190,7 +202,10 @@ def _is_of(key: str, nodes: Sequence[str]) -> bool:
 
 
 def _pin(cfg: DictConfig, before: dict[str, Any], renamed: dict[str, Any]) -> None:
-    """Keep the values by which options that came since leave a run as it was, unless they are typed now, in place."""
+    """Set options that did not exist when the run was started to the values that keep its behaviour.
+
+    Options that are typed now keep their typed value.
+    """
     typed = {word.lstrip("+~").partition("=")[0] for word in HydraConfig.get().overrides.task}
     added = {key for step in STEPS for _, key in step.added}
     old, new = _flat(before), _flat(renamed)
@@ -202,22 +217,22 @@ def _pin(cfg: DictConfig, before: dict[str, Any], renamed: dict[str, Any]) -> No
 
 
 def _flat(node: Any, at: str = "") -> dict[str, Any]:
-    """Give dotted keys and values of nested mappings."""
+    """Return dotted keys and values of nested mappings."""
     if isinstance(node, dict) and (node or not at):
         return {key: value for name, child in node.items() for key, value in _flat(child, f"{at}.{name}").items()}
     return {at[1:]: node}
 
 
 def _changes(before: Any, after: Any) -> list[str]:
-    """Every value that differs, as ``key: before -> after``."""
-    old, new = _flat(counted(before)), _flat(counted(after))
+    """Return every value that differs, as ``key: before -> after``."""
+    old, new = _flat(result_settings(before)), _flat(result_settings(after))
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    own = [key for key in keys if not any(key.endswith(f".{other}") for other in keys)]  # others refer to these
-    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in own]
+    origins = [key for key in keys if not any(key.endswith(f".{other}") for other in keys)]  # others refer to these
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in origins]
 
 
 def _rewind(path: Path, step: int) -> None:
-    """Leave out of a metrics.csv what was written at this step or later, and a last line that is not whole."""
+    """Remove from a metrics.csv the rows of this step or later, and an incomplete last line."""
     if not path.is_file():
         return
     rows = curves_until(path, step) if step else []
@@ -229,10 +244,10 @@ def _rewind(path: Path, step: int) -> None:
 
 
 def curves_until(path: Path, step: int) -> list[list[str]]:
-    """Read the heading of a metrics.csv and the rows before this step; nothing where there is no whole row.
+    """Read the header of a metrics.csv and the rows before this step; empty if no row is complete.
 
     Raises:
-        RunError: it is no such table.
+        RunError: it is not such a table.
     """
     try:
         names, *rows = [row for row in read_table(path, torn=True, most=LARGEST_CURVES) if row] or [[]]
@@ -246,5 +261,5 @@ def curves_until(path: Path, step: int) -> list[list[str]]:
         return []
     except (OSError, ValueError) as error:
         raise RunError(
-            f"{path} is no table of the run's metrics ({error}); move it away to continue without"
+            f"{path} is not a table of the run's metrics ({error}); move it away to resume without it"
         ) from error

@@ -1,4 +1,4 @@
-"""A copy of the code, from which the jobs of a sweep run."""
+"""Copy of the code from which the jobs of a sweep run."""
 
 import hashlib
 import json
@@ -14,30 +14,30 @@ from facelab.runs.environment import COMMIT, ROOT, commit
 from facelab.runs.targets import PROJECT
 
 CODE = "FACELAB_CODE"
-"""Environment variable: the copy of the code that a sweep runs from."""
+"""Environment variable: path of the code copy from which a sweep runs."""
 PARTS = ("conf", "hydra_plugins", *sorted(PROJECT))
-"""Folders that a run is made of, beside the doors."""
+"""Folders in the copy, beside the scripts."""
 
 
 def run_from_copy() -> None:
-    """Start this door again from a copy of the code, so that a job that waited runs what was there when it was typed.
+    """Restart this script from a copy of the code, because a waiting job must not run later edits.
 
-    The copies lie in ``logs/code``, each once, named by a hash of its files and of the commit. Does nothing where the
-    program is not a door of the project, or the copy itself.
+    The copies are in ``logs/code``. Each is stored once, under a hash of its files and commit. Does nothing if the
+    program is not a script of the project, or already runs from a copy.
     """
-    door = Path(sys.argv[0]).resolve()
-    words = [number for number, word in enumerate(sys.orig_argv) if Path(word).resolve() == door]
-    if CODE in os.environ or door.parent != ROOT or not words:
+    script = Path(sys.argv[0]).resolve()
+    words = [number for number, word in enumerate(sys.orig_argv) if Path(word).resolve() == script]
+    if CODE in os.environ or script.parent != ROOT or not words:
         return
     code = copy_code(Path("logs/code").absolute())
     os.environ[CODE] = str(code)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")]))
     flags = sys.orig_argv[1 : words[0]]
-    os.execv(sys.executable, [sys.executable, *flags, str(code / door.name), *sys.argv[1:]])
+    os.execv(sys.executable, [sys.executable, *flags, str(code / script.name), *sys.argv[1:]])
 
 
 def copy_code(where: Path) -> Path:
-    """Copy the code into a folder of ``where`` that is named by its content."""
+    """Copy the code into a folder of ``where`` that is named by a hash of its content, and return the folder."""
     files = sorted(
         [*ROOT.glob("*.py"), *(path for part in PARTS for path in (ROOT / part).rglob("*") if path.is_file())]
     )
@@ -57,6 +57,6 @@ def copy_code(where: Path) -> Path:
     write_json(temporary / COMMIT, state)
     try:
         temporary.rename(copy)
-    except OSError:  # another sweep has just made it
+    except OSError:  # another sweep has just created it
         shutil.rmtree(temporary)
     return copy

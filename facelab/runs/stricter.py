@@ -1,4 +1,4 @@
-"""Values that libraries take and nobody means: the annotations that are checked in place of theirs."""
+"""Annotations stricter than those of libraries, against values that are accepted but never intended."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,13 +8,15 @@ from facelab.bounds import Amount, Count, Positive, Share, Text, Whole
 
 STRICTER: dict[str, dict[str, Any]] = {
     "lightning.pytorch.trainer.trainer.Trainer": {
-        "devices": Annotated[list[int] | str | int, Interval(ge=-1, le=2**10)],  # Lightning makes a list of so many
+        "devices": Annotated[
+            list[int] | str | int, Interval(ge=-1, le=2**10)
+        ],  # Lightning creates a list of this length
         "num_nodes": Count,
-        "max_epochs": Literal[-1] | Count | None,  # after none there is nothing to test
+        "max_epochs": Literal[-1] | Count | None,  # after 0 epochs there is nothing to test
         "max_steps": Literal[-1] | Count,
         "min_epochs": Whole | None,
         "min_steps": Whole | None,
-        "limit_train_batches": Positive | None,  # of none nothing is learned
+        "limit_train_batches": Positive | None,  # with 0 batches nothing is learned
         "val_check_interval": Annotated[int | float | str | dict[str, int] | None, Gt(0)],
         "num_sanity_val_steps": Annotated[int, Ge(-1)] | None,
         "log_every_n_steps": Count | None,
@@ -33,7 +35,7 @@ STRICTER: dict[str, dict[str, Any]] = {
     "albumentations.core.transforms_interface.BasicTransform": {"p": Share},
     "albumentations.core.composition.BaseCompose": {"p": Share},
 }
-"""Name of a class, or of a base of it, to its arguments and their annotations in place of its own."""
+"""Annotations that replace those of the library, by argument, by name of the class or of one of its bases."""
 LARGEST = {"albumentations": 10_000.0}
-"""Package to the largest number that an argument of its classes may be or hold, to both sides: pixels of a crop, its
-grey values, or repetitions. More would take minutes and gigabytes at the first face."""
+"""Largest absolute value of a number in the arguments of a package's classes, by package: pixels of a crop, its grey
+values, or repetitions. Larger values would take minutes and gigabytes for the first face."""

@@ -1,4 +1,4 @@
-"""A grid of runs: its jobs on disk, and which of them are missing."""
+"""Jobs of a grid sweep on disk, and which of them are missing."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from facelab.runs.processes import STAMP, restart_with_next_stamp
 
 
 class Job(NamedTuple):
-    """One run of a sweep."""
+    """Job of a sweep: one run."""
 
     number: int
     overrides: list[str]
@@ -23,12 +23,12 @@ class Job(NamedTuple):
 
 
 def ledger(folder: Path) -> list[Job]:
-    """List the jobs of a sweep in the states that their folders tell; empty where there is no sweep.json.
+    """Return the jobs of a sweep with the states of their folders; empty without a sweep.json.
 
-    A cell's overrides are those that it accepted last, which may be more than it was planned with.
+    The overrides of a job are those of its last start, which may be more than the planned ones.
 
     Raises:
-        RunError: sweep.json or a cell's overrides.yaml holds something else.
+        RunError: sweep.json or the overrides.yaml of a job has invalid content.
     """
     sweep, jobs = RunFolder(folder), []
     for number, overrides in read_jobs(folder).items():
@@ -39,27 +39,30 @@ def ledger(folder: Path) -> list[Job]:
     return jobs
 
 
-def waiting(folder: Path) -> bool:
-    """Tell whether jobs of this sweep wait in Slurm's queue, so that a job may only look missing."""
+def jobs_are_waiting(folder: Path) -> bool:
+    """Return whether jobs of this sweep are waiting in Slurm's queue.
+
+    A waiting job has no folder yet and must not be started again.
+    """
     if shutil.which("squeue") is None:
         return False
     line = ["squeue", "--noheader", "--me", "--states=PENDING", "--Format=StdOut:4096"]
     try:
-        asked = subprocess.run(line, capture_output=True, text=True, check=False, timeout=20)
+        result = subprocess.run(line, capture_output=True, text=True, check=False, timeout=20)
     except subprocess.TimeoutExpired as error:
-        raise RunError(f"squeue does not answer, so it is not known which jobs of {folder} wait") from error
-    return any(str(folder.resolve()) in path for path in asked.stdout.splitlines())
+        raise RunError(f"squeue does not answer, so it is not known which jobs of {folder} are waiting") from error
+    return any(str(folder.resolve()) in path for path in result.stdout.splitlines())
 
 
 def write_jobs(folder: Path, jobs: Mapping[int, Sequence[str]]) -> None:
-    """Write down what a sweep is made of, before any of it is started.
+    """Write the jobs of a sweep to sweep.json, before any of them starts.
 
     Args:
-        folder: of the sweep.
-        jobs: number of each, which is the name of its folder, to its overrides.
+        folder: folder of the sweep.
+        jobs: overrides of each job by its number, which is also the name of its folder.
 
     Raises:
-        RunError: another sweep has just begun in this folder, or it is the folder of a run.
+        RunError: another sweep has just started in this folder, or it is the folder of a run.
     """
     numbered = {str(number): list(overrides) for number, overrides in jobs.items()}
     if RunFolder(folder).config.is_file():
@@ -68,17 +71,17 @@ def write_jobs(folder: Path, jobs: Mapping[int, Sequence[str]]) -> None:
         create_json(RunFolder(folder).sweep, {"stamp": os.environ.get(STAMP), "cells": numbered})
     except FileExistsError:
         restart_with_next_stamp(folder)
-        raise RunError(f"another sweep has just begun in {folder}; choose another hydra.sweep.dir") from None
+        raise RunError(f"another sweep has just started in {folder}; choose another hydra.sweep.dir") from None
 
 
 def show(jobs: Sequence[Job]) -> None:
-    """Print the ledger of a sweep."""
+    """Print a table of the jobs of a sweep."""
     from rich.console import Console
     from rich.table import Table
 
     shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
     table = Table("job", "differs in", "state", "reason")
     for job in jobs:
-        own = " ".join(word for word in job.overrides if word not in shared)
-        table.add_row(str(job.number), own, job.status.state, job.status.reason)
+        differing = " ".join(word for word in job.overrides if word not in shared)
+        table.add_row(str(job.number), differing, job.status.state, job.status.reason)
     Console(markup=False, highlight=False).print(table)

@@ -1,4 +1,4 @@
-"""What a configuration may build: the classes of this project, and those parts of libraries that training needs."""
+"""Allowed targets of a configuration: classes of this project, and the parts of libraries that training needs."""
 
 import difflib
 import importlib
@@ -11,9 +11,9 @@ from types import ModuleType
 from typing import Any
 
 PROJECT = frozenset({"callbacks", "datamodules", "facelab", "lightning_modules"})
-"""Packages of which a configuration may build every class."""
+"""Packages whose classes a configuration may all build."""
 LIBRARIES = frozenset({"albumentations", "lightning", "timm", "torch", "torchmetrics", "torchvision"})
-"""Packages of which a configuration may build what is derived from one of :data:`BASES`."""
+"""Packages whose classes a configuration may build if they are derived from one of :data:`BASES`."""
 BASES = (
     "albumentations.BaseCompose",
     "albumentations.BasicTransform",
@@ -28,18 +28,18 @@ BASES = (
 )
 GET_OBJECT = "hydra.utils.get_object"
 LAYOUTS = "facelab.faces.layouts"
-"""The only module :data:`GET_OBJECT` may look into."""
+"""The only module whose objects :data:`GET_OBJECT` may return."""
 
 
 class Refused(ValueError):
-    """A name that may not be built from, or that leads nowhere."""
+    """Name that is not allowed as a target, or that does not exist."""
 
 
 def locate(path: str) -> Any:
-    """Find the class or function of that name, importing no package but the allowed ones.
+    """Return the class or function of that name; only the allowed packages are imported.
 
     Raises:
-        Refused: saying what is wrong with the name.
+        Refused: the name is not allowed or does not exist; the message contains the reason.
     """
     root, *rest = path.split(".")
     if root not in PROJECT | LIBRARIES:
@@ -47,15 +47,15 @@ def locate(path: str) -> Any:
         raise Refused(f"`{path}` is not allowed: only classes of {allowed} are built{hint(root, PROJECT | LIBRARIES)}")
     if not rest or not all(part.isidentifier() and not part.startswith("_") for part in rest):
         raise Refused(f"`{path}` is not the public name of a class")
-    found: Any = importlib.import_module(root)
+    target: Any = importlib.import_module(root)
     for part in rest:
-        # A module that was imported by an allowed one is not itself allowed (`torch.os`).
-        if not isinstance(found, ModuleType) or sys.modules.get(found.__name__) is not found:
-            raise Refused(f"`{path}` is not allowed: it leads into `{getattr(found, '__name__', found)}`")
-        if found.__name__.partition(".")[0] != root:
-            raise Refused(f"`{path}` is not allowed: it leads into the module `{found.__name__}`")
-        found = _member(found, part)
-    return found
+        # A module that an allowed one imports is not itself allowed (`torch.os`).
+        if not isinstance(target, ModuleType) or sys.modules.get(target.__name__) is not target:
+            raise Refused(f"`{path}` is not allowed: it leads into `{getattr(target, '__name__', target)}`")
+        if target.__name__.partition(".")[0] != root:
+            raise Refused(f"`{path}` is not allowed: it leads into the module `{target.__name__}`")
+        target = _member(target, part)
+    return target
 
 
 def _member(module: ModuleType, name: str) -> Any:
@@ -75,34 +75,34 @@ def buildable(path: Any) -> type:
     """Return the class that a ``_target_`` names, if it may be built.
 
     Raises:
-        Refused: saying what is wrong with it.
+        Refused: it may not be built; the message contains the reason.
     """
     if not isinstance(path, str):
         raise Refused(f"{path!r} is not the name of a class")
-    found = locate(path)
-    if not isinstance(found, type):
-        raise Refused(f"`{path}` is not allowed: it is no class")
-    ours = path.partition(".")[0] in PROJECT and found.__module__.partition(".")[0] in PROJECT
-    if not ours and not any(issubclass(found, base) for base in _loaded_bases()):
+    target = locate(path)
+    if not isinstance(target, type):
+        raise Refused(f"`{path}` is not allowed: it is not a class")
+    ours = path.partition(".")[0] in PROJECT and target.__module__.partition(".")[0] in PROJECT
+    if not ours and not any(issubclass(target, base) for base in _loaded_bases()):
         kinds = ", ".join(base.rpartition(".")[2] for base in BASES)
         raise Refused(f"`{path}` is not allowed: neither a class of this project nor one of {kinds}")
     try:
-        inspect.signature(found)
+        inspect.signature(target)
     except ValueError as error:
         raise Refused(f"`{path}` is not allowed: its arguments cannot be checked, {error}") from error
-    return found
+    return target
 
 
 def _loaded_bases() -> list[type]:
-    """BASES whose package is imported: a class derived from one has imported it."""
+    """Return the :data:`BASES` whose package is imported; a class derived from one has imported it."""
     return [locate(base) for base in BASES if base.partition(".")[0] in sys.modules]
 
 
 def layout_at(path: Any) -> Any:
-    """Return the layout that ``get_object`` would fetch.
+    """Return the layout that ``get_object`` would return.
 
     Raises:
-        Refused: if it would fetch something else.
+        Refused: the path does not name a layout.
     """
     module = importlib.import_module(LAYOUTS)
     layouts = {f"{LAYOUTS}.{name}": value for name, value in vars(module).items() if isinstance(value, module.Layout)}
@@ -112,6 +112,6 @@ def layout_at(path: Any) -> Any:
 
 
 def hint(word: Any, options: Iterable[str]) -> str:
-    """Suggest the option that is nearest to a mistyped word; empty where none is near."""
+    """Return a suggestion of the option nearest to a mistyped word; empty if none is near."""
     nearest = difflib.get_close_matches(str(word), list(options), n=1)
     return f"; did you mean `{nearest[0]}`?" if nearest else ""

@@ -1,4 +1,4 @@
-"""What is wrong with a command line, told before Hydra reads it and in words that help."""
+"""Checks of the command line before Hydra reads it, with messages that show the correct form."""
 
 import os
 import re
@@ -21,69 +21,73 @@ from facelab.runs.argv import as_typed, is_sweep, options_of, overrides_of
 from facelab.runs.environment import ROOT
 
 HELP = ("-h", "--help", "--hydra-help", "--version", "-sc", "--shell-completion")
-"""Options of Hydra with which nothing is composed."""
-FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "paths.run")
-"""Keys of the folder that a run or a sweep is written to; by default it lies in ``logs``."""
+"""Hydra's options that print information without composing a configuration."""
+RUN_FOLDER_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "paths.run")
+"""Keys of the folder of a run or a sweep; by default it is in ``logs``."""
 EXTRAS = {
     ("hydra/launcher", "local_jobs"): ("slurm", "hydra_plugins.hydra_submitit_launcher"),
     ("hydra/launcher", "slurm"): ("slurm", "hydra_plugins.hydra_submitit_launcher"),
     ("hydra/sweeper", "search"): ("optuna", "hydra_plugins.hydra_optuna_sweeper"),
 }
-"""Group and option to the extra of the package that it needs, and the module that the extra installs."""
+"""Extra of the package that an option needs, and the module that the extra installs, by group and option."""
 PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-/\\+.$%*@?|: \t")
-"""What Hydra takes in a value without quotes."""
+"""Characters that Hydra accepts in a value without quotes."""
 
 
-def check_typed(argv: Sequence[str], unread: str | None = None) -> None:
-    """Refuse a command line that Hydra cannot read or would read otherwise than it is meant, or that can write nothing.
+def check_typed(argv: Sequence[str], skip_prefix: str | None = None) -> None:
+    """Refuse a command line that Hydra cannot read or would misread, or whose folder cannot be written.
+
+    With ``--help`` nothing is checked.
 
     Args:
-        argv: the normalised words behind the program's name.
-        unread: how words begin that Hydra does not see.
+        argv: the normalised words after the program's name.
+        skip_prefix: prefix of words that only this project reads, such as ``resume=``; they are not checked.
 
     Raises:
-        FacelabError: names each word that is at fault, and what to type.
+        FacelabError: a word is faulty; the message contains each such word and what to type instead.
     """
     if set(HELP) & set(argv):
         return
-    words, sweep, folders = overrides_of(argv), is_sweep(argv), _folders(argv)
-    read = [number for number, word in enumerate(words) if unread is None or not word.startswith(unread)]
+    words, sweep, folders = overrides_of(argv), is_sweep(argv), _group_folders(argv)
+    read = [number for number, word in enumerate(words) if skip_prefix is None or not word.startswith(skip_prefix)]
     if faults := [fault for number in read if (fault := _word_fault(words, number, sweep, folders))]:
         raise FacelabError("\n".join(faults))
-    if not {"--cfg", "-c", "--info=all"} & set(argv) and (unread is None or len(read) == len(words)):
+    if not {"--cfg", "-c", "--info=all"} & set(argv) and (skip_prefix is None or len(read) == len(words)):
         _check_folders([words[number] for number in read])
 
 
 def _check_folders(words: Sequence[str]) -> None:
-    """Refuse a run whose folder cannot be written to: Hydra makes it, and would end in a traceback.
+    """Refuse a run whose folder cannot be written to; Hydra would fail to create it with a traceback.
 
     Raises:
-        FacelabError: names the folder.
+        FacelabError: nothing can be written there; the message names the folder.
     """
-    typed = {key: value for key, _, value in (word.lstrip("+").partition("=") for word in words) if key in FOLDERS}
-    for key, value in (typed or {FOLDERS[0]: "logs"}).items():
+    typed = {
+        key: value for key, _, value in (word.lstrip("+").partition("=") for word in words) if key in RUN_FOLDER_KEYS
+    }
+    for key, value in (typed or {RUN_FOLDER_KEYS[0]: "logs"}).items():
         path: Any = OverridesParser.create().parse_override(f"{key}={value}").value()
         if isinstance(path, str) and (reason := closed(Path(path.partition("${")[0]))):
             raise FacelabError(f"{key}={value}: nothing can be written there ({reason})")
 
 
 def check_groups(overrides: Sequence[Override], argv: Sequence[str]) -> None:
-    """Refuse overrides of a sweep that give a config group something else than names of its options.
+    """Refuse overrides of a sweep that set a config group to something other than names of its options.
 
     Args:
-        overrides: of the command line and of ``hydra.sweeper.params``.
-        argv: as in :func:`check_typed`.
+        overrides: overrides of the command line and of ``hydra.sweeper.params``.
+        argv: see :func:`check_typed`.
 
     Raises:
-        FacelabError: names each word that is at fault, and what to type.
+        FacelabError: an override is faulty; the message contains each such word and what to type instead.
     """
-    folders = _folders(argv)
+    folders = _group_folders(argv)
     if faults := [fault for override in overrides if (fault := _group_fault(override, True, folders))]:
         raise FacelabError("\n".join(faults))
 
 
 def _word_fault(words: Sequence[str], number: int, sweep: bool, folders: Sequence[Path]) -> str:
-    """Say what is wrong with one of the words; empty where nothing is."""
+    """Return the fault of one of the words; empty if it has none."""
     word = words[number]
     key, equals, value = word.partition("=")
     if not equals and not word.startswith("~"):
@@ -93,12 +97,12 @@ def _word_fault(words: Sequence[str], number: int, sweep: bool, folders: Sequenc
         if not parser.parse_override(f"{key}=").key_or_group:
             return f"{word}: there is no key before the =; KEY=VALUE is typed without spaces"
     except HydraException:
-        return f"{word}: {key!r} is no key; KEY=VALUE is typed without spaces, KEY as in --cfg job"
+        return f"{word}: {key!r} is not a key; KEY=VALUE is typed without spaces, KEY as in --cfg job"
     try:
         override = parser.parse_override(word)
     except HydraException:
         special = " ".join(f"`{letter}`" for letter in dict.fromkeys(value) if letter not in PLAIN)
-        why = f": {special} can be text in quotes only" if special else ""
+        why = f": {special} must be in quotes" if special else ""
         text = os.path.expanduser(value)  # noqa: PTH111 (a Path would change more, such as a slash at the end)
         return f"{word} cannot be read{why}. As one text it is typed: {as_typed(key, text)}"
     if (new := renamed_key(key)) != key:
@@ -111,13 +115,13 @@ def _word_fault(words: Sequence[str], number: int, sweep: bool, folders: Sequenc
 
 
 def _stray_fault(words: Sequence[str], number: int, folders: Sequence[Path]) -> str:
-    """Explain a word without ``=``: most often a piece of a value with spaces."""
+    """Return the fault of a word without ``=``, which is most often a piece of a value with spaces."""
     fault = f"{words[number]}: KEY=VALUE expected, without spaces"
     first = max((at for at in range(number) if words[at].find("=") > 0), default=None)
     if first is None or any(word.startswith("~") for word in words[first:number]):
         return fault
     if number > first + 1:
-        return ""  # said with the first piece
+        return ""  # reported with the first piece
     key, _, value = words[first].partition("=")
     last = next((at for at in range(number, len(words)) if "=" in words[at] or words[at].startswith("~")), len(words))
     pieces = [*([value] if value else []), *words[number:last]]
@@ -128,10 +132,10 @@ def _stray_fault(words: Sequence[str], number: int, folders: Sequence[Path]) -> 
 
 
 def _several_fault(word: str, override: Override) -> str:
-    """Explain several values where no sweep was asked for."""
+    """Return the fault of a word with several values outside of a sweep."""
     key, _, value = word.partition("=")
     if override.value_type != ValueType.SIMPLE_CHOICE_SWEEP:
-        return f"{word} stands for several values: with -m there is a run for each"
+        return f"{word} expands to several values: with -m there is a run for each"
     runs, one = shlex.quote(word), shlex.quote(f"{key}=[{value}]")
     return f"{word} has several values. A run for each: -m {runs}; a list: {one}; one text: {as_typed(key, value)}"
 
@@ -139,8 +143,8 @@ def _several_fault(word: str, override: Override) -> str:
 # Config groups
 
 
-def _folders(argv: Sequence[str]) -> list[Path]:
-    """List where config groups lie: ``conf`` and what ``--config-dir`` names."""
+def _group_folders(argv: Sequence[str]) -> list[Path]:
+    """Return the folders of config groups: ``conf`` and those of ``--config-dir``."""
     words = [part for word in options_of(argv) for part in (word.split("=", 1) if word.startswith("-") else [word])]
     return [ROOT / "conf", *(Path(value) for option, value in pairwise(words) if _names_folder(option))]
 
@@ -158,7 +162,7 @@ def _is_folder(key: str, folders: Sequence[Path]) -> bool:
 
 
 def _group_fault(override: Override, sweep: bool, folders: Sequence[Path]) -> str:
-    """Say what is wrong with the options that a word chooses; empty where nothing is, or it is of no config group."""
+    """Return the fault of the options that a word chooses; empty if it has none, or if it chooses no option."""
     if not _is_group(override, folders) or override.is_delete():
         return ""
     group, word = override.key_or_group, str(override.input_line)
@@ -166,7 +170,7 @@ def _group_fault(override: Override, sweep: bool, folders: Sequence[Path]) -> st
     if extra and find_spec(module) is None:
         return f"{word} needs another package: pip install -e '.[{extra}]'"
     if override.is_sweep_override() and not sweep:
-        return f"{word} stands for several runs, which -m starts: -m {shlex.quote(word)}"
+        return f"{word} expands to several runs, which -m starts: -m {shlex.quote(word)}"
     value: Any = override.value()
     if isinstance(value, ChoiceSweep):
         chosen = [_plain(option) for option in value.list]
@@ -178,7 +182,8 @@ def _group_fault(override: Override, sweep: bool, folders: Sequence[Path]) -> st
         how = f"type {key}={names[0]}"
         if len(names) > 1 and not override.is_hydra_override():
             how = f"a run for each: {'' if sweep else '-m '}{shlex.quote(key + '=' + ','.join(names))}"
-        return f"{word}: {group} takes one option, and of a list the last would be taken in silence; {how}"
+        why = "with a list, Hydra would use only the last one, without a warning"
+        return f"{word}: {group} takes one option; {why}; {how}"
     if any(not isinstance(option, list) and (option == "" or not isinstance(option, str)) for option in chosen):
         options = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
         return f"{word}: {group} takes the name of an option{': ' * bool(options)}{', '.join(options)}"
@@ -192,18 +197,18 @@ def _plain(option: Any) -> Any:
 
 
 def _exclude(group: str, options: Sequence[Any], folders: Sequence[Path]) -> bool:
-    """Tell whether options of a group take each other's place; those of loggers or callbacks stand side by side."""
+    """Return whether options of a group exclude each other; those of loggers or callbacks can be combined."""
     files = [file for folder in folders for name in options if (file := folder / group / f"{name}.yaml").is_file()]
     return group.startswith("hydra/") or any(map(_is_whole, files))
 
 
 def _is_whole(file: Path) -> bool:
-    """Tell whether an option is a part or a whole configuration, and no mapping to which others can be added."""
+    """Return whether an option is complete (a part or a configuration), so only one of its group can be chosen."""
     text = file.read_text(encoding="utf-8")
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError:
-        return False  # Hydra will tell
+        return False  # Hydra reports it
     if re.search(r"^#\s*@package\s+_global_", text, re.MULTILINE) or not isinstance(content, dict):
         return True
     beside = [file.with_name(f"{name}.yaml") for name in content.get("defaults") or () if isinstance(name, str)]

@@ -1,10 +1,12 @@
-"""The readers of datasets: each on files that this file writes in the official format, and on real ones."""
+"""Tests of the dataset readers, on files that formats/ writes and on real ones."""
 
 import logging
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,9 +14,21 @@ import cv2
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import face_data
+from conftest import ROOT, face_data
+from formats.folder import read as folder
+from formats.folder import write as write_folder
+from formats.folder_of_splits import write as write_folder_of_splits
+from formats.lapa106 import read as lapa
+from formats.lapa106 import write as write_lapa
+from formats.wflw98 import LISTS as WFLW_LISTS
+from formats.wflw98 import read as wflw
+from formats.wflw98 import wflw_line
+from formats.wflw98 import write as write_wflw
+from formats.ytf68 import TEST_PERSON, TRAIN_PERSON, VAL_PERSON
+from formats.ytf68 import read as ytf
+from formats.ytf68 import write as write_ytf
+from writing import flat, image, pairs, pts, some_points, write
 
-from facelab.annotations.folder import Folder
 from facelab.annotations.lapa106 import LaPa
 from facelab.annotations.points_file import hash_fraction
 from facelab.annotations.wflw98 import WFLW
@@ -24,135 +38,22 @@ from facelab.faces.crop import Crop
 from facelab.faces.face import Annotations, Photo, Split
 from facelab.faces.geometry import Array
 from facelab.faces.image import PhotoFile
-from facelab.faces.layouts import IBUG68, LAPA106, WFLW98, Layout
+from facelab.faces.layouts import IBUG68, LAPA106, WFLW98
 
 SPLITS: tuple[Split, ...] = get_args(Split)
-WFLW_LISTS = Path("WFLW_annotations", "list_98pt_rect_attr_train_test")
-TEST_PERSON, VAL_PERSON, TRAIN_PERSON = "Ben_Example", "Gus_Sample", "Cleo_van_der_Sample"  # by the SHA-256 of the name
-
-
-def some_points(layout: Layout, seed: int = 0) -> Array:
-    """Points with three decimals, some of them left of or above the image."""
-    return np.random.default_rng(seed).uniform(-20, 200, (layout.num_points, 2)).round(3)
-
-
-def image(path: Path) -> None:
-    """A file that only has to be there: no reader opens an image."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-
-
-def write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-
-
-def pairs(points: Array) -> str:
-    return "".join(f"{x:.6f} {y:.6f}\n" for x, y in points)
-
-
-def flat(points: Array, separator: str) -> str:
-    return separator.join(f"{value:.6f}" for value in points.ravel())
-
-
-# One writer per format. Each writes a small set and is a model of the official one.
-
-
-def write_lapa(root: Path, layout: Layout = LAPA106) -> None:
-    for part, count in (("train", 3), ("val", 2), ("test", 1)):
-        for i in range(count):
-            image(root / part / "images" / f"{part}{i}.jpg")
-            points = some_points(layout, i)
-            write(root / part / "landmarks" / f"{part}{i}.txt", f"{layout.num_points}\n{pairs(points)}")
-
-
-def wflw_line(name: str, seed: int, flags: str = "0 0 0 0 0 0") -> str:
-    return f"{flat(some_points(WFLW98, seed), ' ')} 10 20 110 140 {flags} {name}\n"
-
-
-def write_wflw(root: Path) -> None:
-    names = [f"0--Parade/{i}.jpg" for i in range(40)]
-    write(root / WFLW_LISTS / "list_98pt_rect_attr_train.txt", "".join(map(wflw_line, names, range(40))))
-    test = [
-        wflw_line("1--Handshaking/a.jpg", 100, "1 0 0 0 0 1"),
-        wflw_line("1--Handshaking/b.jpg", 101),
-        wflw_line("1--Handshaking/a.jpg", 102, "0 1 1 1 1 0"),
-    ]
-    write(root / WFLW_LISTS / "list_98pt_rect_attr_test.txt", "".join(test))
-    for name in (*names, "1--Handshaking/a.jpg", "1--Handshaking/b.jpg"):
-        image(root / "WFLW_images" / name)
-
-
-def write_ytf(root: Path) -> None:
-    files = {
-        "training": [f"{TRAIN_PERSON}_21.jpg", f"{VAL_PERSON}_00.jpg", f"{TEST_PERSON}_10.jpg"],
-        "test": [f"{TRAIN_PERSON}_21.jpg", f"{TEST_PERSON}_11.jpg"],
-    }
-    header = "".join(f",{i}" for i in range(2 * IBUG68.num_points)) + "\n"
-    for part, names in files.items():
-        lines = [f"{name},{flat(some_points(IBUG68, len(part) + i), ',')}\n" for i, name in enumerate(names)]
-        write(root / f"{part}_frames_keypoints.csv", header + "".join(lines))
-        for name in names:
-            image(root / part / name)
-
-
-def pts(points: Array) -> str:
-    return f"version: 1\nn_points:  {len(points)}\n{{\n{pairs(points)}}}\n"
-
-
-def write_folder(root: Path) -> None:
-    for i in range(40):
-        image(root / f"{i}.{('jpg', 'PNG')[i % 2]}")
-        points = some_points(IBUG68, i)
-        write(root / f"{i}.{('txt', 'pts')[i % 2]}", pts(points) if i % 2 else pairs(points))
-
-
-def write_folder_of_splits(root: Path) -> None:
-    for part, count in (("train", 40), ("test", 2)):
-        for i in range(count):
-            image(root / part / "images" / f"{i}.jpg")
-            write(root / part / "landmarks" / f"{i}.txt", pairs(some_points(IBUG68, i)))
-
-
-def lapa(root: Path, *, skip: bool = False) -> LaPa:
-    return LaPa("lapa106", str(root), LAPA106, skip_unpaired=skip)
-
-
-def wflw(root: Path, *, skip: bool = False, val_share: float = 0.25) -> WFLW:
-    return WFLW("wflw98", str(root), WFLW98, val_share=val_share, skip_unpaired=skip)
-
-
-def ytf(root: Path, *, skip: bool = False) -> YTFaces:
-    return YTFaces("ytf68", str(root), IBUG68, skip_unpaired=skip)
-
-
-def folder(root: Path, *, skip: bool = False, pts_origin: int = 1, **options: Any) -> Folder:
-    values: dict[str, Any] = {
-        "layout": IBUG68,
-        "orientation": "shown",
-        "units": "pixels",
-        "missing": [],
-        "splits": {},
-        "val_share": 0.25,
-        "test_share": 0.25,
-    }
-    return Folder("mine", str(root), pts_origin=pts_origin, skip_unpaired=skip, **values | options)
-
-
-FORMATS: dict[str, tuple[Callable[[Path], None], Callable[[Path], Annotations]]] = {
-    "lapa": (write_lapa, lapa),
-    "wflw": (write_wflw, wflw),
-    "ytf": (write_ytf, ytf),
-    "folder": (write_folder, folder),
-    "folder of splits": (write_folder_of_splits, folder),
+FORMATS: dict[str, Any] = {
+    path.stem: import_module(f"formats.{path.stem}")
+    for path in sorted(Path(__file__).with_name("formats").glob("*.py"))
+    if path.stem != "__init__"
 }
+"""Formats in ``formats/``; its ``__init__.py`` lists the attributes of each."""
+LINES = [name for name, each in FORMATS.items() if hasattr(each, "LINE")]
 REAL: dict[str, tuple[Callable[[Path], Annotations], tuple[Split, ...]]] = {
-    "ytf68": (ytf, ("train", "val", "test")),
-    "frl106": (lapa, ("train", "val", "test")),
-    "lisa106": (lapa, ("test",)),
-    "frl98": (wflw, ("train", "val", "test")),
-    "WFLW": (wflw, ("test",)),
+    name: (each.read, splits) for each in FORMATS.values() for name, splits in getattr(each, "REAL", {}).items()
 }
+FOLDERS = [text for path in (ROOT / "conf" / "data").glob("*.yaml") if "\nroot:" in (text := path.read_text())]
+READERS = sorted({name for text in FOLDERS for name in re.findall(r"_target_: facelab\.annotations\.(\w+)", text)})
+"""Readers of folders that conf/data names."""
 
 
 def num_faces(photos: list[Photo]) -> int:
@@ -164,11 +65,12 @@ def identity(photos: list[Photo]) -> Counter[tuple[Path, bytes]]:
 
 
 def check_protocol(annotations: Annotations, splits: tuple[Split, ...]) -> None:
+    """Check shapes, dtypes, tags and splits of annotations."""
     per_split = {split: annotations.photos(split) for split in splits}
-    everything = annotations.photos("all")
+    all_photos = annotations.photos("all")
     assert annotations.name
     n = annotations.layout.num_points
-    for photo in everything:
+    for photo in all_photos:
         assert isinstance(photo.path, Path)
         assert photo.path.is_file()
         assert photo.faces
@@ -185,46 +87,43 @@ def check_protocol(annotations: Annotations, splits: tuple[Split, ...]) -> None:
         assert [photo.path for photo in annotations.photos(split)] == [photo.path for photo in photos]
     paths = [photo.path for photos in per_split.values() for photo in photos]
     assert len(set(paths)) == len(paths)
-    assert sum((identity(photos) for photos in per_split.values()), Counter()) == identity(everything)
+    assert sum((identity(photos) for photos in per_split.values()), Counter()) == identity(all_photos)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_readers_have_a_format_file(reader: str) -> None:
+    """Would catch a dataset that no test reads."""
+    assert reader in FORMATS, f"add tests/annotations/formats/{reader}.py; its __init__.py describes the content"
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_reader_keeps_the_protocol(name: str, tmp_path: Path) -> None:
-    """A wrong shape or dtype, a photo in two splits, a split that "all" forgets, an order that changes."""
-    writer, reader = FORMATS[name]
-    writer(tmp_path)
-    check_protocol(reader(tmp_path), ("train", "val", "test"))
+def test_reader_follows_the_protocol(name: str, tmp_path: Path) -> None:
+    """Would catch a wrong shape or dtype, a photo in two splits or missing in "all", and a changing order."""
+    FORMATS[name].write(tmp_path)
+    check_protocol(FORMATS[name].read(tmp_path), ("train", "val", "test"))
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_reader_keeps_the_protocol_on_real_data(name: str) -> None:
-    """A format that the writers of this file have understood wrongly."""
+def test_reader_follows_the_protocol_on_real_data(name: str) -> None:
+    """Would catch a format that the writers of these tests misunderstand."""
     reader, splits = REAL[name]
     check_protocol(reader(face_data(name)), splits)
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_points_are_those_of_the_file(name: str, tmp_path: Path) -> None:
-    """X and y exchanged, points in another order, a shift by one pixel, negative coordinates lost."""
-    writer, reader = FORMATS[name]
-    writer(tmp_path)
-    annotations = reader(tmp_path)
-    photo, seed, shift = {
-        "lapa": ("val/images/val1.jpg", 1, 0),
-        "wflw": ("WFLW_images/0--Parade/7.jpg", 7, 0),
-        "ytf": (f"test/{TEST_PERSON}_11.jpg", len("test") + 1, 0),
-        "folder": ("3.PNG", 3, 1),
-        "folder of splits": ("train/images/5.jpg", 5, 0),
-    }[name]
-    (face,) = next(p.faces for p in annotations.photos("all") if p.path == tmp_path / photo)
-    np.testing.assert_allclose(face.points, some_points(annotations.layout, seed) - shift, atol=1e-4)
+def test_reader_returns_the_points_of_the_file(name: str, tmp_path: Path) -> None:
+    """Would catch x and y exchanged, another order, a shift by one pixel, or lost negative coordinates."""
+    FORMATS[name].write(tmp_path)
+    photo, points = FORMATS[name].KNOWN
+    (face,) = next(p.faces for p in FORMATS[name].read(tmp_path).photos("all") if p.path == tmp_path / photo)
+    np.testing.assert_allclose(face.points, points, atol=1e-4)
     assert face.points.min() < 0
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_missing_and_empty_folder(name: str, tmp_path: Path) -> None:
-    """A mistyped root that ends as "0 photos", or a message that does not say where the dataset comes from."""
-    _, reader = FORMATS[name]
+def test_reader_refuses_a_missing_or_empty_folder(name: str, tmp_path: Path) -> None:
+    """Would catch a mistyped root that gives 0 photos, or a message without the source of the dataset."""
+    reader = FORMATS[name].read
     with pytest.raises(DatasetError, match=r"nowhere is not an existing folder; expected .*data\.root=FOLDER"):
         reader(tmp_path / "nowhere").photos("train")
     with pytest.raises(DatasetError, match="is empty; expected"):
@@ -235,9 +134,9 @@ def test_missing_and_empty_folder(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_unknown_split(name: str, tmp_path: Path) -> None:
-    """A mistyped split that gives an empty list."""
-    writer, reader = FORMATS[name]
+def test_reader_refuses_an_unknown_split(name: str, tmp_path: Path) -> None:
+    """Would catch a mistyped split that gives an empty list."""
+    writer, reader = FORMATS[name].write, FORMATS[name].read
     writer(tmp_path)
     with pytest.raises(DatasetError, match="'valid'"):
         reader(tmp_path).photos("valid")  # type: ignore[arg-type]
@@ -251,22 +150,13 @@ def break_line(path: Path, line: int, change: Callable[[str], str]) -> None:
 
 
 def in_first_field(value: str, separator: str | None) -> Callable[[str], str]:
-    """Replace the first number of a line: the first field, or the second where a name stands before it."""
+    """Return a function that replaces the first number of a line: field 1, or field 2 after a name."""
     if separator == ",":
         return lambda line: ",".join([line.split(",")[0], value, *line.split(",")[2:]])
     return lambda line: " ".join([value, *line.split()[1:]])
 
 
-BREAKABLE = {
-    "lapa": (Path("train/landmarks/train1.txt"), 5, None),
-    "wflw": (WFLW_LISTS / "list_98pt_rect_attr_train.txt", 5, None),
-    "ytf": (Path("training_frames_keypoints.csv"), 3, ","),
-    "folder": (Path("0.txt"), 5, None),
-    "folder of splits": (Path("train/landmarks/4.txt"), 5, None),
-}
-
-
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", LINES)
 @pytest.mark.parametrize(
     ("value", "message"),
     [
@@ -277,28 +167,28 @@ BREAKABLE = {
         ("é", "is not a num"),
     ],
 )
-def test_malformed_number(name: str, value: str, message: str, tmp_path: Path) -> None:
-    """A number that is read as something else, or a message without file and line."""
-    writer, reader = FORMATS[name]
+def test_reader_refuses_a_malformed_number(name: str, value: str, message: str, tmp_path: Path) -> None:
+    """Would catch a number that is misread, or a message without file and line."""
+    writer, reader = FORMATS[name].write, FORMATS[name].read
     writer(tmp_path)
-    path, line, separator = BREAKABLE[name]
+    path, line, separator = FORMATS[name].LINE
     break_line(tmp_path / path, line, in_first_field(value, separator))
     with pytest.raises(DatasetError, match=f"{path.name}, line {line}: .*{message}"):
         reader(tmp_path).photos("all")
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_nan_is_missing_only_in_own_data(name: str, tmp_path: Path) -> None:
-    """NaN from a broken export of a fully annotated dataset that silently masks points."""
-    writer, reader = FORMATS[name]
+@pytest.mark.parametrize("name", LINES)
+def test_reader_accepts_nan_only_in_custom_data(name: str, tmp_path: Path) -> None:
+    """Would catch NaN from a broken export of a fully annotated set that masks points without a message."""
+    writer, reader = FORMATS[name].write, FORMATS[name].read
     writer(tmp_path)
-    path, line, separator = BREAKABLE[name]
+    path, line, separator = FORMATS[name].LINE
     break_line(tmp_path / path, line, in_first_field("nan", separator))
-    own = name.startswith("folder")
-    message = "one coordinate is nan, the other not" if own else "every point of this dataset is annotated"
+    may_be_missing = getattr(FORMATS[name], "MAY_BE_MISSING", False)
+    message = "one coordinate is nan, the other not" if may_be_missing else "every point of this dataset is annotated"
     with pytest.raises(DatasetError, match=f"{path.name}, line {line}: .*{message}"):
         reader(tmp_path).photos("all")
-    if own:
+    if may_be_missing:
         break_line(tmp_path / path, line, lambda _: "nan nan")
         photo = next(
             p for p in reader(tmp_path).photos("all") if p.path.stem == path.stem and "test" not in p.path.parts
@@ -307,11 +197,11 @@ def test_nan_is_missing_only_in_own_data(name: str, tmp_path: Path) -> None:
         assert np.flatnonzero(~photo.faces[0].visible).tolist() == [line - 1]
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_another_number_of_values_in_a_line(name: str, tmp_path: Path) -> None:
-    """A value too many or a blank line that moves all values after it by one."""
-    writer, reader = FORMATS[name]
-    path, line, separator = BREAKABLE[name]
+@pytest.mark.parametrize("name", LINES)
+def test_reader_refuses_a_wrong_number_of_values(name: str, tmp_path: Path) -> None:
+    """Would catch an extra value or a blank line that shifts all later values by one."""
+    writer, reader = FORMATS[name].write, FORMATS[name].read
+    path, line, separator = FORMATS[name].LINE
     for change in (
         lambda text: text.replace(separator or " ", f"{separator or ' '}1{separator or ' '}", 1),
         lambda _: "",
@@ -322,23 +212,23 @@ def test_another_number_of_values_in_a_line(name: str, tmp_path: Path) -> None:
             reader(tmp_path).photos("all")
 
 
-def test_another_layout_than_the_files(tmp_path: Path) -> None:
-    """Files of 106 points read as 68: the message has to name file, line, both numbers and the layout."""
+def test_reader_refuses_files_of_another_layout(tmp_path: Path) -> None:
+    """Would catch a message without the file, the line, both numbers of points or the layout."""
     write_lapa(tmp_path / "lapa")
     reader = LaPa("lapa", str(tmp_path / "lapa"), IBUG68, skip_unpaired=False)
     expected = rf"train0\.txt, line 1: expected the number of points of the layout {IBUG68.name}, 68, found '106'"
     with pytest.raises(DatasetError, match=expected):
         reader.photos("train")
     write_folder(tmp_path / "folder")
-    own = folder(tmp_path / "folder", layout=WFLW98)
+    wflw_folder = folder(tmp_path / "folder", layout=WFLW98)
     with pytest.raises(
         DatasetError, match=rf"0\.txt, line 69: expected the 98 points of the layout {WFLW98.name}, found 68"
     ):
-        own.photos("all")
+        wflw_folder.photos("all")
     (tmp_path / "folder" / "0.txt").unlink()
     write(tmp_path / "folder" / "0.pts", pts(some_points(IBUG68)))
     with pytest.raises(DatasetError, match=r"0\.pts, line 2: .* 98, found '68'"):
-        own.photos("all")
+        wflw_folder.photos("all")
     write_ytf(tmp_path / "ytf")
     with pytest.raises(
         DatasetError, match=rf"line 2: found 136 values, expected 196 \(98 points of the layout {WFLW98.name}"
@@ -352,8 +242,8 @@ def test_another_layout_than_the_files(tmp_path: Path) -> None:
 # LaPa
 
 
-def test_lapa_says_which_splits_there_are(tmp_path: Path) -> None:
-    """A set with test only that trains on nothing."""
+def test_lapa_lists_the_existing_splits(tmp_path: Path) -> None:
+    """Would catch a set with only a test split that trains on nothing."""
     write_lapa(tmp_path)
     shutil.rmtree(tmp_path / "train")
     with pytest.raises(DatasetError, match="no split 'train', only val, test"):
@@ -361,8 +251,8 @@ def test_lapa_says_which_splits_there_are(tmp_path: Path) -> None:
     assert len(lapa(tmp_path).photos("all")) == 3
 
 
-def test_lapa_empty_split_and_empty_file(tmp_path: Path) -> None:
-    """A split folder without content, and a file of points without any."""
+def test_lapa_refuses_an_empty_split_or_file(tmp_path: Path) -> None:
+    """Would catch a split folder without content, and a file without points, that give no error."""
     write_lapa(tmp_path)
     shutil.rmtree(tmp_path / "train" / "images")
     shutil.rmtree(tmp_path / "train" / "landmarks")
@@ -373,8 +263,8 @@ def test_lapa_empty_split_and_empty_file(tmp_path: Path) -> None:
         lapa(tmp_path).photos("val")
 
 
-def test_lapa_cut_off_file(tmp_path: Path) -> None:
-    """A file that ends early and is taken for a face with fewer points."""
+def test_lapa_refuses_a_truncated_file(tmp_path: Path) -> None:
+    """Would catch a file that ends early and is read as a face with fewer points."""
     write_lapa(tmp_path)
     path = tmp_path / "test" / "landmarks" / "test0.txt"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
@@ -387,11 +277,11 @@ def test_lapa_cut_off_file(tmp_path: Path) -> None:
         lapa(tmp_path).photos("test")
 
 
-# What is absent
+# Missing files
 
 
-def test_unpaired_files_are_refused_or_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Images or points that are dropped without a word."""
+def test_reader_refuses_or_skips_unpaired_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Would catch images or points that are dropped without a message."""
     write_lapa(tmp_path / "lapa")
     write_folder(tmp_path / "folder")
     for i in range(4):
@@ -403,37 +293,35 @@ def test_unpaired_files_are_refused_or_counted(tmp_path: Path, caplog: pytest.Lo
         (lapa, tmp_path / "lapa", "train", r"4 images/\*\.jpg without landmarks/\*\.txt", "train2", 2),
         (folder, tmp_path / "folder", "all", "4 images without a file of points", "0", 39),
     )
-    for reader, root, split, images, points, left in cases:
+    for reader, root, split, images, points, remaining in cases:
         message = rf"{images} \(new0, new1, new2, \.\.\.\); 1 .* \({points}\)"
         with pytest.raises(DatasetError, match=message + r"\. .*data\.skip_unpaired=true"):
             reader(root).photos(split)
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            assert len(reader(root, skip=True).photos(split)) == left
+            assert len(reader(root, skip=True).photos(split)) == remaining
         assert [record.levelname for record in caplog.records] == ["WARNING"]
         caplog_text = caplog.records[0].getMessage()
         assert "skipped 4 images" in caplog_text
         assert points in caplog_text
 
 
-@pytest.mark.parametrize("name", ["wflw", "ytf"])
-def test_absent_images_are_refused_or_counted(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A list that was not cut to the images, which fails in the first epoch instead of at its start."""
-    writer, _ = FORMATS[name]
-    writer(tmp_path)
-    readers: dict[str, Callable[..., Annotations]] = {"wflw": wflw, "ytf": ytf}
-    reader = readers[name]
-    whole = reader(tmp_path).photos("test")
-    whole[0].path.unlink()
-    absent = whole[0].path.relative_to(tmp_path)
+@pytest.mark.parametrize("name", ["wflw98", "ytf68"])
+def test_reader_refuses_or_skips_missing_images(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Would catch missing listed images that fail in the first epoch instead of at the start."""
+    reader = FORMATS[name].read
+    FORMATS[name].write(tmp_path)
+    listed = reader(tmp_path).photos("test")
+    listed[0].path.unlink()
+    missing = listed[0].path.relative_to(tmp_path)
     with pytest.raises(
-        DatasetError, match=rf"1 of 2 listed images are missing \({absent}\)\. .*data\.skip_unpaired=true"
+        DatasetError, match=rf"1 of 2 listed images are missing \({missing}\)\. .*data\.skip_unpaired=true"
     ):
         reader(tmp_path).photos("test")
     with caplog.at_level(logging.WARNING):
-        assert [photo.path for photo in reader(tmp_path, skip=True).photos("test")] == [whole[1].path]
+        assert [photo.path for photo in reader(tmp_path, skip=True).photos("test")] == [listed[1].path]
     assert "skipped 1 of 2 listed images" in caplog.text
-    whole[1].path.unlink()
+    listed[1].path.unlink()
     with pytest.raises(DatasetError, match=r"2 of 2 listed images are missing .*, and no photo is complete"):
         reader(tmp_path, skip=True).photos("test")
 
@@ -441,8 +329,8 @@ def test_absent_images_are_refused_or_counted(name: str, tmp_path: Path, caplog:
 # WFLW
 
 
-def test_wflw_faces_of_a_photo(tmp_path: Path) -> None:
-    """Several faces of a photo that become several photos, flags in another order, a rectangle of another face."""
+def test_wflw_groups_the_faces_of_a_photo(tmp_path: Path) -> None:
+    """Would catch one photo per face, flags in another order, or the rectangle of another face."""
     write_wflw(tmp_path)
     photos = wflw(tmp_path).photos("test")
     assert [photo.path.name for photo in photos] == ["a.jpg", "b.jpg"]
@@ -453,8 +341,8 @@ def test_wflw_faces_of_a_photo(tmp_path: Path) -> None:
     np.testing.assert_allclose(second.points, some_points(WFLW98, 102), atol=1e-4)
 
 
-def test_wflw_val_is_a_fixed_share_of_train(tmp_path: Path) -> None:
-    """A val that moves with the machine or with the list, or takes from test."""
+def test_wflw_draws_val_from_train_by_name(tmp_path: Path) -> None:
+    """Would catch a val split that changes with the machine or the order of the list, or that includes test photos."""
     write_wflw(tmp_path)
     val = {photo.path.name for photo in wflw(tmp_path).photos("val")}
     assert val == {f"{i}.jpg" for i in (1, 2, 7, 8, 9, 12, 19, 27, 28, 30, 33)}
@@ -462,13 +350,13 @@ def test_wflw_val_is_a_fixed_share_of_train(tmp_path: Path) -> None:
     path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
     assert {photo.path.name for photo in wflw(tmp_path).photos("val")} == val
     assert len(wflw(tmp_path, val_share=0).photos("train")) == 40
-    assert wflw(tmp_path, val_share=0).photos("val") == [], "a set without validation by choice"
+    assert wflw(tmp_path, val_share=0).photos("val") == [], "val_share=0 gives an empty val split"
     with pytest.raises(DatasetError, match=r"the split 'val' is empty with val_share=1e-06"):
         wflw(tmp_path, val_share=1e-6).photos("val")
 
 
-def test_wflw_without_train_list(tmp_path: Path) -> None:
-    """A test-only copy that fails with a bare FileNotFoundError."""
+def test_wflw_reads_a_test_only_copy(tmp_path: Path) -> None:
+    """Would catch a test-only copy that fails with a bare FileNotFoundError."""
     write_wflw(tmp_path)
     (tmp_path / WFLW_LISTS / "list_98pt_rect_attr_train.txt").unlink()
     for split in ("train", "val"):
@@ -479,8 +367,8 @@ def test_wflw_without_train_list(tmp_path: Path) -> None:
     assert num_faces(wflw(tmp_path).photos("all")) == 3
 
 
-def test_wflw_wrong_lines(tmp_path: Path) -> None:
-    """A list of a test subset taken for the full list; flags that are not flags."""
+def test_wflw_refuses_malformed_lines(tmp_path: Path) -> None:
+    """Would catch the list of a test subset read as the full list, and invalid flags."""
     write_wflw(tmp_path)
     path = tmp_path / WFLW_LISTS / "list_98pt_rect_attr_test.txt"
     path.write_text(f"{flat(some_points(WFLW98), ' ')} 1--Handshaking/a.jpg\n")
@@ -494,8 +382,8 @@ def test_wflw_wrong_lines(tmp_path: Path) -> None:
 # YouTube Faces
 
 
-def test_ytf_splits_by_person_over_both_parts(tmp_path: Path) -> None:
-    """The published split, which shares people; or a person told by another string, which moves the splits."""
+def test_ytf_splits_by_person_over_both_lists(tmp_path: Path) -> None:
+    """Would catch the published split, which shares people, or another key of a person, which changes the splits."""
     write_ytf(tmp_path)
     where = {
         split: {str(photo.path.relative_to(tmp_path)) for photo in ytf(tmp_path).photos(split)}
@@ -508,8 +396,8 @@ def test_ytf_splits_by_person_over_both_parts(tmp_path: Path) -> None:
     }
 
 
-def test_ytf_wrong_files(tmp_path: Path) -> None:
-    """A .csv whose first face is taken for a header; a file without a person; one of two .csv missing."""
+def test_ytf_refuses_malformed_files(tmp_path: Path) -> None:
+    """Would catch a first face read as a header, a file without a person, or one of the two .csv files missing."""
     write_ytf(tmp_path)
     path = tmp_path / "test_frames_keypoints.csv"
     text = path.read_text()
@@ -527,8 +415,8 @@ def test_ytf_wrong_files(tmp_path: Path) -> None:
 # Folder
 
 
-def test_folder_formats_of_points(tmp_path: Path) -> None:
-    """A count line taken for a point, a .pts shifted by one pixel, a BOM or Windows line ends that break parsing."""
+def test_folder_reads_txt_and_pts(tmp_path: Path) -> None:
+    """Would catch a count line read as a point, a .pts shifted by a pixel, or an error at a BOM or Windows line end."""
     points = some_points(IBUG68)
     files = {
         "plain.txt": pairs(points),
@@ -549,8 +437,8 @@ def test_folder_formats_of_points(tmp_path: Path) -> None:
         np.testing.assert_allclose(photo.faces[0].points, points + shift, atol=1e-4, err_msg=photo.path.name)
 
 
-def test_folder_finds_points_in_their_own_folder(tmp_path: Path) -> None:
-    """The usual arrangements of images and points, of which one is not found."""
+def test_folder_finds_points_beside_or_in_landmarks(tmp_path: Path) -> None:
+    """Would catch a common arrangement of images and points that is not found."""
     arrangements = (
         ("a.jpg", "a.txt"),
         ("b.jpg", "landmarks/b.txt"),
@@ -574,8 +462,8 @@ def test_folder_finds_points_in_their_own_folder(tmp_path: Path) -> None:
     ]
 
 
-def test_folder_refuses_what_is_ambiguous(tmp_path: Path) -> None:
-    """One of two files of a name that wins by chance; files beside the folders of the splits that nobody reads."""
+def test_folder_refuses_ambiguous_files(tmp_path: Path) -> None:
+    """Would catch an arbitrary choice between two files of one name, and ignored files outside the split folders."""
     write_folder_of_splits(tmp_path)
     image(tmp_path / "train" / "images" / "0.png")
     with pytest.raises(DatasetError, match=r"0\.(jpg|png) and .*0\.(jpg|png) have the same name"):
@@ -589,8 +477,8 @@ def test_folder_refuses_what_is_ambiguous(tmp_path: Path) -> None:
         folder(tmp_path).photos("train")
 
 
-def test_folder_splits(tmp_path: Path) -> None:
-    """Shares that move when photos are added, a test folder that is split, a val folder that is not used."""
+def test_folder_draws_stable_splits_and_uses_split_folders(tmp_path: Path) -> None:
+    """Would catch splits that change when photos are added, a test folder that is split, or an unused val folder."""
     write_folder(tmp_path / "flat")
     before = {split: {photo.path for photo in folder(tmp_path / "flat").photos(split)} for split in SPLITS}
     image(tmp_path / "flat" / "new.jpg")
@@ -610,8 +498,8 @@ def test_folder_splits(tmp_path: Path) -> None:
         folder(tmp_path / "parts").photos("test")
 
 
-def test_folder_broken_pts(tmp_path: Path) -> None:
-    """A .pts without braces or with fewer points than its header says."""
+def test_folder_refuses_a_malformed_pts(tmp_path: Path) -> None:
+    """Would catch a .pts without braces or with fewer points than its header declares."""
     image(tmp_path / "a.jpg")
     path = tmp_path / "a.pts"
     path.write_text(pairs(some_points(IBUG68)))
@@ -644,14 +532,14 @@ def test_folder_broken_pts(tmp_path: Path) -> None:
         ("WFLW", "test", 88, 102),
     ],
 )
-def test_counts_of_real_data(name: str, split: Split, photos: int, faces: int) -> None:
-    """A line or a file that is skipped or read twice; a split by another rule."""
-    found = REAL[name][0](face_data(name)).photos(split)
-    assert (len(found), num_faces(found)) == (photos, faces)
+def test_reader_counts_on_real_data(name: str, split: Split, photos: int, faces: int) -> None:
+    """Would catch a line or file that is skipped or read twice, and a split by another rule."""
+    read = REAL[name][0](face_data(name)).photos(split)
+    assert (len(read), num_faces(read)) == (photos, faces)
 
 
-def test_no_person_of_ytf_is_in_two_splits() -> None:
-    """Frames of one clip on both sides of a comparison."""
+def test_ytf_keeps_each_person_in_one_split() -> None:
+    """Would catch frames of one clip in both training and test data."""
     reader = ytf(face_data("ytf68"))
     people = [
         {photo.path.stem.rpartition("_")[0] for photo in reader.photos(split)} for split in ("train", "val", "test")
@@ -659,8 +547,8 @@ def test_no_person_of_ytf_is_in_two_splits() -> None:
     assert sum(map(len, people)) == len(set().union(*people)) == 297
 
 
-def test_wflw_tags_are_the_official_subsets() -> None:
-    """Flags read in another order than the subsets of the paper."""
+def test_wflw_tags_match_the_official_subsets() -> None:
+    """Would catch flags read in another order than the subsets of the paper."""
     root = face_data("WFLW")
     faces = [face for photo in wflw(root).photos("test") for face in photo.faces]
     for tag in WFLW.tags:
@@ -671,25 +559,26 @@ def test_wflw_tags_are_the_official_subsets() -> None:
         assert len(official) == len(tagged)
 
 
-# Own data that means something else than it seems
+# Custom data with special codes, units and names
 
 
 MISSING = {"zero": 0.0, "minus_one": -1.0}
 
 
 def write_one(root: Path, points: Array, name: str = "a", size: tuple[int, int] = (200, 100)) -> None:
+    """Write one black photo and its points."""
     cv2.imwrite(str(root / f"{name}.png"), np.zeros((size[1], size[0], 3), np.uint8))
     write(root / f"{name}.txt", pairs(points))
 
 
-def a_face() -> Array:
+def random_face() -> Array:
     return np.random.default_rng(5).uniform(20, 90, (IBUG68.num_points, 2)).round(1)
 
 
 @pytest.mark.parametrize("code", MISSING)
-def test_folder_codes_for_missing_points(code: str, tmp_path: Path) -> None:
-    """Points that nobody annotated taken as real ones in the photo's corner, in silence."""
-    points = a_face()
+def test_folder_refuses_or_reads_codes_of_missing_points(code: str, tmp_path: Path) -> None:
+    """Would catch points without annotation read as points in the photo's corner, without a message."""
+    points = random_face()
     points[:5] = MISSING[code]
     write_one(tmp_path, points)
     with pytest.raises(DatasetError, match=rf"a\.txt: 5 points at exactly .*data\.missing=\[{code}\]"):
@@ -700,9 +589,9 @@ def test_folder_codes_for_missing_points(code: str, tmp_path: Path) -> None:
     assert face.visible[5:].all()
 
 
-def test_folder_negated_points_are_hidden_ones(tmp_path: Path) -> None:
-    """Hidden points of MERL-RAV taken as places far to the left of the photo."""
-    points = a_face()
+def test_folder_reads_negated_points_as_hidden(tmp_path: Path) -> None:
+    """Would catch hidden points of MERL-RAV read as positions far left of the photo."""
+    points = random_face()
     signed = points.copy()
     signed[:5] *= -1
     write_one(tmp_path, signed)
@@ -713,9 +602,9 @@ def test_folder_negated_points_are_hidden_ones(tmp_path: Path) -> None:
     assert not face.visible[:5].any() and face.visible[5:].all()
 
 
-def test_readers_take_what_is_normal(tmp_path: Path) -> None:
-    """Whole-pixel labels whose lips are closed, or a face that leaves the photo at its corner, refused as codes."""
-    points = a_face().round()
+def test_folder_accepts_usual_labels_that_resemble_codes(tmp_path: Path) -> None:
+    """Would catch closed lips in whole pixels, or a face beyond the photo's corner, refused as codes."""
+    points = random_face().round()
     points[60:68] = points[60]
     points[:4] = [[-3, -2], [-8, -6], [0, 0], [0, 0]]
     points[4:] -= 20
@@ -724,11 +613,11 @@ def test_readers_take_what_is_normal(tmp_path: Path) -> None:
     np.testing.assert_array_equal(face.points, points.astype(np.float32))
 
 
-def test_folder_fractions(tmp_path: Path) -> None:
-    """Fractions of the photo taken as pixels: a training that ends with `-` for every number and says finished."""
-    points = a_face()
-    for of_the_face in ((points - points.min(0)) / np.ptp(points, axis=0), 2 * points / [200, 100] - 1):
-        write_one(tmp_path, of_the_face)
+def test_folder_refuses_or_reads_fractions(tmp_path: Path) -> None:
+    """Would catch fractions read as pixels: a training that finishes with `-` for every number."""
+    points = random_face()
+    for normalised in ((points - points.min(0)) / np.ptp(points, axis=0), 2 * points / [200, 100] - 1):
+        write_one(tmp_path, normalised)
         with pytest.raises(DatasetError, match=r"pixels large; data\.units=fraction"):
             folder(tmp_path).photos("all")
     write_one(tmp_path, (points + 0.5) / [200, 100])
@@ -743,9 +632,9 @@ def test_folder_fractions(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("reader", ["lapa", "wflw", "ytf"])
 def test_published_readers_refuse_codes_and_fractions(reader: str, tmp_path: Path) -> None:
-    """The same in own data that lie in the folders of a published set."""
-    wrong = {"codes": lambda p: np.where(np.arange(len(p))[:, None] < 4, -1, p), "fractions": lambda p: p / 500}
-    for kind, change in wrong.items():
+    """Would catch the same codes and fractions in custom data in the folders of a published set."""
+    changes = {"codes": lambda p: np.where(np.arange(len(p))[:, None] < 4, -1, p), "fractions": lambda p: p / 500}
+    for kind, change in changes.items():
         root = tmp_path / kind
         if reader == "lapa":
             image(root / "train" / "images" / "a.JPG")
@@ -767,7 +656,7 @@ def test_published_readers_refuse_codes_and_fractions(reader: str, tmp_path: Pat
 
 
 def test_lapa_reads_endings_in_any_case(tmp_path: Path) -> None:
-    """A photo `a.JPG` beside `a.txt` told as points without an image."""
+    """Would catch `a.JPG` beside `a.txt` reported as points without an image."""
     image(tmp_path / "train" / "images" / "a.JPG")
     write(tmp_path / "train" / "landmarks" / "a.txt", f"106\n{pairs(some_points(LAPA106))}")
     assert [photo.path.name for photo in lapa(tmp_path).photos("train")] == ["a.JPG"]
@@ -784,20 +673,20 @@ def test_lapa_reads_endings_in_any_case(tmp_path: Path) -> None:
         ("mine/a/Trainset/x", "other/VAL/y", "TestSet"),
     ],
 )
-def test_folder_understands_usual_names_of_splits(train: str, val: str, test: str, tmp_path: Path) -> None:
-    """Folders of splits that are pooled and drawn again, so that test faces are trained on."""
-    for split, place in (("train", train), ("val", val), ("test", test)):
-        (tmp_path / place).mkdir(parents=True)
-        write_one(tmp_path / place, a_face(), split)
+def test_folder_accepts_usual_names_of_splits(train: str, val: str, test: str, tmp_path: Path) -> None:
+    """Would catch folders of splits that are pooled and split again, so that test faces are trained on."""
+    for split, subfolder in (("train", train), ("val", val), ("test", test)):
+        (tmp_path / subfolder).mkdir(parents=True)
+        write_one(tmp_path / subfolder, random_face(), split)
     for split in ("train", "val", "test"):
         assert [photo.path.stem for photo in folder(tmp_path).photos(split)] == [split]  # type: ignore[arg-type]
 
 
-def test_folder_refuses_what_looks_like_splits(tmp_path: Path) -> None:
-    """The same by a name that is not understood; names that only contain such a word are none."""
+def test_folder_refuses_unclear_names_of_splits(tmp_path: Path) -> None:
+    """Would catch unknown names of split folders that are pooled, or names that only contain such a word."""
     for name in ("my_train", "test-2", "contest", "valentin"):
         (tmp_path / name).mkdir()
-        write_one(tmp_path / name, a_face(), name)
+        write_one(tmp_path / name, random_face(), name)
     with pytest.raises(DatasetError, match=r"my_train, test-2 look like splits .*'data\.splits=\{my_train: train\}'"):
         folder(tmp_path).photos("train")
     splits = {"my_train": "train", "TEST-2": "test", "contest": "val", "valentin": "train"}
@@ -807,13 +696,13 @@ def test_folder_refuses_what_looks_like_splits(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"splits: 'trian' is not a split"):
         folder(tmp_path, splits={"my_train": "trian"})
     (tmp_path / "train" / "test").mkdir(parents=True)
-    write_one(tmp_path / "train" / "test", a_face(), "both")
+    write_one(tmp_path / "train" / "test", random_face(), "both")
     with pytest.raises(DatasetError, match="train/test/both is in folders of two splits, test and train"):
         folder(tmp_path, splits=splits).photos("train")
 
 
-def test_folder_tells_how_it_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A draw that nobody knows of, told for each split again, or without its rule."""
+def test_folder_logs_drawn_splits_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Would catch drawn splits that are not logged, are logged for each split, or without their rule."""
     write_folder(tmp_path)
     caplog.set_level("INFO")
     read = folder(tmp_path)
@@ -825,10 +714,10 @@ def test_folder_tells_how_it_split(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert "data.test_share=0.25" in line
 
 
-def test_folder_without_a_test_or_a_validation(tmp_path: Path) -> None:
-    """A lack that shows only after the training, or without a word on what to do."""
+def test_folder_refuses_an_empty_test_or_val_split(tmp_path: Path) -> None:
+    """Would catch a missing split that is reported only after the training, or without a remedy."""
     (tmp_path / "train").mkdir()
-    write_one(tmp_path / "train", a_face())
+    write_one(tmp_path / "train", random_face())
     with pytest.raises(DatasetError, match="the split 'test' has no photo, unlike train; test=false trains"):
         folder(tmp_path, val_share=0.0).photos("test")
     with pytest.raises(DatasetError, match=r"data\.val_share=0\.01 is too small for so few photos"):
@@ -836,10 +725,10 @@ def test_folder_without_a_test_or_a_validation(tmp_path: Path) -> None:
     assert folder(tmp_path, val_share=0.0).photos("val") == []
 
 
-def test_folder_visits_linked_photos_once(tmp_path: Path) -> None:
-    """A loop of links that turns 2 photos into 80, of which some are in train and some in test."""
+def test_folder_reads_linked_photos_once(tmp_path: Path) -> None:
+    """Would catch a loop of links that turns 2 photos into 80, spread over train and test."""
     for name in "ab":
-        write_one(tmp_path, a_face(), name)
+        write_one(tmp_path, random_face(), name)
     (tmp_path / "loop").symlink_to(".")
     (tmp_path / "copy").symlink_to(tmp_path, target_is_directory=True)
     for ending in ("png", "txt"):
@@ -847,12 +736,12 @@ def test_folder_visits_linked_photos_once(tmp_path: Path) -> None:
     assert [photo.path.name for photo in folder(tmp_path).photos("all")] == ["a.png", "b.png"]
 
 
-def test_folder_of_links_into_a_pool(tmp_path: Path) -> None:
-    """Splits made of links to one folder of photos that are lost, or a photo that is in train and in test."""
+def test_folder_reads_splits_made_of_links(tmp_path: Path) -> None:
+    """Would catch lost photos in splits of links to one folder, or a photo that is in train and in test."""
     pool, root = tmp_path / "pool", tmp_path / "set"
     pool.mkdir()
     for name, split in (("a", "train"), ("b", "train"), ("c", "test")):
-        write_one(pool, a_face(), name)
+        write_one(pool, random_face(), name)
         (root / split).mkdir(parents=True, exist_ok=True)
         for ending in ("png", "txt"):
             (root / split / f"{name}.{ending}").symlink_to(pool / f"{name}.{ending}")
@@ -865,22 +754,22 @@ def test_folder_of_links_into_a_pool(tmp_path: Path) -> None:
         folder(root, val_share=0.0).photos("train")
 
 
-def test_folder_takes_double_endings(tmp_path: Path) -> None:
-    """`a.jpg.txt`, as several label tools write it, told as points without an image."""
-    write_one(tmp_path, a_face())
+def test_folder_accepts_double_endings(tmp_path: Path) -> None:
+    """Would catch `a.jpg.txt`, which several label tools write, reported as points without an image."""
+    write_one(tmp_path, random_face())
     (tmp_path / "a.txt").rename(tmp_path / "a.png.txt")
     assert len(folder(tmp_path).photos("all")) == 1
-    write_one(tmp_path, a_face(), "b.jpg")
+    write_one(tmp_path, random_face(), "b.jpg")
     assert len(folder(tmp_path).photos("all")) == 2
-    write(tmp_path / "a.txt", pairs(a_face()))
+    write(tmp_path / "a.txt", pairs(random_face()))
     with pytest.raises(DatasetError, match="a has two files of points"):
         folder(tmp_path).photos("all")
 
 
 @pytest.mark.parametrize("raw", [b"\xd5\xd5\xc6\xac", b"caf\xe9"])
-def test_folder_takes_names_that_are_not_utf8(raw: bytes, tmp_path: Path) -> None:
-    """A zip from another system whose names end a training after its last epoch."""
-    write_one(tmp_path, a_face())
+def test_folder_accepts_names_that_are_not_utf8(raw: bytes, tmp_path: Path) -> None:
+    """Would catch a zip from another system whose names fail the training after its last epoch."""
+    write_one(tmp_path, random_face())
     for ending in ("png", "txt"):
         (tmp_path / f"a.{ending}").rename(tmp_path / os.fsdecode(raw + f".{ending}".encode()))
     (photo,) = folder(tmp_path).photos("all")
@@ -889,11 +778,11 @@ def test_folder_takes_names_that_are_not_utf8(raw: bytes, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("mark", [1, 3, 6, 8])
-def test_folder_reads_photos_as_they_are_shown(mark: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Points of a label tool, which shows photos upright, on pixels as the camera stored them: wrong by a turn."""
+def test_folder_applies_the_orientation_tag(mark: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Would catch points made on the upright photo applied to the pixels as the camera stored them."""
     caplog.set_level("INFO")
     shown = np.zeros((100, 200, 3), np.uint8)
-    shown[30:34, 150:154] = 255  # a light at (151.5, 31.5)
+    shown[30:34, 150:154] = 255  # a bright square centred at (151.5, 31.5)
     turned = {3: PIL.Image.Transpose.ROTATE_180, 6: PIL.Image.Transpose.ROTATE_90, 8: PIL.Image.Transpose.ROTATE_270}
     stored = PIL.Image.fromarray(shown)
     stored = stored.transpose(turned[mark]) if mark in turned else stored
@@ -908,28 +797,28 @@ def test_folder_reads_photos_as_they_are_shown(mark: int, tmp_path: Path, caplog
     crop = PhotoFile(photo.path, photo.orientation).cut_out(
         view.matrix(view.reference_box(photo.faces[0], np.zeros(4))), 20
     )
-    light = np.argwhere(crop[..., 0] > 128).mean(axis=0)
-    np.testing.assert_allclose(light, [9.5, 9.5], atol=0.6)
+    centre = np.argwhere(crop[..., 0] > 128).mean(axis=0)
+    np.testing.assert_allclose(centre, [9.5, 9.5], atol=0.6)
     (as_stored,) = folder(tmp_path, orientation="stored").photos("all")
     assert as_stored.orientation == "stored"
 
 
-def test_folder_refuses_codes_of_any_number(tmp_path: Path) -> None:
-    """-999 for a point that is not annotated, and whatever else a tool writes, taken as a place."""
-    points = a_face()
+def test_folder_refuses_unknown_codes(tmp_path: Path) -> None:
+    """Would catch -999, or another code of a tool for a point without annotation, read as a position."""
+    points = random_face()
     points[:3] = -999
     write_one(tmp_path, points)
     with pytest.raises(DatasetError, match=r"a\.txt: 3 points at exactly -999 -999, far from the others.*nan nan"):
         folder(tmp_path).photos("all")
 
 
-def test_readers_pair_names_of_two_systems(tmp_path: Path) -> None:
-    """`é` of a Mac, which is two characters, and of all others told as two photos of one name."""
-    composed, apart = "\u00e9", "e\u0301"
-    write_one(tmp_path, a_face())
-    for ending, name in (("png", composed), ("txt", apart)):
+def test_readers_pair_names_across_unicode_forms(tmp_path: Path) -> None:
+    """Would catch `é` as one character and as two (macOS) reported as two different photos."""
+    composed, decomposed = "\u00e9", "e\u0301"
+    write_one(tmp_path, random_face())
+    for ending, name in (("png", composed), ("txt", decomposed)):
         (tmp_path / f"a.{ending}").rename(tmp_path / f"{name}.{ending}")
     assert len(folder(tmp_path).photos("all")) == 1
-    image(tmp_path / "set" / "train" / "images" / f"{apart}.jpg")
+    image(tmp_path / "set" / "train" / "images" / f"{decomposed}.jpg")
     write(tmp_path / "set" / "train" / "landmarks" / f"{composed}.txt", f"106\n{pairs(some_points(LAPA106))}")
     assert len(lapa(tmp_path / "set").photos("train")) == 1

@@ -1,4 +1,4 @@
-"""Whatever stands in a file: it is read, or refused in our own words. Inputs are made up by hypothesis."""
+"""Tests of damaged files made by hypothesis: a file is read, or refused with a FacelabError."""
 
 import io
 import json
@@ -12,10 +12,14 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from formats.folder import read as folder
+from formats.lapa106 import read as lapa
+from formats.wflw98 import read as wflw
+from formats.ytf68 import read as ytf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_annotations import folder, lapa, wflw, write, ytf
+from writing import write
 
 from facelab.annotations.points_file import read_pts, read_txt
 from facelab.errors import FacelabError
@@ -25,8 +29,8 @@ from facelab.faces.layouts import FIVE5
 from facelab.inference.boxes_file import read_boxes
 from facelab.inference.landmarks import cut_photo
 
-FEW, MANY = 60, 4000
-"""Examples of a fast and of a slow test."""
+FEW, MANY = 30, 4000
+"""Numbers of examples of a fast and of a slow test."""
 QUICK = settings(
     max_examples=FEW,
     deadline=None,
@@ -44,8 +48,8 @@ TEXT = st.one_of(st.lists(LINE, max_size=9).map("\n".join), st.text(max_size=200
 POINTS = st.lists(st.tuples(NUMBER, NUMBER).map(" ".join), min_size=5, max_size=5).map("\n".join)
 
 
-def refused_or(read: Callable[[], Any]) -> Any:
-    """What is read; None where it is refused in our words, which a terminal can show."""
+def read_or_none(read: Callable[[], Any]) -> Any:
+    """Return the result of a read, or None after a FacelabError with a printable message."""
     try:
         return read()
     except FacelabError as error:
@@ -54,17 +58,19 @@ def refused_or(read: Callable[[], Any]) -> Any:
 
 
 def check_txt(path: Path, text: str) -> None:
+    """Check the points that a text gives as .txt and as .pts."""
     path.write_text(text, encoding="utf-8", errors="replace", newline="")
     for read in (read_txt, lambda *given, **named: read_pts(*given, origin=1, **named)):
-        points = refused_or(lambda read=read: read(path, FIVE5, allow_nan=True))
+        points = read_or_none(lambda read=read: read(path, FIVE5, allow_nan=True))
         if points is not None:
             assert points.shape == (5, 2) and not np.isinf(points).any()
             assert (np.isnan(points).all(axis=1) == np.isnan(points).any(axis=1)).all()
 
 
 def check_boxes(path: Path, text: str) -> None:
+    """Check the boxes that a text gives."""
     path.write_text(text, encoding="utf-8", errors="replace", newline="")
-    boxes = refused_or(lambda: read_boxes(path))
+    boxes = read_or_none(lambda: read_boxes(path))
     for box in [box for each in (boxes or {}).values() for box in each]:
         assert box.shape == (4,) and np.isfinite(box).all()
 
@@ -79,15 +85,15 @@ BOX_LINES = st.lists(st.tuples(st.text(max_size=6), NUMBER, NUMBER, NUMBER, NUMB
 
 @QUICK
 @given(text=st.one_of(TEXT, POINTS, POINTS.map("version: 1\nn_points: 5\n{{\n{}\n}}".format)))
-def test_files_of_points(text: str, tmp_path: Path) -> None:
-    """A traceback for a file of points, or points that are half a number."""
+def test_points_files_are_read_or_refused(text: str, tmp_path: Path) -> None:
+    """Would catch a traceback for a file of points, or points with one missing coordinate."""
     check_txt(tmp_path / "a.txt", text)
 
 
 @QUICK
 @given(text=st.one_of(TEXT, BOX_LINES.map(lambda lines: "\n".join(["image,x0,y0,x1,y1", *lines]))))
-def test_csv_files_of_boxes(text: str, tmp_path: Path) -> None:
-    """The same for boxes."""
+def test_read_boxes_reads_or_refuses_csv(text: str, tmp_path: Path) -> None:
+    """Would catch a traceback for a CSV file of boxes, or boxes that are not finite."""
     check_boxes(tmp_path / "a.csv", text)
 
 
@@ -97,58 +103,61 @@ def test_csv_files_of_boxes(text: str, tmp_path: Path) -> None:
         TEXT, JSON.map(json.dumps), st.just("[" * 100_000), st.just('{"a": [[0, 0, ' + "9" * 5000 + ", 1]]}")
     )
 )
-def test_json_files_of_boxes(text: str, tmp_path: Path) -> None:
-    """The same for JSON: lists within lists without end, numbers of thousands of digits."""
+def test_read_boxes_reads_or_refuses_json(text: str, tmp_path: Path) -> None:
+    """Would catch a traceback for deeply nested lists, or for numbers of thousands of digits."""
     check_boxes(tmp_path / "a.json", text)
 
 
 @QUICK
 @given(text=TEXT, name=st.sampled_from(["list", "keypoints", "folder", "lapa"]))
-def test_lists_of_datasets(text: str, name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The same for the lists of published sets, and for sets of which only one file is odd."""
+def test_readers_read_or_refuse_lists(text: str, name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Would catch a traceback for the list of a published set, or for a set with one damaged file."""
     root = tmp_path_factory.mktemp("set")
     if name == "list":
         write(root / "WFLW_annotations/list_98pt_rect_attr_train_test/list_98pt_rect_attr_train.txt", text)
-        refused_or(lambda: wflw(root).photos("all"))
+        read_or_none(lambda: wflw(root).photos("all"))
     elif name == "keypoints":
         for part in ("training", "test"):
             write(root / f"{part}_frames_keypoints.csv", text)
-        refused_or(lambda: ytf(root).photos("all"))
+        read_or_none(lambda: ytf(root).photos("all"))
     elif name == "folder":
         write(root / "a.txt", text)
         write(root / "a.png", "no image")
         for units in ("pixels", "fraction"):
-            refused_or(lambda units=units: folder(root, layout=FIVE5, units=units).photos("all"))
+            read_or_none(lambda units=units: folder(root, layout=FIVE5, units=units).photos("all"))
     else:
         write(root / "train" / "landmarks" / "a.txt", text)
         write(root / "train" / "images" / "a.jpg", "no image")
-        refused_or(lambda: lapa(root).photos("all"))
+        read_or_none(lambda: lapa(root).photos("all"))
 
 
 def encoded(ending: str) -> bytes:
+    """Encode a picture of 40 x 30 pixels."""
     image = np.arange(40 * 30 * 3, dtype=np.uint8).reshape(30, 40, 3)
     _, data = cv2.imencode(ending, image)
     return data.tobytes()
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
+    """Build a PNG chunk."""
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 def with_chunk(kind: bytes, content: bytes) -> bytes:
-    """A PNG with an optional chunk before its pixels."""
+    """Return a PNG with an optional chunk before its pixels."""
     png = encoded(".png")
     return png[:33] + chunk(kind, content) + png[33:]
 
 
-def exif_of(mark: int) -> bytes:
+def jpeg_with_orientation(tag: int) -> bytes:
+    """Return a JPEG with an orientation tag."""
     exif, stream = Image.Exif(), io.BytesIO()
-    exif[0x0112] = mark
+    exif[0x0112] = tag
     Image.new("RGB", (40, 30)).save(stream, "JPEG", exif=exif.tobytes())
     return stream.getvalue()
 
 
-FILES = [*map(encoded, (".jpg", ".png", ".bmp", ".webp", ".tiff")), exif_of(6)]
+FILES = [*map(encoded, (".jpg", ".png", ".bmp", ".webp", ".tiff")), jpeg_with_orientation(6)]
 CHUNKS = st.tuples(
     st.sampled_from([b"iCCP", b"zTXt", b"iTXt", b"eXIf", b"tRNS", b"pHYs", b"gAMA", b"acTL", b"cHRM"]),
     st.binary(max_size=40),
@@ -157,7 +166,7 @@ CHUNKS = st.tuples(
 
 @st.composite
 def damaged(draw: Any) -> bytes:
-    """A photo with some bytes changed, taken out or added."""
+    """Return a photo with some bytes changed, removed or added."""
     data = bytearray(draw(st.sampled_from(FILES)))
     for _ in range(draw(st.integers(0, 6))):
         place = draw(st.integers(0, len(data) - 1))
@@ -168,19 +177,20 @@ def damaged(draw: Any) -> bytes:
 
 
 def check_image(path: Path, data: bytes) -> None:
+    """Check size, pixels and crops of a photo that may be damaged."""
     path.write_bytes(data)
     for read in (image_size, read_image):
-        refused_or(lambda read=read: read(path))
+        read_or_none(lambda read=read: read(path))
     matrix = Crop(16, 1.0, True, (0.0, 0.0), "given").matrix(np.array([2.0, 2, 20, 20]))
     for orientation in ("shown", "stored"):
-        crop = refused_or(lambda orientation=orientation: PhotoFile(path, orientation).cut_out(matrix, 16))
+        crop = read_or_none(lambda orientation=orientation: PhotoFile(path, orientation).cut_out(matrix, 16))
         assert crop is None or (crop.shape == (16, 16, 3) and crop.dtype == np.uint8)
 
 
 @QUICK
 @given(data=st.one_of(st.binary(max_size=80), damaged(), CHUNKS))
-def test_photos(data: bytes, tmp_path: Path) -> None:
-    """A training or a prediction that a file from the internet ends."""
+def test_images_are_read_or_refused(data: bytes, tmp_path: Path) -> None:
+    """Would catch a traceback for a downloaded file, which would stop a training or a prediction."""
     check_image(tmp_path / "a.jpg", data)
 
 
@@ -191,8 +201,8 @@ SIDE = st.one_of(
 
 @QUICK
 @given(box=st.tuples(SIDE, SIDE, SIDE, SIDE), scale=st.sampled_from([0.01, 1.0, 1.3]))
-def test_boxes_of_any_size(box: tuple[float, ...], scale: float, tmp_path: Path) -> None:
-    """One odd box that takes the good faces of its photo along, or gigabytes of memory."""
+def test_cut_photo_accepts_boxes_of_any_size(box: tuple[float, ...], scale: float, tmp_path: Path) -> None:
+    """Would catch one extreme box that loses the good faces of its photo, or that needs gigabytes."""
     path = tmp_path / "a.png"
     path.write_bytes(FILES[1])
     boxes = {"a.png": [np.array(box), np.array([2.0, 2, 20, 20])]}
@@ -212,8 +222,10 @@ def test_boxes_of_any_size(box: tuple[float, ...], scale: float, tmp_path: Path)
     ],
     ids=["points", "boxes csv", "boxes json", "photos"],
 )
-def test_many_odd_files(strategy: Any, check: Callable[[Path, Any], None], name: str, tmp_path: Path) -> None:
-    """The same for minutes."""
+def test_many_damaged_files_are_read_or_refused(
+    strategy: Any, check: Callable[[Path, Any], None], name: str, tmp_path: Path
+) -> None:
+    """Would catch rarer failures of the fast tests above, with many more examples."""
 
     @LONG
     @given(content=strategy)
@@ -224,8 +236,8 @@ def test_many_odd_files(strategy: Any, check: Callable[[Path, Any], None], name:
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir])
-def test_what_is_no_file_is_refused(make: Callable[[Path], Any], tmp_path: Path) -> None:
-    """A pipe that is waited for, a device that never ends."""
+def test_image_functions_refuse_what_is_not_a_regular_file(make: Callable[[Path], Any], tmp_path: Path) -> None:
+    """Would catch waiting for a pipe, and reading a device without end."""
     make(tmp_path / "a.jpg")
     for read in (read_image, image_size):
         with pytest.raises(FacelabError, match=r"not a regular file|Is a directory"):

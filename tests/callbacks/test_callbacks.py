@@ -1,4 +1,4 @@
-"""The pictures and the results of a run."""
+"""Tests of the callbacks that write pictures and results."""
 
 import csv
 import errno
@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import PLAIN, open_door, small
+from composing import small
+from conftest import PLAIN, open_door
 from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
@@ -39,12 +40,12 @@ def read(path: Path) -> np.ndarray:
     return picture
 
 
-def test_pictures_after_training(trained: Path) -> None:
-    """An epoch without its picture, a grid of another size, or one that shows nothing."""
-    look = OmegaConf.load(trained / "config.yaml").callbacks.face_grid
-    width = look.columns * look.tile
+def test_face_grid_and_worst_faces_write_their_pictures(trained: Path) -> None:
+    """Would catch an epoch without a picture, a grid of another size, or an empty one."""
+    options = OmegaConf.load(trained / "config.yaml").callbacks.face_grid
+    width = options.columns * options.tile
     sizes = {path.name: read(path).shape for path in (trained / "samples").iterdir()}
-    one_row, two_rows = (look.tile, width, 3), (2 * look.tile, width, 3)
+    one_row, two_rows = (options.tile, width, 3), (2 * options.tile, width, 3)
     epochs = {f"epoch_{epoch:03d}.png": one_row for epoch in range(3)}
     assert sizes == {**epochs, "test.png": two_rows, "worst.png": two_rows}
     first, last = (read(trained / "samples" / f"epoch_{epoch:03d}.png") for epoch in (0, 2))
@@ -52,29 +53,31 @@ def test_pictures_after_training(trained: Path) -> None:
     assert (first != last).any()
 
 
-def test_loggers_receive_the_pictures(trained: Path) -> None:
-    """Pictures that only lie on the disk of a machine nobody looks at."""
+def test_save_picture_logs_to_tensorboard_and_wandb(trained: Path) -> None:
+    """Would catch pictures that exist only in the run folder."""
     names = {"val/face_grid", "test/face_grid", "test/worst_faces"}
-    shown = set()
+    logged = set()
     for file in (trained / "tensorboard").glob("events.*"):
-        shown |= set(EventAccumulator(str(file), {"images": 0}).Reload().Tags()["images"])
-    assert shown == names
+        logged |= set(EventAccumulator(str(file), {"images": 0}).Reload().Tags()["images"])
+    assert logged == names
     media = next((trained / "wandb").glob("offline-run-*")) / "files" / "media" / "images"
-    found = {path.relative_to(media).with_suffix("").as_posix() for path in media.rglob("*.png")}
-    assert {"_".join(name.split("_")[:-2]) for name in found} == names
+    saved = {path.relative_to(media).with_suffix("").as_posix() for path in media.rglob("*.png")}
+    assert {"_".join(name.split("_")[:-2]) for name in saved} == names
 
 
 def sample(row: int) -> LandmarkBatch:
-    """A face whose picture is one grey that tells its row, its points in the corner."""
+    """Return a face with an image of one grey that encodes its row, and with its points in the corner."""
     points = torch.zeros(FIVE5.num_points, 2)
-    some = torch.ones(FIVE5.num_points, dtype=torch.bool)
+    every_point = torch.ones(FIVE5.num_points, dtype=torch.bool)
     image = torch.full((3, 32, 32), 20 * row, dtype=torch.uint8)
     pose = torch.zeros(3)
-    return LandmarkBatch(image, points, some, some, torch.zeros(0, dtype=torch.bool), pose, EYE, torch.tensor(row))
+    return LandmarkBatch(
+        image, points, every_point, every_point, torch.zeros(0, dtype=torch.bool), pose, EYE, torch.tensor(row)
+    )
 
 
 class Faces:
-    """A split of such faces."""
+    """Split of such faces."""
 
     layout = FIVE5
     paths = tuple(Path(f"face{row}.jpg") for row in range(12))
@@ -95,13 +98,13 @@ def fake_trainer(world_size: int = 1) -> Any:
     )
 
 
-def greys(path: Path, tile: int, count: int) -> list[int]:
-    """The rows of the faces in a picture, by the grey in the middle of their tiles."""
+def rows_in_picture(path: Path, tile: int, count: int) -> list[int]:
+    """Return the rows of the faces in a picture, from the grey in the middle of each tile."""
     return [round(float(read(path)[tile // 2, i * tile + tile // 2].mean()) / 20) for i in range(count)]
 
 
-def test_the_worst_come_first(tmp_path: Path) -> None:
-    """The best faces shown as the worst; a face that could not be measured, or was not predicted, before them."""
+def test_worst_faces_come_first(tmp_path: Path) -> None:
+    """Would catch the best faces shown as the worst, or faces without an error or prediction before them."""
     errors = {3: 1.0, 5: 4.0, 6: np.inf, 8: np.nan, 9: 2.0, 11: 3.0}
     rows, n = list(errors), FIVE5.num_points
     points = np.tile(np.array([[0, 0], [10, 0], [5, 5], [0, 10], [10, 10]], np.float32), (len(rows), 1, 1))
@@ -122,11 +125,11 @@ def test_the_worst_come_first(tmp_path: Path) -> None:
         outputs = SimpleNamespace(points=torch.zeros(len(part), n, 2))
         worst.on_test_batch_end(fake_trainer(), module, outputs, batch, 0)  # type: ignore[arg-type]
     worst.on_test_end(fake_trainer(), module)  # type: ignore[arg-type]
-    assert greys(tmp_path / "worst.png", 64, 5) == [6, 5, 11, 9, 3]
+    assert rows_in_picture(tmp_path / "worst.png", 64, 5) == [6, 5, 11, 9, 3]
 
 
-def test_the_worst_of_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The worst of one process's faces shown as the worst of all, or one of another's without its prediction."""
+def test_worst_faces_are_gathered_from_all_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch the worst faces of only one rank, or a face of another rank without its prediction."""
     rows, n = [1, 2, 3, 4], FIVE5.num_points
     points = np.tile(np.array([[0, 0], [10, 0], [5, 5], [0, 10], [10, 10]], np.float32), (4, 1, 1))
     table = face_table(
@@ -143,8 +146,8 @@ def test_the_worst_of_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     sent: list[torch.Tensor] = []
     drawn: list[float] = []
 
-    def gather(own: torch.Tensor) -> list[torch.Tensor]:
-        sent.append(own)
+    def gather(tensor: torch.Tensor) -> list[torch.Tensor]:
+        sent.append(tensor)
         return sent
 
     def draw(image: np.ndarray, *_: Any, prediction: np.ndarray, side: int, **__: Any) -> np.ndarray:
@@ -153,30 +156,30 @@ def test_the_worst_of_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(pictures, "gather_all_tensors", gather)
     monkeypatch.setattr(pictures, "tile", draw)
-    for part in ([2, 4, 1], [1, 3]):  # face 1 was dealt out twice; the second process gathers after the first
+    for part in ([2, 4, 1], [1, 3]):  # both ranks have face 1; rank 1 gathers after rank 0
         worst, batch = WorstFaces(str(tmp_path), columns=3, rows=1, tile=64), batch_of(part)
         predicted = torch.tensor(part, dtype=torch.float32)[:, None, None].expand(-1, n, 2)
         worst.on_test_batch_end(fake_trainer(2), module, SimpleNamespace(points=predicted), batch, 0)
         drawn.clear()
         worst.on_test_end(fake_trainer(2), module)
-    assert greys(tmp_path / "worst.png", 64, 3) == [4, 3, 2]
+    assert rows_in_picture(tmp_path / "worst.png", 64, 3) == [4, 3, 2]
     assert drawn == [4, 3, 2]
 
 
-def test_the_grid_holds_the_first_faces(tmp_path: Path) -> None:
-    """Faces that change from epoch to epoch, or of another epoch than the name says."""
+def test_face_grid_shows_the_first_faces(tmp_path: Path) -> None:
+    """Would catch faces that change from epoch to epoch, or of another epoch than the file name gives."""
     grid, module = FaceGrid(str(tmp_path), columns=3, rows=1, tile=64), SimpleNamespace(layout=FIVE5)
     for _ in range(2):
         for rows in ([1, 2], [3, 4], [5]):
             outputs = SimpleNamespace(points=torch.zeros(len(rows), FIVE5.num_points, 2))
             grid.on_validation_batch_end(fake_trainer(), module, outputs, batch_of(rows), 0)  # type: ignore[arg-type]
         grid.on_validation_epoch_end(fake_trainer(), module)  # type: ignore[arg-type]
-        assert greys(tmp_path / "epoch_000.png", 64, 3) == [1, 2, 3]
+        assert rows_in_picture(tmp_path / "epoch_000.png", 64, 3) == [1, 2, 3]
         assert read(tmp_path / "epoch_000.png").shape == (64, 3 * 64, 3)
 
 
-def test_a_picture_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a picture, or a temporary file, after a full disk."""
+def test_save_picture_keeps_the_old_file_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch half a picture, or a temporary file, after a full disk."""
     path, picture = tmp_path / "samples" / "test.png", np.zeros((8, 8, 3), np.uint8)
     save_picture(fake_trainer(), picture, path, "test/face_grid")
     before = path.read_bytes()
@@ -192,8 +195,8 @@ def test_a_picture_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.Mon
     assert [file.name for file in path.parent.iterdir()] == ["test.png"]
 
 
-def test_colours_are_not_swapped(tmp_path: Path) -> None:
-    """Blue faces: OpenCV writes BGR."""
+def test_save_picture_keeps_the_colour_order(tmp_path: Path) -> None:
+    """Would catch swapped red and blue: OpenCV writes BGR."""
     red = np.zeros((8, 8, 3), np.uint8)
     red[..., 0] = 255
     save_picture(fake_trainer(), red, tmp_path / "red.png", "test/face_grid")
@@ -203,8 +206,8 @@ def test_colours_are_not_swapped(tmp_path: Path) -> None:
 # Results
 
 
-def measured_again(run: Path, cache: Path, folder: Path) -> tuple[Any, Any]:
-    """Test a run again, without the door; its module and its datamodule."""
+def evaluate_again(run: Path, cache: Path, folder: Path) -> tuple[Any, Any]:
+    """Test a run again without the door, and return its module and datamodule."""
     paths = {"data": "nowhere", "cache": str(cache), "run": str(folder), "name": "x", "group": "g", "id": "i"}
     opened = load_run(run, OmegaConf.create(paths))
     datamodule = build(opened.cfg, "datamodule")
@@ -214,35 +217,35 @@ def measured_again(run: Path, cache: Path, folder: Path) -> tuple[Any, Any]:
     return opened.module, datamodule
 
 
-def test_results_are_written_where_the_test_runs(trained: Path, cache: Path, tmp_path: Path) -> None:
-    """Numbers that only a door can write: with ddp_spawn the table exists in other processes."""
-    module, datamodule = measured_again(trained, cache, tmp_path / "again")
+def test_results_are_written_by_the_callback(trained: Path, cache: Path, tmp_path: Path) -> None:
+    """Would catch results that only a door can write: with ddp_spawn the table exists only in other processes."""
+    module, datamodule = evaluate_again(trained, cache, tmp_path / "again")
     assert sorted(path.name for path in (tmp_path / "again").iterdir()) == ["faces.csv", "metrics.json"]
-    found, before = (json.loads((run / "metrics.json").read_text()) for run in (tmp_path / "again", trained))
-    assert found.keys() == {"name", "protocol", "metrics", "counts", "left_out", "intervals", "cost", "unreadable"}
-    assert found["name"] == "again"
-    assert found["protocol"] == before["protocol"]
+    results, before = (json.loads((run / "metrics.json").read_text()) for run in (tmp_path / "again", trained))
+    assert results.keys() == {"name", "protocol", "metrics", "counts", "left_out", "intervals", "cost", "unreadable"}
+    assert results["name"] == "again"
+    assert results["protocol"] == before["protocol"]
     for name, value in before["metrics"].items():
-        assert found["metrics"][name] == (None if value is None else pytest.approx(value, abs=1e-6)), name
-    assert found["intervals"].keys() == found["metrics"].keys() - {"faces", "faces_skipped"}
-    for name, (low, high) in found["intervals"].items():
-        value = found["metrics"][name]
+        assert results["metrics"][name] == (None if value is None else pytest.approx(value, abs=1e-6)), name
+    assert results["intervals"].keys() == results["metrics"].keys() - {"faces", "faces_skipped"}
+    for name, (low, high) in results["intervals"].items():
+        value = results["metrics"][name]
         assert (low is None) == (value is None) and (value is None or low <= value <= high), name
-    assert found["cost"] == cost(module, datamodule.crop.size, pose=False)
+    assert results["cost"] == cost(module, datamodule.crop.size, pose=False)
     faces = read_faces(tmp_path / "again" / "faces.csv")
     assert faces["photo"].tolist() == [path.name for path in datamodule.faces["test"].paths]
     np.testing.assert_array_equal(faces["nme_box"], nme_per_face(module.table, "box"))
 
 
-def test_one_process_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files that several processes write at once."""
+def test_results_are_written_by_rank_zero_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch files that several processes write at once."""
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     Results(str(tmp_path)).on_test_end(fake_trainer(2), SimpleNamespace())  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_intervals_by_pose() -> None:
-    """The spread of the mean of three buckets taken as that of all faces, most of which are frontal."""
+def test_intervals_of_yaw_buckets() -> None:
+    """Would catch the spread of the mean of three buckets computed over all faces, most of which are frontal."""
     random, n = np.random.default_rng(0), 300
     yaw = np.repeat([0.0, 45, 80], (260, 30, 10))
     box = random.normal(0.02, 0.002, n) + np.repeat([0, 0.02, 0.08], (260, 30, 10)) * random.normal(1, 0.5, n)
@@ -256,15 +259,15 @@ def test_intervals_by_pose() -> None:
         tags=np.zeros((n, 0), bool),
         pose_error=np.full((n, 3), np.nan),
     )
-    found, numbers = intervals(table, FIVE5, ()), landmarks.summary(table, FIVE5, ())
-    wide = {name: high - low for name, (low, high) in found.items()}
+    limits, numbers = intervals(table, FIVE5, ()), landmarks.summary(table, FIVE5, ())
+    width = {name: high - low for name, (low, high) in limits.items()}
     buckets = [f"nme_box_yaw_{name}" for name in landmarks.YAW_BUCKETS]
     deviations = [box[yaw == angle].std() / math.sqrt((yaw == angle).sum()) for angle in (0, 45, 80)]
     for name, deviation in zip(buckets, deviations, strict=True):
-        assert wide[name] == pytest.approx(2 * 1.96 * deviation, rel=0.2)
-    assert wide["nme_box_yaw_mean"] == pytest.approx(2 * 1.96 * math.hypot(*deviations) / 3, rel=0.2)
+        assert width[name] == pytest.approx(2 * 1.96 * deviation, rel=0.2)
+    assert width["nme_box_yaw_mean"] == pytest.approx(2 * 1.96 * math.hypot(*deviations) / 3, rel=0.2)
     for name in (*buckets, "nme_box_yaw_mean"):
-        assert found[name][0] < numbers[name] < found[name][1]
+        assert limits[name][0] < numbers[name] < limits[name][1]
     frontal = FaceTable._make(column[:260] for column in table)
     assert np.isnan(intervals(frontal, FIVE5, ())["nme_box_yaw_mean"]).all()
     unknown = table._replace(pose=np.full((n, 3), np.nan))
@@ -279,8 +282,8 @@ def some_faces(folder: str = "a", move: float = 0.0, name: str = "1.jpg") -> Any
     )
 
 
-def test_the_fingerprint_of_the_truth() -> None:
-    """Comparable runs of two machines kept apart, or runs compared whose truth is not the same."""
+def test_fingerprint_depends_on_the_ground_truth_only() -> None:
+    """Would catch two machines with other fingerprints for equal data, or equal ones for other data."""
     reference = fingerprint(some_faces(), [0, 1])
     assert reference == "e92712e01eb6d494"
     assert fingerprint(some_faces(folder="/other/machine"), [0, 1]) == reference
@@ -290,22 +293,22 @@ def test_the_fingerprint_of_the_truth() -> None:
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_epoch_lines_replace_the_progress_bar_of_a_file(
+def test_epoch_lines_replace_the_progress_bar_outside_a_terminal(
     terminal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A training whose log file shows nothing for minutes, or a progress bar that lines interrupt."""
+    """Would catch a log file without progress, or a progress bar that lines interrupt."""
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal, raising=False)
-    words = [*small("pipnet"), *PLAIN, "trainer.max_epochs=2", "hydra.run.dir=run"]
-    open_door("train", *words, folder=tmp_path)
+    overrides = [*small("pipnet"), *PLAIN, "trainer.max_epochs=2", "hydra.run.dir=run"]
+    open_door("train", *overrides, folder=tmp_path)
     text = (tmp_path / "run" / "train.log").read_text()
     lines = re.findall(r"epoch (\d) of 2: train/loss \d\S*, val/nme_box \d\S*, \d+ s", text)
     assert lines == ([] if terminal else ["1", "2"])
 
 
-def test_training_loss_is_logged_in_every_short_epoch(tmp_path: Path) -> None:
-    """A training of fewer steps than log_every_n_steps that logs no loss at all."""
-    words = [*small("pipnet"), "logger=csv", "trainer.log_every_n_steps=1000", "trainer.max_epochs=2"]
-    open_door("train", *words, "hydra.run.dir=run", folder=tmp_path)
+def test_train_logs_the_loss_of_epochs_shorter_than_log_every_n_steps(tmp_path: Path) -> None:
+    """Would catch a training with fewer steps than log_every_n_steps that logs no loss."""
+    overrides = [*small("pipnet"), "logger=csv", "trainer.log_every_n_steps=1000", "trainer.max_epochs=2"]
+    open_door("train", *overrides, "hydra.run.dir=run", folder=tmp_path)
     with (tmp_path / "run" / "metrics.csv").open() as file:
         epochs = [row["epoch"] for row in csv.DictReader(file) if row["train/loss"]]
     assert epochs == ["0", "1"]

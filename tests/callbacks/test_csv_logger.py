@@ -1,4 +1,4 @@
-"""The table of metrics on disk, and what a resumption takes back of it."""
+"""Tests of the CSV table of metrics and of its rewind when a run resumes."""
 
 import csv
 import os
@@ -18,15 +18,15 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def logged(path: Path, *each: tuple[int, dict[str, float]]) -> Path:
-    """A file with these steps."""
+    """Log these steps to a file, and return its path."""
     table = AppendingCSVLogger(str(path))
     for step, metrics in each:
         table.log_metrics(metrics, step)
     return path
 
 
-def test_a_row_is_on_disk_when_it_is_logged(tmp_path: Path) -> None:
-    """Up to a hundred rows that a killed run takes along, as Lightning's own logger has it."""
+def test_csv_logger_writes_each_row_immediately(tmp_path: Path) -> None:
+    """Would catch up to a hundred rows lost with a killed run, as with Lightning's own logger."""
     table = AppendingCSVLogger(str(tmp_path / "deep" / "metrics.csv"))
     for step in range(3):
         table.log_metrics({"epoch": 0, "train/loss": step / 3}, step)
@@ -36,15 +36,15 @@ def test_a_row_is_on_disk_when_it_is_logged(tmp_path: Path) -> None:
     )
 
 
-def test_a_new_column(tmp_path: Path) -> None:
-    """Values under a foreign heading, or earlier rows that are lost, or half a file while it is widened."""
+def test_csv_logger_adds_columns(tmp_path: Path) -> None:
+    """Would catch values in the wrong column, lost earlier rows, or half a file while a column is added."""
     path = logged(tmp_path / "metrics.csv", (0, {"a": 1.0}), (1, {"b": 2.0}), (2, {"a": 3.0}))
     assert path.read_text() == "epoch,step,a,b\n,0,1.0,\n,1,,2.0\n,2,3.0,\n"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_rows_are_added_to_those_of_an_earlier_process(tmp_path: Path) -> None:
-    """A resumed run that begins its table anew, or writes by another order of columns."""
+def test_csv_logger_appends_to_an_existing_table(tmp_path: Path) -> None:
+    """Would catch a resumed run that restarts its table or writes the columns in another order."""
     path = logged(tmp_path / "metrics.csv", (0, {"a": 1.0, "b": 2.0}))
     inode = path.stat().st_ino
     logged(path, (1, {"b": 4.0, "a": 3.0}), (2, {"b": 5.0}))
@@ -53,18 +53,18 @@ def test_rows_are_added_to_those_of_an_earlier_process(tmp_path: Path) -> None:
     table.log_metrics({"a": 6.0}, 3)
     inode = path.stat().st_ino
     table.log_metrics({"a": 7.0}, 4)
-    assert path.stat().st_ino == inode, "the whole table is written anew at each row"
+    assert path.stat().st_ino == inode, "the whole table is rewritten at each row"
 
 
-def test_a_column_with_a_comma(tmp_path: Path) -> None:
-    """A name that is taken for two."""
+def test_csv_logger_quotes_column_names(tmp_path: Path) -> None:
+    """Would catch a name with a comma that is read as two."""
     path = logged(tmp_path / "metrics.csv", (0, {'a, "b"': 1.0}))
     logged(path, (1, {'a, "b"': 2.0}))
     assert [row['a, "b"'] for row in rows(path)] == ["1.0", "2.0"]
 
 
-def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows that are lost in silence."""
+def test_csv_logger_raises_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch rows that are lost without a message."""
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
     table = AppendingCSVLogger(str(tmp_path / "metrics.csv"))
@@ -77,12 +77,12 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("torn", ["", ",2,3", ",2", ",2,3.0,4.0"])
 @pytest.mark.parametrize("step", range(5))
-def test_taking_back(step: int, torn: str, tmp_path: Path) -> None:
-    """Steps that stand in the table twice, or not at all; the half of a row that a crash left."""
+def test_rewind_removes_later_and_torn_rows(step: int, torn: str, tmp_path: Path) -> None:
+    """Would catch steps that are in the table twice or not at all, and half a row left by a crash."""
     path = logged(tmp_path / "metrics.csv", *((each, {"a": each / 2}) for each in range(3)))
     path.write_text(path.read_text() + torn)
     _rewind(path, step)
-    assert path.exists() == (step > 0), "a heading of metrics that the run may not have again"
+    assert path.exists() == (step > 0), "a header of metrics that the resumed run may lack"
     logged(path, (3, {"a": 9.0}))
     assert [row["step"] for row in rows(path)] == [*(str(each) for each in range(3) if each < step), "3"]
     assert rows(path)[-1] == {"epoch": "", "step": "3", "a": "9.0"}
@@ -90,8 +90,8 @@ def test_taking_back(step: int, torn: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "epoch,step,a", "epoch,step,a\n", "epoch,step,a\n,0", "epoch,st"])
-def test_taking_back_from_next_to_nothing(content: str, tmp_path: Path) -> None:
-    """A crash at the first row that makes the run one that cannot be taken up."""
+def test_rewind_accepts_an_almost_empty_table(content: str, tmp_path: Path) -> None:
+    """Would catch a crash at the first row after which the run cannot be resumed."""
     path = tmp_path / "metrics.csv"
     path.write_text(content)
     _rewind(path, 3)
@@ -102,8 +102,8 @@ def test_taking_back_from_next_to_nothing(content: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"epoch,val\n0,1\n", b"step,a\nx,1\n", b"step,a\n1\n", b"step,a\n1,\xff\n", None, 2**40]
 )
-def test_a_table_that_is_none_is_told(content: bytes | int | None, tmp_path: Path) -> None:
-    """A folder from somebody else: a traceback, or a file of holes that takes all memory."""
+def test_curves_until_refuses_a_file_that_is_no_table(content: bytes | int | None, tmp_path: Path) -> None:
+    """Would catch a traceback for a foreign file, or a sparse file that fills the memory."""
     path = tmp_path / "metrics.csv"
     if content is None:
         path.mkdir()
@@ -112,11 +112,11 @@ def test_a_table_that_is_none_is_told(content: bytes | int | None, tmp_path: Pat
         os.truncate(path, content)
     else:
         path.write_bytes(content)
-    with pytest.raises(RunError, match=r"metrics\.csv is no table of the run's metrics .* move it away"):
+    with pytest.raises(RunError, match=r"metrics\.csv is not a table of the run's metrics .* move it away"):
         curves_until(path, 3)
 
 
-def test_taking_back_where_there_is_no_table(tmp_path: Path) -> None:
-    """A run with logger=none that cannot be taken up."""
+def test_rewind_accepts_a_missing_table(tmp_path: Path) -> None:
+    """Would catch a run with logger=none that cannot be resumed."""
     _rewind(tmp_path / "metrics.csv", 3)
     assert os.listdir(tmp_path) == []  # noqa: PTH208

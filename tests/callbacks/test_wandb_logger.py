@@ -1,4 +1,4 @@
-"""What W&B holds of a run, read from its files as its own viewer does, without an account."""
+"""Tests of the W&B logger and its charts, read from the run's files without an account."""
 
 import csv
 import json
@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import open_door, small
+from composing import small
+from conftest import open_door
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -22,7 +23,7 @@ from facelab.metrics.face_table import FaceTable, nme_per_face, read_faces
 from facelab.metrics.landmarks import auc, ced
 
 EPOCHS = 3
-"""Of the run that the tests share."""
+"""Epochs of the run that the tests share."""
 
 
 def load(path: Path) -> Any:
@@ -30,15 +31,15 @@ def load(path: Path) -> Any:
 
 
 def inspect(folder: Path, *flags: str) -> list[Any]:
-    """What `wandb leet inspect` says of a W&B run."""
-    line = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *flags, str(folder)]
-    text = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    """Return the output of `wandb leet inspect` for a W&B run."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *flags, str(folder)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return [json.loads(text)] if "--summary" in flags else [json.loads(record) for record in text.splitlines()]
 
 
 @pytest.fixture(scope="module")
 def logged(trained: Path) -> Path:
-    """The folder of the W&B run."""
+    """Return the folder of the W&B run."""
     (folder,) = (trained / "wandb").glob("offline-run-*")
     return folder
 
@@ -54,35 +55,39 @@ def records(logged: Path) -> list[dict[str, Any]]:
 
 
 def history(records: list[dict[str, Any]], name: str) -> list[Any]:
-    """Every value of a name, in the order of logging."""
+    """Return every logged value of a name, in order."""
     items = (record["history"]["item"] for record in records if record["type"] == "history")
     return [item[name] for item in items if name in item]
 
 
-def names(trained: Path, role: str) -> set[str]:
-    """The names that a table of faces has numbers for."""
+def metric_names(trained: Path, role: str) -> set[str]:
+    """Return the metric_names of the metrics of a role, with its prefix."""
     return {f"{role}/{name}" for name in load(trained / "metrics.json")["metrics"]}
 
 
 def rows(logged: Path, records: list[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
-    """The rows of a table, logged once."""
+    """Return the rows of a table that was logged once."""
     (path,) = history(records, f"{name}.path")
     table = load(logged / "files" / path)
     return (dict(zip(table["columns"], row, strict=True)) for row in table["data"])
 
 
-def test_every_number_is_there(trained: Path, summary: dict[str, Any], records: list[dict[str, Any]]) -> None:
-    """A metric that is written to the run's folder and cannot be plotted, or hides behind a picture of its name."""
-    found = summary["summary"]
-    assert found.keys() >= names(trained, "val") | names(trained, "test")
+def test_wandb_summary_contains_every_metric(
+    trained: Path, summary: dict[str, Any], records: list[dict[str, Any]]
+) -> None:
+    """Would catch a metric missing in W&B, or replaced by a picture of the same name."""
+    values = summary["summary"]
+    assert values.keys() >= metric_names(trained, "val") | metric_names(trained, "test")
     for name, value in load(trained / "metrics.json")["metrics"].items():
-        assert found[f"test/{name}"] == ("NaN" if value is None else pytest.approx(value, rel=1e-5)), name
-    for name in names(trained, "val"):
+        assert values[f"test/{name}"] == ("NaN" if value is None else pytest.approx(value, rel=1e-5)), name
+    for name in metric_names(trained, "val"):
         assert len(history(records, name)) == EPOCHS, name
 
 
-def test_what_was_run(trained: Path, summary: dict[str, Any], records: list[dict[str, Any]]) -> None:
-    """Runs of one sweep that cannot be grouped, filtered, or told apart by what was typed."""
+def test_wandb_run_has_config_tags_and_group(
+    trained: Path, summary: dict[str, Any], records: list[dict[str, Any]]
+) -> None:
+    """Would catch runs of one sweep that cannot be grouped, filtered or distinguished by their overrides."""
     config = OmegaConf.to_container(OmegaConf.load(trained / "config.yaml"))
     assert {key: value for key, value in summary["config"].items() if key != "_wandb"} == config
     (run,) = (record["run"] for record in records if record["type"] == "run")
@@ -93,8 +98,8 @@ def test_what_was_run(trained: Path, summary: dict[str, Any], records: list[dict
     assert (summary["state"], summary["exit_code"]) == ("finished", 0)
 
 
-def test_errors_by_part(trained: Path, logged: Path, records: list[dict[str, Any]]) -> None:
-    """A bar of another bucket than its label says, without its faces, or a subset that has none."""
+def test_charts_of_subsets_match_the_results(trained: Path, logged: Path, records: list[dict[str, Any]]) -> None:
+    """Would catch a bar of another bucket than its label names, without its number of faces, or missing."""
     results = load(trained / "metrics.json")
     drawn = set()
     for kind in ("nme_box_yaw", "nme_ioc_tag", "nme_ioc_region", "nme_box_size"):
@@ -104,8 +109,8 @@ def test_errors_by_part(trained: Path, logged: Path, records: list[dict[str, Any
             assert row[ERROR] == (None if value is None else pytest.approx(100 * value, rel=1e-6)), name
             assert row["faces"] == results["counts"][name]
             drawn.add(name)
-    whole = {"nme_ioc", "nme_ipd", "nme_box", "nme_diag", "nme_box_yaw_mean"}
-    assert drawn == results["counts"].keys() - whole
+    of_all_faces = {"nme_ioc", "nme_ipd", "nme_box", "nme_diag", "nme_box_yaw_mean"}
+    assert drawn == results["counts"].keys() - of_all_faces
     assert charts_of(records) == {f"test/{kind}" for kind in ("nme_box_yaw", "nme_ioc_tag", "nme_ioc_region")} | {
         "test/nme_box_size",
         "test/ced",
@@ -113,21 +118,21 @@ def test_errors_by_part(trained: Path, logged: Path, records: list[dict[str, Any
 
 
 def charts_of(records: list[dict[str, Any]]) -> set[str]:
-    """The charts that W&B will draw from tables."""
+    """Return the names of the charts that W&B draws from tables."""
     keys = {key for record in records if record["type"] == "config" for key in record["config"]["update"]}
     return {key.removeprefix("_wandb.visualize.") for key in keys if key.startswith("_wandb.visualize.")}
 
 
-def test_cumulative_errors(trained: Path, logged: Path, records: list[dict[str, Any]]) -> None:
-    """A curve of other faces than the results, or in other units than its axis."""
+def test_ced_chart_matches_the_results(trained: Path, logged: Path, records: list[dict[str, Any]]) -> None:
+    """Would catch a curve of other faces than the results, or in other units than its axis."""
     faces = read_faces(trained / "faces.csv")
     for row in rows(logged, records, "test/ced_table"):
         share = ced(faces[f"nme_{row['lineKey']}"], np.array([row["step"] / 100]))
         assert row["lineVal"] == pytest.approx(100 * share[0])
 
 
-def test_worst_faces(trained: Path, logged: Path, records: list[dict[str, Any]]) -> None:
-    """A name beside another's picture, or pose and tags of another row."""
+def test_worst_faces_table_matches_the_results(trained: Path, logged: Path, records: list[dict[str, Any]]) -> None:
+    """Would catch a name beside another face's picture, or pose and tags of another row."""
     faces = read_faces(trained / "faces.csv")
     order = np.argsort(-faces["nme_box"])
     worst = list(rows(logged, records, "test/worst_faces_table"))
@@ -142,20 +147,20 @@ def test_worst_faces(trained: Path, logged: Path, records: list[dict[str, Any]])
     pictures = [file for files in contents for file in files if file["path"].startswith("media/images/")]
     assert len(pictures) == len(worst) == 8
     for file in pictures:
-        assert Path(file["local_path"]).is_relative_to(logged), "kept outside of the run, in the user's home"
+        assert Path(file["local_path"]).is_relative_to(logged), "stored outside of the run, in the user's home"
         assert Path(file["local_path"]).is_file()
 
 
-def test_the_same_faces_epoch_by_epoch(records: list[dict[str, Any]]) -> None:
-    """Pictures without the slider that goes through the epochs."""
-    shown = [r["history"]["item"] for r in records if "val/face_grid.filenames" in r.get("history", {}).get("item", {})]
-    steps = [item["trainer/global_step"] for item in shown]
-    assert len(shown) == EPOCHS and steps == sorted(set(steps))
+def test_face_grid_is_logged_per_epoch(records: list[dict[str, Any]]) -> None:
+    """Would catch pictures without the slider over the epochs."""
+    items = [r["history"]["item"] for r in records if "val/face_grid.filenames" in r.get("history", {}).get("item", {})]
+    steps = [item["trainer/global_step"] for item in items]
+    assert len(items) == EPOCHS and steps == sorted(set(steps))
 
 
-def test_the_other_loggers(trained: Path) -> None:
-    """A number that one of the loggers lacks."""
-    wanted = names(trained, "val") | names(trained, "test")
+def test_csv_and_tensorboard_contain_every_metric(trained: Path) -> None:
+    """Would catch a number that is missing in one of the loggers."""
+    wanted = metric_names(trained, "val") | metric_names(trained, "test")
     with (trained / "metrics.csv").open() as file:
         assert set(next(csv.reader(file))) >= wanted
     scalars: set[str] = set()
@@ -165,24 +170,24 @@ def test_the_other_loggers(trained: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_second_start_is_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that goes on as another run; tables that need a home to write to, which some clusters do not have."""
+def test_wandb_logger_resumes_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a resumed run with a new W&B id, and tables that need a writable home, which some clusters lack."""
     (tmp_path / "no_folder").touch()
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "no_folder" / "share"))
-    words = [*small("pipnet"), "scheduler=none", "logger=wandb", "hydra.run.dir=run"]
+    overrides = [*small("pipnet"), "scheduler=none", "logger=wandb", "hydra.run.dir=run"]
     for epochs in (1, 2):
-        open_door("train", *words, f"trainer.max_epochs={epochs}", folder=tmp_path)
-    found = [inspect(folder, "--summary")[0] for folder in (tmp_path / "run" / "wandb").glob("offline-run-*")]
-    assert sorted(run["config"]["trainer"]["max_epochs"] for run in found) == [1, 2]
-    assert len({run["run_id"] for run in found}) == 1
-    assert found[0]["run_id"].startswith("run-")
+        open_door("train", *overrides, f"trainer.max_epochs={epochs}", folder=tmp_path)
+    summaries = [inspect(folder, "--summary")[0] for folder in (tmp_path / "run" / "wandb").glob("offline-run-*")]
+    assert sorted(run["config"]["trainer"]["max_epochs"] for run in summaries) == [1, 2]
+    assert len({run["run_id"] for run in summaries}) == 1
+    assert summaries[0]["run_id"].startswith("run-")
     assert {path.name for path in tmp_path.iterdir()} == {"no_folder", "run"}
 
 
-def test_a_run_outlives_its_wandb(
+def test_wandb_logger_tolerates_a_lost_connection(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Days of training that end because the process that writes their curves was killed; a warning for each step."""
+    """Would catch a training that stops because the W&B process was killed, and one warning per step."""
 
     def lost(*_: object) -> None:
         raise ConnectionResetError("Connection lost")
@@ -196,21 +201,21 @@ def test_a_run_outlives_its_wandb(
     ]
 
 
-def test_nothing_of_wandb_without_its_logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second of every start for what is not used, and a failure where W&B is not installed."""
+def test_train_does_not_import_wandb_without_its_logger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a second lost at every start, and a failure where W&B is not installed."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "wandb"]:
         monkeypatch.delitem(sys.modules, name)
-    words = [*small("pipnet"), "trainer.max_epochs=1", "logger=none", "hydra.run.dir=run"]
-    open_door("train", *words, folder=tmp_path)
+    overrides = [*small("pipnet"), "trainer.max_epochs=1", "logger=none", "hydra.run.dir=run"]
+    open_door("train", *overrides, folder=tmp_path)
     assert "wandb" not in sys.modules
     assert (tmp_path / "run" / "samples" / "worst.png").exists()
 
 
-# The charts alone
+# Charts without a run
 
 
 def some_faces(*, points: int, **columns: Any) -> FaceTable:
-    """Five faces of 100 pixels whose mean errors are 1, 2, 4, 9 and 30 pixels; no pose and no tag."""
+    """Return five faces of 100 pixels with mean errors of 1, 2, 4, 9 and 30 pixels, without pose and tags."""
     error = np.repeat(np.array([[1.0], [2], [4], [9], [30]]), points, axis=1)
     lengths = dict.fromkeys(("ioc", "ipd", "box", "diag"), np.full(5, 100.0))
     unknown = np.full((5, 3), np.nan)
@@ -219,26 +224,26 @@ def some_faces(*, points: int, **columns: Any) -> FaceTable:
     return table._replace(**columns)
 
 
-def test_curves_are_what_the_areas_say() -> None:
-    """Curves cut off, scaled or counted in another way than the numbers beside them."""
+def test_ced_chart_matches_the_auc() -> None:
+    """Would catch curves that are cut off, scaled or counted in another way than the AUC."""
     table = some_faces(points=5)
-    found = charts(table, FIVE5, ())["test/ced"].table.data
-    x, y = (np.array([row[i] for row in found if row[1] == "box"]) for i in (0, 2))
+    data = charts(table, FIVE5, ())["test/ced"].table.data
+    x, y = (np.array([row[i] for row in data if row[1] == "box"]) for i in (0, 2))
     assert (x[0], x[-1], y[0], y[-1]) == (0, pytest.approx(10), 0, 80)
     assert y[(x > 2.05) & (x < 3.95)].tolist() == [40.0] * 19
-    area = np.mean(y[:-1]) / 100  # of steps that begin at their x
+    area = np.mean(y[:-1]) / 100  # a step function, constant from each x to the next
     assert area == pytest.approx(float(auc(nme_per_face(table, "box"), 0.1)), abs=0.01)
 
 
-def test_charts_of_what_cannot_be_measured() -> None:
-    """An infinite error, an empty subset, unknown poses: each ends a run, after its test, in the dashboard."""
+def test_charts_accept_unmeasurable_faces() -> None:
+    """Would catch an infinite error, an empty subset or unknown poses that fail the run after its test."""
     table = some_faces(points=68, tags=np.array([[1, 0]] * 5, bool), ioc=np.full(5, np.nan))
     table.error[4, 0] = np.inf
-    found = charts(table, IBUG68, ("blur", "empty"))
-    assert found.keys() == {"test/nme_ioc_tag", "test/nme_ioc_region", "test/nme_box_size", "test/ced"}
-    assert found["test/nme_ioc_tag"].table.data == [["blur", None, 0], ["empty", None, 0]]
-    assert [row[1:] for row in found["test/nme_box_size"].table.data] == [[None, 0], [None, 0], [None, 5], [None, 0]]
-    assert {row[1] for row in found["test/ced"].table.data} == {"box"}
-    nobody = FaceTable._make(column[:0] for column in table)
-    assert "test/ced" not in charts(nobody, IBUG68, ("blur", "empty"))
-    json.dumps([chart.table.data for chart in found.values()], allow_nan=False)
+    drawn = charts(table, IBUG68, ("blur", "empty"))
+    assert drawn.keys() == {"test/nme_ioc_tag", "test/nme_ioc_region", "test/nme_box_size", "test/ced"}
+    assert drawn["test/nme_ioc_tag"].table.data == [["blur", None, 0], ["empty", None, 0]]
+    assert [row[1:] for row in drawn["test/nme_box_size"].table.data] == [[None, 0], [None, 0], [None, 5], [None, 0]]
+    assert {row[1] for row in drawn["test/ced"].table.data} == {"box"}
+    no_faces = FaceTable._make(column[:0] for column in table)
+    assert "test/ced" not in charts(no_faces, IBUG68, ("blur", "empty"))
+    json.dumps([chart.table.data for chart in drawn.values()], allow_nan=False)

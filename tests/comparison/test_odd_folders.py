@@ -1,4 +1,4 @@
-"""Whatever lies in the folder of a run: it is a row that tells why, and the other runs stand as before."""
+"""Tests of damaged run folders: each becomes a row with a reason, and the other runs are unchanged."""
 
 import csv
 import io
@@ -15,42 +15,30 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from rich.console import Console
-from test_compare import CONFIG, METRICS, changed, write, write_faces
-from test_page import measure
+from run_folders import CONFIG, METRICS, QUICK, all_outputs, with_values, write_faces, write_results, write_run
 
-from compare import show
-from facelab.comparison.group import compare
-from facelab.comparison.page import read_picture, write_page
-from facelab.comparison.read import Run, read_runs
-from facelab.comparison.write import write_csv, write_markdown
+from facelab.comparison.page import read_picture
+from facelab.comparison.read import read_runs
 from facelab.run_folder import MOST_JOBS
 
-QUICK = settings(
-    max_examples=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-    derandomize=True,
-    database=None,
-)
-LAUGHS = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{x: *a{n - 1}, y: *a{n - 1}}}\n" for n in range(1, 40))
-"""A YAML file of two kilobytes that stands for 2 ** 39 values."""
+NESTED_ALIASES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{x: *a{n - 1}, y: *a{n - 1}}}\n" for n in range(1, 40))
+"""A YAML file of two kilobytes that expands to 2 ** 39 values."""
 FACES = "face_id,photo,nme_ioc,nme_box,box\n"
 
 
 def header(width: int, height: int) -> bytes:
-    """A PNG file that promises so many pixels, of which it has a few."""
+    """Return a PNG file whose header declares this size, with data for a few pixels only."""
     size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = (b"IHDR" + size, b"IDAT" + zlib.compress(bytes(1000)), b"IEND")
     packed = (struct.pack(">I", len(each) - 4) + each + struct.pack(">I", zlib.crc32(each)) for each in chunks)
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
-def text(content: str | bytes) -> Callable[[Path], None]:
-    return lambda path: void(path.write_bytes(content.encode() if isinstance(content, str) else content))
+def write_content(content: str | bytes) -> Callable[[Path], None]:
+    return lambda path: discard(path.write_bytes(content.encode() if isinstance(content, str) else content))
 
 
 def pipe(path: Path) -> None:
@@ -69,105 +57,95 @@ def as_folder(path: Path) -> None:
 
 
 def huge(path: Path) -> None:
-    """A file of four gigabytes that takes no room on disk."""
+    """Make a sparse file of four gigabytes, which takes no room on disk."""
     with path.open("r+b" if path.exists() else "wb") as file:
         file.truncate(2**32)
 
 
-def void(_: object) -> None: ...
+def discard(_: object) -> None: ...
 
 
-ANY: dict[str, Callable[[Path], None]] = {
+ANY_BAD: dict[str, Callable[[Path], None]] = {
     "pipe": pipe,
     "device": device,
     "folder": as_folder,
     "huge": huge,
-    "binary": text(b"\xff\xfe\x00"),
-    "deep": text("[" * 100_000 + "]" * 100_000),
-    "less deep": text('{"a":' * 300 + "1" + "}" * 300),
-    "list": text("[1, 2]"),
+    "binary": write_content(b"\xff\xfe\x00"),
+    "deep": write_content("[" * 100_000 + "]" * 100_000),
+    "less deep": write_content('{"a":' * 300 + "1" + "}" * 300),
+    "list": write_content("[1, 2]"),
 }
-"""What may stand in the place of any file."""
-NUMBERS = {"huge number": text('{"cells": ' + "9" * 10_000 + "}"), "infinite": text('{"params": ' + "9" * 400 + "}")}
+"""Content that may replace any file, by name of the case."""
+NUMBERS = {
+    "huge number": write_content('{"cells": ' + "9" * 10_000 + "}"),
+    "infinite": write_content('{"params": ' + "9" * 400 + "}"),
+}
 SAMPLES = Path("samples") / "worst.png"
 BAD: dict[str, dict[str, Callable[[Path], None]]] = {
-    "config.yaml": ANY
+    "config.yaml": ANY_BAD
     | {
-        "laughs": text(LAUGHS),
-        "digits": text("a: 1:" + "1:" * 100_000 + "1"),
-        "hexadecimal": text("a: 0x" + "f" * 5000),
-        "date": text("a: 2001-99-99"),
-        "tag": text("a: !!int ''"),
-        "many": text("[" + "a," * 100_000 + "]"),
+        "laughs": write_content(NESTED_ALIASES),
+        "digits": write_content("a: 1:" + "1:" * 100_000 + "1"),
+        "hexadecimal": write_content("a: 0x" + "f" * 5000),
+        "date": write_content("a: 2001-99-99"),
+        "tag": write_content("a: !!int ''"),
+        "many": write_content("[" + "a," * 100_000 + "]"),
     },
-    "status.json": ANY | {"huge number": text("9" * 10_000)},
-    "metrics.json": ANY
+    "status.json": ANY_BAD | {"huge number": write_content("9" * 10_000)},
+    "metrics.json": ANY_BAD
     | {
-        "huge number": text("9" * 10_000),
-        "infinite": text(json.dumps({"metrics": {"nme_box": 10**400}})),
-        "many": text(json.dumps({"protocol": {str(n): n for n in range(5000)}})),
+        "huge number": write_content("9" * 10_000),
+        "infinite": write_content(json.dumps({"metrics": {"nme_box": 10**400}})),
+        "many": write_content(json.dumps({"protocol": {str(n): n for n in range(5000)}})),
     },
-    "benchmark.json": ANY | NUMBERS,
-    "benchmark_pose.json": ANY | NUMBERS,
+    "benchmark.json": ANY_BAD | NUMBERS,
+    "benchmark_pose.json": ANY_BAD | NUMBERS,
 }
-"""Files of a run that its row is made of, and what is wrong with them."""
-BESIDE: dict[str, dict[str, Callable[[Path], None]]] = {
-    "faces.csv": ANY
+"""Damaged versions of the files that the row of a run is made of."""
+BAD_BESIDE: dict[str, dict[str, Callable[[Path], None]]] = {
+    "faces.csv": ANY_BAD
     | {
-        "no columns": text("face_id,photo\n0,a.jpg\n"),
-        "text": text(FACES + "0,a.jpg,much,0.1,3\n"),
-        "unequal": text(FACES + "0,a.jpg,0.1\n"),
-        "large": text(FACES.replace("box\n", "points\n") + f"0,a.jpg,0.1,0.1,{10**30}\n"),
-        "field": text(FACES + "0," + "a" * 200_000 + ",0.1,0.1,3\n"),
-        "empty": text(""),
+        "no columns": write_content("face_id,photo\n0,a.jpg\n"),
+        "text": write_content(FACES + "0,a.jpg,much,0.1,3\n"),
+        "unequal": write_content(FACES + "0,a.jpg,0.1\n"),
+        "large": write_content(FACES.replace("box\n", "points\n") + f"0,a.jpg,0.1,0.1,{10**30}\n"),
+        "field": write_content(FACES + "0," + "a" * 200_000 + ",0.1,0.1,3\n"),
+        "empty": write_content(""),
     },
-    "metrics.csv": ANY
+    "metrics.csv": ANY_BAD
     | {
-        "no columns": text("a,b\n1,2\n"),
-        "text": text("epoch,step,train/loss\n0,1,much\n"),
-        "unequal": text("epoch,step,train/loss\n0\n"),
-        "before the first": text("epoch,step,train/loss\n-1,1,1\n"),
-        "large": text(f"epoch,step,train/loss\n0,{10**400},1\n"),
-        "nul": text("epoch,step,train/loss\n0,1,\x00\n"),
-        "field": text("epoch,step,train/loss\n0,1," + "1" * 200_000 + "\n"),
+        "no columns": write_content("a,b\n1,2\n"),
+        "text": write_content("epoch,step,train/loss\n0,1,much\n"),
+        "unequal": write_content("epoch,step,train/loss\n0\n"),
+        "before the first": write_content("epoch,step,train/loss\n-1,1,1\n"),
+        "large": write_content(f"epoch,step,train/loss\n0,{10**400},1\n"),
+        "nul": write_content("epoch,step,train/loss\n0,1,\x00\n"),
+        "field": write_content("epoch,step,train/loss\n0,1," + "1" * 200_000 + "\n"),
     },
-    str(SAMPLES): {key: make for key, make in ANY.items() if key != "list"}
+    str(SAMPLES): {key: make for key, make in ANY_BAD.items() if key != "list"}
     | {
-        "header": text(header(60_000, 60_000)),
-        "less than Pillow refuses": text(header(9_000, 9_000)),
-        "svg": text("<svg xmlns='http://www.w3.org/2000/svg'/>"),
-        "postscript": text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
-        "no pixels": text(header(0, 0)),
+        "header": write_content(header(60_000, 60_000)),
+        "less than Pillow refuses": write_content(header(9_000, 9_000)),
+        "svg": write_content("<svg xmlns='http://www.w3.org/2000/svg'/>"),
+        "postscript": write_content("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
+        "no pixels": write_content(header(0, 0)),
     },
 }
-"""Files beside the numbers of a run, and what is wrong with them."""
+"""Damaged versions of the other files of a run, which only the page and pairs read."""
 
 
 @pytest.fixture
 def good(tmp_path: Path) -> Path:
-    """A whole run."""
-    return whole(tmp_path / "runs" / "good")
+    """Return the folder of a complete run."""
+    return write_complete_run(tmp_path / "runs" / "good")
 
 
-def whole(folder: Path, **values: Any) -> Path:
-    """A run with all its files."""
-    measure(write(folder, config=changed(CONFIG, **values), measured=False), 2, 1, faces=10)
+def write_complete_run(folder: Path, **values: Any) -> Path:
+    """Write a run with all its files."""
+    write_results(write_run(folder, config=with_values(CONFIG, **values), measured=False), 2, 1, faces=10)
     (folder / "samples").mkdir()
     Image.new("RGB", (30, 20)).save(folder / SAMPLES)
     return folder
-
-
-def written(runs: list[Run], folder: Path) -> dict[str, str]:
-    """What compare.py shows and writes of runs."""
-    folder.mkdir(exist_ok=True)
-    tables = compare(runs, None)
-    console = Console(file=io.StringIO(), width=10_000, highlight=False, markup=False, emoji=False)
-    show(console, runs, tables, each=True)
-    write_csv(folder / "a.csv", runs, tables)
-    write_markdown(folder / "a.md", runs, tables, each=True)
-    write_page(folder / "a.html", runs, tables, 6)
-    names = {"terminal": console.file.getvalue()}  # type: ignore[attr-defined]
-    return names | {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.iterdir())}
 
 
 def cases(files: dict[str, dict[str, Callable[[Path], None]]]) -> list[Any]:
@@ -175,32 +153,34 @@ def cases(files: dict[str, dict[str, Callable[[Path], None]]]) -> list[Any]:
 
 
 @pytest.mark.parametrize(("file", "make"), cases(BAD))
-def test_bad_file_is_told_in_a_row(good: Path, tmp_path: Path, file: str, make: Callable[[Path], None]) -> None:
-    """A traceback, a wait without an end, or gigabytes of memory for one bad file, and no table of the other runs."""
-    bad = whole(tmp_path / "runs" / "bad", crop__size=3)
+def test_read_runs_reports_a_damaged_file_in_its_row(
+    good: Path, tmp_path: Path, file: str, make: Callable[[Path], None]
+) -> None:
+    """Would catch a traceback, an endless wait, or gigabytes of memory for one bad file, and no table of other runs."""
+    bad = write_complete_run(tmp_path / "runs" / "bad", crop__size=3)
     (bad / file).unlink(missing_ok=True)
     make(bad / file)
     runs = {run.name: run for run in read_runs([tmp_path / "runs" / "*"])}
     assert runs["good"].ranked and runs["bad"].state == "unreadable"
     assert file in runs["bad"].reason and "\n" not in runs["bad"].reason and len(runs["bad"].reason) < 400
-    for what in written(list(runs.values()), tmp_path / "out").values():
-        assert file in what
+    for output in all_outputs(list(runs.values()), tmp_path / "out").values():
+        assert file in output
 
 
-@pytest.mark.parametrize(("file", "make"), cases(BESIDE))
-def test_bad_file_beside_the_numbers_is_told_on_the_page(
+@pytest.mark.parametrize(("file", "make"), cases(BAD_BESIDE))
+def test_write_page_reports_a_damaged_file_beside_the_metrics(
     good: Path, tmp_path: Path, file: str, make: Callable[[Path], None]
 ) -> None:
-    """A bad curve, picture or table of faces ends the page of all runs, or is left out without a word."""
-    bad = whole(tmp_path / "runs" / "bad", crop__size=3)
+    """Would catch a bad curve, picture or faces.csv that ends the page of all runs, or is left out silently."""
+    bad = write_complete_run(tmp_path / "runs" / "bad", crop__size=3)
     (bad / file).unlink()
     make(bad / file)
     runs = read_runs([tmp_path / "runs" / "*"])
     assert all(run.ranked and not run.reason for run in runs)
-    page = written(runs, tmp_path / "out")["a.html"]
+    page = all_outputs(runs, tmp_path / "out")["a.html"]
     assert page.count(Path(file).name) - page.count(good.name + "/" + file) >= 1
-    told = json.loads(page.split('id="data">')[1].split("</script>")[0])["sections"][0]["runs"]
-    faults = {run["name"]: " ".join(run["faults"]) for run in told}
+    embedded = json.loads(page.split('id="data">')[1].split("</script>")[0])["sections"][0]["runs"]
+    faults = {run["name"]: " ".join(run["faults"]) for run in embedded}
     assert faults["good"] == "" and (file == str(SAMPLES)) == (faults["bad"] == "")
     assert page.count("data:image/jpeg") == (1 if file == str(SAMPLES) else 2)
 
@@ -209,53 +189,53 @@ def test_bad_file_beside_the_numbers_is_told_on_the_page(
     ("content", "reason"),
     [
         ({"cells": {str(n): [] for n in range(MOST_JOBS + 1)}}, "10,001 jobs"),
-        ({"cells": {"../../x": []}}, "'../../x' has no whole number"),
-        ({"cells": {"-1": []}}, "no whole number"),
-        ({"cells": {"9" * 300: []}}, "no whole number"),
-        ({"cells": {"0": "seed=1"}}, "no list of words"),
-        ({"cells": {"0": [{"a": 1}]}}, "no list of words"),
+        ({"cells": {"../../x": []}}, "'../../x' has a name that is not a whole number"),
+        ({"cells": {"-1": []}}, "not a whole number"),
+        ({"cells": {"9" * 300: []}}, "not a whole number"),
+        ({"cells": {"0": "seed=1"}}, "not a list of words"),
+        ({"cells": {"0": [{"a": 1}]}}, "not a list of words"),
         ({"cells": ["0"]}, "has no `cells`"),
         ([], "has no `cells`"),
         (pipe, "pipe"),
         (device, "device"),
         (as_folder, "Is a directory"),
         (huge, "more than"),
-        (ANY["deep"], "deep"),
+        (ANY_BAD["deep"], "deep"),
     ],
 )
-def test_bad_list_of_jobs_is_told_in_a_row(tmp_path: Path, content: Any, reason: str) -> None:
-    """The runs of a sweep are lost with its list, or a list leads out of the folder or gives a million rows."""
-    whole(tmp_path / "sweep" / "0")
+def test_read_runs_reports_a_damaged_sweep_json_in_a_row(tmp_path: Path, content: Any, reason: str) -> None:
+    """Would catch a sweep.json that hides the runs, leads out of the folder, or gives a million rows."""
+    write_complete_run(tmp_path / "sweep" / "0")
     file = tmp_path / "sweep" / "sweep.json"
     content(file) if callable(content) else file.write_text(json.dumps(content))
     runs = read_runs([tmp_path / "sweep"])
     assert [(run.name, run.state) for run in runs] == [("sweep/0", "finished"), ("sweep", "unreadable")]
     assert reason in runs[1].reason and "\n" not in runs[1].reason
-    assert all("sweep.json" in what for what in written(runs, tmp_path / "out").values())
+    assert all("sweep.json" in output for output in all_outputs(runs, tmp_path / "out").values())
     assert read_runs([tmp_path / "sweep" / "0"])[0].ranked
 
 
-def test_file_in_the_place_of_a_folder_is_no_run(good: Path) -> None:
-    """A file that lies beside the folders of runs, and is typed with them, is taken for a broken sweep."""
+def test_read_runs_reports_a_plain_file_as_no_run(good: Path) -> None:
+    """Would catch a file among the folders of runs that is taken for a broken sweep."""
     (good.parent / "notes").touch()
     assert [run.state for run in read_runs([good, good.parent / "notes"])] == ["finished", "no run"]
 
 
-def test_all_bad_folders_at_once_are_read_within_bounds(tmp_path: Path) -> None:
-    """The door ends with a traceback, waits, or takes more memory than a machine has."""
-    whole(tmp_path / "runs" / "good")
-    bad = [(file, make) for part in (BAD, BESIDE) for file in part for make in part[file].values()]
+def test_compare_script_reads_all_damaged_folders_within_bounds(tmp_path: Path) -> None:
+    """Would catch a traceback, a long wait, or more memory than a machine has."""
+    write_complete_run(tmp_path / "runs" / "good")
+    bad = [(file, make) for part in (BAD, BAD_BESIDE) for file in part for make in part[file].values()]
     for number, (name, make) in enumerate(bad):
-        folder = whole(tmp_path / "runs" / f"bad{number}", crop__size=number)
+        folder = write_complete_run(tmp_path / "runs" / f"bad{number}", crop__size=number)
         (folder / name).unlink(missing_ok=True)
         make(folder / name)
     limited = "import resource, runpy; resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31)); "
     limited += f"runpy.run_path({str(ROOT / 'compare.py')!r}, run_name='__main__')"
     files = {name: str(tmp_path / f"all.{name}") for name in ("csv", "markdown", "html")}
-    words = [f"{tmp_path}/runs/*", *(word for name, file in files.items() for word in (f"--{name}", file))]
+    arguments = [f"{tmp_path}/runs/*", *(argument for name, file in files.items() for argument in (f"--{name}", file))]
     start = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", limited, *words, "--pictures", "99"],
+        [sys.executable, "-c", limited, *arguments, "--pictures", "99"],
         capture_output=True,
         text=True,
         check=False,
@@ -269,13 +249,13 @@ def test_all_bad_folders_at_once_are_read_within_bounds(tmp_path: Path) -> None:
         assert "good" in {row["run"] for row in csv.DictReader(file)}
 
 
-@pytest.mark.parametrize("make", BESIDE["faces.csv"].values(), ids=BESIDE["faces.csv"])
-def test_pair_with_a_bad_table_ends_in_one_line(tmp_path: Path, make: Callable[[Path], None]) -> None:
-    """A pair of which one has no readable faces ends in a traceback or in a wait."""
+@pytest.mark.parametrize("make", BAD_BESIDE["faces.csv"].values(), ids=BAD_BESIDE["faces.csv"])
+def test_compare_pair_refuses_a_damaged_faces_csv_in_one_line(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """Would catch a traceback or a wait if one run of a pair has no readable faces.csv."""
     from facelab.comparison.pairs import compare_pair
     from facelab.errors import RunError
 
-    bad, fine = (whole(tmp_path / "runs" / name) for name in ("bad", "fine"))
+    bad, fine = (write_complete_run(tmp_path / "runs" / name) for name in ("bad", "fine"))
     (bad / "faces.csv").unlink()
     make(bad / "faces.csv")
     a, b = read_runs([bad, fine])
@@ -284,11 +264,11 @@ def test_pair_with_a_bad_table_ends_in_one_line(tmp_path: Path, make: Callable[[
     assert "\n" not in str(caught.value) and "faces.csv" in str(caught.value)
 
 
-def test_long_name_of_a_photo_takes_no_memory_for_the_others(tmp_path: Path) -> None:
-    """Each of a hundred thousand names takes the room of the longest: fifty gigabytes."""
+def test_read_faces_stores_one_long_photo_name_compactly(tmp_path: Path) -> None:
+    """Would catch 100,000 names that each take the memory of the longest: fifty gigabytes."""
     from facelab.metrics.face_table import read_faces
 
-    write_faces(write(tmp_path / "a"), [0.1] * 100_000, ["p" * 120_000, *["p"] * 99_999])
+    write_faces(write_run(tmp_path / "a"), [0.1] * 100_000, ["p" * 120_000, *["p"] * 99_999])
     assert read_faces(tmp_path / "a" / "faces.csv")["photo"].nbytes < 10**6
 
 
@@ -327,24 +307,24 @@ RESULTS = st.fixed_dictionaries(
 
 @QUICK
 @given(configs=st.lists(CONFIGS, min_size=2, max_size=2), status=STATES, results=RESULTS, benchmark=CONFIGS)
-def test_any_values_are_shown_or_refused(
+def test_compare_survives_any_values_in_the_files(
     tmp_path_factory: pytest.TempPathFactory, configs: Any, status: Any, results: Any, benchmark: Any
 ) -> None:
-    """A value of another kind than a run writes ends the comparison of all: a list for a class, a number too large."""
+    """Would catch a comparison of all runs that fails on a value of the wrong type or size, e.g. a list as a class."""
     folder = tmp_path_factory.mktemp("runs")
-    whole(folder / "good")
+    write_complete_run(folder / "good")
     for number, config in enumerate(configs):
-        bad = write(folder / f"bad{number}", status=status, measured=False)
+        bad = write_run(folder / f"bad{number}", status=status, measured=False)
         (bad / "config.yaml").write_text(json.dumps(config))
         (bad / "metrics.json").write_text(json.dumps(results))
         (bad / "benchmark.json").write_text(json.dumps({"latency_p50_ms": 1.0} | benchmark))
-    shown = written(read_runs([folder / "*"]), folder / "out")
-    assert all("good" in what for what in shown.values())
+    outputs = all_outputs(read_runs([folder / "*"]), folder / "out")
+    assert all("good" in output for output in outputs.values())
 
 
 @pytest.mark.parametrize("side", [7100, 9_000, 12_000, 60_000])
-def test_picture_of_too_many_pixels_is_not_decoded(tmp_path: Path, side: int, recwarn: pytest.WarningsRecorder) -> None:
-    """A picture of some hundred bytes takes gigabytes, or an error that Pillow has for it alone ends the page."""
+def test_read_picture_refuses_too_many_pixels(tmp_path: Path, side: int, recwarn: pytest.WarningsRecorder) -> None:
+    """Would catch a picture of some hundred bytes that takes gigabytes, or a Pillow error that ends the page."""
     (tmp_path / "worst.png").write_bytes(header(side, side))
     with pytest.raises(ValueError, match=r"^worst\.png: .* pixels"):
         read_picture(tmp_path / "worst.png")
@@ -353,8 +333,8 @@ def test_picture_of_too_many_pixels_is_not_decoded(tmp_path: Path, side: int, re
 
 @QUICK
 @given(st.data())
-def test_damaged_picture_is_shown_or_refused(tmp_path: Path, data: st.DataObject) -> None:
-    """A picture of which some bytes are others ends the page in an error that Pillow has for it alone."""
+def test_read_picture_survives_damaged_bytes(tmp_path: Path, data: st.DataObject) -> None:
+    """Would catch damaged bytes in a picture that end the page with an error of Pillow."""
     stream = io.BytesIO()
     Image.linear_gradient("L").convert("RGB").resize((20, 20)).save(stream, "PNG")
     content = bytearray(stream.getvalue())
@@ -369,11 +349,13 @@ def test_damaged_picture_is_shown_or_refused(tmp_path: Path, data: st.DataObject
 
 
 @QUICK
-@given(st.binary(max_size=400), st.sampled_from([*BAD, *BESIDE]))
-def test_any_bytes_are_shown_or_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes, file: str) -> None:
-    """Bytes of no file at all end the comparison of all runs."""
+@given(st.binary(max_size=400), st.sampled_from([*BAD, *BAD_BESIDE]))
+def test_compare_survives_any_bytes_in_a_file(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, file: str
+) -> None:
+    """Would catch bytes of no known format that end the comparison of all runs."""
     folder = tmp_path_factory.mktemp("runs")
-    bad = whole(folder / "bad")
-    whole(folder / "good", crop__size=3)
+    bad = write_complete_run(folder / "bad")
+    write_complete_run(folder / "good", crop__size=3)
     (bad / file).write_bytes(content)
-    assert all("good" in what for what in written(read_runs([folder / "*"]), folder / "out").values())
+    assert all("good" in output for output in all_outputs(read_runs([folder / "*"]), folder / "out").values())

@@ -1,4 +1,4 @@
-"""Names that hold tags, bars, links, lines or what a terminal obeys: they are seen as they are, and do nothing."""
+"""Tests of names with tags, bars, links, line breaks or control characters: compare.py shows them as plain text."""
 
 import csv
 import html
@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_odd_folders
+import run_folders
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_compare import CONFIG, PROTOCOL, changed, opened, write, write_faces
-from test_odd_folders import measure, written
+from run_folders import CONFIG, PROTOCOL, all_outputs, run_compare, with_values, write_faces, write_results, write_run
 
 from compare import open_console
 from facelab.comparison.grid import one_line
 from facelab.comparison.read import read_runs
-from facelab.errors import OBEYED, FacelabError, visible
+from facelab.errors import CONTROLS, FacelabError, visible
 
-QUICK = settings(test_odd_folders.QUICK, max_examples=30)
+QUICK = settings(run_folders.QUICK, max_examples=30)
 EVIL = [
     *("<script>alert(1)</script>", "a | b", "`a` ``", "[x](javascript:y)", "![x](y)", "two\nlines\n# three", "a\r\tb"),
     *(
@@ -35,8 +34,8 @@ EVIL = [
     ),
     *("*a* _a_ __a__ ~~a~~ $a$", "&lt;b&gt;", "\\", "\\|", ":smile:", "=1+1", "\udcff", "</textarea><!--", "'\"><b>"),
 ]
-"""Names that do something where they are not escaped."""
-TAMED = [
+"""Names that have an effect if they are not escaped."""
+ESCAPED = [
     *(r"&lt;script&gt;alert(1)&lt;/script&gt;", r"a \| b", r"\`a\` \`\`", r"\[x\](javascript:y)", r"!\[x\](y)"),
     *(r"two\\nlines\\n# three", r"a\\r\\tb", r"\\x1b\[31mred\\x1b\]0;title\\x07", r"\\x9b31m", r"safe\\u202egnp.exe"),
     *(r"\\u2066a\\u2069", r"a\\u2028b\\u2029c", r"\\x00", r"\\x85", r"\*a\* \_a\_ \__a_\_ \~\~a\~\~ \$a\$"),
@@ -51,11 +50,11 @@ TAMED = [
         "'\"&gt;&lt;b&gt;",
     ),
 ]
-"""The same in Markdown."""
+"""The names of EVIL as escaped for Markdown, in the same order."""
 
 
 class Tags(HTMLParser):
-    """Counts the tags of a page."""
+    """Parser that counts the tags of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -63,20 +62,20 @@ class Tags(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attributes: Any) -> None:
-        """Count it."""
+        """Count the tag."""
         self.found[tag] = self.found.get(tag, 0) + 1
 
 
-def named(folder: Path, text: str) -> list[Any]:
-    """Runs whose names, settings, states, reasons and protocols hold this text, as far as a file can."""
-    clean = text.encode("utf-8", "replace").decode()  # neither a folder nor YAML can hold all that JSON can
+def runs_named(folder: Path, text: str) -> list[Any]:
+    """Return runs with this text in names, settings, states, reasons and protocols, where a file can hold it."""
+    clean = text.encode("utf-8", "replace").decode()  # JSON can hold characters that folders and YAML cannot
     name = clean.replace("/", "\u2215").replace("\0", "")[:60].strip(".") or "x"
-    config = changed(CONFIG, backbone={"_target_": clean, "name": clean})
+    config = with_values(CONFIG, backbone={"_target_": clean, "name": clean})
     config |= {clean or "x": 0, "monitor": {"name": clean}}
     runs = []
     for job in (0, 1):
-        run = write(folder / f"{name} {job}", measured=False)
-        measure(run, 2 + job, job, faces=4)
+        run = write_run(folder / f"{name} {job}", measured=False)
+        write_results(run, 2 + job, job, faces=4)
         (run / "config.yaml").write_text(json.dumps(config | {"seed": [job, clean]}))
         results = json.loads((run / "metrics.json").read_text())
         results["protocol"] |= {"dataset": text, text: text, "box": job}
@@ -84,86 +83,86 @@ def named(folder: Path, text: str) -> list[Any]:
         (run / "metrics.json").write_text(json.dumps(results))
         (run / "metrics.csv").write_bytes(b"epoch,step,train/loss\n0,0," + text.encode(errors="replace"))
         runs.append(run)
-    failed = write(folder / f"{name} f", measured=False)
+    failed = write_run(folder / f"{name} f", measured=False)
     (failed / "status.json").write_text(json.dumps({"state": text, "reason": text}))
     return read_runs([*runs, failed])
 
 
 @pytest.mark.parametrize("text", EVIL, ids=ascii)
-def test_evil_name_is_shown_and_does_nothing(tmp_path: Path, text: str) -> None:
-    """A name is run as a script, ends a table, hides another or moves the cursor of the terminal."""
-    runs = named(tmp_path / "runs", text)
-    what = written(runs, tmp_path / "out")
+def test_outputs_show_an_evil_name_as_text(tmp_path: Path, text: str) -> None:
+    """Would catch a name that is run as a script, ends a table, hides another name or moves the cursor."""
+    runs = runs_named(tmp_path / "runs", text)
+    outputs = all_outputs(runs, tmp_path / "out")
     (tmp_path / "tame").mkdir()
-    plain = written(named(tmp_path / "tame" / "runs", "tame"), tmp_path / "tame" / "out")
+    tame_outputs = all_outputs(runs_named(tmp_path / "tame" / "runs", "tame"), tmp_path / "tame" / "out")
     for name in ("terminal", "a.md", "a.html"):
-        assert not OBEYED.search(what[name]), name
+        assert not CONTROLS.search(outputs[name]), name
     for name in ("terminal", "a.md"):
-        assert what[name].count("\n") == plain[name].count("\n"), f"{name} has more lines"
-    assert Tags(what["a.html"]).found == Tags(plain["a.html"]).found
-    data = what["a.html"].split('id="data">')[1].split("</script>")[0]
+        assert outputs[name].count("\n") == tame_outputs[name].count("\n"), f"{name} has more lines"
+    assert Tags(outputs["a.html"]).found == Tags(tame_outputs["a.html"]).found
+    data = outputs["a.html"].split('id="data">')[1].split("</script>")[0]
     assert "<" not in data and data.isascii()
-    assert one_line(text).strip() in what["terminal"]
-    rows = [line for line in what["a.md"].splitlines() if line.startswith("|")]
+    assert one_line(text).strip() in outputs["terminal"]
+    rows = [line for line in outputs["a.md"].splitlines() if line.startswith("|")]
     assert sorted(len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) for row in rows) == sorted(
-        len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) for row in plain["a.md"].splitlines() if row.startswith("|")
+        len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) for row in tame_outputs["a.md"].splitlines() if row.startswith("|")
     )
 
 
-@pytest.mark.parametrize(("text", "expected"), list(zip(EVIL, TAMED, strict=True)), ids=map(ascii, EVIL))
-def test_markdown_shows_a_name_as_text(tmp_path: Path, text: str, expected: str) -> None:
-    """A name is a link, emphasis, code, a formula or a tag in what reads the file."""
-    write(tmp_path / "a", protocol={"dataset": text})
-    found = written(read_runs([tmp_path / "a"]), tmp_path / "out")["a.md"]
-    assert found.startswith(f"**{expected} test, 100 faces")
+@pytest.mark.parametrize(("text", "expected"), list(zip(EVIL, ESCAPED, strict=True)), ids=map(ascii, EVIL))
+def test_write_markdown_escapes_a_name(tmp_path: Path, text: str, expected: str) -> None:
+    """Would catch a name that Markdown renders as a link, emphasis, code, a formula or a tag."""
+    write_run(tmp_path / "a", protocol={"dataset": text})
+    markdown = all_outputs(read_runs([tmp_path / "a"]), tmp_path / "out")["a.md"]
+    assert markdown.startswith(f"**{expected} test, 100 faces")
 
 
 @QUICK
 @given(st.text(st.characters(exclude_categories=[]), max_size=30))
-def test_any_name_is_shown(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
-    """A name of other characters than these ends the comparison, or reaches the terminal or Markdown as it is."""
+def test_outputs_show_any_name_as_text(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    """Would catch a name that ends the comparison, or that reaches the terminal, Markdown or the page unescaped."""
     folder = tmp_path_factory.mktemp("names")
-    what = written(named(folder / "runs", text), folder / "out")
-    assert not any(OBEYED.search(what[name]) for name in ("terminal", "a.md", "a.html"))
-    assert html.escape(one_line(text)).strip() in what["a.html"]
+    outputs = all_outputs(runs_named(folder / "runs", text), folder / "out")
+    assert not any(CONTROLS.search(outputs[name]) for name in ("terminal", "a.md", "a.html"))
+    assert html.escape(one_line(text)).strip() in outputs["a.html"]
 
 
-def test_csv_keeps_names(tmp_path: Path) -> None:
-    """A name that is another in the file that others compute with; one of odd bytes that ends the comparison."""
+def test_write_csv_keeps_names(tmp_path: Path) -> None:
+    """Would catch a name that the CSV file changes, and an undecodable name that ends the comparison."""
     name = 'a|b <c> "d", \x1b[31m\u202e\n=1+1'
-    write(tmp_path / "runs" / name, protocol={"dataset": name})
-    os.rename(write(tmp_path / "x"), os.fsencode(tmp_path / "runs") + b"/\xff")  # noqa: PTH104  bytes
-    written(read_runs([tmp_path / "runs" / "*"]), tmp_path / "out")
+    write_run(tmp_path / "runs" / name, protocol={"dataset": name})
+    os.rename(write_run(tmp_path / "x"), os.fsencode(tmp_path / "runs") + b"/\xff")  # noqa: PTH104  bytes
+    all_outputs(read_runs([tmp_path / "runs" / "*"]), tmp_path / "out")
     with (tmp_path / "out" / "a.csv").open(newline="", encoding="utf-8") as file:
         rows = {row["run"]: row for row in csv.DictReader(file)}
     assert rows.keys() == {name, "\\udcff"}
     assert rows[name]["protocol.dataset"] == name and rows["\\udcff"]["protocol.dataset"] == PROTOCOL["dataset"]
 
 
-def test_pair_shows_names_as_text(
+def test_compare_script_shows_names_of_a_pair_as_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The names of a pair, or those in its refusal, move the cursor of the terminal."""
+    """Would catch names of a pair, or in its error message, that move the cursor of the terminal."""
     for name in ("\x1b[31ma", "\x1b[31mb"):
-        write_faces(write(tmp_path / "runs" / name, protocol={"x": name}), [0.1, 0.2], ["\x1b", "b"])
-    opened(monkeypatch, tmp_path / "runs" / "*", "--pair", "ma", "mb")
+        write_faces(write_run(tmp_path / "runs" / name, protocol={"x": name}), [0.1, 0.2], ["\x1b", "b"])
+    run_compare(monkeypatch, tmp_path / "runs" / "*", "--pair", "ma", "mb")
     shown = capsys.readouterr().out
-    assert r"A \x1b[31ma" in shown and not OBEYED.search(shown)
+    assert r"A \x1b[31ma" in shown and not CONTROLS.search(shown)
     with pytest.raises(SystemExit) as caught:
-        opened(monkeypatch, tmp_path / "runs" / "*", "--pair", "31m", "mb")
-    assert r"\x1b[31ma" in str(caught.value.code) and not OBEYED.search(str(caught.value.code))
+        run_compare(monkeypatch, tmp_path / "runs" / "*", "--pair", "31m", "mb")
+    assert r"\x1b[31ma" in str(caught.value.code) and not CONTROLS.search(str(caught.value.code))
 
 
-def test_console_prints_names_as_they_are() -> None:
-    """A name is a picture or a colour, as rich has them for its own markup."""
+def test_open_console_prints_markup_as_text() -> None:
+    """Would catch a name shown as an emoji or a colour by rich's markup."""
     console = open_console()
     with console.capture() as captured:
         console.print("a :smile: [red]b[/red] 1")
     assert captured.get() == "a :smile: [red]b[/red] 1\n"
 
 
-def test_message_shows_what_a_terminal_obeys() -> None:
-    """A file name in a message clears the screen; the lines of a message are lost; letters of a language are."""
+def test_facelab_error_escapes_control_characters() -> None:
+    """Would catch a file name that clears the screen, and lost line breaks or letters of a language."""
     assert str(FacelabError("a\x1b[2J\n\tb\r\udcff")) == "a\\x1b[2J\n\tb\\r\\udcff"
     for text in ("Grüße", "سلام", "👩\u200d🚀", "\u00a0"):
         assert visible(text) == text

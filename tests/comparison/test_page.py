@@ -11,83 +11,33 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_compare import CONFIG, PROTOCOL, changed, opened, write
+from run_folders import CONFIG, run_compare, with_values, write_results, write_run
 
 from facelab.comparison.group import compare
 from facelab.comparison.page import pareto, read_curves, section_data, thin, write_page
 from facelab.comparison.pairs import compare_pair
 from facelab.comparison.read import read_run, read_runs
-from facelab.files import write_json
 
 CHROMIUM = shutil.which("chromium")
-WFLW = PROTOCOL | {"faces": 2500, "box": "given", "box_scale": 1.2}
 BACKBONES = {"mobilenetv2_100": (1.9, 0.58e9, 21.0), "resnet18": (1.8, 2.44e9, 38.0), "resnet50": (1.7, 5.6e9, 91.0)}
-TAGS = ("pose", "expression", "occlusion")
-
-
-def measure(folder: Path, error: float, seed: int, *, faces: int, macs: float = 0, latency: float = 0) -> Path:
-    """Give the folder of a run what a test writes: faces, curves and the numbers that belong to them."""
-    draws = np.random.default_rng(0), np.random.default_rng(seed)
-    hard = np.exp(0.35 * draws[0].standard_normal(faces))  # what is hard for one run is so for the others
-    box = error / 100 * hard * np.exp(0.15 * draws[1].standard_normal(faces))
-    ioc, size = 1.7 * box, draws[0].uniform(30, 200, faces)
-    yaw, tags = 35 * draws[0].standard_normal(faces), draws[0].random((faces, len(TAGS))) < 0.2
-    names = [f"{face // 2:05}.jpg" for face in range(faces)]
-    columns = "face_id,photo,nme_ioc,nme_ipd,nme_box,nme_diag,error_px,ioc,ipd,box,diag,yaw,pitch,roll,points"
-    lines = [columns + "".join(f",tag_{tag}" for tag in TAGS)]
-    for i in range(faces):
-        numbers = [ioc[i], ioc[i], box[i], box[i], box[i] * size[i], size[i], size[i], size[i], size[i], yaw[i], 0, 0]
-        lines.append(",".join([str(i), names[i], *(f"{n:.6g}" for n in numbers), "98", *map(str, tags[i].astype(int))]))
-    (folder / "faces.csv").write_text("\n".join(lines) + "\n")
-
-    parts = {"nme_ioc": ioc, "nme_box": box}
-    edges = {"0_30": (0, 30), "30_60": (30, 60), "60_90": (60, 999)}
-    parts |= {f"nme_box_yaw_{name}": box[(abs(yaw) > a) & (abs(yaw) <= b)] for name, (a, b) in edges.items()}
-    parts |= {f"nme_ioc_tag_{tag}": ioc[tags[:, i]] for i, tag in enumerate(TAGS)}
-    parts |= {f"nme_ioc_region_{name}": ioc * by for name, by in {"jaw": 1.4, "nose": 0.8, "left_eye": 0.7}.items()}
-    parts |= {"nme_box_size_32_64": box[size < 64], "nme_box_size_64_128": box[(size >= 64) & (size < 128)]}
-    metrics = {name: float(part.mean()) if len(part) else math.nan for name, part in parts.items()}
-    metrics |= {"fr08_ioc": float((ioc > 0.08).mean()), "auc08_ioc": float(np.maximum(0, 1 - ioc / 0.08).mean())}
-    results = {
-        "protocol": WFLW | {"faces": faces},
-        "metrics": metrics | {"faces": float(faces), "faces_skipped": 0.0},
-        "counts": {name: len(part) for name, part in parts.items()},
-        "intervals": {name: [metrics[name] * 0.985, metrics[name] * 1.015] for name in ("nme_ioc", "nme_box")},
-    }
-    if macs:
-        results["cost"] = {"params": int(macs / 200), "macs": int(macs), "flops": int(2 * macs)}
-    write_json(folder / "metrics.json", results)
-    if latency:
-        machine = {"cpu": "EPYC", "device": "cpu", "threads": 1, "torch": "2.15.0"}
-        (folder / "benchmark.json").write_text(json.dumps(machine | {"latency_p50_ms": latency, "throughput_32": 40.0}))
-    noise = np.random.default_rng(seed)
-    rows = ["epoch,step,lr,train/loss,val/nme_box"]
-    for epoch in range(30):
-        for batch in range(5):
-            loss = 1.2 * math.exp(-epoch / 9) + 0.3 * error + 0.05 * noise.random()
-            rows.append(f"{epoch},{epoch * 100 + batch * 20 + 19},,{loss:.6f},")
-        value = error / 100 * (1 + 3 * math.exp(-epoch / 4)) * (1 + 0.04 * noise.random())
-        rows.append(f"{epoch},{epoch * 100 + 99},,,{value:.6f}")
-    (folder / "metrics.csv").write_text("\n".join(rows) + "\n")
-    return folder
 
 
 def grid_of_runs(folder: Path, *, seeds: int, faces: int, rates: tuple[float, ...] = (1e-4, 5e-4)) -> Path:
-    """A sweep over backbones, learning rates and seeds, of which one cell has failed and one not begun."""
+    """Write a sweep over backbones, learning rates and seeds, with one failed job and one that never started."""
     cells = {}
     for name, (error, macs, latency) in BACKBONES.items():
         for rate in rates:
             for seed in range(1, seeds + 1):
                 job = str(len(cells))
                 cells[job] = [f"backbone={name}", f"optimizer.lr={rate}", f"seed={seed}"]
-                config = changed(CONFIG, seed=seed, datamodule__seed=seed, backbone__name=name, monitor={})
+                config = with_values(CONFIG, seed=seed, datamodule__seed=seed, backbone__name=name, monitor={})
                 config |= {"optimizer": {"lr": rate}, "monitor": {"name": "val/nme_box", "mode": "min"}}
                 config["model"]["backbone"]["name"] = name
-                write(folder / job, config=config, measured=False)
+                write_run(folder / job, config=config, measured=False)
                 wobble = 0.03 * math.sin(7 * seed + len(name)) + 0.2 * (rate < 3e-4) + 5 * rate
-                measure(folder / job, error + wobble, int(job) + 1, faces=faces, macs=macs, latency=latency)
+                write_results(folder / job, error + wobble, int(job) + 1, faces=faces, macs=macs, latency=latency)
     failed = {"state": "failed", "reason": "OutOfMemoryError: CUDA out of memory"}
-    write(folder / str(len(cells)), status=failed, measured=False)
+    write_run(folder / str(len(cells)), status=failed, measured=False)
     cells |= {str(len(cells) + i): [f"backbone=hrnet{18 + i}", "seed=1"] for i in range(2)}
     (folder / "sweep.json").write_text(json.dumps({"stamp": folder.name, "overrides": [], "cells": cells}))
     return folder
@@ -96,15 +46,15 @@ def grid_of_runs(folder: Path, *, seeds: int, faces: int, rates: tuple[float, ..
 # Numbers
 
 
-def test_a_torn_line_is_left_out_and_a_broken_one_named(tmp_path: Path) -> None:
-    """A run that is still writing ends the comparison, or half of a number is drawn as a whole one."""
+def test_read_curves_skips_an_incomplete_last_line_and_names_a_broken_one(tmp_path: Path) -> None:
+    """Would catch an unfinished metrics.csv that ends the comparison, or half a number drawn as a whole one."""
     file = tmp_path / "metrics.csv"
     text = "epoch,step,train/loss,val/nme_box\n,0,,\n0,9,1.5,\n0,9,,0.05\n1,19,1.25,\n1,19,,0.04\n"
     file.write_text(text + "2,29,0.9")
     curves = read_curves(file, ["train/loss", "val/nme_box", "val/other"])
     assert curves.steps_per_epoch == 10
     assert curves.values == {"train/loss": ([9, 19], [1.5, 1.25]), "val/nme_box": ([9, 19], [0.05, 0.04])}
-    file.write_text(text + "0,9,1.75,\n")  # logged once more by a run that went on
+    file.write_text(text + "0,9,1.75,\n")  # logged again by a resumed run
     assert read_curves(file, ["train/loss"]).values["train/loss"] == ([9, 19], [1.75, 1.25])
     for line in ("2,29,much,\n", "2\n"):
         file.write_text(text + line)
@@ -115,15 +65,15 @@ def test_a_torn_line_is_left_out_and_a_broken_one_named(tmp_path: Path) -> None:
         read_curves(file, ["train/loss"])
 
 
-def test_long_curves_are_averaged() -> None:
-    """A curve loses its end, or a page holds every step of every run."""
+def test_thin_averages_long_curves() -> None:
+    """Would catch a curve without its last point, or a page with every step of every run."""
     assert thin([1, 2, 3, 4, 5], [1, 3, 5, 7, 9], 3) == ([1.5, 3.5, 5], [2, 6, 9])
     assert thin([1, 2], [3, 4], 150) == ([1, 2], [3, 4])
     assert len(thin(range(1000), range(1000), 150)[0]) <= 150
 
 
-def test_pareto() -> None:
-    """A point that another beats in both is on the front, one that only costs more twice, or one without a number."""
+def test_pareto_returns_the_undominated_points() -> None:
+    """Would catch a dominated point on the front, a duplicate of it, or a point without a number."""
     points = [(1, 9), (2, 5), (2, 4), (3, 4), (4, 1), (5, 0.5), (0.5, math.nan), (math.nan, 0), (1, math.inf)]
     assert pareto(points) == [0, 2, 4, 5]
     assert pareto([]) == []
@@ -131,12 +81,12 @@ def test_pareto() -> None:
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve measured runs, six sets of two seeds, one that failed, and one that never began."""
+    """Return a sweep of twelve measured runs (six settings, two seeds), a failed one and one that never started."""
     return grid_of_runs(tmp_path_factory.mktemp("logs") / "2026-11-20_10-00-00", seeds=2, faces=80)
 
 
-def test_the_data_of_the_figures(sweep: Path) -> None:
-    """A figure shows another run's numbers, a part without faces, or a front of the wrong error."""
+def test_section_data_holds_the_numbers_of_the_figures(sweep: Path) -> None:
+    """Would catch a figure with another run's numbers, a part without faces, or a front of the wrong error."""
     table = compare(read_runs([sweep]), None)[0]
     data = section_data(table)
     first = data["rows"][0]
@@ -157,10 +107,10 @@ def test_the_data_of_the_figures(sweep: Path) -> None:
     assert errors.mean() == pytest.approx(table.runs[0].metrics["nme_box"], rel=1e-4)
 
 
-def test_costs_with_pose_have_figures_of_their_own(tmp_path: Path) -> None:
-    """A point at the cost of landmarks and pose together among those at the cost of the landmarks."""
+def test_section_data_separates_costs_with_pose(tmp_path: Path) -> None:
+    """Would catch the cost of landmarks and pose together in the figure of the cost of landmarks."""
     for job, files in enumerate((["benchmark"], ["benchmark", "benchmark_pose"])):
-        folder = write(tmp_path / "sweep" / str(job), config=changed(CONFIG, crop__size=job + 1))
+        folder = write_run(tmp_path / "sweep" / str(job), config=with_values(CONFIG, crop__size=job + 1))
         for factor, file in enumerate(files, start=1):
             numbers = {"macs": 1_000_000 * factor, "latency_p50_ms": 10 * factor, "cpu": "EPYC"}
             (folder / f"{file}.json").write_text(json.dumps(numbers))
@@ -173,11 +123,11 @@ def test_costs_with_pose_have_figures_of_their_own(tmp_path: Path) -> None:
     }
 
 
-def test_faces_are_in_the_order_of_the_first_run(tmp_path: Path) -> None:
-    """Two runs are compared by the row number of the face, though one has lost a photo."""
+def test_section_data_orders_faces_as_in_the_first_run(tmp_path: Path) -> None:
+    """Would catch runs compared by row number although a photo is missing in one of them."""
     for job in ("0", "1"):
-        config = changed(CONFIG, crop__size=int(job) + 1)
-        measure(write(tmp_path / "sweep" / job, config=config, measured=False), 2, 1, faces=10)
+        config = with_values(CONFIG, crop__size=int(job) + 1)
+        write_results(write_run(tmp_path / "sweep" / job, config=config, measured=False), 2, 1, faces=10)
     file = tmp_path / "sweep" / "1" / "faces.csv"
     lines = file.read_text().splitlines()
     file.write_text("\n".join([lines[0], *lines[5:]]) + "\n")
@@ -190,90 +140,90 @@ def test_faces_are_in_the_order_of_the_first_run(tmp_path: Path) -> None:
 # The page
 
 
-def page_of(folder: Path, file: Path, pictures: int = 6) -> str:
-    """Write the page of a sweep and read it."""
+def write_and_read_page(folder: Path, file: Path, pictures: int = 6) -> str:
+    """Write the page of a sweep and return its text."""
     runs = read_runs([folder])
     write_page(file, runs, compare(runs, None), pictures)
     return file.read_text(encoding="utf-8")
 
 
-def test_names_are_text(tmp_path: Path) -> None:
-    """A name, a setting, a state or a reason is run as a script, or ends the data that are embedded."""
+def test_write_page_escapes_names(tmp_path: Path) -> None:
+    """Would catch a name, setting, state or reason that is run as a script, or that ends the embedded data."""
     evil = "</script><script>document.title='bitten'</script><img src=x onerror=alert(1)>"
     name = evil.replace("/", "\u2215")
-    config = changed(CONFIG, backbone__name=evil)
-    measure(write(tmp_path / "runs" / name, config=config, measured=False), 2, 1, faces=10)
-    measure(write(tmp_path / "runs" / "tame", measured=False), 2, 2, faces=10)
+    config = with_values(CONFIG, backbone__name=evil)
+    write_results(write_run(tmp_path / "runs" / name, config=config, measured=False), 2, 1, faces=10)
+    write_results(write_run(tmp_path / "runs" / "tame", measured=False), 2, 2, faces=10)
     status = {"state": evil, "reason": evil}
-    write(tmp_path / "runs" / f"failed{name}", config=config, status=status, measured=False)
-    text = page_of(tmp_path / "runs" / "*", tmp_path / "page.html")
+    write_run(tmp_path / "runs" / f"failed{name}", config=config, status=status, measured=False)
+    text = write_and_read_page(tmp_path / "runs" / "*", tmp_path / "page.html")
     assert text.count("<script") == 2 and "<img" not in text and text.count("</script>") == 2
     assert "&lt;script&gt;" in text and "\\u003cscript>" in text
     assert re.search(r"script-src 'sha256-[^' ]+'\"", text)
     if CHROMIUM:
-        found = browse(tmp_path, text)
-        assert "<title>3 runs compared</title>" in found and 'role="alert" hidden' in found
+        rendered = browse(tmp_path, text)
+        assert "<title>3 runs compared</title>" in rendered and 'role="alert" hidden' in rendered
 
 
-def test_the_page_needs_nothing_beside_it(sweep: Path, tmp_path: Path) -> None:
-    """The page asks a server for a font or a script, and is empty on a machine without a network."""
-    text = page_of(sweep, tmp_path / "page.html")
+def test_write_page_embeds_everything(sweep: Path, tmp_path: Path) -> None:
+    """Would catch a page that loads a font or a script, and is empty without a network."""
+    text = write_and_read_page(sweep, tmp_path / "page.html")
     assert not re.search(r"""(src|href)\s*=\s*["'](?!data:|#)""", text)
     assert "@import" not in text and "url(" not in text
     assert "default-src 'none'" in text
 
 
-def test_the_tables_stand_without_a_script(sweep: Path, tmp_path: Path) -> None:
-    """What was not measured is not on the page, nor the paper's number, nor the runs behind a mean."""
-    text = page_of(sweep, tmp_path / "page.html")
+def test_write_page_shows_tables_without_scripts(sweep: Path, tmp_path: Path) -> None:
+    """Would catch a page without unmeasured runs or the runs of a mean, and a paper column for another test set."""
+    text = write_and_read_page(sweep, tmp_path / "page.html")
     assert "14 runs compared" in text and "12 finished, 1 failed, 1 missing" in text
     assert "OutOfMemoryError: CUDA out of memory" in text and "backbone=hrnet19 seed=1" in text
     assert text.count('class="single"') == 12 and "2 seeds</button>" in text
     assert "pooled standard deviation" in text and ">paper<" not in text  # 80 faces are not the official test set
 
 
-def test_the_paper_stands_beside_the_official_test_set(tmp_path: Path) -> None:
-    """The page leaves out what the paper reports, or where it does."""
-    folder = write(tmp_path / "a", measured=False)
-    measure(folder, 2, 1, faces=2500)
-    write(tmp_path / "b", measured=False)
-    text = page_of(tmp_path / "*", tmp_path / "page.html")
+def test_write_page_shows_published_results_for_an_official_test_set(tmp_path: Path) -> None:
+    """Would catch a page that leaves out the number of the paper, or its source."""
+    folder = write_run(tmp_path / "a", measured=False)
+    write_results(folder, 2, 1, faces=2500)
+    write_run(tmp_path / "b", measured=False)
+    text = write_and_read_page(tmp_path / "*", tmp_path / "page.html")
     assert "<span>4.57</span>" in text and "Jin, Liao, Shao, IJCV 2021" in text
     assert "Published results on these faces" in text and "LAB" in text
 
 
-def test_pictures_are_limited_and_small(tmp_path: Path) -> None:
-    """Pictures of the data are on the page though they were not wanted, or make it as large as their PNG files."""
+def test_write_page_limits_pictures(tmp_path: Path) -> None:
+    """Would catch pictures on a page that should have none, and pictures as large as their PNG files."""
     for job in range(3):
-        folder = write(tmp_path / "sweep" / str(job), config=changed(CONFIG, crop__size=job), measured=False)
-        measure(folder, 2 + job, job, faces=10)
+        folder = write_run(tmp_path / "sweep" / str(job), config=with_values(CONFIG, crop__size=job), measured=False)
+        write_results(folder, 2 + job, job, faces=10)
         (folder / "samples").mkdir()
         noise = np.random.default_rng(job).integers(0, 255, (24, 36, 3), np.uint8)
         Image.fromarray(noise).resize((1152, 768)).save(folder / "samples" / "worst.png")
     (tmp_path / "sweep" / "0" / "samples" / "worst.png").write_bytes(b"no picture")
-    pages = {most: page_of(tmp_path / "sweep", tmp_path / "page.html", most) for most in (0, 2, 6)}
+    pages = {most: write_and_read_page(tmp_path / "sweep", tmp_path / "page.html", most) for most in (0, 2, 6)}
     assert [text.count("data:image/jpeg") for text in pages.values()] == [0, 1, 2]
     assert "Worst faces" not in pages[0] and "worst.png is not a PNG image" in pages[6]
     images = re.findall(r'base64,([^"]+)" width="(\d+)"', pages[6])
     assert all(width == "768" and len(data) < 200_000 for data, width in images)
 
 
-def test_a_page_of_runs_without_numbers(tmp_path: Path) -> None:
-    """A sweep whose runs all failed, or are still training, has no page."""
-    folder = write(tmp_path / "0", status={"state": "failed", "reason": "?"}, measured=False)
-    measure(folder, 2, 1, faces=10)
+def test_write_page_accepts_runs_without_metrics(tmp_path: Path) -> None:
+    """Would catch a missing page for a sweep whose runs all failed or are still training."""
+    folder = write_run(tmp_path / "0", status={"state": "failed", "reason": "?"}, measured=False)
+    write_results(folder, 2, 1, faces=10)
     (folder / "metrics.json").unlink()
-    text = page_of(folder, tmp_path / "page.html")
+    text = write_and_read_page(folder, tmp_path / "page.html")
     assert "Runs without metrics" in text and 'data-section="0"' in text and '"train/loss"' in text
 
 
-def test_the_door_writes_the_page(
+def test_compare_script_writes_the_page(
     sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The option is not passed on, or nobody learns that there is one."""
-    opened(monkeypatch, sweep)
+    """Would catch an option --html that is not passed on, or not mentioned in the output."""
+    run_compare(monkeypatch, sweep)
     assert "--html FILE" in capsys.readouterr().out
-    opened(monkeypatch, sweep, "--html", tmp_path / "new" / "page.html", "--pictures", "0")
+    run_compare(monkeypatch, sweep, "--html", tmp_path / "new" / "page.html", "--pictures", "0")
     assert (tmp_path / "new" / "page.html").read_text().startswith("<!DOCTYPE html>")
 
 
@@ -328,7 +278,7 @@ document.getElementById("page").onload = () => {{
 
 
 def browse(folder: Path, html: str, *options: str) -> str:
-    """What a page holds after its scripts have run."""
+    """Return the HTML of a page after its scripts have run."""
     assert CHROMIUM
     (folder / "test.html").write_text(html, encoding="utf-8")
     command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
@@ -346,44 +296,44 @@ def browse(folder: Path, html: str, *options: str) -> str:
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 @pytest.mark.parametrize("width", [1400, 390])
-def test_the_page_in_a_browser(sweep: Path, tmp_path: Path, width: int) -> None:
-    """A script fails, a figure is empty, the page is wider than a phone, or its differences are not the door's."""
-    page_of(sweep, tmp_path / "page.html")
+def test_page_works_in_a_browser(sweep: Path, tmp_path: Path, width: int) -> None:
+    """Would catch a failing script, an empty figure, a page wider than a phone, or differences unlike compare.py's."""
+    write_and_read_page(sweep, tmp_path / "page.html")
     text = browse(tmp_path, READ.format(width=width), "--window-size=1500,1000")
-    said: dict[str, Any] = json.loads(re.search(r'id="said">(.*?)</pre>', text, re.DOTALL)[1])  # type: ignore[index]
-    assert "error" not in said and said["faults"] == said["after"] == ""
-    assert said["page"] <= said["window"]
-    assert len(said["figures"]) == 11 and all(said["figures"])
-    assert said["legend"] == said["drawn"] * 3 == 6
-    assert said["before"] == said["up"] == said["down"][::-1] and len(said["before"]) == 6
-    assert said["sorted"] != said["before"] and set(said["sorted"]) == set(said["before"])
-    assert len(said["found"]) == 2 and (said["closed"], said["open"]) == (0, 2)
+    results: dict[str, Any] = json.loads(re.search(r'id="said">(.*?)</pre>', text, re.DOTALL)[1])  # type: ignore[index]
+    assert "error" not in results and results["faults"] == results["after"] == ""
+    assert results["page"] <= results["window"]
+    assert len(results["figures"]) == 11 and all(results["figures"])
+    assert results["legend"] == results["drawn"] * 3 == 6
+    assert results["before"] == results["up"] == results["down"][::-1] and len(results["before"]) == 6
+    assert results["sorted"] != results["before"] and set(results["sorted"]) == set(results["before"])
+    assert len(results["found"]) == 2 and (results["closed"], results["open"]) == (0, 2)
     first, second = (row.runs[0] for row in compare(read_runs([sweep]), None)[0].rows[:2])
     pair = compare_pair(first, second)
-    for metric, output in (("nme_box", said["pair"]), ("nme_ioc", said["ioc"])):
+    for metric, output in (("nme_box", results["pair"]), ("nme_ioc", results["ioc"])):
         drawn = [float(text.replace("−", "-")) for text in re.findall(r"[+−]\d+\.\d\d", output)]
         value, *ends = (100 * number for number in pair.differences[metric][:3])
         assert drawn[0] == pytest.approx(value, abs=0.0051) and drawn[1:] == pytest.approx(ends, abs=0.02)
         assert f"On {pair.common} common faces" in output
-    assert said["same"].startswith("A − B = +0.00")
+    assert results["same"].startswith("A − B = +0.00")
 
 
 @pytest.mark.slow
-def test_hundreds_of_runs(tmp_path: Path) -> None:
-    """Three hundred runs take minutes, or a page that no browser opens."""
+def test_write_page_handles_hundreds_of_runs(tmp_path: Path) -> None:
+    """Would catch minutes for three hundred runs, or a page that no browser opens."""
     rates = tuple(1e-4 * 1.05**i for i in range(50))
     folder = grid_of_runs(tmp_path / "sweep", seeds=2, faces=500, rates=rates)
     start = time.perf_counter()
-    text = page_of(folder, tmp_path / "page.html")
+    text = write_and_read_page(folder, tmp_path / "page.html")
     assert time.perf_counter() - start < 60
     assert len(text) < 15_000_000 and text.count('<input type="checkbox"') == 150
     if CHROMIUM:
-        found = browse(tmp_path, text)
-        assert found.count('<li data-row="') == 8 and 'role="alert" hidden' in found
+        rendered = browse(tmp_path, text)
+        assert rendered.count('<li data-row="') == 8 and 'role="alert" hidden' in rendered
 
 
-def test_a_page_stays_small(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The errors of single faces make the page of many runs of a large test too big to open."""
+def test_section_data_limits_the_errors_of_faces(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch errors of single faces that make the page of a large sweep too big to open."""
     monkeypatch.setattr("facelab.comparison.page.MOST_FACES", 200)
     data = section_data(compare(read_runs([sweep]), None)[0])
     assert ["errors" in run for run in data["runs"]] == [True] * 3 + [False] * 9 and data["small"]

@@ -1,4 +1,4 @@
-"""Random changes of a training crop: what is drawn, how often, and how far."""
+"""Tests of the augmentation: kinds, frequencies and ranges of the random changes of a training crop."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -24,16 +24,16 @@ NOBODY = np.empty((0, 2))
 
 @cache
 def option(name: str) -> Augmentation:
-    """What ``augment=name`` builds."""
+    """Build ``augment=name``."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        made: Augmentation = instantiate(compose(f"augment/{name}").augment, _convert_="all")
-    return made
+        built: Augmentation = instantiate(compose(f"augment/{name}").augment, _convert_="all")
+    return built
 
 
 def augmentation(pixels: Sequence[Any] = (), **changes: float) -> Augmentation:
     names = ("flip_probability", "shift_probability", "shift_limit", "scale_probability", "scale_limit")
-    nothing: dict[str, Any] = dict.fromkeys((*names, "rotation_probability", "rotation_limit"), 0.0)
-    return Augmentation(**nothing | changes, pixels=pixels)
+    defaults: dict[str, Any] = dict.fromkeys((*names, "rotation_probability", "rotation_limit"), 0.0)
+    return Augmentation(**defaults | changes, pixels=pixels)
 
 
 def rng(*seed: int) -> np.random.Generator:
@@ -50,7 +50,7 @@ def share(flags: Any) -> float:
     return float(np.mean(flags))
 
 
-def test_none_changes_nothing() -> None:
+def test_augment_none_changes_nothing() -> None:
     """Would catch a change that happens although its probability is 0."""
     image = np.arange(12 * 12 * 3, dtype=np.uint8).reshape(12, 12, 3)
     for seed in range(50):
@@ -60,7 +60,7 @@ def test_none_changes_nothing() -> None:
         np.testing.assert_array_equal(option("none").change_pixels(rng(seed), image), image)
 
 
-def test_the_same_seed_draws_the_same() -> None:
+def test_augmentation_is_determined_by_its_generator() -> None:
     """Would catch draws from a global generator."""
     image = rng().integers(0, 256, (32, 32, 3)).astype(np.uint8)
     first, second = ([option("pipnet").draw(rng(s), SIZE, NOBODY).matrix for s in range(20)] for _ in range(2))
@@ -70,7 +70,7 @@ def test_the_same_seed_draws_the_same() -> None:
     np.testing.assert_array_equal(first, second)
 
 
-def test_mirroring_twice_is_the_identity() -> None:
+def test_augmentation_flip_is_its_own_inverse() -> None:
     """Would catch a flip about another axis than the crop's middle."""
     flip = augmentation(flip_probability=1.0).draw(rng(), SIZE, NOBODY)
     assert flip.flipped
@@ -79,10 +79,10 @@ def test_mirroring_twice_is_the_identity() -> None:
     np.testing.assert_array_equal(cv2.warpAffine(image, flip.matrix[:2], (SIZE, SIZE)), image[:, ::-1])
 
 
-def test_scale_and_rotation_keep_the_centre() -> None:
+def test_augmentation_scales_and_rotates_about_the_centre() -> None:
     """Would catch a centre at size / 2, and a scale drawn on one side of 1 only."""
-    change = augmentation(scale_probability=1.0, scale_limit=0.2, rotation_probability=1.0, rotation_limit=40.0)
-    warps = [change.draw(rng(seed), SIZE, NOBODY) for seed in range(500)]
+    resize = augmentation(scale_probability=1.0, scale_limit=0.2, rotation_probability=1.0, rotation_limit=40.0)
+    warps = [resize.draw(rng(seed), SIZE, NOBODY) for seed in range(500)]
     centre = np.array([[(SIZE - 1) / 2] * 2])
     for warp in warps:
         np.testing.assert_allclose(transform_points(warp.matrix, centre), centre)
@@ -93,19 +93,19 @@ def test_scale_and_rotation_keep_the_centre() -> None:
     np.testing.assert_allclose(degrees, [warp.degrees for warp in warps], atol=1e-6)
 
 
-def test_papers_warps_are_pipnets() -> None:
-    """Would catch other frequencies and ranges than those of the reference code, and a change of size it does not have.
+def test_augment_pipnet_warps_match_the_reference_code() -> None:
+    """Would catch other frequencies and ranges than the reference code's, and a change of size, which it lacks.
 
     Flip in half of the samples, shift by up to 30 of 256 pixels in half, rotation by up to 30 degrees in half.
     """
     warps = paper_warps()
     degrees = np.array([warp.degrees for warp in warps])
     flipped = np.array([warp.flipped for warp in warps])
-    shifts = np.array([undone(warp) for warp in warps])
+    shifts = np.array([shift_of(warp) for warp in warps])
     moved, turned = np.abs(shifts).max(axis=1) > 1e-6, degrees != 0
     tolerance = 4 * 0.5 / np.sqrt(DRAWS)  # four standard deviations
     for flags in (flipped, moved, turned, flipped == moved, moved == turned, turned == flipped):
-        assert share(flags) == pytest.approx(0.5, abs=tolerance)  # each by its own coin
+        assert share(flags) == pytest.approx(0.5, abs=tolerance)  # drawn independently
     for values, limit in ((degrees[turned], 30), (shifts[moved, 0], 30), (shifts[moved, 1], 30)):
         assert 0.99 * limit < np.abs(values).max() <= 1.001 * limit
         assert np.mean(values) == pytest.approx(0, abs=1.5)
@@ -113,19 +113,19 @@ def test_papers_warps_are_pipnets() -> None:
     assert abs(np.corrcoef(shifts[moved].T)[0, 1]) < 0.1
 
 
-def undone(warp: Warp) -> Array:
-    """The shift of a warp in pixels: what is left when rotation and flip are taken back. It must be a mere shift."""
+def shift_of(warp: Warp) -> Array:
+    """Return the shift of a warp in pixels without its rotation and flip, and check that only a shift remains."""
     flip = flip_image(SIZE) if warp.flipped else np.eye(3)
     shift = np.linalg.inv(affine_about_centre(SIZE, degrees=warp.degrees) @ flip) @ warp.matrix
     np.testing.assert_allclose(shift[:2, :2], np.eye(2), atol=1e-9)
     return np.asarray(shift[:2, 2])
 
 
-def test_papers_pixels_are_pipnets() -> None:
-    """Would catch other frequencies than the reference code's, and coins that depend on each other.
+def test_augment_pipnet_pixels_match_the_reference_code() -> None:
+    """Would catch other frequencies than the reference code's, and draws that depend on each other.
 
     A rectangle of one colour with sides up to 0.4 in half of the samples, blur in 30 %, grey in 20 %. With one seed for
-    each transform, as albumentations seeds them itself, every grey image is also blurred and hidden in part.
+    all transforms, as albumentations sets it, every grey image would also be blurred and partly hidden.
     """
     paper, generator, side, count = option("pipnet"), rng(2), 80, 3000
     stripes = np.zeros((side, side, 3), np.uint8)
@@ -151,7 +151,7 @@ def test_papers_pixels_are_pipnets() -> None:
     assert share(is_grey) == pytest.approx(0.2, abs=0.03)
     assert share(is_blurred) == pytest.approx(
         0.3 * (1 - 0.2 / 4.9), abs=0.035
-    )  # below a sigma of 0.3 nothing is to be seen
+    )  # a sigma below 0.3 has no visible effect
     assert share(is_grey[is_blurred]) == pytest.approx(0.2, abs=0.055)
     assert share(hidden) == pytest.approx(0.5, abs=0.05)
     assert 0.37 < np.max(sides) <= 0.4
@@ -159,7 +159,7 @@ def test_papers_pixels_are_pipnets() -> None:
     assert abs(np.corrcoef(np.array(sides).T)[0, 1]) < 0.15
 
 
-def test_papers_blur_is_as_wide_as_its_sigma() -> None:
+def test_augment_pipnet_blur_has_the_width_of_its_sigma() -> None:
     """Would catch a blur whose kernel is cut short, as with a fixed ``blur_limit``."""
     pixels: Any = option("pipnet").pixels
     blur = next(t for t in pixels.transforms if isinstance(t, albumentations.GaussianBlur))
@@ -181,8 +181,8 @@ def test_papers_blur_is_as_wide_as_its_sigma() -> None:
     ],
     ids=lambda mover: type(mover).__name__,
 )
-def test_a_transform_that_moves_pixels_is_refused(mover: Any) -> None:
-    """Would catch images that are turned while their points stay, which trains without an error."""
+def test_augmentation_refuses_spatial_transforms(mover: Any) -> None:
+    """Would catch images that are rotated while their points stay, which trains without an error."""
     with pytest.raises(ConfigError, match=f"{type(mover).__name__} would move the face"):
         augmentation([mover])
 
@@ -198,12 +198,12 @@ def test_a_transform_that_moves_pixels_is_refused(mover: Any) -> None:
     ],
     ids=["shifted", "to one side", "nearest", "nested", "several"],
 )
-def test_a_transform_of_the_image_alone_that_moves_it_is_refused(mover: Any, told: str) -> None:
-    """Would catch a blur to one side, after which all points lie beside their face, and a refusal without a remedy."""
-    with pytest.raises(ConfigError, match=told) as refusal:
+def test_augmentation_refuses_image_transforms_that_displace(mover: Any, told: str) -> None:
+    """Would catch a blur to one side, which displaces the face from its points, and a refusal without a remedy."""
+    with pytest.raises(ConfigError, match=told) as error:
         augmentation([albumentations.ToGray(), mover])
-    assert refusal.value.key == "pixels[1]"
-    assert "ToGray" not in str(refusal.value)
+    assert error.value.key == "pixels[1]"
+    assert "ToGray" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -214,14 +214,14 @@ def test_a_transform_of_the_image_alone_that_moves_it_is_refused(mover: Any, tol
     ],
     ids=lambda mended: type(mended).__name__,
 )
-def test_the_remedies_help(mended: Any) -> None:
-    """Would catch a remedy that is refused in its turn, as ``allow_shifted: false`` alone."""
+def test_remedies_are_accepted(mended: Any) -> None:
+    """Would catch a suggested remedy that is itself refused, as ``allow_shifted: false`` alone."""
     assert type(mended).__name__ in REMEDIES
     augmentation([mended])
 
 
-def test_a_transform_that_needs_more_than_an_image_is_refused() -> None:
-    """Would catch a worker that fails in the first batch, with a traceback of albumentations."""
+def test_augmentation_refuses_transforms_that_need_metadata() -> None:
+    """Would catch a worker that fails in the first batch with a traceback of albumentations."""
     with pytest.raises(ConfigError, match=r"HistogramMatching cannot change an image alone: .*hm_metadata"):
         augmentation([albumentations.HistogramMatching(p=0.01)])
 
@@ -236,22 +236,22 @@ def test_a_transform_that_needs_more_than_an_image_is_refused() -> None:
     ],
     ids=lambda harmless: type(harmless).__name__,
 )
-def test_a_transform_of_the_pixels_is_taken(harmless: Any) -> None:
-    """Would catch compositions and dropouts refused with those that move pixels."""
+def test_augmentation_accepts_pixel_transforms(harmless: Any) -> None:
+    """Would catch compositions and dropouts refused together with transforms that move pixels."""
     image = rng().integers(0, 256, (32, 32, 3)).astype(np.uint8)
     changed = augmentation([harmless]).change_pixels(rng(), image)
     assert changed.shape == image.shape
     assert (changed != image).any()
 
 
-def test_a_transform_that_normalises_is_refused() -> None:
-    """Would catch pixels that are normalised twice, once more in the network."""
+def test_augmentation_refuses_normalisation() -> None:
+    """Would catch pixels that are normalised twice: here and again in the network."""
     with pytest.raises(TypeError, match="networks normalise by themselves"):
         augmentation([albumentations.Normalize()]).change_pixels(rng(), np.zeros((8, 8, 3), np.uint8))
 
 
 @pytest.mark.parametrize("fault", [{"scale_limit": 1.0}, {"scale_limit": -0.1}, {"flip_probability": 50.0}])
-def test_senseless_numbers_are_refused(fault: dict[str, Any]) -> None:
-    """Would catch percent for fractions, and a scale that can shrink a face to nothing."""
+def test_augmentation_refuses_invalid_numbers(fault: dict[str, Any]) -> None:
+    """Would catch percent given as fractions, and a scale that can shrink a face to nothing."""
     with pytest.raises(ConfigError, match=r"scale_limit must be|flip_probability=50.0 must be"):
         augmentation(**fault)

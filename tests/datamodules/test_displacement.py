@@ -1,4 +1,4 @@
-"""How far transforms move an image: those whose way is known, and all of albumentations."""
+"""Tests of the displacement measure: transforms with a known displacement, and all of albumentations."""
 
 import inspect
 import random
@@ -8,13 +8,13 @@ import albumentations
 import numpy as np
 import pytest
 
-from datamodules.augmentation import FARTHEST
+from datamodules.augmentation import MAX_DISPLACEMENT
 from datamodules.displacement import displacement
 
 MOVERS = {"Downscale", "Emboss", "GlassBlur", "MotionBlur", "ZoomBlur"}
-"""Transforms of the image alone that move it with their default arguments."""
+"""Image-only transforms that displace the image with their default arguments."""
 NEEDY = {"FDA", "HistogramMatching", "ImageOnlyTransform", "PixelDistributionAdaptation", "TextImage"}
-"""Those that need more than an image, and their base."""
+"""Transforms that need more than an image, and the base class."""
 ALL = {
     name
     for name, kind in vars(albumentations).items()
@@ -28,11 +28,11 @@ def shift(x: float, y: float) -> Any:
 
 @pytest.mark.parametrize(("x", "y"), [(0, 0), (1, 0), (-1, -2), (8, 6)])
 def test_displacement_is_the_length_of_a_shift(x: int, y: int) -> None:
-    """Would catch a measure in other pixels, or one of either axis alone."""
+    """Would catch a measure in other units than pixels, or one of a single axis."""
     assert displacement(shift(x, y)) == pytest.approx(np.hypot(x, y), abs=0.02)
 
 
-def test_displacement_sees_what_moves_only_the_margin() -> None:
+def test_displacement_detects_scale_and_rotation() -> None:
     """Would catch the mean over the image, which is zero for a change of size and for a rotation."""
     assert displacement(albumentations.Affine(scale=(1.05, 1.05))) == pytest.approx(0.05 * np.hypot(48, 48), abs=0.4)
     assert displacement(albumentations.Rotate((2, 2))) == pytest.approx(np.deg2rad(2) * np.hypot(48, 48), abs=0.1)
@@ -57,25 +57,25 @@ def test_displacement_sees_what_moves_only_the_margin() -> None:
     ],
     ids=lambda harsh: type(harsh).__name__,
 )
-def test_displacement_is_none_however_bad_the_image(harsh: Any) -> None:
-    """Would catch a harsh change of the pixels that is taken for a movement, and refused."""
-    assert displacement(harsh) < FARTHEST / 2
+def test_displacement_is_small_for_strong_pixel_changes(harsh: Any) -> None:
+    """Would catch a strong change of the pixels that is measured as a movement and refused."""
+    assert displacement(harsh) < MAX_DISPLACEMENT / 2
 
 
 @pytest.mark.parametrize("name", sorted(ALL - NEEDY))
-def test_displacement_tells_movers_from_all_others(name: str) -> None:
-    """Would catch a transform of another version that moves, and a probe on which one that stays seems to."""
+def test_displacement_classifies_every_image_transform(name: str) -> None:
+    """Would catch a transform of a new version that displaces, and a probe image with false displacements."""
     measured = displacement(getattr(albumentations, name)())
-    assert measured > 2 * FARTHEST - 0.01 if name in MOVERS else measured < FARTHEST / 2
+    assert measured > 2 * MAX_DISPLACEMENT - 0.01 if name in MOVERS else measured < MAX_DISPLACEMENT / 2
 
 
-def test_displacement_is_the_same_each_time() -> None:
-    """Would catch a verdict by chance: ranks of one run that disagree."""
+def test_displacement_is_deterministic() -> None:
+    """Would catch a random result, with which the ranks of one run would disagree."""
     assert len({displacement(albumentations.MotionBlur(blur_limit=(3, 5))) for _ in range(3)}) == 1
 
 
 @pytest.mark.parametrize("name", ["GaussianBlur", "MotionBlur", "RandomFog", "Spatter"])
-def test_displacement_draws_from_nobodys_generator(name: str) -> None:
+def test_displacement_keeps_every_rng_state(name: str) -> None:
     """Would catch a training whose draws depend on whether its transforms were measured."""
     transform = getattr(albumentations, name)(p=0.5)
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)

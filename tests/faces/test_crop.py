@@ -1,4 +1,4 @@
-"""What part of a photo a network sees."""
+"""Tests of the crop: the part of a photo that a network receives."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ NAN = np.nan
 
 
 def cut_out(path: Path, matrix: Array, size: int) -> Array:
-    """A crop of a photo as it is stored."""
+    """Cut a square crop of the stored pixels of a photo."""
     return PhotoFile(path, "stored").cut_out(matrix, size)
 
 
@@ -34,47 +34,47 @@ def face(points: Array, box: Array) -> Face:
     return Face(box, points, np.ones(len(points), bool), np.full(3, NAN), frozenset())
 
 
-def seen(crop: Crop, box: list[float]) -> Array:
-    """The part of the photo that fills the crop, x0 y0 x1 y1."""
+def visible_part(crop: Crop, box: list[float]) -> Array:
+    """Return the part of the photo that fills the crop, x0 y0 x1 y1."""
     corners = image_box(crop.size, crop.size).reshape(2, 2)
     return transform_points(np.linalg.inv(crop.matrix(np.array(box))), corners).ravel()
 
 
-def test_a_stretched_crop_is_filled_by_its_box() -> None:
-    """Would catch a box that is squared although the method stretches."""
-    np.testing.assert_allclose(seen(crop(), [10, 20, 60, 40]), [10, 20, 60, 40])
+def test_crop_matrix_stretches_the_box_to_the_crop() -> None:
+    """Would catch a box that is squared although the method stretches it."""
+    np.testing.assert_allclose(visible_part(crop(), [10, 20, 60, 40]), [10, 20, 60, 40])
 
 
-def test_scale_adds_the_same_on_both_sides() -> None:
+def test_crop_matrix_scales_about_the_centre_of_the_box() -> None:
     """Would catch a scale that keeps the top-left corner, and 1.1 read as 10 % a side."""
-    np.testing.assert_allclose(seen(crop(scale=1.1), [0, 100, 200, 200]), [-10, 95, 210, 205])
+    np.testing.assert_allclose(visible_part(crop(scale=1.1), [0, 100, 200, 200]), [-10, 95, 210, 205])
 
 
-def test_a_square_crop_keeps_proportions() -> None:
+def test_crop_matrix_of_a_square_keeps_proportions() -> None:
     """Would catch the shorter side taken for both, which cuts off faces."""
-    np.testing.assert_allclose(seen(crop(square=True, scale=1.5), [0, 0, 40, 20]), [-10, -20, 50, 40])
+    np.testing.assert_allclose(visible_part(crop(square=True, scale=1.5), [0, 0, 40, 20]), [-10, -20, 50, 40])
 
 
-def test_a_pair_of_scales_and_a_shift_move_one_edge() -> None:
+def test_crop_matrix_takes_two_scales_and_a_shift() -> None:
     """Would catch a shift by the scaled box: PIPNet's demo moves the top edge down by 0.1 and the others out by 0.1."""
     box = [100.0, 200, 200, 400]
-    np.testing.assert_allclose(seen(crop(scale=(1.2, 1.0), shift=(0, 0.1)), box), [90, 220, 210, 420])
-    np.testing.assert_allclose(seen(crop(scale=1.2, shift=(0.1, 0)), box), [100, 180, 220, 420])
+    np.testing.assert_allclose(visible_part(crop(scale=(1.2, 1.0), shift=(0, 0.1)), box), [90, 220, 210, 420])
+    np.testing.assert_allclose(visible_part(crop(scale=1.2, shift=(0.1, 0)), box), [100, 180, 220, 420])
 
 
 @pytest.mark.parametrize(
     ("source", "box"), [("points", [1, 2, 30, 40]), ("given", [0, 0, 50, 50]), ("image", [-0.5, -0.5, 639.5, 479.5])]
 )
-def test_each_source_gives_its_box(source: BoxSource, box: list[float]) -> None:
-    """Would catch sources mixed up; and missing points that spoil the box."""
+def test_reference_box_follows_the_source(source: BoxSource, box: list[float]) -> None:
+    """Would catch sources mixed up, and missing points that spoil the box."""
     points = np.array([[1.0, 40], [30, 2], [NAN, NAN]])
-    someone = face(points, np.array([0.0, 0, 50, 50]))
-    np.testing.assert_allclose(crop(box=source).reference_box(someone, image_box(640, 480)), box)
+    one_face = face(points, np.array([0.0, 0, 50, 50]))
+    np.testing.assert_allclose(crop(box=source).reference_box(one_face, image_box(640, 480)), box)
 
 
 @pytest.mark.parametrize("box", [[NAN] * 4, [5, 5, 5, 9], [9, 5, 5, 9], [0, 0, np.inf, 9], [0, 0, 9, NAN]])
-def test_a_box_without_area_is_refused(box: list[float]) -> None:
-    """Would catch a division by zero that travels on as NaN into a black crop."""
+def test_crop_matrix_refuses_a_box_without_area(box: list[float]) -> None:
+    """Would catch a division by zero that becomes NaN in the matrix and then a black crop."""
     with pytest.raises(ValueError, match="no area; a crop needs x0 < x1 and y0 < y1"):
         crop().matrix(np.array(box, np.float64))
 
@@ -89,33 +89,33 @@ def test_a_box_without_area_is_refused(box: list[float]) -> None:
         ({"scale": [1.0, 1.0, 1.0]}, "one number or two"),
     ],
 )
-def test_a_senseless_crop_is_refused(changes: dict[str, Any], word: str) -> None:
-    """Would catch a wrong list that is found face by face, each then left out as if it had no box."""
+def test_crop_refuses_invalid_options(changes: dict[str, Any], word: str) -> None:
+    """Would catch a wrong list that fails only face by face, where each face is skipped as if it had no box."""
     with pytest.raises(ConfigError, match=word):
         crop(**changes)
 
 
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_option_makes_a_crop(file: Path) -> None:
-    """Would catch an option whose values the class refuses."""
-    made = instantiate(OmegaConf.load(file), _convert_="all")
-    assert made.matrix(np.array([0.0, 0, 64, 32])).shape == (3, 3)
+def test_crop_configs_build(file: Path) -> None:
+    """Would catch a file of conf/crop whose values the class refuses."""
+    crop = instantiate(OmegaConf.load(file), _convert_="all")
+    assert crop.matrix(np.array([0.0, 0, 64, 32])).shape == (3, 3)
 
 
 @pytest.mark.parametrize(("width", "height"), [(200, 100), (200, 101), (97, 200), (256, 256), (300, 7)])
-def test_the_letterbox_shows_the_whole_photo(tmp_path: Path, width: int, height: int) -> None:
-    """Would catch a border rounded for the image and not for the points, which is half a pixel when it is odd."""
+def test_letterbox_config_shows_the_whole_photo(tmp_path: Path, width: int, height: int) -> None:
+    """Would catch a border rounded for the image but not for the points, which is half a pixel when it is odd."""
     letterbox: Crop = instantiate(OmegaConf.load(CONF / "letterbox.yaml"), _convert_="all")
     path = tmp_path / "white.png"
     cv2.imwrite(str(path), np.full((height, width, 3), 255, np.uint8))
-    nobody = face(np.full((3, 2), NAN), np.full(4, NAN))
-    matrix = letterbox.matrix(letterbox.reference_box(nobody, image_box(*image_size(path))))
+    no_points = face(np.full((3, 2), NAN), np.full(4, NAN))
+    matrix = letterbox.matrix(letterbox.reference_box(no_points, image_box(*image_size(path))))
     light = cut_out(path, matrix, letterbox.size)[..., 0] / 255
     shown = bounding_box(transform_points(matrix, image_box(width, height).reshape(2, 2)))
-    np.testing.assert_allclose(shown[2:] + shown[:2], 255)  # in the middle
+    np.testing.assert_allclose(shown[2:] + shown[:2], 255)  # centred
     assert max(shown[2:] - shown[:2]) == pytest.approx(256)
-    # Light in a row and a column through the middle: as long as the photo is shown, centred where it is shown.
+    # The bright part of the middle row and column has the length and the centre of the shown photo.
     for profile, low, high in ((light[128], shown[0], shown[2]), (light[:, 128], shown[1], shown[3])):
-        # A side that fills the crop darkens by up to half at either end, where interpolation meets the black outside.
+        # A side that fills the crop loses up to half a pixel at each end, where interpolation includes black pixels.
         assert profile.sum() == pytest.approx(high - low, abs=1.1)
         assert (profile * np.arange(256)).sum() / profile.sum() == pytest.approx((low + high) / 2, abs=0.1)

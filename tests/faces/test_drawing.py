@@ -1,4 +1,4 @@
-"""Landmarks drawn on faces, and faces laid out in a grid."""
+"""Tests of landmarks drawn on faces, and of grids of faces."""
 
 import numpy as np
 import pytest
@@ -29,22 +29,22 @@ def centroid(image: Array) -> Array:
 
 
 @pytest.mark.parametrize("place", [(20.0, 30.0), (20.25, 30.5), (41.75, 11.3)])
-def test_a_point_is_drawn_where_it_lies(place: tuple[float, float]) -> None:
-    """Would catch points rounded to whole pixels, x and y swapped, and half a pixel."""
+def test_draw_landmarks_keeps_sub_pixel_positions(place: tuple[float, float]) -> None:
+    """Would catch points rounded to whole pixels, x and y swapped, and an offset of half a pixel."""
     points = np.array([[NAN, NAN], [NAN, NAN], place])
     drawn = draw_landmarks(black(), points, THREE, WHITE, lines=True)
     np.testing.assert_allclose(centroid(drawn), place, atol=0.2)
 
 
-def test_the_image_given_is_not_changed() -> None:
-    """Would catch a batch that is drawn on before the next callback sees it, and views that OpenCV refuses."""
+def test_draw_landmarks_copies_its_image() -> None:
+    """Would catch a batch that is changed before the next callback reads it, and views that OpenCV refuses."""
     image = black(60, 80)[:, ::-1]
     drawn = draw_landmarks(image, np.array([[9.0, 9], [20, 9], [15, 20]]), THREE, WHITE, lines=True)
     assert not image.any()
     assert drawn.any()
 
 
-def test_lines_join_the_points_of_a_region() -> None:
+def test_draw_landmarks_joins_the_points_of_a_region() -> None:
     """Would catch lines that are always drawn, and lines to a point that is not annotated."""
     points = np.array([[10.0, 10], [70, 10], [40, 50]])
     assert not draw_landmarks(black(), points, THREE, WHITE, lines=False)[8:13, 30:50].any()
@@ -54,7 +54,7 @@ def test_lines_join_the_points_of_a_region() -> None:
 
 
 @pytest.mark.parametrize(("side", "thickness"), [(100, 1), (800, 2), (2400, 6)])
-def test_lines_are_half_as_thick_as_points(side: int, thickness: int) -> None:
+def test_draw_landmarks_scales_line_thickness(side: int, thickness: int) -> None:
     """Would catch outlines that cannot be seen on a large photo."""
     points = np.array([[0.1 * side, 0.5 * side], [0.9 * side, 0.5 * side], [NAN, NAN]])
     drawn = draw_landmarks(black(side, side), points, THREE, WHITE, lines=True)
@@ -62,7 +62,7 @@ def test_lines_are_half_as_thick_as_points(side: int, thickness: int) -> None:
 
 
 @pytest.mark.parametrize("place", [NAN, np.inf, 1e12, -4e9])
-def test_a_point_that_cannot_be_drawn_is_left_out(place: float) -> None:
+def test_draw_landmarks_skips_non_finite_and_huge_points(place: float) -> None:
     """Would catch an overflow in OpenCV's fixed-point numbers: a diverged network predicts such points."""
     points = np.array([[place, 10], [place, place], [40, 50]])
     drawn = draw_landmarks(black(), points, THREE, WHITE, lines=True)
@@ -70,8 +70,8 @@ def test_a_point_that_cannot_be_drawn_is_left_out(place: float) -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 48), (30, 100)])
-def test_a_cell_enlarges_image_and_points_alike(height: int, width: int) -> None:
-    """Would catch points scaled from pixel centres while the image is scaled from its edges; and mixed-up colours."""
+def test_tile_scales_image_and_points_alike(height: int, width: int) -> None:
+    """Would catch points scaled from pixel centres while the image is scaled from its edges, and swapped colours."""
     place, side = np.array([[20.0, 12.0]]), 240
     spot = np.zeros((height, width, 3), np.uint8)
     spot[11:14, 19:22] = (0, 0, 255)
@@ -87,13 +87,13 @@ def test_a_cell_enlarges_image_and_points_alike(height: int, width: int) -> None
         assert (picture == colour).all(axis=2).any()
 
 
-def test_a_caption_is_written() -> None:
+def test_tile_writes_the_caption() -> None:
     """Would catch a caption outside of the tile."""
     assert tile(black(64, 64), THREE, side=192, truth=None, prediction=None, caption="3.2 %")[160:].any()
 
 
-def test_a_grid_is_filled_row_by_row() -> None:
-    """Would catch columns for rows, and a last row that does not fit."""
+def test_grid_fills_row_by_row() -> None:
+    """Would catch columns exchanged with rows, and a last row that does not fit."""
     tiles = [np.full((4, 4, 3), value, np.uint8) for value in (1, 2, 3, 4, 5)]
     picture = grid(tiles, columns=3)
     assert picture.shape == (8, 12, 3)

@@ -1,4 +1,4 @@
-"""Reading photos, and crops cut out of them: what stands at a point of the photo stands there in the crop."""
+"""Tests of photos that are read, and of crops cut out of them: pixels and points keep their relation."""
 
 import io
 import struct
@@ -17,19 +17,19 @@ from facelab.faces.crop import Crop
 from facelab.faces.geometry import Array, affine_about_centre, flip_image, transform_points
 from facelab.faces.image import CropError, PhotoFile, image_size, read_image, reduction, upright, warp
 
-WIDTH, HEIGHT = 1203, 901  # odd: at an eighth the last pixels stand for 3 and 5
+WIDTH, HEIGHT = 1203, 901  # no multiples of 8: at an eighth the last pixels cover 3 and 5
 PLACE = (611.7, 415.2)
 SIGMA = 18.0
 
 
 def cut_out(path: Path, matrix: Array, size: int) -> Array:
-    """A crop of a photo as it is stored."""
+    """Cut a square crop of the stored pixels of a photo."""
     return PhotoFile(path, "stored").cut_out(matrix, size)
 
 
 @cache
 def photo(ending: str) -> bytes:
-    """A photo with a Gaussian spot, encoded."""
+    """Encode a photo with a Gaussian spot at PLACE."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     spot = 255 * np.exp(-((x - PLACE[0]) ** 2 + (y - PLACE[1]) ** 2) / (2 * SIGMA**2))
     done, data = cv2.imencode(ending, cv2.merge([spot.astype(np.uint8)] * 3), [cv2.IMWRITE_JPEG_QUALITY, 97])
@@ -45,7 +45,7 @@ def centroid(image: Array) -> Array:
 
 
 def picture(width: int = 61, height: int = 41) -> Array:
-    """A smooth coloured picture, ``(H, W, 3)`` uint8 RGB."""
+    """Return a smooth coloured picture, ``(H, W, 3)`` uint8 RGB."""
     coarse = np.random.default_rng(1).integers(0, 256, (5, 7, 3)).astype(np.uint8)
     return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
 
@@ -55,13 +55,14 @@ def save(path: Path, image: Array, mode: str = "RGB", **options: Any) -> Path:
     return path
 
 
-def turned(mark: int) -> Image.Exif:
+def exif_with_orientation(tag: int) -> Image.Exif:
+    """Return EXIF data with an orientation tag."""
     exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = mark
+    exif[ExifTags.Base.Orientation] = tag
     return exif
 
 
-# Where things lie in a crop
+# Positions in a crop
 
 INSIDE = [450.0, 300, 750, 560]
 OUTSIDE = [400.0, -300, 1500, 700]
@@ -74,7 +75,7 @@ WHOLE = [-0.5, -0.5, WIDTH - 0.5, HEIGHT - 0.5]
     ("box", "size", "reduce"),
     [(INSIDE, 256, 1), (INSIDE, 100, 2), (OUTSIDE, 256, 4), (WHOLE, 500, 2), (WHOLE, 200, 4), (WHOLE, 100, 8)],
 )
-def test_a_spot_lands_where_its_point_lands(
+def test_photo_file_cut_out_agrees_with_the_points(
     tmp_path: Path, ending: str, square: bool, box: list[float], size: int, reduce: int
 ) -> None:
     """Would catch half pixels lost in reduced decoding, in boxes beyond the photo, and in files that are not JPEG."""
@@ -94,7 +95,7 @@ def test_a_spot_lands_where_its_point_lands(
 @pytest.mark.parametrize(
     ("degrees", "scale", "shift"), [(25, 1.0, (0.0, 0.0)), (-170, 0.8, (0.0, 0.0)), (5, 1.1, (5.5, -9))]
 )
-def test_a_spot_follows_turn_scale_shift_and_mirror(
+def test_photo_file_cut_out_applies_augmentation_like_the_points(
     tmp_path: Path, size: int, flip: bool, degrees: float, scale: float, shift: tuple[float, float]
 ) -> None:
     """Would catch an order of the matrices that differs between image and points, at any reduction."""
@@ -108,8 +109,8 @@ def test_a_spot_follows_turn_scale_shift_and_mirror(
     )
 
 
-def test_outside_the_photo_is_black(tmp_path: Path) -> None:
-    """Would catch a border that is repeated or flipped, and a crop without photo that fails."""
+def test_photo_file_cut_out_fills_with_black(tmp_path: Path) -> None:
+    """Would catch a border that is repeated or flipped, and a crop outside of the photo that does not raise."""
     path = save(tmp_path / "white.png", np.full((40, 40, 3), 255, np.uint8))
     crop = Crop(64, 1.0, False, (0.0, 0.0), "given")
     half = cut_out(path, crop.matrix(np.array([19.5, -0.5, 59.5, 39.5])), 64)
@@ -120,24 +121,24 @@ def test_outside_the_photo_is_black(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png"])
-def test_a_large_photo_is_averaged_not_sampled(tmp_path: Path, ending: str) -> None:
-    """Would catch aliasing: interpolation alone looks at 4 of 60 pixels and makes a coarse pattern of a fine one."""
+def test_photo_file_cut_out_averages_large_photos(tmp_path: Path, ending: str) -> None:
+    """Would catch aliasing: interpolation alone reads 4 of 60 pixels and turns a fine pattern into a coarse one."""
     fine = np.random.default_rng(0).integers(0, 256, (600, 900, 1)).astype(np.uint8)
     path = save(tmp_path / f"fine.{ending}", fine.repeat(3, axis=2))
     small = cut_out(path, Crop(64, 1.0, False, (0.0, 0.0), "given").matrix(np.array([10.0, 10, 810, 510])), 64)
     assert small.std() < fine.std() / 4
 
 
-def test_no_side_loses_pixels_to_the_reduction(tmp_path: Path) -> None:
-    """Would catch a factor by area: a tall box stretched to a square would be blurred across."""
+def test_reduction_follows_the_less_reduced_side(tmp_path: Path) -> None:
+    """Would catch a factor by area: a tall box stretched to a square would be blurred horizontally."""
     tall = Crop(100, 1.0, False, (0.0, 0.0), "given").matrix(np.array([0.0, 0, 150, 600]))
     assert reduction(Path("a.jpg"), tall) == 1
     assert reduction(Path("a.JPG"), affine_about_centre(100, degrees=45, scale=0.24)) == 4
     assert reduction(Path("a.png"), affine_about_centre(100, scale=0.24)) == 1
 
 
-def test_a_png_named_jpg_is_cut_out_rightly(tmp_path: Path) -> None:
-    """Would catch trust in the name: OpenCV shrinks other files to sizes rounded down, 1.5 pixels off in the corner."""
+def test_photo_file_cut_out_handles_a_png_named_jpg(tmp_path: Path) -> None:
+    """Would catch trust in the ending: OpenCV rounds the sizes of other files down, 1.5 pixels off in the corner."""
     path = tmp_path / "photo.jpg"
     path.write_bytes(photo(".png"))
     matrix = Crop(100, 1.0, True, (0.0, 0.0), "given").matrix(np.array(WHOLE))
@@ -159,7 +160,7 @@ def test_a_png_named_jpg_is_cut_out_rightly(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("reduce", [1, 2, 8])
-def test_every_kind_of_file_is_read_as_rgb(tmp_path: Path, name: str, mode: str, reduce: int) -> None:
+def test_read_image_returns_rgb_for_every_format(tmp_path: Path, name: str, mode: str, reduce: int) -> None:
     """Would catch red and blue swapped (also in reduced decoding), one or four channels, and sizes rounded down."""
     path = save(tmp_path / name, picture(), mode)
     image = read_image(path, reduce=reduce)
@@ -168,15 +169,15 @@ def test_every_kind_of_file_is_read_as_rgb(tmp_path: Path, name: str, mode: str,
     truth = np.asarray(Image.open(path).convert("RGB")).astype(float)
     if reduce == 1:
         np.testing.assert_allclose(image, truth, atol=3)
-    whole = np.pad(truth, ((0, -41 % reduce), (0, -61 % reduce), (0, 0)), mode="edge")
-    squares = whole.reshape(image.shape[0], reduce, image.shape[1], reduce, 3).mean(axis=(1, 3))
-    assert np.abs(image - squares).mean() < 5  # JPEG keeps colours at half the size
-    assert np.abs(image - squares)[-1].mean() < 12
+    padded = np.pad(truth, ((0, -41 % reduce), (0, -61 % reduce), (0, 0)), mode="edge")
+    averages = padded.reshape(image.shape[0], reduce, image.shape[1], reduce, 3).mean(axis=(1, 3))
+    assert np.abs(image - averages).mean() < 5  # JPEG keeps colours at half the size
+    assert np.abs(image - averages)[-1].mean() < 12
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_sixteen_bits_become_eight(tmp_path: Path, name: str, channels: int) -> None:
+def test_read_image_scales_sixteen_bits_to_eight(tmp_path: Path, name: str, channels: int) -> None:
     """Would catch values cut off at 255, which makes a photo white, or read as uint16."""
     image = picture()[..., :channels]
     cv2.imwrite(str(tmp_path / name), (image.astype(np.uint16) * 257)[..., ::-1])
@@ -184,7 +185,7 @@ def test_sixteen_bits_become_eight(tmp_path: Path, name: str, channels: int) -> 
 
 
 def big_png(side: int = 100_000) -> bytes:
-    """A PNG that says it has 10 billion pixels, or so many a side."""
+    """Return a PNG of a few hundred bytes whose header gives ``side`` pixels a side, 10 billion in total by default."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -200,7 +201,7 @@ def encoded(kind: str, **options: Any) -> bytes:
 
 
 def with_preview() -> bytes:
-    """A JPEG with a whole small JPEG in its header, as cameras write them."""
+    """Return a JPEG with a complete small JPEG in its header, as cameras write them."""
     return encoded("JPEG", exif=b"Exif\0\0" + encoded("JPEG", quality=20))
 
 
@@ -220,23 +221,23 @@ FAULTY = {
 
 
 @pytest.mark.parametrize("name", FAULTY)
-def test_a_faulty_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
-    """Would catch half pictures taken for whole ones, and errors that do not say which file."""
+def test_read_image_refuses_a_damaged_file_by_name(tmp_path: Path, name: str) -> None:
+    """Would catch half pictures accepted as complete, and errors that do not name the file."""
     (tmp_path / name).write_bytes(FAULTY[name])
     with pytest.raises(ImageError, match=name):
         read_image(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["cut.jpg", "progressive.jpg", "preview.jpg", "start.jpg", "lost.jpg"])
-def test_a_jpeg_that_was_cut_off_is_refused_as_such(tmp_path: Path, name: str) -> None:
-    """Would catch trust in OpenCV, of which some versions return half a picture, and in the end marker of a preview."""
+def test_read_image_reports_a_truncated_jpeg(tmp_path: Path, name: str) -> None:
+    """Would catch trust in OpenCV versions that return half a picture, and in the end marker of a preview."""
     (tmp_path / name).write_bytes(FAULTY[name])
     with pytest.raises(ImageError, match=f"{name}: the JPEG is truncated"):
         read_image(tmp_path / name)
 
 
 @pytest.mark.parametrize("read", [read_image, image_size, upright])
-def test_a_missing_file_is_refused_by_name(tmp_path: Path, read: Any) -> None:
+def test_image_functions_refuse_a_missing_file_by_name(tmp_path: Path, read: Any) -> None:
     """Would catch an OSError that stops the training."""
     with pytest.raises(ImageError, match=r"gone\.jpg: No such file"):
         read(tmp_path / "gone.jpg")
@@ -245,8 +246,8 @@ def test_a_missing_file_is_refused_by_name(tmp_path: Path, read: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["text.jpg", "empty.jpg", "huge.png"])
-def test_a_header_that_tells_no_size_is_refused(tmp_path: Path, name: str) -> None:
-    """Would catch the errors of PIL that are no OSError, such as that against decompression bombs."""
+def test_image_size_refuses_a_header_without_a_size(tmp_path: Path, name: str) -> None:
+    """Would catch errors of PIL that are not an OSError, such as the one against decompression bombs."""
     (tmp_path / name).write_bytes(FAULTY[name])
     with pytest.raises(ImageError, match=name):
         image_size(tmp_path / name)
@@ -262,17 +263,17 @@ def test_a_header_that_tells_no_size_is_refused(tmp_path: Path, name: str) -> No
     ],
     ids=["something behind it", "a preview", "progressive", "padding"],
 )
-def test_a_whole_jpeg_is_not_refused(tmp_path: Path, data: bytes) -> None:
-    """Would catch a check of the last two bytes only, and one that loses its way among the markers."""
+def test_read_image_accepts_unusual_complete_jpegs(tmp_path: Path, data: bytes) -> None:
+    """Would catch a check of only the last two bytes, and one that misreads the markers."""
     path = tmp_path / "photo.jpg"
     path.write_bytes(data)
     np.testing.assert_allclose(read_image(path), picture(), atol=40)
 
 
 @pytest.mark.parametrize("mark", range(1, 9))
-def test_upright_is_the_stored_photo_moved_by_a_matrix(tmp_path: Path, mark: int) -> None:
-    """Would catch a mark turned the wrong way, and datasets read upright although they are labelled as stored."""
-    path = save(tmp_path / "photo.png", picture(), exif=turned(mark))
+def test_upright_matrix_moves_the_stored_photo(tmp_path: Path, mark: int) -> None:
+    """Would catch a tag that rotates the wrong way, and sets labelled as stored that are read upright."""
+    path = save(tmp_path / "photo.png", picture(), exif=exif_with_orientation(mark))
     matrix, box = upright(path)
     stored, shown = read_image(path), read_image(path, orientation="shown")
     np.testing.assert_array_equal(stored, picture())
@@ -282,23 +283,23 @@ def test_upright_is_the_stored_photo_moved_by_a_matrix(tmp_path: Path, mark: int
     np.testing.assert_array_equal(moved, shown)
 
 
-def test_a_reduced_photo_keeps_its_stored_orientation(tmp_path: Path) -> None:
-    """Would catch the orientation mark followed in reduced decoding alone: then width and height are swapped."""
-    path = save(tmp_path / "photo.jpg", picture(), exif=turned(6))
+def test_read_image_reduced_keeps_the_stored_orientation(tmp_path: Path) -> None:
+    """Would catch an orientation tag applied only in reduced decoding: width and height would be swapped."""
+    path = save(tmp_path / "photo.jpg", picture(), exif=exif_with_orientation(6))
     assert read_image(path, reduce=2).shape == (21, 31, 3)
     assert read_image(path, reduce=2, orientation="shown").shape == (31, 21, 3)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"nonsense"])
-def test_a_damaged_orientation_mark_counts_as_none(tmp_path: Path, exif: bytes) -> None:
-    """Would catch a photo that cannot be used for a fault in a block that says nothing of its pixels."""
+def test_upright_ignores_a_damaged_orientation_tag(tmp_path: Path, exif: bytes) -> None:
+    """Would catch a photo refused because of damaged metadata although its pixels are complete."""
     path = save(tmp_path / "photo.png", picture(), exif=exif)
     np.testing.assert_array_equal(upright(path)[0], np.eye(3))
 
 
-def test_warp_takes_the_same_place_from_every_reduction(tmp_path: Path) -> None:
-    """Would catch a matrix for the reduced photo where one for the full photo is meant."""
+def test_warp_agrees_at_every_reduction(tmp_path: Path) -> None:
+    """Would catch a matrix of the reduced photo where the matrix of the full photo is needed."""
     path = tmp_path / "photo.jpg"
     path.write_bytes(photo(".jpg"))
     matrix = Crop(150, 1.0, True, (0.0, 0.0), "given").matrix(np.array(WHOLE))
@@ -308,8 +309,8 @@ def test_warp_takes_the_same_place_from_every_reduction(tmp_path: Path) -> None:
         np.testing.assert_allclose(centroid(crop), expected, atol=0.1)
 
 
-def test_photos_over_the_largest_size_are_refused_unread(tmp_path: Path) -> None:
-    """A file of 300 bytes that asks for gigabytes; and a phone's photo of 200 megapixels refused as such a bomb."""
+def test_image_functions_refuse_photos_over_the_size_limit(tmp_path: Path) -> None:
+    """Would catch a file of 300 bytes that needs gigabytes, and a phone's 200-megapixel photo that is refused too."""
     path = tmp_path / "a.png"
     path.write_bytes(big_png(20_000))
     for read in (read_image, image_size):
@@ -319,8 +320,8 @@ def test_photos_over_the_largest_size_are_refused_unread(tmp_path: Path) -> None
     assert image_size(path) == (14_200, 14_200)
 
 
-def test_memory_of_a_crop_is_bounded(tmp_path: Path) -> None:
-    """A photo of 20,000 x 5 pixels in 400 bytes that is padded to gigabytes for a box fifty times as large."""
+def test_photo_file_cut_out_limits_its_memory(tmp_path: Path) -> None:
+    """Would catch a photo of 20,000 x 5 pixels padded to gigabytes for a box fifty times as large."""
     path = save(tmp_path / "a.png", np.zeros((5, 20_000, 3), np.uint8))
     view = Crop(64, 1.0, False, (0.0, 0.0), "given")
     assert not cut_out(path, view.matrix(np.array([-0.5, -0.5, 19999.5, 4.5])), 64).any()

@@ -1,4 +1,4 @@
-"""Index tables and conversions: every slip here swaps or loses points silently everywhere else."""
+"""Tests of the layouts and conversions: an error in an index table swaps or loses points without a message."""
 
 import dataclasses
 import pickle
@@ -29,7 +29,8 @@ LAYOUTS = {value.name: value for value in vars(layouts).values() if isinstance(v
 every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 every_conversion = pytest.mark.parametrize("names", CONVERSIONS, ids="-".join)
 
-# The permutations as they stand in the loaders of the datasets and, for the alphabetical order, in pfld_106's users.
+# The permutations in the datasets' own loaders; for the alphabetical order, in projects that use pfld_106. Layouts that
+# nobody published have none.
 # fmt: off
 FLIPS = {
     "ibug68": [
@@ -72,7 +73,7 @@ FLIPS = {
 
 
 def face_plusplus_names() -> list[str]:
-    """The 106 names of the Face++ scheme, sorted: the order that the alphabetical layout is named after."""
+    """Return the 106 names of the Face++ scheme, sorted; the alphabetical layout has this order."""
     names = ["contour_chin", "mouth_left_corner", "mouth_right_corner", "nose_middle_contour", "nose_tip"]
     names += [f"contour_{side}{i}" for side in ("left", "right") for i in range(1, 17)]
     for side, inner, outer in (("left", "right", "left"), ("right", "left", "right")):
@@ -92,14 +93,14 @@ def face_plusplus_names() -> list[str]:
 QUARTERS = ("left_quarter", "right_quarter")
 
 
-@every_layout
-def test_mirror_is_the_published_permutation(layout: Layout) -> None:
-    """A pair of partners in the wrong place: the flip would train two points towards each other."""
-    assert list(layout.flip) == FLIPS[layout.name]
+@pytest.mark.parametrize("name", FLIPS)
+def test_layout_flip_is_the_published_permutation(name: str) -> None:
+    """Would catch a pair of partners in the wrong place: the flip would train two points towards each other."""
+    assert list(LAYOUTS[name].flip) == FLIPS[name]
 
 
-def test_alphabetical_order_follows_from_the_names() -> None:
-    """A slip in the table LaPa - alphabetical, which the flip alone would not show."""
+def test_alpha106_matches_the_sorted_names() -> None:
+    """Would catch an error in the LaPa to alphabetical table that the flip alone would not show."""
     names = face_plusplus_names()
     assert len(names) == ALPHA106.num_points == len(set(names))
     swap = {"left": "right", "right": "left"}
@@ -134,15 +135,15 @@ def _split_sides(name: str) -> list[str]:
 
 
 @every_layout
-def test_regions_hold_every_point(layout: Layout) -> None:
-    """A point that no region draws or measures."""
+def test_layout_regions_cover_every_point(layout: Layout) -> None:
+    """Would catch a point that no region draws or measures."""
     drawn = {i for lines in layout.regions.values() for line in lines for i in line}
-    assert drawn == set(range(layout.num_points))
+    assert drawn == (set(range(layout.num_points)) if layout.regions else set())
 
 
 @every_layout
-def test_pickle_keeps_every_value(layout: Layout) -> None:
-    """A layout that worker processes cannot receive, or receive changed."""
+def test_layout_survives_pickling(layout: Layout) -> None:
+    """Would catch a layout that worker processes cannot receive, or receive changed."""
     copy = pickle.loads(pickle.dumps(layout))
     assert dataclasses.asdict(copy) == dataclasses.asdict(layout)
     points = np.random.default_rng(0).normal(size=(layout.num_points, 2))
@@ -152,8 +153,8 @@ def test_pickle_keeps_every_value(layout: Layout) -> None:
 
 
 @every_layout
-def test_mirrored_twice_is_the_same_for_numpy_and_torch(layout: Layout) -> None:
-    """A flip that works on only one of the two, or permutes the wrong axis."""
+def test_layout_flipped_is_its_own_inverse_in_numpy_and_torch(layout: Layout) -> None:
+    """Would catch a flip that works on only one of the two, or permutes the wrong axis."""
     points = np.random.default_rng(0).normal(size=(2, 3, layout.num_points, 2))
     once = layout.flipped(points)
     assert np.array_equal(once[..., 0, :], points[..., layout.flip[0], :])
@@ -182,15 +183,15 @@ def test_mirrored_twice_is_the_same_for_numpy_and_torch(layout: Layout) -> None:
         ({"regions": {"mouth": ((2, 3),)}}, "regions"),
     ],
 )
-def test_an_inconsistent_table_is_refused(change: dict, complaint: str) -> None:
-    """A user's own layout with a slip, which would otherwise show as a slightly worse network."""
+def test_layout_refuses_an_inconsistent_table(change: dict, complaint: str) -> None:
+    """Would catch a mistake in a custom layout that would otherwise only show as a slightly worse network."""
     with pytest.raises(ValueError, match=complaint) as error:
         dataclasses.replace(FIVE5, name="mine", **change)
     assert "'mine'" in str(error.value)
 
 
-def test_a_bare_layout_is_enough() -> None:
-    """A check that insists on tables which a layout of its own need not have."""
+def test_layout_needs_only_flip_and_eye_corners() -> None:
+    """Would catch a check that requires tables which a custom layout may omit."""
     layout = Layout(name="mine", num_points=2, flip=(1, 0), eye_corners=(0, 1))
     assert layout.pupils == ((), ())
     assert layout.pose == layout.five == ()
@@ -200,8 +201,8 @@ def test_a_bare_layout_is_enough() -> None:
 
 
 @every_conversion
-def test_weights_are_means_and_read_only(names: tuple[str, str]) -> None:
-    """Weights that scale a point (0.666 + 0.333), or a table that a user changes by accident."""
+def test_conversion_weights_are_means_and_read_only(names: tuple[str, str]) -> None:
+    """Would catch weights that scale a point (0.666 + 0.333), or a table that a user changes by accident."""
     source, target = names
     weights = CONVERSIONS[names]
     assert weights.shape == (LAYOUTS[target].num_points, LAYOUTS[source].num_points)
@@ -213,21 +214,22 @@ def test_weights_are_means_and_read_only(names: tuple[str, str]) -> None:
 
 
 @every_conversion
-def test_conversion_commutes_with_the_mirror(names: tuple[str, str]) -> None:
-    """A point taken from the wrong side, or from a neighbour on one side only."""
+def test_convert_commutes_with_the_flip(names: tuple[str, str]) -> None:
+    """Would catch a point taken from the wrong side, or from a neighbour on one side only."""
     source, target = (LAYOUTS[name] for name in names)
     points = np.random.default_rng(0).normal(size=(source.num_points, 2))
     first = convert(source.flipped(points), source, target)
     assert np.allclose(first, target.flipped(convert(points, source, target)), atol=1e-12, equal_nan=True)
 
 
-def _names(weights: Array) -> dict[int, dict[int, float]]:
+def _nonzero_weights(weights: Array) -> dict[int, dict[int, float]]:
+    """Return the nonzero weights of each target point, by index of the source point."""
     return {i: {int(j): float(row[j]) for j in np.flatnonzero(row)} for i, row in enumerate(weights)}
 
 
-def test_68_from_wflw_by_hand() -> None:
-    """Lid thirds or brow halves of the wrong neighbours."""
-    parts = _names(CONVERSIONS["wflw98", "ibug68"])
+def test_conversion_wflw98_to_ibug68_matches_a_table_by_hand() -> None:
+    """Would catch lid thirds or brow halves computed from the wrong neighbours."""
+    parts = _nonzero_weights(CONVERSIONS["wflw98", "ibug68"])
     assert {i: parts[i] for i in (0, 8, 17, 21, 22, 26, 30, 36, 45, 48, 67)} == {
         0: {0: 1},
         8: {16: 1},
@@ -248,12 +250,12 @@ def test_68_from_wflw_by_hand() -> None:
         40: {65: two, 66: third},
         41: {66: third, 67: two},
     }
-    assert _names(CONVERSIONS["lapa106", "ibug68"])[46] == {80: two, 81: third}
+    assert _nonzero_weights(CONVERSIONS["lapa106", "ibug68"])[46] == {80: two, 81: third}
 
 
-def test_lapa_from_68_and_cofw_by_hand() -> None:
-    """The eye points of another layout in LaPa's places: mmpose writes WFLW's 60 .. 74 for COFW's eyes."""
-    parts = _names(CONVERSIONS["ibug68", "lapa106"])
+def test_conversions_to_lapa106_match_tables_by_hand() -> None:
+    """Would catch wrong eye points in LaPa's places: mmpose writes WFLW's 60 .. 74 for COFW's eyes."""
+    parts = _nonzero_weights(CONVERSIONS["ibug68", "lapa106"])
     assert {i: parts[i] for i in (32, 33, 37, 42, 58, 66, 67, 68, 70, 72, 77, 81, 103)} == {
         32: {16: 1},
         33: {17: 1},
@@ -288,26 +290,26 @@ def test_lapa_from_68_and_cofw_by_hand() -> None:
     }
     cofw |= {15: 81, 18: 57, 19: 63, 20: 54, 21: 60, 22: 84, 23: 90, 24: 87, 25: 98, 26: 102, 27: 93, 28: 16}
     cofw |= {16: 104, 17: 105}
-    lapa = {i: row for i, row in _names(CONVERSIONS["cofw29", "lapa106"]).items() if row}
+    lapa = {i: row for i, row in _nonzero_weights(CONVERSIONS["cofw29", "lapa106"]).items() if row}
     assert lapa == {target: {source: 1} for source, target in cofw.items()}
 
 
-def test_what_wflw_lacks_of_lapa() -> None:
-    """A point that WFLW does not mark and a conversion makes up."""
+def test_convert_marks_points_missing_in_wflw98_as_nan() -> None:
+    """Would catch a conversion that invents a point which WFLW does not annotate."""
     points = convert(np.ones((98, 2), np.float32), WFLW98, LAPA106)
     assert np.flatnonzero(np.isnan(points).any(axis=1)).tolist() == [55, 56, 57, 63, 64, 65, 74, 83]
     assert points.dtype == np.float32
 
 
 @pytest.mark.parametrize(("there", "through"), [(ALPHA106, LAPA106), (WFLW98, LAPA106), (COFW29, ALPHA106)])
-def test_there_and_back(there: Layout, through: Layout) -> None:
-    """An order that is not the inverse of its own inverse (the argument of argsort the wrong way round)."""
+def test_convert_round_trip_is_exact(there: Layout, through: Layout) -> None:
+    """Would catch an order that is not inverted by its inverse (the argument of argsort the wrong way round)."""
     points = np.random.default_rng(0).normal(size=(4, there.num_points, 2))
     assert np.array_equal(convert(convert(points, there, through), through, there), points)
 
 
-def test_only_what_needs_a_missing_point_is_lost() -> None:
-    """A NaN that spreads through a matrix product to every point, or vanishes in a mean."""
+def test_convert_loses_only_points_that_need_a_missing_one() -> None:
+    """Would catch a NaN that spreads through a matrix product to every point, or vanishes in a mean."""
     points = np.random.default_rng(0).normal(size=(3, 98, 2))
     points[1, 62] = np.nan
     converted = convert(points, WFLW98, IBUG68)
@@ -315,15 +317,15 @@ def test_only_what_needs_a_missing_point_is_lost() -> None:
 
 
 @pytest.mark.parametrize("layout", [IBUG68, WFLW98, LAPA106, ALPHA106, COFW29, AFLW19], ids=lambda x: x.name)
-def test_five_points_are_the_centroids(layout: Layout) -> None:
-    """A sum instead of a mean, or eyes and mouth corners exchanged."""
+def test_convert_to_five5_takes_centroids(layout: Layout) -> None:
+    """Would catch a sum instead of a mean, or eyes and mouth corners exchanged."""
     points = np.random.default_rng(0).normal(size=(2, layout.num_points, 2))
     expected = np.stack([points[:, list(group)].mean(axis=1) for group in layout.five], axis=1)
     assert np.allclose(convert(points, layout, FIVE5), expected)
 
 
-def test_errors_name_what_is_possible() -> None:
-    """A KeyError in place of an answer, and points of one layout read as another's."""
+def test_convert_errors_list_possible_layouts() -> None:
+    """Would catch a bare KeyError, and points of one layout read as another's."""
     with pytest.raises(ValueError, match="from layout 'five5' to 'wflw98'; 'five5' converts to: none"):
         convert(np.zeros((5, 2)), FIVE5, WFLW98)
     with pytest.raises(ValueError, match="from layout 'aflw19' to 'ibug68'; 'aflw19' converts to: five5"):
@@ -336,11 +338,11 @@ def test_errors_name_what_is_possible() -> None:
 
 
 def _read_rows(path: Path, layout: Layout, separator: str | None) -> dict[str, Array]:
-    """Lines of numbers and a name, before or after them."""
+    """Read lines of numbers with a name before or after them."""
     rows: dict[str, Array] = {}
     for line in path.read_text().splitlines():
-        words = line.split(separator)
-        name, numbers = (words[0], words[1:]) if separator else (words[-1], words)
+        fields = line.split(separator)
+        name, numbers = (fields[0], fields[1:]) if separator else (fields[-1], fields)
         if name:
             rows[f"{name} {len(rows)}"] = np.array(numbers[: 2 * layout.num_points], float).reshape(-1, 2)
     return rows
@@ -360,29 +362,29 @@ def _real_faces(layout: Layout) -> Array:
 
 
 @pytest.mark.parametrize("layout", [IBUG68, WFLW98, LAPA106, ALPHA106, COFW29], ids=lambda x: x.name)
-def test_mirrored_mean_face_lies_on_itself(layout: Layout) -> None:
-    """A permutation that is consistent in itself, but not the one of the dataset's files."""
+def test_layout_flip_maps_the_mean_face_onto_itself(layout: Layout) -> None:
+    """Would catch a permutation that is consistent in itself, but not the one of the dataset's files."""
     faces = _real_faces(layout)
     pose = estimate_pose(faces, layout)
-    faces = transform_points(rotation(pose * [0, 0, -1]), faces)[np.abs(pose[:, 0]) < 20]  # upright and nearly frontal
+    faces = transform_points(rotation(pose * [0, 0, -1]), faces)[np.abs(pose[:, 0]) < 20]  # upright, nearly frontal
     box = bounding_box(faces)[:, None]
     mean = ((faces - box[..., :2]) / (box[..., 2:] - box[..., :2])).mean(axis=0)
     flipped = mean * [-1, 1] + [2 * mean[:, 0].mean(), 0]
     distance = np.linalg.norm(flipped[:, None] - mean, axis=-1)  # (flipped point, point)
     partner = distance[np.arange(layout.num_points), layout.flip]
-    # a part of the face's box: neighbours are farther apart, save for points that coincide (pupil and eye centre)
+    # fraction of the face's box; neighbours are farther apart, except coinciding points (pupil and eye centre)
     slack = 0.005
     assert np.flatnonzero(partner > distance.min(axis=1) + slack).tolist() == []
 
 
-def test_wflw_becomes_lapa_on_the_same_portraits() -> None:
-    """A conversion that puts a point next to its place: both layouts of these portraits come from one annotation."""
+def test_convert_wflw98_to_lapa106_agrees_on_the_same_portraits() -> None:
+    """Would catch a misplaced point: both layouts of these portraits are made from one annotation."""
     lapa = _read_lapa(face_data("frl106"))
     lists = face_data("frl98", "WFLW_annotations", "list_98pt_rect_attr_train_test").glob("*.txt")
     wflw = {Path(k.split(" ")[0]).stem: v for path in lists for k, v in _read_rows(path, WFLW98, None).items()}
     assert len(wflw) == len(lapa)
     truth = np.stack([lapa[name] for name in wflw])
-    made = convert(np.stack(list(wflw.values())), WFLW98, LAPA106)
+    converted = convert(np.stack(list(wflw.values())), WFLW98, LAPA106)
     eyes = np.linalg.norm(truth[:, LAPA106.eye_corners[0]] - truth[:, LAPA106.eye_corners[1]], axis=-1)
-    error = np.linalg.norm(made - truth, axis=-1) / eyes[:, None]
+    error = np.linalg.norm(converted - truth, axis=-1) / eyes[:, None]
     assert np.nanmax(error.mean(axis=0)) < 0.01

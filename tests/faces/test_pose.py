@@ -1,4 +1,4 @@
-"""Signs, orders and accuracy of head pose: a wrong sign fits synthetic faces as well as the right one."""
+"""Tests of head pose: a wrong sign fits synthetic faces as well as the right one."""
 
 from collections.abc import Callable
 
@@ -23,13 +23,13 @@ from facelab.faces.pose import (
 
 WITH_POSE = pytest.mark.parametrize("layout", [IBUG68, WFLW98, LAPA106, ALPHA106, COFW29], ids=lambda x: x.name)
 
-# yaw with and without nodding and tilting
+# yaw with and without pitch and roll
 POSES = np.array(
     [(yaw, pitch, roll) for yaw in (0, 30, -30, 60, -60, 85, -85) for pitch in (0, 25, -20) for roll in (0, 40, -70)],
     float,
 )
 
-# The 14 points of the mean face of 300W that comes with DAN (Kowalski, Naruniec, Trzcinski, CVPRW 2017; MIT licence),
+# The 14 points of the mean face of 300W in the DAN code (Kowalski, Naruniec, Trzcinski, CVPRW 2017; MIT licence),
 # in pixels of a square of 112 around 1.2 times its box.
 # fmt: off
 MEAN_FACE = np.array([
@@ -41,7 +41,7 @@ MEAN_FACE = np.array([
 
 
 def as_faces(model_points: Array, layout: Layout) -> Array:
-    """The 14 points of each face in the places of a layout, the others not annotated."""
+    """Place the 14 points of each face in a layout; the other points are NaN."""
     faces = np.full((len(model_points), layout.num_points, 2), np.nan)
     faces[:, list(layout.pose)] = model_points
     return faces
@@ -51,27 +51,27 @@ def projected(pose: Array, layout: Layout, scale: float = 9.0, shift: tuple[floa
     return as_faces((MODEL @ rotation(pose).mT)[..., :2] * scale + shift, layout)
 
 
-def away(pose: Array, other: Array) -> Array:
-    """Difference of angles, within 180 degrees."""
+def angle_difference(pose: Array, other: Array) -> Array:
+    """Return the absolute difference of angles, at most 180 degrees."""
     return np.abs((pose - other + 180) % 360 - 180)
 
 
-def test_signs_of_the_three_angles() -> None:
-    """One sign turned round: nose to the wrong side, chin down, or roll counted against the clock."""
+def test_rotation_has_the_right_signs() -> None:
+    """Would catch one wrong sign: nose to the wrong side, chin down, or roll counted counterclockwise."""
     nose, right = np.array([0, 0, -1.0]), np.array([1.0, 0, 0])  # out of the face; along its eyes
     assert (rotation(np.array([30, 0, 0])) @ nose)[0] == pytest.approx(-0.5)  # to the left of the image
     assert (rotation(np.array([0, 30, 0])) @ nose)[1] == pytest.approx(-0.5)  # up
-    assert (rotation(np.array([0, 0, 30])) @ right)[1] == pytest.approx(0.5)  # the right eye sinks
+    assert (rotation(np.array([0, 0, 30])) @ right)[1] == pytest.approx(0.5)  # the right eye moves down
 
 
-def test_order_of_the_three_angles() -> None:
-    """Another order of composition, which agrees on each angle alone."""
+def test_rotation_composes_roll_yaw_pitch() -> None:
+    """Would catch another order of composition, which agrees on each angle alone."""
     yaw, pitch, roll = (rotation(np.array(p)) for p in ((30, 0, 0), (0, 20, 0), (0, 0, 40)))
     assert np.allclose(rotation(np.array([30, 20, 40])), roll @ yaw @ pitch)
 
 
-def test_angles_undo_rotation() -> None:
-    """A rotation that is a reflection, or angles read off the wrong entries."""
+def test_angles_inverts_rotation() -> None:
+    """Would catch a rotation that is a reflection, or angles read from the wrong entries."""
     matrix = rotation(POSES)
     assert np.allclose(matrix @ matrix.mT, np.eye(3))
     assert np.allclose(np.linalg.det(matrix), 1)
@@ -79,37 +79,37 @@ def test_angles_undo_rotation() -> None:
     assert np.isnan(angles(np.full((3, 3), np.nan))).all()
 
 
-def test_model_is_its_own_mirror_image() -> None:
-    """The slip of the public codes, both nose wings on one side, and a model that stands on its head."""
+def test_pose_model_is_symmetric_and_upright() -> None:
+    """Would catch the error of the public codes, both nose wings on one side, and a model that is upside down."""
     assert np.allclose(MODEL[list(POSE_FLIP)] * [-1, 1, 1], MODEL)
     left, right = MODEL[4], MODEL[7]  # outer eye corners
     assert left[0] < right[0]
     assert MODEL[13, 1] == MODEL[:, 1].max()  # the chin is lowest: y down
-    assert MODEL[8:10, 2].max() < MODEL[4:8, 2].min()  # the nose is nearest: z away
+    assert MODEL[8:10, 2].max() < MODEL[4:8, 2].min()  # the nose is nearest: z points away from the viewer
 
 
 @WITH_POSE
-def test_estimate_gives_the_projected_pose_back(layout: Layout) -> None:
-    """Any error of sign, order, axis or index of the fit, in profile and with combined angles too."""
-    assert away(estimate_pose(projected(POSES, layout), layout), POSES).max() < 1e-3
+def test_estimate_pose_recovers_the_projected_pose(layout: Layout) -> None:
+    """Would catch any error of sign, order, axis or index of the fit, also in profile and with combined angles."""
+    assert angle_difference(estimate_pose(projected(POSES, layout), layout), POSES).max() < 1e-3
 
 
-def test_estimate_needs_six_points() -> None:
-    """A missing point that spoils its face, another face, or the centre of the others."""
+def test_estimate_pose_needs_six_points() -> None:
+    """Would catch a missing point that spoils its face, another face, or the centre of the others."""
     faces = projected(POSES, IBUG68)
     for missing in range(9):
         faces[missing, list(IBUG68.pose)[:missing]] = np.nan
     faces[1, IBUG68.pose[0], 1] = np.nan
     faces[2, IBUG68.pose[1]] = np.inf
-    assert away(estimate_pose(faces, IBUG68), POSES).max() < 2e-3
+    assert angle_difference(estimate_pose(faces, IBUG68), POSES).max() < 2e-3
     faces[3, list(IBUG68.pose)[:9]] = np.nan
     estimated = estimate_pose(faces, IBUG68)
     assert np.flatnonzero(np.isnan(estimated).any(axis=1)).tolist() == [3]
     assert np.isnan(official_pnp(faces[3:4], IBUG68, 300)).all()
 
 
-def test_no_pose_from_nothing() -> None:
-    """A made-up pose for a layout without its points, for one point fourteen times, or a crash without faces."""
+def test_estimate_pose_returns_nan_without_usable_points() -> None:
+    """Would catch an invented pose without pose points or for one repeated point, or a crash without faces."""
     assert np.isnan(estimate_pose(np.ones((2, 19, 2)), AFLW19)).all()
     assert np.isnan(official_pnp(np.ones((2, 19, 2)), AFLW19, 112)).all()
     on_a_line = np.linspace((0, 0), (50, 20), 14)
@@ -126,28 +126,28 @@ def _pnp(points: Array, layout: Layout) -> Array:
 
 
 @pytest.mark.parametrize("method", [estimate_pose, _pnp])
-def test_flipped_and_turned_agree_with_the_moved_points(method: Callable[[Array, Layout], Array]) -> None:
-    """An augmentation whose pose label does not follow the image."""
+def test_flipped_and_turned_agree_with_moved_points(method: Callable[[Array, Layout], Array]) -> None:
+    """Would catch an augmentation whose pose label does not follow the image."""
     poses = POSES[np.abs(POSES[:, 0]) < 80]
     faces = projected(poses, IBUG68, scale=9.0, shift=(150, 150))
     faces += np.random.default_rng(0).normal(0, 1, faces.shape)  # no rotation of the model fits exactly
     before = method(faces, IBUG68)
     moved = IBUG68.flipped(transform_points(flip_image(301), faces))  # flipped about column 150
-    assert away(method(moved, IBUG68), flipped(before)).max() < 0.05
+    assert angle_difference(method(moved, IBUG68), flipped(before)).max() < 0.05
     for degrees in (25.0, -160.0):
         moved = transform_points(affine_about_centre(301, degrees), faces)
-        assert away(method(moved, IBUG68), turned(before, degrees)).max() < 0.05
+        assert angle_difference(method(moved, IBUG68), turned(before, degrees)).max() < 0.05
 
 
 def test_turned_stays_within_180_degrees() -> None:
-    """A roll of 190 degrees, which is 20 away from -170 only on paper."""
+    """Would catch a roll of 190 degrees in place of -170."""
     assert np.allclose(turned(np.array([10, 20, 170]), 20.0), [10, 20, -170])
     assert np.isnan(turned(np.full(3, np.nan), 20.0)).all()
 
 
 @pytest.mark.parametrize("size", [112, 256])
-def test_pnp_of_the_mean_face(size: int) -> None:
-    """The slip of the nose wing (it gives 8.2, 6.7, 2.2), fractions in place of pixels, or a camera off centre."""
+def test_official_pnp_of_the_mean_face(size: int) -> None:
+    """Would catch the nose-wing error (it gives 8.2, 6.7, 2.2), fractions taken for pixels, or a camera off centre."""
     face = as_faces(from_cells(MEAN_FACE / 112, size)[None], IBUG68)
     upright = official_pnp(face, IBUG68, size)[0]
     assert upright == pytest.approx([0.0, -5.98, 0.0], abs=0.01)
@@ -156,53 +156,53 @@ def test_pnp_of_the_mean_face(size: int) -> None:
 
 
 @WITH_POSE
-def test_pnp_gives_the_pose_of_a_perspective_view_back(layout: Layout) -> None:
-    """A camera of another field of view, or a head behind it."""
+def test_official_pnp_recovers_the_pose_of_a_perspective_view(layout: Layout) -> None:
+    """Would catch a camera with another field of view, or a head behind it."""
     size, focal = 256, 128 * np.sqrt(3)
     seen = MODEL @ rotation(POSES).mT + [1, -2, 40]
     faces = as_faces(from_cells(seen[..., :2] / seen[..., 2:] * focal + size / 2, 1), layout)
-    assert away(official_pnp(faces, layout, size), POSES).max() < 1e-2
+    assert angle_difference(official_pnp(faces, layout, size), POSES).max() < 1e-2
 
 
-def test_pnp_keeps_a_flat_face_before_the_camera() -> None:
-    """The iteration without a start: it finds the head behind the camera, upside down."""
-    size, focal, away_from_it = 112, 56 * np.sqrt(3), 30.0
-    flat = from_cells(MODEL[None, :, :2] / away_from_it * focal + size / 2, 1)
+def test_official_pnp_keeps_a_flat_face_before_the_camera() -> None:
+    """Would catch the iteration without a start: it finds the head behind the camera, upside down."""
+    size, focal, depth = 112, 56 * np.sqrt(3), 30.0
+    flat = from_cells(MODEL[None, :, :2] / depth * focal + size / 2, 1)
     (pose,) = official_pnp(as_faces(flat, IBUG68), IBUG68, size)
     assert np.abs(pose[[0, 2]]).max() < 0.1
     assert abs(pose[1]) < 30
 
 
-def test_300w_lp_angles_alone_keep_their_values() -> None:
-    """Radians for degrees, or pitch and yaw exchanged."""
+def test_from_300w_lp_keeps_single_angles() -> None:
+    """Would catch radians taken for degrees, or pitch and yaw exchanged."""
     labels = np.deg2rad([[20, 0, 0, 1, 2], [0, -30, 0, 1, 2], [0, 0, 40, 1, 2]])
     assert np.allclose(from_300w_lp(labels), [[0, 20, 0], [-30, 0, 0], [0, 0, 40]])
 
 
-def test_300w_lp_composes_the_other_way_round() -> None:
-    """A label taken as it is: here nodding and tilting make up yaw."""
+def test_from_300w_lp_reverses_the_composition() -> None:
+    """Would catch a label used without conversion: here pitch and roll change yaw."""
     yaw, pitch, roll = 30.0, 20.0, 40.0
     expected = rotation(np.array([0, pitch, 0])) @ rotation(np.array([yaw, 0, 0])) @ rotation(np.array([0, 0, roll]))
     converted = from_300w_lp(np.deg2rad([pitch, yaw, roll]))
     assert np.allclose(rotation(converted), expected)
-    assert away(converted, np.array([yaw, pitch, roll])).max() > 10
+    assert angle_difference(converted, np.array([yaw, pitch, roll])).max() > 10
 
 
 # Real faces
 
 
 def _aflw2000_labels() -> tuple[Array, Array]:
-    """``pt3d_68`` (F, 68, 3) with z towards the viewer, and our pose of ``Pose_Para`` (F, 3)."""
+    """Return ``pt3d_68`` (F, 68, 3) with z towards the viewer, and our pose of ``Pose_Para`` (F, 3)."""
     labels = [loadmat(path) for path in sorted(face_data("AFLW2000").glob("*.mat"))]
     assert len(labels) == 16
     points = np.stack([label["pt3d_68"].T for label in labels])
     return points, from_300w_lp(np.concatenate([label["Pose_Para"] for label in labels]))
 
 
-def test_labels_of_aflw2000_are_the_rotations_between_its_heads() -> None:
-    """Another order or sign of ``Pose_Para``: then it does not say how one head in 3-D is turned against another."""
+def test_from_300w_lp_matches_rotations_between_aflw2000_heads() -> None:
+    """Would catch another order or sign of ``Pose_Para``, which contradicts the rotation between two 3-D heads."""
     points, pose = _aflw2000_labels()
-    heads = (points - points.mean(axis=1, keepdims=True)) * [1, 1, -1]  # z away
+    heads = (points - points.mean(axis=1, keepdims=True)) * [1, 1, -1]  # z points away from the viewer
     labelled = rotation(pose)
     u, _, v = np.linalg.svd(heads[:, None].mT @ heads[None])  # (from F, to F, 3, 3): Kabsch
     between = (u * np.stack([np.ones(u.shape[:2])] * 2 + [np.linalg.det(u @ v)], -1)[..., None, :]) @ v
@@ -211,13 +211,13 @@ def test_labels_of_aflw2000_are_the_rotations_between_its_heads() -> None:
     assert error.mean() < 2.5
 
 
-def test_estimate_agrees_with_the_labels_of_aflw2000() -> None:
-    """A sign of yaw, pitch or roll against the world's convention."""
+def test_estimate_pose_agrees_with_aflw2000_labels() -> None:
+    """Would catch a sign of yaw, pitch or roll against the common convention."""
     points, pose = _aflw2000_labels()
     estimated = estimate_pose(points[..., :2], IBUG68)
-    frontal = np.abs(pose[:, 0]) < 60  # near profile pitch and roll turn about nearly the same axis
-    assert away(estimated, pose)[:, 0].mean() < 3
-    assert (away(estimated, pose)[frontal].mean(axis=0) < (3, 7, 3)).all()
+    frontal = np.abs(pose[:, 0]) < 60  # near profile, pitch and roll rotate about almost the same axis
+    assert angle_difference(estimated, pose)[:, 0].mean() < 3
+    assert (angle_difference(estimated, pose)[frontal].mean(axis=0) < (3, 7, 3)).all()
     large = np.abs(pose) > 15
     large[~frontal, 1:] = False
     assert large.sum(axis=0).min() >= 1
@@ -225,7 +225,7 @@ def test_estimate_agrees_with_the_labels_of_aflw2000() -> None:
 
 
 def _aflw2000_all() -> tuple[Array, Array]:
-    """68 points of the 2,000 faces, and their labelled yaw, of which two are not wrapped."""
+    """Return 68 points of the 2,000 faces and their labelled yaw; two of the angles are not wrapped."""
     folder = face_data("samples", "aflw2000_gt")
     yaw = np.load(folder / "AFLW2000-3D.pose.npy")
     return np.load(folder / "AFLW2000-3D.pts68.npy")[:, :2].transpose(0, 2, 1), yaw
@@ -235,40 +235,40 @@ def _bucket(yaw: Array) -> Array:
     return np.digitize(np.abs(yaw), [30, 60], right=True)
 
 
-def test_yaw_buckets_of_2000_faces() -> None:
-    """An estimate too coarse to sort faces by pose, which is what it is for."""
+def test_estimate_pose_sorts_2000_faces_into_yaw_buckets() -> None:
+    """Would catch an estimate too coarse to sort faces by pose, which is its purpose."""
     points, label = _aflw2000_all()
     pose = estimate_pose(points, IBUG68)
-    assert away(pose[:, 0], label).mean() < 3.5
+    assert angle_difference(pose[:, 0], label).mean() < 3.5
     assert (_bucket(pose[:, 0]) != _bucket(label)).mean() < 0.07
-    # the label's own yaw belongs to the other order of turns: of those turns the estimate's yaw is nearer
+    # the label's yaw is of the other order of rotations; in that order the estimate's yaw is closer to it
     same_order = np.rad2deg(np.arcsin(rotation(pose)[:, 0, 2]))
-    assert away(same_order, label).mean() < 2.3
+    assert angle_difference(same_order, label).mean() < 2.3
     assert (_bucket(same_order) != _bucket(label)).mean() < 0.045
 
 
-def test_pnp_is_the_worse_estimate_on_2000_faces() -> None:
-    """A camera that is not the usual one: its figures on crops of 1.2 times the tight box are known."""
+def test_official_pnp_has_its_known_error_on_2000_faces() -> None:
+    """Would catch an unusual camera: the errors on crops of 1.2 times the tight box are known."""
     points, label = _aflw2000_all()
     box = bounding_box(points)
     centre, side = (box[:, :2] + box[:, 2:]) / 2, 1.2 * (box[:, 2:] - box[:, :2]).max(axis=1)
     crop = from_cells((points - centre[:, None]) / side[:, None, None] + 0.5, 112)
     pose = official_pnp(crop, IBUG68, 112)
-    assert away(pose[:, 0], label).mean() == pytest.approx(7.68, abs=0.1)
+    assert angle_difference(pose[:, 0], label).mean() == pytest.approx(7.68, abs=0.1)
     assert (_bucket(pose[:, 0]) != _bucket(label)).mean() == pytest.approx(0.1355, abs=0.003)
 
 
 @pytest.mark.parametrize(
     ("layout", "tolerance"),
-    # 68 points mark the middle of a brow's inner end, the other two its lower edge, which reads as nodding
+    # ibug68 marks the middle of a brow's inner end, the other two its lower edge, which changes the pitch
     [(LAPA106, (1e-3, 1e-3, 1e-3)), (ALPHA106, (1e-3, 1e-3, 1e-3)), (IBUG68, (0.5, 5, 1))],
     ids=["lapa106", "alpha106", "ibug68"],
 )
-def test_every_markup_sees_the_same_pose(layout: Layout, tolerance: tuple[float, ...]) -> None:
-    """A pose index of one layout on another part of the face, as pfld_106's on the side of the nose."""
+def test_estimate_pose_agrees_across_layouts(layout: Layout, tolerance: tuple[float, ...]) -> None:
+    """Would catch a pose index on another part of the face, like pfld_106's index on the side of the nose."""
     lists = face_data("WFLW", "WFLW_annotations", "list_98pt_rect_attr_train_test")
     lines = (lists / "list_98pt_rect_attr_test.txt").read_text().splitlines()
     faces = np.array([line.split()[: 2 * WFLW98.num_points] for line in lines], float).reshape(-1, 98, 2)
-    of_wflw = estimate_pose(faces, WFLW98)
-    difference = away(estimate_pose(convert(faces, WFLW98, layout), layout), of_wflw).mean(axis=0)
+    wflw_pose = estimate_pose(faces, WFLW98)
+    difference = angle_difference(estimate_pose(convert(faces, WFLW98, layout), layout), wflw_pose).mean(axis=0)
     assert (difference < tolerance).all()

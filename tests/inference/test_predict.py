@@ -1,4 +1,4 @@
-"""predict.py: landmarks on photos that nobody annotated."""
+"""Tests of predict.py: landmarks on photos without annotations."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ from facelab.runs.build import build
 from facelab.runs.checkpoint import load_run
 from lightning_modules.pipnet import PIPNet
 
-FACE = np.array([[0.2, 0.3], [0.8, 0.25], [0.5, 0.5], [0.3, 0.8], [0.7, 0.85]])  # of FIVE5 in a unit square
+FACE = np.array([[0.2, 0.3], [0.8, 0.25], [0.5, 0.5], [0.3, 0.8], [0.7, 0.85]])  # FIVE5 in the unit square
 TO_STORED = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -38,27 +38,27 @@ TO_STORED = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
-"""Orientation mark -> how a camera that is held so turns the upright picture when it stores it."""
+"""Orientation tag -> transposition that turns the upright picture into the stored one."""
 
 
 def cut_out(path: Path, matrix: Array, size: int) -> Array:
-    """A crop of a photo as it is stored."""
+    """Cut a square crop of the stored pixels of a photo."""
     return PhotoFile(path, "stored").cut_out(matrix, size)
 
 
 def picture(seed: int, width: int, height: int) -> np.ndarray:
-    """A smooth picture ``(H, W, 3)`` that looks different everywhere."""
+    """Return a smooth picture ``(H, W, 3)`` without repeated parts."""
     noise = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
     return cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-def save(image: np.ndarray, path: Path, mark: int = 1) -> Path:
-    """Write a picture as a camera does that is held so that it has to leave this orientation mark."""
+def save(image: np.ndarray, path: Path, tag: int = 1) -> Path:
+    """Write a picture as a camera stores it with this orientation tag."""
     stored = Image.fromarray(image)
     exif = Image.Exif()
-    if mark != 1:
-        stored = stored.transpose(TO_STORED[mark])
-        exif[0x112] = mark
+    if tag != 1:
+        stored = stored.transpose(TO_STORED[tag])
+        exif[0x112] = tag
     path.parent.mkdir(parents=True, exist_ok=True)
     stored.save(path, exif=exif, quality=95)
     return path
@@ -66,13 +66,13 @@ def save(image: np.ndarray, path: Path, mark: int = 1) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """A network that has seen a few batches: its run folder, and the set of photos and points it was trained on."""
+    """Return the run folder of a briefly trained network, and the photos and points of its training set."""
     root, run = tmp_path_factory.mktemp("faces"), tmp_path_factory.mktemp("run") / "run"
     rng = np.random.default_rng(0)
     points: dict[str, np.ndarray] = {}
     for split in ("train", "val", "test"):
         for number in range(4):
-            # The first of each split is so large that its JPEG is decoded reduced, and no multiple of 8.
+            # The first JPEG of each split is large enough for reduced decoding; its sides are no multiples of 8.
             width, height = (331, 285) if number == 0 else (97, 83)
             name = f"{split}/face{number}." + ("jpg" if number < 2 else "png")
             save(picture(len(points), width, height), root / name)
@@ -92,35 +92,35 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
 
 @pytest.fixture
 def predict(trained: SimpleNamespace, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Run predict.py and return what its landmarks.json says."""
+    """Return a function that runs predict.py and returns the content of landmarks.json."""
 
-    def run(*words: object) -> dict[str, Any]:
-        words = (f"landmarker={trained.run}", "device=cpu", "hydra.run.dir=prediction", *words)
-        open_door("predict", *words, folder=tmp_path)
+    def run(*overrides: object) -> dict[str, Any]:
+        overrides = (f"landmarker={trained.run}", "device=cpu", "hydra.run.dir=prediction", *overrides)
+        open_door("predict", *overrides, folder=tmp_path)
         return json.loads((tmp_path / "prediction/landmarks.json").read_text())
 
     return run
 
 
 def write_boxes(path: Path, rows: Sequence[tuple[object, ...]]) -> Path:
-    """A CSV file of boxes."""
+    """Write a CSV file of boxes."""
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([boxes_file.COLUMNS, *rows])
     return path
 
 
 def first_points(result: dict[str, Any], name: str) -> np.ndarray:
-    """The points of the first face of a photo."""
+    """Return the points of the first face of a photo."""
     return np.array(result["images"][name]["faces"][0]["points"])
 
 
-# What it finds
+# Predictions
 
 
-def test_same_as_the_training_sees(
+def test_predict_matches_the_test_dataloader(
     trained: SimpleNamespace, predict: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    """A crop, a decoding or a way back to the photo that is not the training's moves every point."""
+    """Would catch a crop, decoding or mapping to the photo that differs from training and moves every point."""
     run = load_run(trained.run, OmegaConf.load(trained.run / "config.yaml").paths)
     datamodule = build(run.cfg, "datamodule")
     datamodule.setup("test")
@@ -143,8 +143,10 @@ def test_same_as_the_training_sees(
     assert result["crop"]["box"] == "given"
 
 
-def test_several_faces(trained: SimpleNamespace, predict: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    """Faces that change places within a batch would go to another photo."""
+def test_predict_keeps_faces_with_their_photo(
+    trained: SimpleNamespace, predict: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """Would catch faces that change places within a batch and are assigned to another photo."""
     photos = trained.root / "test"
     boxes = {
         "face0.jpg": [[10, 20, 110, 120], [150, 20, 300, 270]],
@@ -162,33 +164,35 @@ def test_several_faces(trained: SimpleNamespace, predict: Callable[..., dict[str
     assert {skip["image"] for skip in alone["skipped"]} == {"face0.jpg", "face1.jpg", "face2.png"}
 
 
-def test_whole_photo_and_command_line_scale(
+def test_predict_uses_the_given_scale_or_the_whole_photo(
     trained: SimpleNamespace, predict: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    """The training's scale, made for boxes around landmarks, would cut into or blow up a whole photo."""
+    """Would catch the training's scale, made for boxes around landmarks, applied to a whole photo."""
     photo = trained.root / "test" / "face2.png"
     whole = predict(f"images={photo}")
     file = write_boxes(tmp_path / "boxes.csv", [("face2.png", -0.5, -0.5, 96.5, 82.5)])
-    asked = predict(f"images={photo}", f"boxes={file}", "crop.scale=1", "crop.square=false")
+    overridden = predict(f"images={photo}", f"boxes={file}", "crop.scale=1", "crop.square=false")
     trained_scale = predict(f"images={photo}", f"boxes={file}")
-    np.testing.assert_array_equal(first_points(whole, "face2.png"), first_points(asked, "face2.png"))
+    np.testing.assert_array_equal(first_points(whole, "face2.png"), first_points(overridden, "face2.png"))
     assert np.abs(first_points(whole, "face2.png") - first_points(trained_scale, "face2.png")).max() > 0.1
-    assert whole["crop"] | {"box": "given"} == asked["crop"]
+    assert whole["crop"] | {"box": "given"} == overridden["crop"]
     assert whole["images"]["face2.png"]["size"] == [97, 83]
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp"])
-def test_orientation_mark(suffix: str, predict: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    """A photo taken with the camera held upright would be predicted lying, or its points drawn lying."""
+def test_predict_applies_the_orientation_tag(
+    suffix: str, predict: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """Would catch a photo that is predicted sideways, or whose points are drawn sideways."""
     image = picture(7, 97, 83)
     if suffix == "webp":
         image = np.asarray(Image.open(save(image, tmp_path / "lossy.webp")).convert("RGB"))
-    for mark in range(1, 9):
-        path = save(image, tmp_path / "photos" / f"{mark}.png", mark)
+    for tag in range(1, 9):
+        path = save(image, tmp_path / "photos" / f"{tag}.png", tag)
         if suffix == "webp":
             Image.open(path).save(path.with_suffix(".webp"), lossless=True, exif=Image.open(path).getexif())
             path.unlink()
-    boxes = {f"{mark}.{suffix}": [[20, 10, 80, 75]] for mark in range(1, 9)}
+    boxes = {f"{tag}.{suffix}": [[20, 10, 80, 75]] for tag in range(1, 9)}
     (tmp_path / "boxes.json").write_text(json.dumps(boxes))
     result = predict(f"images={tmp_path / 'photos'}", f"boxes={tmp_path / 'boxes.json'}")
     for name in boxes:
@@ -200,8 +204,8 @@ def test_orientation_mark(suffix: str, predict: Callable[..., dict[str, Any]], t
 
 
 @pytest.mark.parametrize("mark", range(1, 9))
-def test_orientation_mark_of_a_reduced_jpeg(mark: int, tmp_path: Path) -> None:
-    """A JPEG whose sides are no multiple of 8 has its unfilled pixel on another side when it is turned."""
+def test_upright_of_a_reduced_jpeg_agrees_with_the_upright_photo(mark: int, tmp_path: Path) -> None:
+    """Would catch a partly filled last pixel on the wrong side after the rotation of a reduced JPEG."""
     image = picture(3, 331, 285)
     stored = save(image, tmp_path / "turned.jpg", mark)
     to_upright, box = upright(stored)
@@ -209,17 +213,17 @@ def test_orientation_mark_of_a_reduced_jpeg(mark: int, tmp_path: Path) -> None:
     matrix = np.diag([1 / 5, 1 / 5, 1.0])
     assert reduction(stored, matrix @ to_upright) == 4
     straight = save(image, tmp_path / "straight.jpg")
-    aside = matrix + np.array([[0, 0, 0.5], [0, 0, 0], [0, 0, 0]])
+    shifted = matrix + np.array([[0, 0, 0.5], [0, 0, 0], [0, 0, 0]])
     inner = slice(4, 48)  # without the edge of the photo, where a crop fades to black
-    seen, same, moved = (
+    expected, same, moved = (
         cut_out(path, to_crop, 52)[inner, inner].astype(float)
-        for path, to_crop in ((straight, matrix), (stored, matrix @ to_upright), (straight, aside))
+        for path, to_crop in ((straight, matrix), (stored, matrix @ to_upright), (straight, shifted))
     )
-    assert np.abs(same - seen).mean() < np.abs(moved - seen).mean() / 4
+    assert np.abs(same - expected).mean() < np.abs(moved - expected).mean() / 4
 
 
-def test_damaged_orientation_block(tmp_path: Path) -> None:
-    """Broken metadata must not lose a photo whose pixels are whole."""
+def test_upright_ignores_a_damaged_orientation_block(tmp_path: Path) -> None:
+    """Would catch a photo that is lost because of broken metadata although its pixels are complete."""
     path = tmp_path / "photo.jpg"
     Image.fromarray(picture(1, 40, 30)).save(path, exif=b"Exif\0\0 nothing of the kind")
     matrix, box = upright(path)
@@ -227,8 +231,10 @@ def test_damaged_orientation_block(tmp_path: Path) -> None:
     np.testing.assert_array_equal(box, [-0.5, -0.5, 39.5, 29.5])
 
 
-def test_kinds_of_pixels(predict: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    """Grey, transparent and 16-bit photos would be refused, or seen in other colours."""
+def test_predict_reads_grey_transparent_and_16_bit_photos(
+    predict: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """Would catch grey, transparent and 16-bit photos that are refused or read in other colours."""
     photos = tmp_path / "photos"
     photos.mkdir()
     grey = picture(5, 97, 83)[..., 0]
@@ -243,10 +249,10 @@ def test_kinds_of_pixels(predict: Callable[..., dict[str, Any]], tmp_path: Path)
         np.testing.assert_allclose(first_points(result, name), first_points(result, "rgb.png"), atol=0.01)
 
 
-def test_table_and_pictures(
+def test_predict_writes_the_table_and_the_pictures(
     trained: SimpleNamespace, predict: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The table would disagree with the JSON, or a picture would show points elsewhere or at another size."""
+    """Would catch a table that differs from the JSON, or a picture with other points or another size."""
     result = predict(f"images={trained.root}")
     with (tmp_path / "prediction/landmarks.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -265,20 +271,20 @@ def test_table_and_pictures(
     for point in first_points(result, name)[inside]:
         assert np.linalg.norm(changed - point, axis=1).min() < 1
     assert result["left_aside"] == {".txt": 12}
-    said = capsys.readouterr().out
-    assert "12 faces in 12 of 12 photos" in said
-    assert "each whole photo" in said
-    assert "12 .txt" in said
+    printed = capsys.readouterr().out
+    assert "12 faces in 12 of 12 photos" in printed
+    assert "each whole photo" in printed
+    assert "12 .txt" in printed
     assert json.loads((tmp_path / "prediction/status.json").read_text())["state"] == "finished"
 
 
-# What is skipped
+# Skipped photos and faces
 
 
-def test_faulty_photos_do_not_stop_the_others(
+def test_predict_skips_and_reports_damaged_photos(
     trained: SimpleNamespace, predict: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One bad file among thousands would end the run, or vanish from the results."""
+    """Would catch one bad file among thousands that stops the run, or that is missing in the results."""
     photos = tmp_path / "photos"
     good = save(picture(2, 97, 83), photos / "sub" / "good.jpg")
     (photos / "half.jpg").write_bytes(good.read_bytes()[: good.stat().st_size // 2])
@@ -287,13 +293,15 @@ def test_faulty_photos_do_not_stop_the_others(
     result = predict(f"images={photos}")
     assert list(result["images"]) == ["sub/good.jpg"]
     assert {skip["image"] for skip in result["skipped"]} == {"half.jpg", "text.jpg", "empty.png"}
-    said = capsys.readouterr().out
-    assert "skipped half.jpg: the JPEG is truncated" in said
-    assert "1 face in 1 of 4 photos" in said
+    printed = capsys.readouterr().out
+    assert "skipped half.jpg: the JPEG is truncated" in printed
+    assert "1 face in 1 of 4 photos" in printed
 
 
-def test_unusable_boxes(trained: SimpleNamespace, predict: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    """A box that names nothing or shows nothing would be dropped without a word, or shift the faces after it."""
+def test_predict_skips_and_reports_unusable_boxes(
+    trained: SimpleNamespace, predict: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """Would catch a box of no photo or without pixels that is dropped without a message, or shifts later faces."""
     rows = [
         ("face2.png", 50, 40, 20, 30),
         ("face2.png", 500, 10, 600, 90),
@@ -312,10 +320,10 @@ def test_unusable_boxes(trained: SimpleNamespace, predict: Callable[..., dict[st
     }
 
 
-def test_nothing_predicted_fails(predict: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    """A script around predict.py would take an empty result for success."""
+def test_predict_fails_without_any_face(predict: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    """Would catch an empty result that a script around predict.py takes for success."""
     (tmp_path / "text.jpg").write_text("no picture")
-    with pytest.raises(SystemExit, match="not one face") as stop:
+    with pytest.raises(SystemExit, match="no face was predicted") as stop:
         predict(f"images={tmp_path / 'text.jpg'}")
     assert stop.value.code
     assert json.loads((tmp_path / "prediction/status.json").read_text())["state"] == "failed"
@@ -323,25 +331,25 @@ def test_nothing_predicted_fails(predict: Callable[..., dict[str, Any]], tmp_pat
     assert [skip["image"] for skip in skipped] == ["text.jpg"]
 
 
-# What is refused
+# Refused arguments and files
 
 
-def test_photos_are_found(tmp_path: Path) -> None:
-    """A photo would be left out by its upper-case ending or its folder, or a pattern would find another set."""
+def test_find_photos_reads_folders_files_and_patterns(tmp_path: Path) -> None:
+    """Would catch a photo skipped because of its upper-case ending or its folder, or a pattern with other matches."""
     for name in ("a.JPG", "b/c.png", "b/d/e.tiff", ".hidden/f.jpg", "notes.txt", "README"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = landmarks.find_photos(str(tmp_path))
-    assert sorted(found.paths) == ["a.JPG", "b/c.png", "b/d/e.tiff"]
-    assert found.left_aside == {".txt": 1, "no ending": 1}
+    photos = landmarks.find_photos(str(tmp_path))
+    assert sorted(photos.paths) == ["a.JPG", "b/c.png", "b/d/e.tiff"]
+    assert photos.left_aside == {".txt": 1, "no ending": 1}
     assert list(landmarks.find_photos(f"{tmp_path}/**/*.png").paths) == ["b/c.png"]
     assert list(landmarks.find_photos(f"{tmp_path}/b/[c]*").paths) == ["c.png"]
     assert list(landmarks.find_photos(f"{tmp_path}/b/c.png").paths) == ["c.png"]
 
 
 @pytest.mark.parametrize("images", ["nowhere", "nowhere/*.jpg", "empty", "notes"])
-def test_no_photos(images: str, tmp_path: Path) -> None:
-    """A mistyped folder would look like a run without faces."""
+def test_find_photos_refuses_a_place_without_photos(images: str, tmp_path: Path) -> None:
+    """Would catch a mistyped folder that looks like a run without faces."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").touch()
@@ -370,17 +378,17 @@ def test_no_photos(images: str, tmp_path: Path) -> None:
         ("b.txt", "a.jpg 1 2 3 4", "the ending .csv or .json"),
     ],
 )
-def test_malformed_boxes(name: str, text: str, expected: str, tmp_path: Path) -> None:
-    """A fault in a long file would have to be searched for by hand, or faces would be lost without a word."""
+def test_read_boxes_refuses_a_malformed_file(name: str, text: str, expected: str, tmp_path: Path) -> None:
+    """Would catch an error without the line in a long file, or faces that are lost without a message."""
     path = tmp_path / name
     path.write_text(text)
-    with pytest.raises(DatasetError, match=name) as fault:
+    with pytest.raises(DatasetError, match=name) as error:
         boxes_file.read_boxes(path)
-    assert expected in str(fault.value)
+    assert expected in str(error.value)
 
 
-def test_boxes_file_is_absent(tmp_path: Path) -> None:
-    """A mistyped name would be a traceback."""
+def test_read_boxes_refuses_a_missing_file(tmp_path: Path) -> None:
+    """Would catch a traceback for a mistyped name."""
     with pytest.raises(DatasetError, match="No such file"):
         boxes_file.read_boxes(tmp_path / "boxes.csv")
 
@@ -400,23 +408,23 @@ def test_boxes_file_is_absent(tmp_path: Path) -> None:
         ("device=tpu", "device: 'tpu' given"),
         ("pictures=some", "pictures: 'some' given"),
         ("output=/proc/nothing", "output=/proc/nothing: nothing can be written there (/proc: "),
-        ("images=.", "lies in the folder of the photos"),
+        ("images=.", "is in the folder of the photos"),
     ],
 )
-def test_refused_values(
+def test_predict_refuses_invalid_overrides(
     word: str,
     expected: str,
     trained: SimpleNamespace,
     predict: Callable[..., dict[str, Any]],
 ) -> None:
-    """A wrong value would be a traceback after minutes, or be taken for another one."""
+    """Would catch a traceback after minutes for a wrong value, or a value that is read as another one."""
     with pytest.raises(SystemExit) as stop:
         predict(f"images={trained.root / 'test'}", word)
     assert expected in str(stop.value.code)
 
 
-def test_points_that_are_no_numbers(trained: SimpleNamespace) -> None:
-    """A diverged network would write files full of nothing."""
+def test_predict_skips_nan_points(trained: SimpleNamespace) -> None:
+    """Would catch files full of NaN from a diverged network."""
     paths = {"face2.png": trained.root / "test" / "face2.png"}
     nothing = torch.full((1, FIVE5.num_points, 2), torch.nan), torch.zeros(1, FIVE5.num_points)
     module: Any = SimpleNamespace(device="cpu", predict=lambda _: (*nothing, None))
@@ -430,18 +438,18 @@ def test_points_that_are_no_numbers(trained: SimpleNamespace) -> None:
     assert "diverge" in photo.skipped[0].reason
 
 
-def test_the_pose_is_written(
+def test_predict_writes_the_pose(
     trained: SimpleNamespace, predict: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Angles that a method predicts are not shown, stand at another face, or appear where there are none."""
+    """Would catch predicted angles that are missing, belong to another face, or are written without a pose branch."""
     assert "pose" not in predict(f"images={trained.root / 'test'}")
     monkeypatch.setattr(
         PIPNet, "predict", lambda self, image: self.predict_points(image)._replace(pose=image.float().mean((2, 3)))
     )
     folders = {size: tmp_path / str(size) for size in (1, 3)}
     for size, folder in folders.items():
-        words = (f"landmarker={trained.run}", f"images={trained.root / 'test'}", "device=cpu", f"batch_size={size}")
-        open_door("predict", *words, f"hydra.run.dir={folder}", folder=tmp_path)
+        overrides = (f"landmarker={trained.run}", f"images={trained.root / 'test'}", "device=cpu", f"batch_size={size}")
+        open_door("predict", *overrides, f"hydra.run.dir={folder}", folder=tmp_path)
     singly, together = (json.loads((folder / "landmarks.json").read_text()) for folder in folders.values())
     assert "degrees" in singly["pose"]
     alone, poses = (
@@ -454,35 +462,35 @@ def test_the_pose_is_written(
             assert [float(row[angle]) for angle in ("yaw", "pitch", "roll")] == poses[row["image"]]
 
 
-# Odd names and odd faces
+# Unusual names and boxes
 
 
-def test_predict_takes_names_that_are_not_utf8(
+def test_predict_accepts_names_that_are_not_utf8(
     trained: SimpleNamespace, predict: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    """A zip from another system: all results lost in the writer, or a crash of OpenCV over a picture's name."""
+    """Would catch a zip from another system whose names crash the writer or OpenCV."""
     photos = tmp_path / "photos"
     photos.mkdir()
     data = (trained.root / "test/face1.jpg").read_bytes()
     for raw in (b"caf\xe9.jpg", b"\xd5\xd5\xc6\xac.jpg", "ä.jpg".encode(), b"a" * 225 + b".jpg"):
         Path(os.fsdecode(os.path.join(os.fsencode(photos), raw))).write_bytes(data)  # noqa: PTH118  of bytes
     result = predict(f"images={photos}")
-    shown = {"caf\\udce9.jpg", "\\udcd5\\udcd5Ƭ.jpg", "ä.jpg", "a" * 225 + ".jpg"}
-    assert result["images"].keys() == shown
-    assert {path.name for path in (tmp_path / "prediction/pictures").iterdir()} == shown
+    names = {"caf\\udce9.jpg", "\\udcd5\\udcd5Ƭ.jpg", "ä.jpg", "a" * 225 + ".jpg"}
+    assert result["images"].keys() == names
+    assert {path.name for path in (tmp_path / "prediction/pictures").iterdir()} == names
     rows = (tmp_path / "prediction/landmarks.csv").read_text(encoding="utf-8").splitlines()
     assert len(rows) == 5
     (tmp_path / "boxes.csv").write_bytes(b"image,x0,y0,x1,y1\ncaf\xe9.jpg,5,5,90,80\n")
     assert len(predict(f"images={photos}", f"boxes={tmp_path / 'boxes.csv'}")["images"]["caf\\udce9.jpg"]["faces"]) == 1
 
 
-def test_predict_leaves_one_bad_face_out(
+def test_predict_skips_only_the_bad_boxes_of_a_photo(
     trained: SimpleNamespace, predict: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    """One box of 1e38, of 10,000,000 pixels or of fractions that takes the good faces of its photo along."""
+    """Would catch a box of 1e38, of 10,000,000 pixels or of fractions that loses the good faces of its photo."""
     name = "test/face1.jpg"
-    odd = [(-1e38, -1e38, 1e38, 1e38), (0, 0, 1e7, 1e7), (0.2, 0.2, 0.8, 0.8), (500, 500, 600, 600)]
-    rows = [(name, 5, 5, 90, 80), *((name, *box) for box in odd), (name, 6, 6, 91, 81)]
+    bad_boxes = [(-1e38, -1e38, 1e38, 1e38), (0, 0, 1e7, 1e7), (0.2, 0.2, 0.8, 0.8), (500, 500, 600, 600)]
+    rows = [(name, 5, 5, 90, 80), *((name, *box) for box in bad_boxes), (name, 6, 6, 91, 81)]
     result = predict(f"images={trained.root}", f"boxes={write_boxes(tmp_path / 'boxes.csv', rows)}")
     assert [face["face"] for face in result["images"][name]["faces"]] == [0, 5]
     reasons = {skip["face"]: skip["reason"] for skip in result["skipped"] if skip["image"] == name}
@@ -491,26 +499,26 @@ def test_predict_leaves_one_bad_face_out(
     assert "units=fraction" in reasons[3] and "outside the photo" in reasons[4]
 
 
-def test_predict_takes_boxes_as_fractions(
+def test_predict_reads_boxes_as_fractions(
     trained: SimpleNamespace, predict: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    """Boxes of a detector that counts in fractions, half a pixel or a whole photo off."""
+    """Would catch boxes in fractions that are misread by half a pixel or by the size of the photo."""
     name, (width, height) = "test/face1.jpg", (97, 83)
     pixels = np.array([9.5, 7.5, 80.5, 70.5])
     fractions = (pixels + 0.5) / [width, height, width, height]
-    found = {}
+    faces = {}
     for units, box in (("pixels", pixels), ("fraction", fractions)):
         rows = [(name, *map(repr, box.tolist()))]
-        words = (f"images={trained.root}", f"boxes={write_boxes(tmp_path / 'boxes.csv', rows)}", f"units={units}")
-        found[units] = predict(*words)["images"][name]["faces"][0]
-    np.testing.assert_allclose(found["fraction"]["box"], pixels, atol=1e-3)
-    np.testing.assert_allclose(found["fraction"]["points"], found["pixels"]["points"], atol=0.05)
+        overrides = (f"images={trained.root}", f"boxes={write_boxes(tmp_path / 'boxes.csv', rows)}", f"units={units}")
+        faces[units] = predict(*overrides)["images"][name]["faces"][0]
+    np.testing.assert_allclose(faces["fraction"]["box"], pixels, atol=1e-3)
+    np.testing.assert_allclose(faces["fraction"]["points"], faces["pixels"]["points"], atol=0.05)
 
 
-def test_predict_names_one_odd_photo_and_goes_on(
+def test_predict_reports_one_damaged_photo_and_continues(
     trained: SimpleNamespace, predict: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One photo whose header Pillow refuses in a way of its own, or whose picture fails, and nothing is written."""
+    """Would catch one unreadable header or one unwritable picture after which no result is written."""
     shutil.copytree(trained.root / "test", tmp_path / "photos")
     loop = tmp_path / "photos" / "loop"
     loop.symlink_to(".")
@@ -535,35 +543,35 @@ def test_predict_names_one_odd_photo_and_goes_on(
     assert [(skip["image"], skip["reason"]) for skip in result["skipped"]] == [("face2.png", "an odd chunk")]
 
 
-# Own data
+# Training and evaluation with custom photos
 
 
-def test_training_without_a_test_or_a_validation(trained: SimpleNamespace, tmp_path: Path) -> None:
-    """A set without a test split that says so after the training, or one without a validation that cannot train."""
+def test_train_handles_a_missing_test_or_val_split(trained: SimpleNamespace, tmp_path: Path) -> None:
+    """Would catch a missing test split reported only after the training, or a set without val that cannot train."""
     root = tmp_path / "set"
     shutil.copytree(trained.root / "train", root / "train")
-    words = [
+    overrides = [
         *("data=folder", f"data.root={root}", "data.layout.path=facelab.faces.layouts.FIVE5", "logger=none"),
         *("backbone=timm", "backbone.name=test_resnet", "backbone.pretrained=false", "head.trunk=null"),
         *("crop.size=64", "coder.num_neighbours=2", "datamodule.batch_size=2", "datamodule.num_workers=0"),
         *("trainer.max_epochs=1", "data.val_share=0"),
     ]
     with pytest.raises(SystemExit, match=r"the split 'test' has no photo.*test=false trains without a test"):
-        open_door("train", *words, "hydra.run.dir=a", folder=tmp_path)
-    assert not (tmp_path / "a" / "checkpoints").exists(), "it trained first"
+        open_door("train", *overrides, "hydra.run.dir=a", folder=tmp_path)
+    assert not (tmp_path / "a" / "checkpoints").exists(), "the training ran before the error"
     with pytest.raises(SystemExit, match="test_ckpt=best: without a validation"):
         shutil.copytree(trained.root / "test", root / "test")
-        open_door("train", *words, "test_ckpt=best", "hydra.run.dir=b", folder=tmp_path)
+        open_door("train", *overrides, "test_ckpt=best", "hydra.run.dir=b", folder=tmp_path)
     shutil.rmtree(root / "test")
-    open_door("train", *words, "test=false", "hydra.run.dir=c", folder=tmp_path)
+    open_door("train", *overrides, "test=false", "hydra.run.dir=c", folder=tmp_path)
     assert json.loads((tmp_path / "c/status.json").read_text())["state"] == "finished"
     assert (tmp_path / "c/checkpoints/last.ckpt").is_file() and not (tmp_path / "c/metrics.json").exists()
 
 
-def test_own_photos_are_measured_as_they_are_shown(
+def test_evaluate_applies_the_orientation_of_custom_photos(
     trained: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Labels of a tool that shows photos upright, measured on pixels as the camera stored them."""
+    """Would catch labels made on upright photos that are compared with pixels as the camera stored them."""
     shutil.copytree(trained.root / "test", tmp_path / "plain/test")
     for kind in ("turned", "broken"):
         shutil.copytree(tmp_path / "plain", tmp_path / kind)
@@ -576,14 +584,14 @@ def test_own_photos_are_measured_as_they_are_shown(
         (tmp_path / "broken/test" / name).write_bytes(b"no photo")
     metrics = {}
     for kind in ("plain", "turned", "broken"):
-        words = [f"ckpt={trained.run}", "data=folder", f"data.root={tmp_path / kind}", "data.name=mine"]
-        words += ["data.layout.path=facelab.faces.layouts.FIVE5"]
-        open_door("evaluate", *words, "max_unreadable=0.5", f"hydra.run.dir={kind}_run", folder=tmp_path)
+        overrides = [f"ckpt={trained.run}", "data=folder", f"data.root={tmp_path / kind}", "data.name=mine"]
+        overrides += ["data.layout.path=facelab.faces.layouts.FIVE5"]
+        open_door("evaluate", *overrides, "max_unreadable=0.5", f"hydra.run.dir={kind}_run", folder=tmp_path)
         metrics[kind] = json.loads((tmp_path / f"{kind}_run/metrics.json").read_text())
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert metrics["turned"]["metrics"]["nme_box"] == pytest.approx(metrics["plain"]["metrics"]["nme_box"], rel=0.05)
     assert metrics["turned"]["protocol"]["orientation"] == "shown" and "orientation" not in metrics["plain"]["protocol"]
     assert metrics["broken"]["unreadable"] == {"test": 2}
-    assert "2 faces could not be measured" in said
+    assert "2 faces could not be measured" in printed
     with pytest.raises(SystemExit, match=r"2 of 4 faces cannot be read or cut out, among them .*face0\.jpg"):
-        open_door("evaluate", *words, "hydra.run.dir=d", folder=tmp_path)
+        open_door("evaluate", *overrides, "hydra.run.dir=d", folder=tmp_path)

@@ -1,4 +1,4 @@
-"""What the project knows of Lightning, torch and Hydra and their documentation does not promise, on the libraries."""
+"""Tests of undocumented behaviour of Lightning, torch and Hydra that the project depends on."""
 
 import subprocess
 import sys
@@ -30,8 +30,8 @@ from facelab.internals.torch import Operands
 from hydra_plugins.facelab_grid import GridSweeper
 
 
-class Probe(LightningModule):
-    """Notes at every training batch what the room says."""
+class ProgressProbe(LightningModule):
+    """Module that records the progress functions after every training batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,23 +41,23 @@ class Probe(LightningModule):
         return self.layer(batch).sum()
 
     def validation_step(self, batch: torch.Tensor, batch_index: int) -> None:
-        """Nothing to measure."""
+        """Do nothing; Lightning needs the method to validate."""
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_index: int) -> None:
-        found = (
+        progress = (
             processed_epochs(self.trainer),
             is_last_batch(self.trainer),
             validates_after(self.trainer, batch_index + 1),
         )
-        self.seen.append(found)
+        self.seen.append(progress)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
 @pytest.mark.parametrize(("every", "validated"), [(1.0, [False, False, True]), (2, [False, True, False])])
-def test_progress_of_a_training(every: float, validated: list[bool], tmp_path: Path) -> None:
-    """A release of Lightning that counts epochs or batches elsewhere: orders repeated, saves amid a validation."""
+def test_progress_functions_follow_the_trainer(every: float, validated: list[bool], tmp_path: Path) -> None:
+    """Would catch a release of Lightning that counts otherwise: repeated orders, saves inside a validation."""
     trainer = Trainer(
         default_root_dir=tmp_path,
         max_epochs=2,
@@ -68,7 +68,7 @@ def test_progress_of_a_training(every: float, validated: list[bool], tmp_path: P
         enable_model_summary=False,
         accelerator="cpu",
     )
-    probe = Probe()
+    probe = ProgressProbe()
     loader = DataLoader(torch.zeros(3, 1))  # type: ignore[arg-type]
     trainer.fit(probe, loader, loader)
     expected = [(epoch, batch == 2, validated[batch]) for epoch in range(2) for batch in range(3)]
@@ -76,8 +76,8 @@ def test_progress_of_a_training(every: float, validated: list[bool], tmp_path: P
 
 
 @pytest.mark.slow
-def test_children_are_released() -> None:
-    """A process of a failed job that Lightning's observer ends together with the sweep that started it."""
+def test_release_children_stops_the_observer() -> None:
+    """Would catch a process of a failed job that Lightning's observer ends together with the sweep that started it."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     observer = _ChildProcessObserver(child_processes=[child], main_pid=-1)
     observer.start()
@@ -90,13 +90,13 @@ def test_children_are_released() -> None:
             if not any(thread is observer for thread in threading.enumerate()):
                 break
             time.sleep(0.1)
-        assert not observer.is_alive(), "it would end this process"
+        assert not observer.is_alive(), "the observer would kill this process"
     finally:
         child.kill()
 
 
-def test_wandb_setting_is_dropped(tmp_path: Path) -> None:
-    """A warning of W&B in every run for a setting that nobody gave."""
+def test_drop_wandb_setting_removes_the_setting(tmp_path: Path) -> None:
+    """Would catch a warning of W&B in every run about a setting that the user did not set."""
     logger = WandbLogger(save_dir=tmp_path, offline=True)
     assert "anonymous" in logger._wandb_init
     drop_wandb_setting(logger, "anonymous")
@@ -104,8 +104,8 @@ def test_wandb_setting_is_dropped(tmp_path: Path) -> None:
     assert "anonymous" not in logger._wandb_init
 
 
-def test_operands_of_a_network() -> None:
-    """A count of parameters that misses those inside of an operator, or counts those that nothing reads."""
+def test_operands_collects_the_parameters_in_use() -> None:
+    """Would catch a count without the parameters used inside an operator, or with unused parameters."""
     used, unused = nn.Linear(2, 2), nn.Linear(2, 2)
     with torch.no_grad(), Operands() as operands:
         used(torch.zeros(1, 2))
@@ -113,15 +113,15 @@ def test_operands_of_a_network() -> None:
     assert not operands.ids & {id(parameter) for parameter in unused.parameters()}
 
 
-def test_sweeper_stands_on_hydras() -> None:
-    """A release of Hydra whose sweeper is another: the methods that the grid calls or replaces."""
+def test_grid_sweeper_extends_the_methods_of_hydra() -> None:
+    """Would catch a release of Hydra whose BasicSweeper has no method that the grid sweeper calls or replaces."""
     assert issubclass(GridSweeper, BasicSweeper)
     for name in ("setup", "split_arguments", "split_overrides_to_chunks", "validate_batch_is_legal", "_parse_config"):
         assert callable(getattr(BasicSweeper, name)), name
 
 
-def test_keep_handlers_leaves_those_of_the_process(tmp_path: Path) -> None:
-    """A SIGTERM that Lightning broadcasts amid a test, and a process that waits for the others for ever."""
+def test_keep_handlers_leaves_the_signal_handlers_of_the_process(tmp_path: Path) -> None:
+    """Would catch a SIGTERM that Lightning broadcasts during a test, and a process that waits endlessly."""
     before, during = signals.current(), list[signals.Handlers]()
     trainer = Trainer(
         default_root_dir=tmp_path,
@@ -133,5 +133,5 @@ def test_keep_handlers_leaves_those_of_the_process(tmp_path: Path) -> None:
         callbacks=[LambdaCallback(on_train_start=lambda *_: during.append(signals.current()))],
     )
     keep_handlers(trainer)
-    trainer.fit(Probe(), DataLoader(torch.ones(2, 1)), DataLoader(torch.ones(2, 1)))
+    trainer.fit(ProgressProbe(), DataLoader(torch.ones(2, 1)), DataLoader(torch.ones(2, 1)))
     assert during == [before]

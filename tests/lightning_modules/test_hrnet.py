@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import small
-from test_conf import compose_config, faults
+from composing import compose_config, faults, small
 
 from datamodules.hrnet import ResizedCrop
 from facelab.errors import ConfigError

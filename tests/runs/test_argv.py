@@ -1,3 +1,5 @@
+"""Tests of the order and the quoting of command line arguments."""
+
 import shlex
 import subprocess
 import sys
@@ -32,13 +34,13 @@ from facelab.runs.argv import as_typed, normalise_argv, overrides_of, quoted, un
         ("", ""),
     ],
 )
-def test_options_come_first(typed: str, sorted_: str) -> None:
-    """An option that loses its value or takes an override for it; an order among overrides that changes."""
+def test_normalise_argv_moves_options_first(typed: str, sorted_: str) -> None:
+    """Would catch an option that loses its value or takes an override for it, or overrides in another order."""
     assert normalise_argv(typed.split()) == sorted_.split()
 
 
-def test_sorting_twice_changes_nothing() -> None:
-    """A child process gets the sorted line with more behind it and sorts again; nothing may wander."""
+def test_normalise_argv_keeps_a_normalised_line() -> None:
+    """Would catch an argument that moves when a child process, which receives the line with additions, sorts again."""
     once = normalise_argv(["a=1", "-m", "b=1,2", "--info", "c=3", "--cfg", "job"])
     assert normalise_argv([*once, "hydra.run.dir=x"]) == [*once, "hydra.run.dir=x"]
 
@@ -54,8 +56,8 @@ def test_sorting_twice_changes_nothing() -> None:
         ("~a", "~a"),
     ],
 )
-def test_overrides_are_what_no_option_takes(typed: str, overrides: str) -> None:
-    """Would catch the value of an option taken for an override, or an override that is overlooked."""
+def test_overrides_of_omits_options_and_their_values(typed: str, overrides: str) -> None:
+    """Would catch the value of an option taken for an override, or an override that is omitted."""
     assert overrides_of(normalise_argv(typed.split())) == overrides.split()
 
 
@@ -63,8 +65,8 @@ def test_overrides_are_what_no_option_takes(typed: str, overrides: str) -> None:
     "text",
     ["", "a", "it's", 'the "best"', 'it\'s "both"', "a\\", "a'\\", "'a'", "/a/b=c(d), [e] {f} über#~!", "300", "null"],
 )
-def test_quoted_text_is_read_as_it_stands(text: str) -> None:
-    """Would catch a name with quotes or backslashes that comes back as another, or as a number."""
+def test_quoted_text_is_parsed_unchanged(text: str) -> None:
+    """Would catch a name with quotes or backslashes that Hydra parses as another name or as a number."""
     assert OverridesParser.create().parse_override(f"a={quoted(text)}").value() == text
     assert unquoted(quoted(text)) == text
     (word,) = shlex.split(as_typed("a", text))
@@ -72,8 +74,8 @@ def test_quoted_text_is_read_as_it_stands(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "/a/b=c (d)", "it's", "'a' and 'b'", "'a", '"', "[1,2]", "300"])
-def test_what_is_not_quoted_stays(text: str) -> None:
-    """Would catch a folder of another name where the path was typed as it is."""
+def test_unquoted_keeps_text_without_quotes(text: str) -> None:
+    """Would catch another folder name for a path that is typed without quotes."""
     assert unquoted(text) == text
 
 
@@ -94,6 +96,7 @@ main()
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a small Hydra application with a config group."""
     folder = tmp_path_factory.mktemp("app")
     (folder / "conf" / "model").mkdir(parents=True)
     (folder / "conf" / "train.yaml").write_text(
@@ -119,8 +122,8 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=["overrides on both sides", "appended by DDP", "cfg in the middle", "info with value", "info alone"],
 )
-def test_hydra_takes_the_line_as_typed(app: Path, typed: str, expected: list[str]) -> None:
-    """Hydra's parser changes its options, or the sorted line is refused by it all the same."""
+def test_hydra_accepts_the_normalised_line(app: Path, typed: str, expected: list[str]) -> None:
+    """Would catch a release of Hydra with other options, or a sorted line that it refuses."""
     command = [sys.executable, "app.py", *typed.split()]
     result = subprocess.run(command, cwd=app, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -17,8 +17,8 @@ LINEAR = {"_target_": "torch.nn.Linear", "in_features": 3, "out_features": 2}
 ADAM = {"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.001}
 LAYOUT = {"_target_": "hydra.utils.get_object", "path": "facelab.faces.layouts.LAPA106"}
 MODULE = {"_target_": "lightning_modules.landmark.LandmarkModule", "_partial_": True}
-MARKUP = {"_target_": "facelab.faces.layouts.Layout", "_partial_": True}
-DROPS = {"_target_": "lightning_modules.schedule.FractionalMultiStepLR", "_partial_": True}
+LAYOUT_CLASS = {"_target_": "facelab.faces.layouts.Layout", "_partial_": True}
+SCHEDULER = {"_target_": "lightning_modules.schedule.FractionalMultiStepLR", "_partial_": True}
 TRAINER = {"_target_": "lightning.Trainer"}
 
 SOUND = f"""
@@ -48,28 +48,28 @@ metric: {{_target_: torchmetrics.MeanMetric, sync_on_compute: false}}
 NAMES = ("seed", "model", "optimizer", "scheduler", "layout", "augment", "trainer", "callbacks", "loggers", "metric")
 
 
-def faults(at: Any, **rest: Any) -> list[str]:
-    """The faults of a configuration whose node `at` is the one given and read by its door, as everything is."""
-    config = {"at": at, **rest}
+def faults(node: Any, **rest: Any) -> list[str]:
+    """Return the faults of a configuration with this node at the key `at`; the door reads every key."""
+    config = {"at": node, **rest}
     return check_config(OmegaConf.create(config), list(config))
 
 
 def changed(*overrides: str) -> list[str]:
-    """The faults of the sound configuration after these overrides."""
+    """Return the faults of the sound configuration after these overrides."""
     cfg = OmegaConf.create(SOUND)
     assert isinstance(cfg, DictConfig)
     cfg.merge_with_dotlist(list(overrides))
     return check_config(cfg, NAMES)
 
 
-def test_a_sound_configuration_passes() -> None:
-    """A rule that refuses what is right: interpolations of all kinds, partial nodes, lists, **kwargs of a library."""
+def test_check_config_accepts_a_sound_configuration() -> None:
+    """Would catch a rule that refuses interpolations, partial nodes, lists or the **kwargs of a library."""
     assert changed() == []
 
 
-def test_all_faults_are_told_at_once() -> None:
-    """A check that stops at the first fault, or names no place."""
-    found = changed(
+def test_check_config_lists_all_faults_with_their_keys() -> None:
+    """Would catch a check that stops at the first fault or names no key."""
+    all_faults = changed(
         "seeed=2",
         "model.in_feature=4",
         "optimizer.lr='1e-4'",
@@ -78,7 +78,7 @@ def test_all_faults_are_told_at_once() -> None:
         "paths.run=${nowhere}",
         "scheduler._target_=torch.optim.lr_scheduler.MultiStepRL",
     )
-    places = [fault.partition(": ")[0] for fault in found]
+    places = [fault.partition(": ")[0] for fault in all_faults]
     assert set(places) >= {
         "seeed",
         "model.in_feature",
@@ -91,7 +91,7 @@ def test_all_faults_are_told_at_once() -> None:
     assert len(places) == len(set(places))
 
 
-# What may be built
+# Targets
 
 
 HOSTILE = [
@@ -130,20 +130,20 @@ HOSTILE = [
 
 @pytest.mark.parametrize("target", HOSTILE)
 @pytest.mark.parametrize("partial", [False, True])
-def test_hostile_targets_are_refused(target: str, partial: bool) -> None:
-    """A configuration out of a foreign checkpoint calls a function, or a class that is not meant for it."""
+def test_check_config_refuses_hostile_targets(target: str, partial: bool) -> None:
+    """Would catch a received checkpoint that calls a function, or a class that is no part of a configuration."""
     (fault,) = faults({"_target_": target, "_partial_": partial})
     assert fault.startswith("at._target_: ")
 
 
 @pytest.mark.parametrize("target", [3, None, ["os.system"], {"a": 1}])
-def test_a_target_is_text(target: Any) -> None:
-    """A crash of the check itself at a name that is none."""
+def test_check_config_refuses_a_target_that_is_no_text(target: Any) -> None:
+    """Would catch a crash of the check itself for a target of another type."""
     assert any(fault.startswith("at._target_: ") for fault in faults({"_target_": target}))
 
 
-def test_refusing_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check imports a module to look at the name in it, and thereby runs the module."""
+def test_check_config_imports_no_refused_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a check that imports, and thereby runs, the module of a refused target."""
     (tmp_path / "innocent.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Model: pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     for target in ("innocent.Model", "innocent", "torch.innocent.Model", "facelab.innocent.Model"):
@@ -153,14 +153,14 @@ def test_refusing_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "bystander").mkdir()
     (tmp_path / "bystander" / "__init__.py").touch()
     (tmp_path / "innocent.py").rename(tmp_path / "bystander" / "innocent.py")
-    # a module that an allowed one has imported, as numpy
+    # a module that an allowed module has imported, as it imports numpy
     monkeypatch.setattr(geometry, "bystander", importlib.import_module("bystander"), raising=False)
     assert faults({"_target_": "facelab.faces.geometry.bystander.innocent.Model"})
     assert not (tmp_path / "ran").exists()
     assert not {"innocent", "antigravity"} & set(sys.modules)
 
 
-NO_CLASS, MADE, ESCAPED = "`os.system` is not allowed", "may not make one", "text with `${` in it"
+NO_CLASS, CREATED, ESCAPED = "`os.system` is not allowed", "must not create one", "text that contains `${`"
 
 
 @pytest.mark.parametrize(
@@ -170,13 +170,13 @@ NO_CLASS, MADE, ESCAPED = "`os.system` is not allowed", "may not make one", "tex
         ({**LINEAR, "bias": {"_target_": "os.system"}}, NO_CLASS),
         ({**ADAM, "_recursive_": False, "betas": [{"_target_": "os.system"}]}, NO_CLASS),
         ({"_target_": "${word}"}, NO_CLASS),
-        ("${oc.create:'{_target_: os.system, command: ls}'}", MADE),
-        (["${oc.create:'[{_target_: os.system}]'}"], MADE),
+        ("${oc.create:'{_target_: os.system, command: ls}'}", CREATED),
+        (["${oc.create:'[{_target_: os.system}]'}"], CREATED),
         ({"_target_": "torchmetrics.MeanMetric", "any": "\\${oc.create:'{_target_: os.system}'}"}, ESCAPED),
     ],
 )
-def test_no_hiding_place(node: Any, expected: str) -> None:
-    """A target in a list, behind an interpolation, made by a resolver, or in text that building resolves again."""
+def test_check_config_finds_hidden_targets(node: Any, expected: str) -> None:
+    """Would catch a target in a list, behind an interpolation, from a resolver, or in text that is resolved again."""
     assert any(expected in fault for fault in faults(node, word="os.system"))
 
 
@@ -192,38 +192,38 @@ def test_no_hiding_place(node: Any, expected: str) -> None:
         ([1], True),
     ],
 )
-def test_get_object_fetches_layouts_only(path: Any, refused: bool) -> None:
-    """`get_object` would hand any function to whoever calls its arguments."""
+def test_check_config_allows_get_object_for_layouts_only(path: Any, refused: bool) -> None:
+    """Would catch `get_object` that returns a function which another part calls."""
     assert bool(faults({"_target_": "hydra.utils.get_object", "path": path})) is refused
 
 
-def test_get_object_has_one_argument() -> None:
-    """A path that is missing or misspelt."""
+def test_check_config_checks_the_argument_of_get_object() -> None:
+    """Would catch a path that is missing or misspelt."""
     misspelt, missing = faults({"_target_": "hydra.utils.get_object", "pat": LAYOUT["path"]})
     assert misspelt == "at.pat: `get_object` has no argument `pat`; did you mean `path`?"
     assert missing == "at.path: is required by `get_object`"
 
 
-def test_positional_arguments_are_refused() -> None:
-    """`_args_` evades the check of names."""
+def test_check_config_refuses_positional_arguments() -> None:
+    """Would catch `_args_`, which evades the check of argument names."""
     assert faults({"_target_": "torch.nn.Identity", "_args_": [1]}) == ["at._args_: is not allowed: name each argument"]
 
 
 @pytest.mark.parametrize("flag", [{"_partial_": "yes"}, {"_partial_": 1}, {"_recursive_": None}, {"_convert_": "al"}])
-def test_flags_have_their_values(flag: dict[str, Any]) -> None:
-    """Hydra finds these only when the node is built."""
+def test_check_config_checks_the_flags_of_hydra(flag: dict[str, Any]) -> None:
+    """Would catch a wrong flag that Hydra finds only when the node is built."""
     (fault,) = faults({"_target_": "torch.nn.Identity", **flag})
     assert fault.startswith(f"at.{next(iter(flag))}: ")
 
 
-def test_a_misspelt_flag_is_found() -> None:
-    """`_taget_` makes a node that builds nothing, `_parial_` one that builds too early."""
+def test_check_config_finds_misspelt_flags() -> None:
+    """Would catch `_taget_`, whose node builds nothing, or `_parial_`, whose node is built too early."""
     assert "did you mean `_target_`?" in faults({"_taget_": "torch.nn.Identity"})[0]
     assert "did you mean `_partial_`?" in faults({"_target_": "torch.nn.ReLU", "_parial_": True})[0]
 
 
-def test_the_nearest_name_is_told() -> None:
-    """A fault that leaves the reader to look for the right name."""
+def test_check_config_suggests_the_nearest_name() -> None:
+    """Would catch a fault that leaves the user to search for the right name."""
     assert "did you mean `MultiStepLR`?" in faults({"_target_": "torch.optim.lr_scheduler.MultiStepRL"})[0]
     assert "did you mean `losses`?" in faults({"_target_": "facelab.loses.pipnet.PIPLoss"})[0]
     assert "did you mean `lightning`?" in faults({"_target_": "lightening.Trainer"})[0]
@@ -233,23 +233,23 @@ def test_the_nearest_name_is_told() -> None:
 
 
 @pytest.mark.parametrize("partial", [False, True])
-def test_a_misspelt_argument_is_found(partial: bool) -> None:
-    """Of a partial node it would be found only when the module finishes it, minutes later."""
+def test_check_config_finds_misspelt_arguments(partial: bool) -> None:
+    """Would catch an argument of a partial node that fails only minutes later, when the module completes the node."""
     assert faults({**LINEAR, "biass": False, "_partial_": partial}) == [
         "at.biass: `Linear` has no argument `biass`; did you mean `bias`?"
     ]
 
 
-def test_lacking_arguments() -> None:
-    """Required arguments are lacking; in a partial node the rest comes later."""
+def test_check_config_finds_missing_arguments() -> None:
+    """Would catch a missing required argument, or a partial node that is refused because others follow."""
     assert faults({"_target_": "torch.nn.Linear", "in_features": 3}) == ["at.out_features: is required by `Linear`"]
     assert faults({"_target_": "torch.nn.Linear", "in_features": 3, "_partial_": True}) == []
     assert faults(ADAM) == []
     assert faults({**ADAM, "_partial_": False}) == ["at.params: is required by `Adam`"]
 
 
-def test_a_class_without_constructor_takes_nothing() -> None:
-    """The signature of `nn.Module` shows **kwargs, which it takes only to refuse them."""
+def test_check_config_refuses_arguments_without_a_constructor() -> None:
+    """Would catch the signature of `nn.Module`, whose **kwargs accept nothing."""
     (fault,) = faults({"_target_": "torch.nn.Module", "dim": 1})
     assert fault == "at.dim: `Module` has no argument `dim`; it takes none"
 
@@ -269,8 +269,8 @@ def test_a_class_without_constructor_takes_nothing() -> None:
         (ADAM, {"betas": [0.9, 0.99]}, {"betas": [0.9]}),
         (ADAM, {"betas": [0.9, 0.99]}, {"betas": [0.9, "x"]}),
         (ADAM, {"foreach": None}, {"foreach": "no"}),
-        (DROPS, {"at": [0.5, 1]}, {"at": "01"}),
-        (DROPS, {"at": []}, {"at": [0.5, None]}),
+        (SCHEDULER, {"at": [0.5, 1]}, {"at": "01"}),
+        (SCHEDULER, {"at": []}, {"at": [0.5, None]}),
         (TRAINER, {"max_epochs": None}, {"max_epochs": "many"}),
         (TRAINER, {"devices": [0, 1]}, {"devices": 1.5}),
         (TRAINER, {"precision": "bf16-mixed"}, {"precision": "bf17"}),
@@ -283,32 +283,34 @@ def test_a_class_without_constructor_takes_nothing() -> None:
         (ADAM, {"lr": 0.1}, {"lr": float("nan")}),
         (ADAM, {"lr": 0.1}, {"lr": float("inf")}),
         (ADAM, {"lr": 0.1}, {"lr": 0}),
-        (DROPS, {"at": [0, 1]}, {"at": [0.5, 1.1]}),
+        (SCHEDULER, {"at": [0, 1]}, {"at": [0.5, 1.1]}),
         (TRAINER, {"max_epochs": -1}, {"max_epochs": 0}),
         (TRAINER, {"accumulate_grad_batches": 2}, {"accumulate_grad_batches": -1}),
         ({"_target_": "albumentations.GaussianBlur"}, {"sigma_limit": [1, 9]}, {"sigma_limit": [1, 1e9]}),
-        (MARKUP, {"flip": [1, 0]}, {"flip": "10"}),
-        (MARKUP, {"pose": []}, {"pose": [1.5]}),
-        (MARKUP, {"regions": {}}, {"regions": {"a": 1}}),
+        (LAYOUT_CLASS, {"flip": [1, 0]}, {"flip": "10"}),
+        (LAYOUT_CLASS, {"pose": []}, {"pose": [1.5]}),
+        (LAYOUT_CLASS, {"regions": {}}, {"regions": {"a": 1}}),
         (MODULE, {"layout": LAYOUT}, {"layout": 106}),
         (MODULE, {"loss": LINEAR}, {"loss": ADAM}),
         (MODULE, {"optimizer": ADAM}, {"optimizer": {}}),
-        (MODULE, {"scheduler": DROPS}, {"scheduler": ADAM}),
+        (MODULE, {"scheduler": SCHEDULER}, {"scheduler": ADAM}),
         (MODULE, {"layout": LAYOUT}, {"layout": LINEAR}),
     ],
 )
-def test_values_fit_their_annotations(node: dict[str, Any], good: dict[str, Any], bad: dict[str, Any]) -> None:
-    """A value of a wrong type reaches a constructor, or a right one is refused."""
+def test_check_config_compares_values_with_annotations(
+    node: dict[str, Any], good: dict[str, Any], bad: dict[str, Any]
+) -> None:
+    """Would catch a value of a wrong type that reaches a constructor, or a right one that is refused."""
     assert faults(node | good) == []
     (fault,) = faults(node | bad)
     assert fault.startswith(f"at.{next(iter(bad))}") and "expected" in fault
 
 
-def test_a_number_in_quotes_is_named_as_such() -> None:
-    """`lr: "1e-4"`, or a number out of an environment variable, is text; its looks do not tell."""
+def test_check_config_explains_a_number_in_quotes() -> None:
+    """Would catch a message that does not say that `lr: "1e-4"`, or a number of an environment variable, is text."""
     (fault,) = faults({**ADAM, "lr": "1e-4"})
     assert fault == "at.lr: the text '1e-4' given, float > 0 expected: write the number without quotes"
-    assert changed("optimizer.lr=1e-4") == []  # a number to OmegaConf, though text to other readers of YAML
+    assert changed("optimizer.lr=1e-4") == []  # OmegaConf reads a number, other YAML readers read text
 
 
 CHECKPOINT = {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint"}
@@ -319,8 +321,8 @@ WANDB = {"_target_": "callbacks.wandb_logger.TolerantWandbLogger"}
     ("value", "word"),
     [(300, "300"), (-1.5, "-1.5"), (True, "true"), (False, "false"), (1_000, "1000"), (float("nan"), "nan")],
 )
-def test_a_word_that_is_no_text_is_told_how_to_be(value: Any, word: str) -> None:
-    """A name that looks like a number: `'300' given` leaves who typed it at a loss, and quotes alone a shell takes."""
+def test_check_config_explains_how_to_quote_a_value(value: Any, word: str) -> None:
+    """Would catch `'300' given` without advice, or with quotes that the shell removes."""
     (fault,) = faults({**CHECKPOINT, "filename": value})
     head, _, advice = fault.partition("; ")
     assert head.startswith("at.filename: ") and "expected" in head
@@ -331,14 +333,14 @@ def test_a_word_that_is_no_text_is_told_how_to_be(value: Any, word: str) -> None
     assert override.value() == word
 
 
-def test_null_that_is_no_text_is_told_how_to_be() -> None:
-    """The word null, where text must stand."""
+def test_check_config_explains_how_to_quote_null() -> None:
+    """Would catch null in the place of text without advice."""
     (fault,) = faults({"_target_": "facelab.annotations.folder.Folder", "_partial_": True, "name": None})
     assert fault.endswith("""in a shell 'at.name="null"'""")
 
 
-def test_text_is_told_at_the_key_that_is_typed() -> None:
-    """Advice for a place that only refers to another, or that no command line can name."""
+def test_check_config_gives_advice_for_the_typed_key() -> None:
+    """Would catch advice for the key of a reference, or for a place that no command line can name."""
     (fault,) = faults({**CHECKPOINT, "filename": "${word}"}, word=300)
     assert """'word="300"'""" in fault
     (fault,) = faults([{**CHECKPOINT, "filename": 300}])
@@ -346,13 +348,13 @@ def test_text_is_told_at_the_key_that_is_typed() -> None:
 
 
 @pytest.mark.parametrize("node", [{**ADAM, "lr": None}, {**LINEAR, "bias": 0}, {**TRAINER, "precision": 17}, WANDB])
-def test_what_is_no_text_is_not_told_to_be(node: dict[str, Any]) -> None:
-    """Quotes advised where the number itself is at fault, or one of a few words is meant."""
+def test_check_config_advises_quotes_only_for_text(node: dict[str, Any]) -> None:
+    """Would catch quotes advised where the number itself is wrong or one of a few words is expected."""
     assert "in quotes" not in "".join(faults(node))
 
 
-def test_a_list_of_words_is_told_how_to_be() -> None:
-    """Tags that look like numbers."""
+def test_check_config_explains_how_to_quote_a_list() -> None:
+    """Would catch tags that look like numbers without advice."""
     (fault,) = faults({**WANDB, "_partial_": True, "tags": ["a", 3]})
     assert fault.endswith("""in quotes: ["a","3"] in YAML, in a shell 'at.tags=["a","3"]'""")
     unknown, misfit = faults({**WANDB, "_partial_": True, "tags": ["${nowhere}", 3]})
@@ -363,8 +365,8 @@ def test_a_list_of_words_is_told_how_to_be() -> None:
 # Values
 
 
-def test_a_missing_value_is_told_once_and_how_to_set_it() -> None:
-    """Ten nodes refer to what is missing, and the reader does not see which one to set."""
+def test_check_config_lists_a_missing_value_once() -> None:
+    """Would catch ten faults of references that do not name the key to set."""
     config = {**LINEAR, "in_features": "${width}", "out_features": "${width}"}
     assert faults(config, width="???") == ["width: is not set; type width=..."]
     assert faults([{**LINEAR, "in_features": "???"}]) == ["at[0].in_features: is not set; type at=[...]"]
@@ -373,24 +375,24 @@ def test_a_missing_value_is_told_once_and_how_to_set_it() -> None:
 
 
 @pytest.mark.parametrize("text", ["${nowhere}", "${at.lr}", "${nothing:1}", "${oc.env:SURELY_NOT_SET}"])
-def test_an_interpolation_that_leads_nowhere(text: str) -> None:
-    """It would be found only when the node is built, or never."""
+def test_check_config_refuses_a_broken_interpolation(text: str) -> None:
+    """Would catch an interpolation that fails only when the node is built, or never."""
     (fault,) = faults({**ADAM, "lr": text})
     assert fault.startswith("at.lr: ") and "\n" not in fault
 
 
-def test_a_fault_behind_an_interpolation_is_told_where_it_stands() -> None:
-    """The same fault once for each node that refers to it."""
+def test_check_config_names_the_key_behind_an_interpolation() -> None:
+    """Would catch one fault that is listed for each node that refers to it."""
     assert faults({**ADAM, "lr": 1}, model="${at}", loss={"_target_": "os.system"}, head="${loss}")[0].startswith(
         "loss."
     )
 
 
-# Keys that nobody reads
+# Unused keys
 
 
-def test_an_added_key_is_refused_where_nobody_reads_it() -> None:
-    """Hydra takes `+typo=3` and drops it in silence."""
+def test_check_config_refuses_a_key_that_nothing_reads() -> None:
+    """Would catch `+typo=3`, which Hydra silently drops."""
     assert changed("sead=3") == ["sead: nothing reads this key; did you mean `seed`?"]
     assert changed("monitor.nam=3") == ["monitor.nam: nothing reads this key; did you mean `name`?"]
     assert changed("callbacks.extra=3") == ["callbacks.extra: nothing reads this key"]
@@ -414,14 +416,14 @@ def test_an_added_key_is_refused_where_nobody_reads_it() -> None:
         ("${oc.decode:${a.b}}", "a.b"),
     ],
 )
-def test_an_interpolation_reads_a_key(reader: str, key: str) -> None:
-    """A key in use is refused."""
+def test_check_config_accepts_a_key_that_an_interpolation_reads(reader: str, key: str) -> None:
+    """Would catch a key in use that is refused."""
     cfg = OmegaConf.create({"reader": {"of": reader}, "word": "b", "seed": 1})
     OmegaConf.update(cfg, key, ["1"] if reader.endswith("]}") else "1")
     assert check_config(cfg, ["reader.of", "word", "seed"]) == []
 
 
-# The two halves of a method
+# Modules and datamodules
 
 
 METHOD = """
@@ -490,8 +492,8 @@ def methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ],
 )
 @pytest.mark.usefixtures("methods")
-def test_module_and_datamodule_agree(model: str, datamodule: str, agree: bool) -> None:
-    """A landmark method is fed by a detector's datamodule, and fails in the first batch with an AttributeError."""
+def test_check_config_compares_batch_types(model: str, datamodule: str, agree: bool) -> None:
+    """Would catch the datamodule of a detector, whose first batch fails in a landmark method."""
     cfg = {"model": {"_target_": f"{METHODS}.{model}"}, "datamodule": {"_target_": f"{METHODS}.{datamodule}"}}
     expected = "datamodule: `Pairs` gives Pair, the model `Landmarks` takes LandmarkBatch"
     assert check_config(OmegaConf.create(cfg), list(cfg)) == ([] if agree else [expected])
@@ -499,25 +501,27 @@ def test_module_and_datamodule_agree(model: str, datamodule: str, agree: bool) -
 
 @pytest.mark.parametrize(("datamodule", "agree"), [("Shapes", True), ("Faces", False)])
 @pytest.mark.usefixtures("methods")
-def test_what_a_module_asks_of_its_datamodule(datamodule: str, agree: bool) -> None:
-    """Another method's datamodule, which fails before the first step with an AttributeError."""
+def test_check_config_requires_the_methods_of_the_datamodule(datamodule: str, agree: bool) -> None:
+    """Would catch the datamodule of another method, which fails before the first step."""
     cfg = {"model": {"_target_": f"{METHODS}.Curious"}, "datamodule": {"_target_": f"{METHODS}.{datamodule}"}}
-    expected = "datamodule: `Faces` has no method `mean_shape`, which the model `Curious` calls; it is another method's"
+    expected = (
+        "datamodule: `Faces` has no method `mean_shape`, which the model `Curious` calls; it belongs to another method"
+    )
     assert check_config(OmegaConf.create(cfg), list(cfg)) == ([] if agree else [expected])
 
 
 @pytest.mark.parametrize(("model", "agree"), [("Anything", True), ("Batches", False)])
 @pytest.mark.usefixtures("methods")
-def test_a_loss_compares_what_is_predicted(model: str, agree: bool) -> None:
-    """Another method's loss, which fails in the first step; or a loss refused where nothing is known."""
+def test_check_config_compares_prediction_and_loss_types(model: str, agree: bool) -> None:
+    """Would catch the loss of another method, which fails in the first step, or a loss refused without annotations."""
     cfg = {"model": {"_target_": f"{METHODS}.{model}"}, "loss": {"_target_": f"{METHODS}.Compares"}}
     expected = "loss: `Compares` compares Pair, the model `Batches` predicts LandmarkBatch"
     assert check_config(OmegaConf.create(cfg), list(cfg)) == ([] if agree else [expected])
 
 
 @pytest.mark.usefixtures("methods")
-def test_what_text_and_null_may_stand_for() -> None:
-    """A path, which is written as text, is refused, or null where it is the default."""
+def test_check_config_accepts_text_for_paths_and_null_defaults() -> None:
+    """Would catch text that is refused for a path, or null that is refused where it is the default."""
     settings = {"_target_": f"{METHODS}.Settings", "folder": "here"}
     assert faults({**settings, "size": None}) == []
     assert faults({**settings, "folder": None}) == ["at.folder: null given, pathlib.Path expected"]

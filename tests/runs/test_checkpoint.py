@@ -1,4 +1,4 @@
-"""A checkpoint opens by what its model needs, whatever became of the rest."""
+"""Tests of opening a checkpoint: it needs only the parts of its model, and may be hostile, damaged or old."""
 
 import copy
 import resource
@@ -15,31 +15,34 @@ import pytest
 import torch
 from conftest import ROOT, open_door
 from omegaconf import OmegaConf
-from test_recorded_runs import PATHS, crops
+from recorded_runs import PATHS, crops
 
 from callbacks.resume import STATES, AtomicCheckpointIO
 from facelab import renames
 from facelab.errors import CheckpointError, FacelabError
 from facelab.renames import Step, renamed_config, renamed_override, renamed_path, renamed_weights
-from facelab.runs.check import part_of
+from facelab.runs.check import copy_part
 from facelab.runs.checkpoint import load_run, offline, read_checkpoint
 from lightning_modules import pfld
 
 RECORDED = ROOT / "tests" / "recorded"
 PIPNET, PFLD = (RECORDED / name / "checkpoints" / "last.ckpt" for name in ("finished", "unfinished"))
-GONE = "facelab.losses.pfld.LossOfTomorrow"
+REMOVED_LOSS = "facelab.losses.pfld.LossOfTomorrow"
 
 
 @pytest.fixture(scope="module")
 def content() -> dict[str, Any]:
-    """What the recorded checkpoint of PFLD holds."""
+    """Load the recorded checkpoint of PFLD."""
     loaded: dict[str, Any] = torch.load(PFLD, weights_only=True)
     return loaded
 
 
 @pytest.fixture
 def written(content: dict[str, Any], tmp_path: Path) -> Callable[..., Path]:
-    """Writes that checkpoint with changes: dotted keys of its configuration to values; None takes a key away."""
+    """Return a function that saves that checkpoint with changes.
+
+    The changes map dotted keys of its configuration to values; None removes a key. `entries` replace other entries.
+    """
 
     def write(changes: dict[str, Any], **entries: Any) -> Path:
         changed = copy.deepcopy(content) | entries
@@ -82,8 +85,8 @@ def points_of(file: Path) -> torch.Tensor:
     ],
     ids=lambda changes: " ".join(changes),
 )
-def test_what_is_not_opened_closes_nothing(changes: dict[str, Any], written: Callable[..., Path]) -> None:
-    """A checkpoint that is closed for ever since a logger was renamed or Lightning dropped an argument."""
+def test_load_run_ignores_parts_that_it_does_not_build(changes: dict[str, Any], written: Callable[..., Path]) -> None:
+    """Would catch a checkpoint that no longer opens because a logger was renamed or Lightning dropped an argument."""
     assert torch.equal(points_of(written(changes)), points_of(PFLD))
 
 
@@ -99,8 +102,10 @@ def test_what_is_not_opened_closes_nothing(changes: dict[str, Any], written: Cal
     ],
     ids=str,
 )
-def test_what_is_opened_is_checked(changes: dict[str, Any], message: str, written: Callable[..., Path]) -> None:
-    """A part that is built without a look at it, or a fault that names no place."""
+def test_load_run_checks_the_parts_that_it_builds(
+    changes: dict[str, Any], message: str, written: Callable[..., Path]
+) -> None:
+    """Would catch a part that is built unchecked, or a fault without its key."""
     with pytest.raises(FacelabError, match=message):
         load_run(written(changes), PATHS)
 
@@ -114,10 +119,10 @@ def test_what_is_opened_is_checked(changes: dict[str, Any], message: str, writte
     ],
     ids=str,
 )
-def test_evaluation_checks_what_it_builds(
+def test_evaluate_checks_the_datamodule_of_the_checkpoint(
     changes: dict[str, Any], message: str, written: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """A foreign checkpoint whose datamodule runs a command, since opening does not look at it."""
+    """Would catch a received checkpoint whose datamodule runs a command, because load_run does not check it."""
     with pytest.raises(SystemExit, match=message):
         open_door("evaluate", f"ckpt={written(changes)}", "hydra.run.dir=again", folder=tmp_path)
 
@@ -134,43 +139,52 @@ def test_evaluation_checks_what_it_builds(
     ],
     ids=str,
 )
-def test_broken_configuration_is_refused(changes: dict[str, Any], message: str, written: Callable[..., Path]) -> None:
-    """A traceback for a damaged or foreign file."""
+def test_load_run_refuses_a_broken_configuration(
+    changes: dict[str, Any], message: str, written: Callable[..., Path]
+) -> None:
+    """Would catch a traceback for a damaged or foreign file."""
     with pytest.raises(FacelabError, match=message):
         load_run(written(changes), PATHS)
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"loss._target_": GONE}, {"loss.gone_argument": 1}, {"loss.floor": -1.0}, {"loss.points._target_": "a.b.C"}],
+    [
+        {"loss._target_": REMOVED_LOSS},
+        {"loss.gone_argument": 1},
+        {"loss.floor": -1.0},
+        {"loss.points._target_": "a.b.C"},
+    ],
     ids=str,
 )
-def test_a_loss_that_cannot_be_built_is_left_out(
+def test_load_run_omits_a_loss_that_cannot_be_built(
     changes: dict[str, Any], written: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A trained network that is lost with its loss: that of PFLD has buffers among the weights."""
+    """Would catch a network that does not open without its loss: that of PFLD has buffers among the weights."""
     assert any(key.startswith("loss.") for key in torch.load(PFLD, weights_only=True)["state_dict"])
     file = written(changes)
     assert torch.equal(points_of(file), points_of(PFLD))
-    assert "its loss cannot be built today and is left out" in caplog.text
+    assert "its loss cannot be built and is left out" in caplog.text
     assert "left out with their weights: loss, pose" in caplog.text
     run = load_run(file, PATHS)
     assert run.module.loss is None and run.cfg.model.loss is None
-    assert run.module.predict(crops()).pose is None, "whether the loss taught the angles is not known"
+    assert run.module.predict(crops()).pose is None, "without the loss it is unknown whether the angles were trained"
 
 
-def test_a_pose_that_has_a_weight_of_its_own_outlives_the_loss(written: Callable[..., Path]) -> None:
-    """Angles learned by `model.angle_weight` that are left out with a loss that had nothing to do with them."""
+def test_load_run_keeps_a_pose_with_its_own_weight_without_the_loss(written: Callable[..., Path]) -> None:
+    """Would catch angles trained by `model.angle_weight` that are omitted together with an unrelated loss."""
     with torch.inference_mode():
-        whole = load_run(written({"model.angle_weight": 1.0}), PATHS).module.predict(crops())
-        part = load_run(written({"model.angle_weight": 1.0, "loss._target_": GONE}), PATHS).module.predict(crops())
-    assert whole.pose is not None and part.pose is not None
-    assert torch.equal(whole.pose, part.pose)
+        with_loss = load_run(written({"model.angle_weight": 1.0}), PATHS).module.predict(crops())
+        without_loss = load_run(
+            written({"model.angle_weight": 1.0, "loss._target_": REMOVED_LOSS}), PATHS
+        ).module.predict(crops())
+    assert with_loss.pose is not None and without_loss.pose is not None
+    assert torch.equal(with_loss.pose, without_loss.pose)
 
 
-def test_a_run_without_its_loss_is_measured(written: Callable[..., Path], tmp_path: Path) -> None:
-    """An old run that opens and cannot be evaluated, or whose evaluation keeps what does not resolve."""
-    changes = {"loss._target_": GONE, "logger.csv.path": "${paths.no_such_key}", "trainer.gone": 1}
+def test_evaluate_measures_a_run_without_its_loss(written: Callable[..., Path], tmp_path: Path) -> None:
+    """Would catch an old run that opens but cannot be evaluated, or whose evaluation stores unresolved keys."""
+    changes = {"loss._target_": REMOVED_LOSS, "logger.csv.path": "${paths.no_such_key}", "trainer.gone": 1}
     changes |= {"callbacks.other": {"path": "${logger.csv.path}"}}
     open_door("evaluate", f"ckpt={written(changes)}", "hydra.run.dir=again", folder=tmp_path)
     cfg = OmegaConf.load(tmp_path / "again" / "config.yaml")
@@ -178,48 +192,48 @@ def test_a_run_without_its_loss_is_measured(written: Callable[..., Path], tmp_pa
     assert (tmp_path / "again" / "metrics.json").is_file()
 
 
-def test_weights_that_do_not_fit_are_refused(content: dict[str, Any], written: Callable[..., Path]) -> None:
-    """A network half of random weights; leaving out a loss must not leave out anything else that is lacking."""
+def test_load_run_refuses_missing_and_unexpected_weights(content: dict[str, Any], written: Callable[..., Path]) -> None:
+    """Would catch a network with random weights; an omitted loss must not excuse other missing weights."""
     weights = dict(content["state_dict"])
     first = next(key for key in weights if key.startswith("backbone."))
-    lacking = {key: value for key, value in weights.items() if key != first}
-    for changes in ({}, {"loss._target_": GONE}):
+    incomplete = {key: value for key, value in weights.items() if key != first}
+    for changes in ({}, {"loss._target_": REMOVED_LOSS}):
         with pytest.raises(CheckpointError, match=f"(?s)do not fit its configuration.*{first}"):
-            load_run(written(changes, state_dict=lacking), PATHS)
-    for name, changes in (("stranger", {}), ("backbone.more", {}), ("backbone.more", {"loss._target_": GONE})):
+            load_run(written(changes, state_dict=incomplete), PATHS)
+    for name, changes in (("stranger", {}), ("backbone.more", {}), ("backbone.more", {"loss._target_": REMOVED_LOSS})):
         with pytest.raises(CheckpointError, match=f"(?s)do not fit its configuration.*{name}"):
             load_run(written(changes, state_dict=weights | {name: torch.zeros(1)}), PATHS)
 
 
-def test_training_needs_a_loss_and_an_optimizer(tmp_path: Path) -> None:
-    """`model.loss=null`, which opening a checkpoint allows, and a traceback in the first step of a training."""
+def test_train_refuses_a_null_loss_or_optimizer(tmp_path: Path) -> None:
+    """Would catch `model.loss=null`, which load_run allows, and a traceback in the first training step."""
     small = ["model=pfld", "backbone.width=0.05", "crop.size=64", "data=synthetic68", "logger=none", "callbacks=none"]
     small += ["data.train=8", "data.val=2", "data.test=2", "data.size=96"]
     shutil.copytree(RECORDED / "unfinished", tmp_path / "unfinished")
     kept = (tmp_path / "unfinished" / "overrides.yaml").read_bytes()
     with pytest.raises(SystemExit, match=r"model\.loss=null: nothing would be trained"):
         open_door("train", "resume=unfinished", "~loss", "model.loss=null", folder=tmp_path)
-    assert (tmp_path / "unfinished" / "overrides.yaml").read_bytes() == kept, "the run can never be resumed again"
+    assert (tmp_path / "unfinished" / "overrides.yaml").read_bytes() == kept, "a refused override is stored"
     for part in ("loss", "optimizer"):
         with pytest.raises(SystemExit, match=rf"model\.{part}=null: nothing would be trained"):
             open_door("train", *small, f"~{part}", f"model.{part}=null", f"hydra.run.dir={part}", folder=tmp_path)
 
 
 @pytest.mark.parametrize("argument", ["optimizer", "scheduler", "loss"])
-def test_a_method_that_insists_on_its_training_is_opened_without(
+def test_load_run_passes_null_to_required_training_arguments(
     argument: str, written: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A checkpoint of an own method that cannot be opened, since its class does not allow for a null optimizer."""
+    """Would catch a checkpoint of a custom method that does not open because its annotation forbids null."""
     monkeypatch.setitem(pfld.PFLD.__init__.__annotations__, argument, Callable[..., Any])
-    gone = {"loss._target_": "facelab.losses.Gone"} if argument == "loss" else {}
-    assert torch.equal(points_of(written(gone)), points_of(PFLD))
+    changes = {"loss._target_": "facelab.losses.Gone"} if argument == "loss" else {}
+    assert torch.equal(points_of(written(changes)), points_of(PFLD))
 
 
 # Formats
 
 
-def test_format_is_written_and_a_later_one_refused(tmp_path: Path, written: Callable[..., Path]) -> None:
-    """A checkpoint of tomorrow that today's code opens as something else, or a format that nobody writes."""
+def test_checkpoint_io_writes_the_format_and_refuses_a_later_one(tmp_path: Path, written: Callable[..., Path]) -> None:
+    """Would catch a newer checkpoint that this version misreads, or a format that is not written."""
     files, path = AtomicCheckpointIO(), tmp_path / "a.ckpt"
     content = {"state_dict": {}, "format": renames.FORMAT, **{key: [1] for key in STATES}}
     files.save_checkpoint(content, path)
@@ -227,7 +241,9 @@ def test_format_is_written_and_a_later_one_refused(tmp_path: Path, written: Call
     saved: dict[str, Any] = {}
     load_run(PFLD, PATHS).module.on_save_checkpoint(saved)
     assert saved == {"format": renames.FORMAT}
-    assert "format" not in torch.load(PFLD, weights_only=True), "recorded before there were formats"
+    assert "format" not in torch.load(PFLD, weights_only=True), (
+        "the recorded checkpoint is older than the format number"
+    )
     late = written({}, format=renames.FORMAT + 1)
     with pytest.raises(CheckpointError, match=rf"changed\.ckpt: .* format {renames.FORMAT + 1}, .* a later version"):
         load_run(late, PATHS)
@@ -249,8 +265,8 @@ STEPS = (
 )
 
 
-def test_renames_of_modules_arguments_and_weights() -> None:
-    """A shorter module that hides a longer one, a step left out, a value lost with its old name, a strange key."""
+def test_renames_change_modules_arguments_and_weights() -> None:
+    """Would catch a short module name that hides a longer one, a skipped step, a lost value, or a changed other key."""
     assert renamed_path("facelab.networks.pfld.PFLDTrunk", STEPS) == "facelab.trunks.Trunk"
     assert renamed_path("facelab.networks.pfld.PFLDTrunks", STEPS) == "facelab.nets.pfld.PFLDTrunks"
     assert renamed_path("facelab.networks_of_mine.X", STEPS) == "facelab.networks_of_mine.X"
@@ -272,21 +288,23 @@ def test_renames_of_modules_arguments_and_weights() -> None:
     assert old == kept
     weights = {"backbone.a": 1, "head.backbone.b": 2}
     assert renamed_weights(weights, STEPS) == {"body.a": 1, "head.backbone.b": 2}
-    assert list(renamed_weights(weights, STEPS)) == ["body.a", "head.backbone.b"], "an optimizer goes by the order"
+    assert list(renamed_weights(weights, STEPS)) == ["body.a", "head.backbone.b"], (
+        "the optimizer state depends on the order"
+    )
 
 
 @pytest.mark.parametrize(
     "augment", [{"pixels": [{"_target_": "albumentations.MotionBlur"}]}, {"gone_limit": 3}], ids=str
 )
-def test_a_run_is_measured_whatever_was_done_to_its_training_crops(
+def test_evaluate_ignores_faults_of_the_augmentation(
     augment: dict[str, Any], written: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """An old run that cannot be evaluated since a change of its training crops is refused, which no test makes."""
+    """Would catch an old run that cannot be evaluated because its training augmentation is refused today."""
     changes = {f"augment.{key}": value for key, value in augment.items()}
     open_door("evaluate", f"ckpt={written(changes)}", "hydra.run.dir=again", folder=tmp_path)
     assert (tmp_path / "again" / "metrics.json").is_file()
     kept = OmegaConf.to_container(OmegaConf.load(tmp_path / "again" / "config.yaml").augment)
-    assert kept.items() >= augment.items(), "what it was trained with is forgotten"
+    assert kept.items() >= augment.items(), "the augmentation of the training is lost"
 
 
 @pytest.mark.parametrize(
@@ -308,23 +326,23 @@ def test_a_run_is_measured_whatever_was_done_to_its_training_crops(
         ("callbacks.resumptions=1", "callbacks.resumptions=1"),
     ],
 )
-def test_renames_of_overrides(word: str, renamed: str) -> None:
-    """An unfinished run whose overrides name a layout by its old place, or a folder that reads like a module."""
+def test_renamed_override_changes_old_names_only(word: str, renamed: str) -> None:
+    """Would catch an unfinished run with the old path of a layout, or a folder name that is changed like a module."""
     assert renamed_override(word) == renamed
 
 
-def test_renames_reach_averaged_weights_and_resumption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run with averaged weights that resumes with the names of yesterday in one of its two sets."""
+def test_checkpoint_io_renames_averaged_weights_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a resumed run with old names in one of its two sets of weights."""
     monkeypatch.setattr(renames, "STEPS", (STEPS[0],))
     content = {"state_dict": {"backbone.a": 1}, "current_model_state": {"backbone.a": 2}, "epoch": 3}
     content |= {"loops": {"a": 1}, "callbacks": {"a": 1}, "optimizer_states": [1]}
     torch.save(content, tmp_path / "a.ckpt")
-    found = AtomicCheckpointIO().load_checkpoint(tmp_path / "a.ckpt", weights_only=True)
-    assert (found["state_dict"], found["current_model_state"]) == ({"trunk.a": 1}, {"trunk.a": 2})
+    loaded = AtomicCheckpointIO().load_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    assert (loaded["state_dict"], loaded["current_model_state"]) == ({"trunk.a": 1}, {"trunk.a": 2})
 
 
-def test_every_class_of_a_recorded_configuration_exists() -> None:
-    """A class that was moved without a line in the table of renames."""
+def test_renames_cover_every_class_of_a_recorded_configuration() -> None:
+    """Would catch a class that was moved without an entry in the table of renames."""
 
     def targets(node: Any) -> Iterable[str]:
         for key, value in node.items() if isinstance(node, dict) else enumerate(node):
@@ -342,8 +360,8 @@ def test_every_class_of_a_recorded_configuration_exists() -> None:
 # Parts of a configuration
 
 
-def test_a_part_brings_what_it_refers_to() -> None:
-    """A node that is cut off from what it needs, or that drags the whole configuration along."""
+def test_part_of_includes_the_references_of_a_part() -> None:
+    """Would catch a node without the values it refers to, or with the whole configuration."""
     cfg = OmegaConf.create(
         {
             "model": {"_target_": "x", "layout": "${data.layout}", "head": "${head}", "epochs": "${trainer.epochs}"},
@@ -356,7 +374,7 @@ def test_a_part_brings_what_it_refers_to() -> None:
             "paths": {"data": "somewhere"},
         }
     )
-    part = part_of(cfg, ("model", "data.layout", "absent"))
+    part = copy_part(cfg, ("model", "data.layout", "absent"))
     assert OmegaConf.to_container(part, resolve=False) == {
         "model": {"_target_": "x", "layout": "${data.layout}", "head": "${head}", "epochs": "${trainer.epochs}"},
         "head": {"size": "${crop.size}", "parts": [{"width": "${..width}"}, "${widths[1]}"], "width": 3},
@@ -365,23 +383,23 @@ def test_a_part_brings_what_it_refers_to() -> None:
         "widths": [1, 2],
         "trainer": {"epochs": 5},
     }
-    assert OmegaConf.to_container(part_of(cfg, ("data",)), resolve=True)["data"]["root"] == "somewhere"  # type: ignore[index,call-overload]
+    assert OmegaConf.to_container(copy_part(cfg, ("data",)), resolve=True)["data"]["root"] == "somewhere"  # type: ignore[index,call-overload]
 
 
-# From elsewhere
+# Received checkpoints
 
 
 @pytest.fixture
 def servers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The servers that were asked for, none of which answers."""
-    asked: list[Any] = []
+    """Refuse all look-ups of servers; return the list of those requested."""
+    requests: list[Any] = []
 
-    def getaddrinfo(*given: Any, **named: Any) -> Any:
-        asked.append(given)
+    def getaddrinfo(*args: Any, **kwargs: Any) -> Any:
+        requests.append(args)
         raise OSError("no network in a test")
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    return asked
+    return requests
 
 
 @pytest.mark.parametrize(
@@ -394,10 +412,10 @@ def servers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         "${oc.decode:${oc.env:SECRET}}",
     ],
 )
-def test_opening_reads_no_environment(
+def test_load_run_reads_no_environment_variables(
     text: str, written: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A checkpoint from elsewhere that writes a password of this machine into config.yaml and metrics.json."""
+    """Would catch a received checkpoint that writes a password of this machine into config.yaml or metrics.json."""
     monkeypatch.setenv("SECRET", "swordfish")
     monkeypatch.setenv("FACELAB_CACHE", str(tmp_path / "cache"))
     file = written({"a": "oc.env", "logger.tensorboard.name": text, "note": text})
@@ -424,8 +442,8 @@ def test_opening_reads_no_environment(
     ],
     ids=["pretrained", "loss"],
 )
-def test_opening_asks_no_server(changes: dict[str, Any], tmp_path: Path, servers: list[Any]) -> None:
-    """A download for weights that the checkpoint holds itself, or by a loss that brings its own."""
+def test_load_run_contacts_no_server(changes: dict[str, Any], tmp_path: Path, servers: list[Any]) -> None:
+    """Would catch a download of weights that the checkpoint contains, or by a loss with pretrained weights."""
     content = torch.load(PIPNET, weights_only=True)
     content["hyper_parameters"] |= changes
     torch.save(content, tmp_path / "changed.ckpt")
@@ -433,26 +451,26 @@ def test_opening_asks_no_server(changes: dict[str, Any], tmp_path: Path, servers
     assert servers == []
 
 
-def test_opening_refuses_a_connection(servers: list[Any]) -> None:
-    """A part that asks a server in its constructor, by whichever library."""
-    with pytest.raises(CheckpointError, match="asks a server"), offline():
+def test_offline_refuses_connections(servers: list[Any]) -> None:
+    """Would catch a part whose constructor contacts a server through any library."""
+    with pytest.raises(CheckpointError, match="contacts a server"), offline():
         urllib.request.urlopen("http://example.invalid/weights.pth")
-    with pytest.raises(CheckpointError, match="asks a server"), offline(), socket.socket() as each:
-        each.connect(("127.0.0.1", 9))
-    with socket.socket() as each, pytest.raises(OSError, match="refused"):
-        each.connect(("127.0.0.1", 9))
+    with pytest.raises(CheckpointError, match="contacts a server"), offline(), socket.socket() as connection:
+        connection.connect(("127.0.0.1", 9))
+    with socket.socket() as connection, pytest.raises(OSError, match="refused"):
+        connection.connect(("127.0.0.1", 9))
 
 
-def test_weights_that_the_file_does_not_hold_are_refused(content: dict[str, Any], written: Callable[..., Path]) -> None:
-    """A small file whose network takes all memory."""
+def test_load_run_refuses_weights_larger_than_the_file(content: dict[str, Any], written: Callable[..., Path]) -> None:
+    """Would catch a small file whose weights fill the memory."""
     name = next(name for name, value in content["state_dict"].items() if value.ndim == 4)
     weights = content["state_dict"] | {name: torch.zeros(1).expand(2**14, 2**14, 3, 3)}
     with pytest.raises(CheckpointError, match="smaller than the weights that it lists"):
         load_run(written({}, state_dict=weights), PATHS)
 
 
-def test_a_larger_network_than_its_weights_costs_no_memory(written: Callable[..., Path]) -> None:
-    """The same by the configuration: gigabytes before the weights are found not to fit."""
+def test_load_run_allocates_no_memory_for_a_huge_network(written: Callable[..., Path]) -> None:
+    """Would catch a configuration whose network takes gigabytes before its weights are found not to fit."""
     file = written({"backbone.width": 300.0})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(FacelabError, match=r"do not fit|backbone\.width"):
@@ -461,8 +479,8 @@ def test_a_larger_network_than_its_weights_costs_no_memory(written: Callable[...
 
 
 @pytest.mark.parametrize("kind", ["wide", "deep"])
-def test_a_configuration_that_grows_when_it_is_copied_is_refused(kind: str, written: Callable[..., Path]) -> None:
-    """Lists that share their items in the file, and fill the memory as a configuration."""
+def test_load_run_refuses_a_configuration_that_expands(kind: str, written: Callable[..., Path]) -> None:
+    """Would catch lists with shared items in the file that fill the memory as a configuration."""
     node: Any = ["x"] * 10
     for _ in range(9 if kind == "wide" else 200):
         node = [node] * (10 if kind == "wide" else 1)
@@ -470,14 +488,14 @@ def test_a_configuration_that_grows_when_it_is_copied_is_refused(kind: str, writ
         load_run(written({"note": node}), PATHS)
 
 
-def test_opening_refuses_a_connection_of_any_thread(servers: list[Any]) -> None:
-    """A part that asks a server in a thread of its own."""
-    with offline(), ThreadPoolExecutor() as pool, pytest.raises(CheckpointError, match="asks a server"):
+def test_offline_refuses_connections_of_other_threads(servers: list[Any]) -> None:
+    """Would catch a part that contacts a server in another thread."""
+    with offline(), ThreadPoolExecutor() as pool, pytest.raises(CheckpointError, match="contacts a server"):
         pool.submit(urllib.request.urlopen, "http://example.invalid/").result()
 
 
-def test_a_compressed_checkpoint_is_refused(written: Callable[..., Path], tmp_path: Path) -> None:
-    """A file of some megabytes that is unpacked to gigabytes before it is looked at."""
+def test_read_checkpoint_refuses_compressed_members(written: Callable[..., Path], tmp_path: Path) -> None:
+    """Would catch a file of some megabytes that expands to gigabytes before it is checked."""
     with ZipFile(written({})) as plain, ZipFile(tmp_path / "packed.ckpt", "w", ZIP_DEFLATED) as packed:
         for member in plain.infolist():
             packed.writestr(member.filename, plain.read(member))
@@ -485,8 +503,8 @@ def test_a_compressed_checkpoint_is_refused(written: Callable[..., Path], tmp_pa
         read_checkpoint(tmp_path / "packed.ckpt")
 
 
-def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
-    """A disk or a copy that changed some bytes: torch reads on, and other weights are measured as those of the run."""
+def test_read_checkpoint_refuses_a_damaged_file(tmp_path: Path) -> None:
+    """Would catch changed bytes of a disk or a copy: torch reads them, and wrong weights are measured."""
     content = bytearray(PFLD.read_bytes())
     with ZipFile(PFLD) as archive:
         largest = max(archive.infolist(), key=lambda member: member.file_size)
@@ -497,8 +515,8 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_a_checkpoint_with_two_members_of_one_name_is_refused(tmp_path: Path) -> None:
-    """A file of which two programs read different weights."""
+def test_read_checkpoint_refuses_duplicate_members(tmp_path: Path) -> None:
+    """Would catch a file from which two programs read different weights."""
     twice = shutil.copy(PFLD, tmp_path / "twice.ckpt")
     with ZipFile(twice, "a") as archive:
         archive.writestr(archive.infolist()[0].filename, b"")
@@ -509,30 +527,33 @@ def test_a_checkpoint_with_two_members_of_one_name_is_refused(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda weight: weight.long(), "is of another type"),
-        (lambda weight: weight > 0, "is of another type"),
-        (lambda weight: weight.to(torch.complex64), "is of another type"),
-        (lambda weight: weight.to_sparse(), "no plain tensors"),
-        (lambda weight: torch._empty_affine_quantized(weight.shape, scale=1, dtype=torch.qint8), "no plain tensors"),
+        (lambda weight: weight.long(), "has another type"),
+        (lambda weight: weight > 0, "has another type"),
+        (lambda weight: weight.to(torch.complex64), "has another type"),
+        (lambda weight: weight.to_sparse(), "not plain, named tensors"),
+        (
+            lambda weight: torch._empty_affine_quantized(weight.shape, scale=1, dtype=torch.qint8),
+            "not plain, named tensors",
+        ),
     ],
 )
-def test_weights_of_another_kind_are_refused(
+def test_load_run_refuses_weights_of_another_type(
     change: Callable[[torch.Tensor], Any], message: str, content: dict[str, Any], written: Callable[..., Path]
 ) -> None:
-    """Numbers that torch rounds or halves without a word, and a traceback of torch's own."""
+    """Would catch weights that torch silently rounds, or a traceback of torch."""
     name = next(name for name, value in content["state_dict"].items() if value.ndim == 4)
     weights = content["state_dict"] | {name: change(content["state_dict"][name])}
     with pytest.raises(CheckpointError, match=message):
         load_run(written({}, state_dict=weights), PATHS)
 
 
-def test_a_weight_whose_name_is_a_number_is_refused(content: dict[str, Any], written: Callable[..., Path]) -> None:
-    """A traceback where names are looked into."""
-    with pytest.raises(CheckpointError, match="with names"):
+def test_load_run_refuses_a_weight_without_a_text_name(content: dict[str, Any], written: Callable[..., Path]) -> None:
+    """Would catch a traceback where the names of weights are searched."""
+    with pytest.raises(CheckpointError, match="not plain, named"):
         load_run(written({}, state_dict=content["state_dict"] | {5: torch.zeros(1)}), PATHS)
 
 
 @pytest.mark.parametrize("text", ["${run_name:'~'}", "${folder_id:.}", "${hydra:runtime.cwd}"])
-def test_opening_reads_no_names_of_the_machine(text: str, written: Callable[..., Path]) -> None:
-    """A checkpoint from elsewhere that writes a login name down."""
+def test_load_run_resolves_no_local_names(text: str, written: Callable[..., Path]) -> None:
+    """Would catch a received checkpoint that stores the login name or a path of this machine."""
     assert "note" not in load_run(written({"note": text}), PATHS).cfg

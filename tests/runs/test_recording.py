@@ -1,4 +1,4 @@
-"""What a run says of itself while it goes on, and how others read it."""
+"""Tests of status.json, environment.json and the lock of a run."""
 
 import errno
 import json
@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 import wandb
-from conftest import PLAIN, ROOT, small, start_door
+from composing import small
+from conftest import PLAIN, ROOT, start_door
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
@@ -41,7 +42,7 @@ def load(path: Path) -> Any:
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No job of Hydra or of a cluster."""
+    """Remove the job of Hydra and the variables of a cluster."""
     HydraConfig.instance().cfg = None
     for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", RANKS):
         monkeypatch.delenv(name, raising=False)
@@ -50,7 +51,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def dead() -> int:
-    """A process that is no more."""
+    """Return the pid of a process that has ended."""
     process = subprocess.Popen(["true"])
     process.wait()
     return process.pid
@@ -58,7 +59,7 @@ def dead() -> int:
 
 @pytest.fixture
 def other() -> Iterator[int]:
-    """Another process that lives."""
+    """Start another process that stays alive during the test; return its pid."""
     process = subprocess.Popen(["sleep", "60"])
     yield process.pid
     process.kill()
@@ -69,8 +70,8 @@ def ago(seconds: float) -> str:
     return (datetime.now().astimezone() - timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
-def told(folder: Path, **changes: Any) -> Path:
-    """A folder whose status.json says that its run goes on, but for the changes."""
+def running_status(folder: Path, **changes: Any) -> Path:
+    """Write a status.json of a running run of this process with these changes; return the folder."""
     content = {"state": "running", "host": HERE, "pid": os.getpid(), "started": now(), "heartbeat": now()}
     write_json(folder / "status.json", content | changes)
     return folder
@@ -79,67 +80,71 @@ def told(folder: Path, **changes: Any) -> Path:
 # Reading
 
 
-def test_what_is_no_run(tmp_path: Path) -> None:
-    """A job that is not begun taken for one that is lost."""
-    assert read_status(tmp_path / "gone")[:2] == ("missing", "not begun")
+def test_read_status_of_a_folder_without_a_status(tmp_path: Path) -> None:
+    """Would catch a job that has not started and is reported as lost."""
+    assert read_status(tmp_path / "gone")[:2] == ("missing", "not started")
     assert read_status(tmp_path)[:2] == ("unknown", "")
     (tmp_path / "status.json").touch()
-    assert read_status(tmp_path).state == "unknown", "the name came to disk before the content"
+    assert read_status(tmp_path).state == "unknown", "an empty file: the disk has its name but not yet its content"
 
 
 @pytest.mark.parametrize("content", ['{"state": "run', "[1]", "3"])
-def test_a_state_that_cannot_be_read(content: str, tmp_path: Path) -> None:
-    """One broken file that hides the states of all other runs behind a traceback."""
+def test_read_status_of_a_malformed_file_is_unreadable(content: str, tmp_path: Path) -> None:
+    """Would catch one broken file whose traceback hides the states of all other runs."""
     (tmp_path / "status.json").write_text(content)
     status = read_status(tmp_path)
     assert status.state == "unreadable"
     assert "status.json" in status.reason
-    with track_run(tmp_path, "train"):  # nobody can be at work here on this machine, or the lock would say so
+    with track_run(tmp_path, "train"):  # the lock is free, so no process of this machine uses the folder
         pass
     assert read_status(tmp_path).state == "finished"
 
 
 @pytest.mark.parametrize("state", ["finished", "failed", "stopped", "queued"])
-def test_a_state_that_was_written_at_the_end(state: str, tmp_path: Path, dead: int) -> None:
-    """An ended run that is taken for lost, since its process is gone."""
-    told(tmp_path, state=state, pid=dead, heartbeat=ago(10**6), reason="two\nlines")
+def test_read_status_of_an_ended_run_ignores_its_process(state: str, tmp_path: Path, dead: int) -> None:
+    """Would catch an ended run that is reported as lost because its process is missing."""
+    running_status(tmp_path, state=state, pid=dead, heartbeat=ago(10**6), reason="two\nlines")
     assert read_status(tmp_path)[:2] == (state, "two lines")
 
 
-def test_a_run_that_goes_on(tmp_path: Path, other: int) -> None:
-    """A live run taken for dead: here, or on a machine that cannot be asked."""
-    assert read_status(told(tmp_path, pid=other)).state == "running"
-    assert read_status(told(tmp_path, host="elsewhere", heartbeat=ago(LOST_AFTER - 60))).state == "running"
+def test_read_status_of_a_live_run_is_running(tmp_path: Path, other: int) -> None:
+    """Would catch a live run that is reported as lost, on this machine or on another one."""
+    assert read_status(running_status(tmp_path, pid=other)).state == "running"
+    assert read_status(running_status(tmp_path, host="elsewhere", heartbeat=ago(LOST_AFTER - 60))).state == "running"
 
 
-def test_a_run_that_died(tmp_path: Path, dead: int) -> None:
-    """A dead run that is waited for: killed here a moment ago, or elsewhere long since."""
-    status = read_status(told(tmp_path, pid=dead))
-    assert (status.state, status.reason) == ("lost", f"process {dead} on {HERE}: the process is gone")
-    status = read_status(told(tmp_path, host="elsewhere", heartbeat=(seen := ago(LOST_AFTER + 60))))
+def test_read_status_of_a_killed_run_is_lost(tmp_path: Path, dead: int) -> None:
+    """Would catch a run that stays running although it was killed: just now on this machine, or long ago on another."""
+    status = read_status(running_status(tmp_path, pid=dead))
+    assert (status.state, status.reason) == ("lost", f"process {dead} on {HERE}: the process does not exist")
+    status = read_status(running_status(tmp_path, host="elsewhere", heartbeat=(seen := ago(LOST_AFTER + 60))))
     assert status.state == "lost"
-    assert status.reason.endswith(f"on elsewhere: no sign of life since {seen}")
-    assert read_status(told(tmp_path, host="elsewhere", pid=dead)).state == "running", "a pid of another machine"
-    assert read_status(told(tmp_path, heartbeat=ago(LOST_AFTER + 60))).state == "lost", "a pid that was given anew"
-    assert read_status(told(tmp_path, host="elsewhere", heartbeat="soon")).state == "lost"
+    assert status.reason.endswith(f"on elsewhere: no heartbeat since {seen}")
+    assert read_status(running_status(tmp_path, host="elsewhere", pid=dead)).state == "running", (
+        "the pid belongs to another machine"
+    )
+    assert read_status(running_status(tmp_path, heartbeat=ago(LOST_AFTER + 60))).state == "lost", (
+        "another process has received the pid"
+    )
+    assert read_status(running_status(tmp_path, host="elsewhere", heartbeat="soon")).state == "lost"
 
 
-def test_a_process_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run for ever at work, since its number went to somebody else's process."""
+def test_read_status_of_a_foreign_pid_uses_the_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a run that stays running because a process of another user received its pid."""
 
     def refuse(*_: int) -> None:
         raise PermissionError
 
     monkeypatch.setattr(os, "kill", refuse)
-    assert read_status(told(tmp_path)).state == "running"
-    assert read_status(told(tmp_path, heartbeat=ago(LOST_AFTER + 60))).state == "lost"
+    assert read_status(running_status(tmp_path)).state == "running"
+    assert read_status(running_status(tmp_path, heartbeat=ago(LOST_AFTER + 60))).state == "lost"
 
 
 # Writing
 
 
-def test_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that is taken for dead after five minutes; a thread that writes after the end."""
+def test_track_run_writes_heartbeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a run that is lost after five minutes, or a thread that writes after the end of the run."""
     monkeypatch.setattr(recording, "HEARTBEAT", 0.02)
     beats = iter(range(10**6))
     monkeypatch.setattr(recording, "now", lambda: f"beat {next(beats)}")
@@ -150,7 +155,7 @@ def test_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         time.sleep(0.3)
         later = load(tmp_path / "status.json")
         assert int(later["heartbeat"].split()[1]) > int(first["heartbeat"].split()[1]) + 2
-        assert later["tested"] == "last.ckpt", "what is added is lost"
+        assert later["tested"] == "last.ckpt", "the added entry is lost"
         assert (later["started"], later["state"]) == (first["started"], "running")
     ended = (tmp_path / "status.json").read_bytes()
     time.sleep(0.1)
@@ -159,24 +164,24 @@ def test_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "heartbeat" not in [thread.name for thread in threading.enumerate()]
 
 
-def test_a_sign_of_life_that_cannot_be_written(
+def test_track_run_survives_a_failed_heartbeat(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A full disk for a minute that ends the heartbeat, or the training."""
+    """Would catch a disk that is full for a minute and ends the heartbeat or the training."""
     monkeypatch.setattr(recording, "HEARTBEAT", 0.02)
     with track_run(tmp_path, "train"):
         write, failures = recording.write_json, iter(range(10**6))
 
-        def failing(*given: Any) -> None:
+        def failing(*args: Any) -> None:
             if next(failures) < 2:
                 raise OSError(28, "No space left on device")
-            write(*given)
+            write(*args)
 
         monkeypatch.setattr(recording, "write_json", failing)
         (tmp_path / "status.json").unlink()
         time.sleep(0.3)
         assert load(tmp_path / "status.json")["state"] == "running"
-    assert "no sign of life could be given" in caplog.text
+    assert "the heartbeat could not be written" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -191,7 +196,7 @@ def test_a_sign_of_life_that_cannot_be_written(
             OSError(28, "No space left on device", "run/last.ckpt"),
             FacelabError,
             "failed",
-            "run/last.ckpt: No space left on device. What was written before is whole.",
+            "run/last.ckpt: No space left on device. All files written before are complete.",
         ),
         (
             FileNotFoundError(2, "No such file", "a"),
@@ -202,10 +207,10 @@ def test_a_sign_of_life_that_cannot_be_written(
         (KeyboardInterrupt(), KeyboardInterrupt, "stopped", "interrupted"),
     ],
 )
-def test_why_a_run_ended(
+def test_track_run_records_state_and_reason_of_an_error(
     error: BaseException, raised: type[BaseException], state: str, reason: str, tmp_path: Path
 ) -> None:
-    """A run that died and says `running`; a message lost in a traceback, or a traceback lost behind a message."""
+    """Would catch a failed run with the state running, or a message or a traceback that is lost."""
     file = logging.FileHandler(tmp_path / "train.log")
     logging.getLogger().addHandler(file)
     try:
@@ -222,8 +227,8 @@ def test_why_a_run_ended(
     assert f"{type(error).__name__}" in text
 
 
-def test_lightning_ends_an_interrupted_training_by_an_exit(tmp_path: Path) -> None:
-    """Ctrl-C that reads `SystemExit: 1` the next day."""
+def test_track_run_records_interrupted_for_the_exit_of_lightning(tmp_path: Path) -> None:
+    """Would catch Ctrl-C that is recorded as `SystemExit: 1`."""
     with pytest.raises(SystemExit), track_run(tmp_path, "train"):
         try:
             raise KeyboardInterrupt
@@ -234,44 +239,44 @@ def test_lightning_ends_an_interrupted_training_by_an_exit(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-def test_told_to_end_outside_of_the_training(number: signal.Signals, tmp_path: Path) -> None:
-    """A run that is told to end while it reads its data, and dies without a word."""
+def test_track_run_stops_on_a_signal_outside_the_training(number: signal.Signals, tmp_path: Path) -> None:
+    """Would catch a run that receives a signal while it reads its data and ends without a reason."""
     before = signal.getsignal(number)
     with pytest.raises(signals.Stopped, match="stopped by"), track_run(tmp_path, "train"):
         os.kill(os.getpid(), number)
         time.sleep(1)
-        pytest.fail("it goes on")
+        pytest.fail("the run was not stopped")
     assert read_status(tmp_path)[:2] == ("stopped", f"stopped by {number.name}")
     assert signal.getsignal(number) == before
 
 
-def test_a_finished_run_that_is_told_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results that are there, of a run that says it was stopped: the signal came while W&B was ending."""
+def test_track_run_keeps_finished_for_a_late_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a run with results and the state stopped, because W&B was still ending at the signal."""
     monkeypatch.setattr(wandb, "finish", lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(signals.Stopped), track_run(tmp_path, "train"):
         pass
     assert read_status(tmp_path).state == "finished"
 
 
-# Who may write
+# Ownership of a folder
 
 
-def test_a_run_that_is_left_behind_is_taken_over(tmp_path: Path, dead: int) -> None:
-    """A folder that can be used only once; a killed run that cannot go on for five minutes, or for ever."""
+def test_track_run_takes_over_an_ended_or_lost_run(tmp_path: Path, dead: int) -> None:
+    """Would catch a folder that works only once, or a killed run that cannot resume at once."""
     for before in ({"pid": dead}, {"state": "finished"}, {"host": "elsewhere", "heartbeat": ago(LOST_AFTER + 9)}):
-        with track_run(told(tmp_path, **before), "train"):
+        with track_run(running_status(tmp_path, **before), "train"):
             assert load(tmp_path / "status.json")["pid"] == os.getpid()
         assert load(tmp_path / "status.json")["state"] == "finished"
 
 
-def test_a_run_on_another_machine_is_left_alone(tmp_path: Path) -> None:
-    """Two machines that write into one folder, each over the other."""
-    before = load(told(tmp_path, host="elsewhere") / "status.json")
+def test_track_run_refuses_a_run_on_another_machine(tmp_path: Path) -> None:
+    """Would catch two machines that write into one folder."""
+    before = load(running_status(tmp_path, host="elsewhere") / "status.json")
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    with pytest.raises(RunError, match=r"at work \(since .* on elsewhere\)"), track_run(tmp_path, "train"):
+    with pytest.raises(RunError, match=r"still running \(since .* on elsewhere\)"), track_run(tmp_path, "train"):
         pytest.fail("the run began")
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers, (
-        "nothing ends the next job"
+        "the next job would ignore signals"
     )
     assert load(tmp_path / "status.json") == before
     assert not (tmp_path / "environment.json").exists()
@@ -279,11 +284,11 @@ def test_a_run_on_another_machine_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("job", "taken"), [("7", True), ("8", False), (None, False)])
 @pytest.mark.parametrize("array", [True, False])
-def test_a_requeued_job_takes_over_from_itself(
+def test_track_run_lets_a_requeued_job_take_over(
     job: str | None, taken: bool, array: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A job that the cluster started again on another machine and that waits five minutes for itself."""
-    told(tmp_path, host="elsewhere", slurm_job="7_3" if array else "7")
+    """Would catch a job, restarted on another machine, that waits five minutes for its own heartbeat."""
+    running_status(tmp_path, host="elsewhere", slurm_job="7_3" if array else "7")
     if job:
         monkeypatch.setenv("SLURM_JOB_ID", "99" if array else job)
         if array:
@@ -294,7 +299,7 @@ def test_a_requeued_job_takes_over_from_itself(
             pass
         assert read_status(tmp_path).state == "finished"
     else:
-        with pytest.raises(RunError, match="at work"), track_run(tmp_path, "train"):
+        with pytest.raises(RunError, match="still running"), track_run(tmp_path, "train"):
             pytest.fail("the run began")
 
 
@@ -303,27 +308,27 @@ import sys, time
 from pathlib import Path
 from facelab.runs.recording import track_run
 with track_run(Path(sys.argv[1]), "train"):
-    print("at work", flush=True)
+    print("run started", flush=True)
     sys.stdin.readline()
 """
 
 
 @pytest.mark.slow
-def test_two_processes_in_one_folder(tmp_path: Path) -> None:
-    """Two runs of one second that mix their results; a lock that a killed process leaves behind."""
+def test_track_run_locks_the_folder(tmp_path: Path) -> None:
+    """Would catch two short runs that mix their results, or a lock that outlives a killed process."""
     line = [sys.executable, "-c", CLAIM, str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         line, cwd=tmp_path, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as first:
         assert first.stdout
-        assert first.stdout.readline() == "at work\n"
+        assert first.stdout.readline() == "run started\n"
         before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-        with pytest.raises(RunError, match="at work"), track_run(tmp_path, "train"):
+        with pytest.raises(RunError, match="still running"), track_run(tmp_path, "train"):
             pytest.fail("the run began")
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-        (tmp_path / "status.json").unlink()  # as in the moment before it is written
-        with pytest.raises(RunError, match="at work"), track_run(tmp_path, "train"):
+        (tmp_path / "status.json").unlink()  # the state before the first write
+        with pytest.raises(RunError, match="still running"), track_run(tmp_path, "train"):
             pytest.fail("the run began")
         first.kill()
     with track_run(tmp_path, "train"):
@@ -331,35 +336,37 @@ def test_two_processes_in_one_folder(tmp_path: Path) -> None:
     assert read_status(tmp_path).state == "finished"
 
 
-def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: int, dead: int) -> None:
-    """A run that cannot be started on a network disk, or one that starts beside another there."""
+def test_track_run_works_without_file_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: int, dead: int
+) -> None:
+    """Would catch a network disk on which no run starts, or on which two runs share a folder."""
 
     def refuse(*_: Any) -> None:
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(recording.fcntl, "lockf", refuse)
-    with pytest.raises(RunError, match="at work"), track_run(told(tmp_path, pid=other), "train"):
+    with pytest.raises(RunError, match="still running"), track_run(running_status(tmp_path, pid=other), "train"):
         pytest.fail("the run began")
-    with track_run(told(tmp_path, pid=dead), "train"):
+    with track_run(running_status(tmp_path, pid=dead), "train"):
         pass
     assert read_status(tmp_path).state == "finished"
 
 
 @pytest.mark.slow
-def test_a_door_leaves_a_run_at_work_alone(tmp_path: Path) -> None:
-    """The same through the doors: the second writes its configuration over that of the first."""
-    words = [*small("pipnet"), *PLAIN, "hydra.run.dir=run"]
-    first = start_door("train", *words, "trainer.max_epochs=2000", folder=tmp_path, log=tmp_path / "first.log")
+def test_train_refuses_the_folder_of_a_running_run(tmp_path: Path) -> None:
+    """Would catch a second training that overwrites the configuration of the first."""
+    overrides = [*small("pipnet"), *PLAIN, "hydra.run.dir=run"]
+    first = start_door("train", *overrides, "trainer.max_epochs=2000", folder=tmp_path, log=tmp_path / "first.log")
     try:
         wait_for(tmp_path / "run" / "checkpoints" / "last.ckpt", first)
         names = ("config.yaml", "environment.json", "overrides.yaml")
         before = {name: (tmp_path / "run" / name).read_bytes() for name in names}
-        second = start_door("train", *words, "seed=2", folder=tmp_path, log=tmp_path / "second.log")
+        second = start_door("train", *overrides, "seed=2", folder=tmp_path, log=tmp_path / "second.log")
         third = start_door("train", "resume=run", "seed=3", folder=tmp_path, log=tmp_path / "third.log")
         assert (second.wait(90), third.wait(90)) == (1, 1)
         for name in ("second", "third"):
             text = (tmp_path / f"{name}.log").read_text()
-            assert "is the folder of a run that is at work" in text
+            assert "is the folder of a run that is still running" in text
             assert "Traceback" not in text
         assert {name: (tmp_path / "run" / name).read_bytes() for name in names} == before
         assert (read_status(tmp_path / "run").state, first.poll()) == ("running", None)
@@ -375,29 +382,29 @@ def wait_for(path: Path, process: "subprocess.Popen[bytes]") -> None:
     for _ in range(900):
         if path.exists():
             return
-        assert process.poll() is None, "it has ended"
+        assert process.poll() is None, "the process has ended"
         time.sleep(0.1)
-    pytest.fail(f"{path} does not come")
+    pytest.fail(f"{path} was not written")
 
 
 # Environment and ranks
 
 
-def test_the_environment_of_a_copy_is_that_of_the_original(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job that names no commit, since a copy of the code is no repository."""
+def test_environment_of_a_code_copy_reads_its_commit_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a job without a commit, because the copy of the code is no repository."""
     assert len(commit(ROOT)["git_commit"] or "0" * 40) == 40
     assert commit(tmp_path) == {"git_commit": None, "git_changed_files": []}
     (tmp_path / "facelab").mkdir()
     write_json(tmp_path / "commit.json", {"git_commit": "abc", "git_changed_files": ["M x"]})
     monkeypatch.setattr(environment_module, "ROOT", tmp_path)
-    found = environment()
-    assert (found["git_commit"], found["git_changed_files"]) == ("abc", ["M x"])
-    assert found["code"] == str(tmp_path)
+    recorded = environment()
+    assert (recorded["git_commit"], recorded["git_changed_files"]) == ("abc", ["M x"])
+    assert recorded["code"] == str(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["[1]", '{"resumed": 5}', "{", 2**40])
-def test_an_environment_that_is_none_is_written_anew(content: str | int, tmp_path: Path) -> None:
-    """A traceback of a run that goes on, or all memory taken by a file of holes."""
+def test_write_environment_replaces_a_malformed_file(content: str | int, tmp_path: Path) -> None:
+    """Would catch a traceback on resume, or a sparse file that fills the memory."""
     path = tmp_path / "environment.json"
     path.write_text(content if isinstance(content, str) else "")
     if isinstance(content, int):
@@ -407,15 +414,15 @@ def test_an_environment_that_is_none_is_written_anew(content: str | int, tmp_pat
 
 
 @pytest.mark.parametrize("number", [errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENOSPC])
-def test_a_folder_in_the_place_of_a_file_is_told(number: int) -> None:
-    """A traceback for a run folder that was put together by hand."""
+def test_explain_names_the_path_of_an_os_error(number: int) -> None:
+    """Would catch a traceback for a run folder that was assembled by hand."""
     assert explain(OSError(number, os.strerror(number), "samples")) == (
-        f"samples: {os.strerror(number)}. What was written before is whole."
+        f"samples: {os.strerror(number)}. All files written before are complete."
     )
 
 
-def test_the_first_environment_stays(tmp_path: Path) -> None:
-    """Versions of the last start in the place of those that most of the training ran with."""
+def test_track_run_keeps_the_first_environment(tmp_path: Path) -> None:
+    """Would catch versions of the last start that replace those of most of the training."""
     for _ in range(3):
         with track_run(tmp_path, "train"):
             pass
@@ -428,16 +435,16 @@ def test_the_first_environment_stays(tmp_path: Path) -> None:
     assert load(tmp_path / "environment.json")["packages"]
 
 
-def test_what_the_other_processes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second process of a job that repeats the sweep, works in another folder, or with another configuration."""
+def test_track_run_passes_the_job_to_the_other_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a rank that repeats the sweep, or uses another folder or configuration."""
     folder = tmp_path / "it's, a [run]"
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", "--config-dir", "mine", "seed=1,2"])
     monkeypatch.setattr(HydraConfig, "initialized", classmethod(lambda _: True))
     hydra = {"overrides": {"task": ["seed=1"]}, "mode": None}
     monkeypatch.setattr(HydraConfig, "get", classmethod(lambda _: OmegaConf.create(hydra)))
     with track_run(folder, "train"):
-        words = json.loads(os.environ[RANKS])
+        arguments = json.loads(os.environ[RANKS])
     assert RANKS not in os.environ
-    assert words[:2] == ["--config-dir", "mine"]
-    parsed = {each.key_or_group: each.value() for each in OverridesParser.create().parse_overrides(words[2:])}
+    assert arguments[:2] == ["--config-dir", "mine"]
+    parsed = {each.key_or_group: each.value() for each in OverridesParser.create().parse_overrides(arguments[2:])}
     assert parsed == {"seed": 1, "hydra.run.dir": str(folder)}

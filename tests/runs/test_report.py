@@ -1,4 +1,4 @@
-"""The table of a test on the screen."""
+"""Tests of the table of results on the screen."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ FINISHED = ROOT / "tests" / "recorded" / "finished"
 
 
 def folder_with(tmp_path: Path, changes: dict[str, Any]) -> Path:
-    """A folder with the results of the recorded run, some parts replaced."""
+    """Copy the recorded results into a folder and replace some parts."""
     shutil.copy(FINISHED / "metrics.json", tmp_path)
     content = json.loads((tmp_path / "metrics.json").read_text())
     (tmp_path / "metrics.json").write_text(json.dumps(content | changes))
@@ -38,14 +38,14 @@ def folder_with(tmp_path: Path, changes: dict[str, Any]) -> Path:
     ],
     ids=str,
 )
-def test_odd_results_are_told(changes: dict[str, Any], tmp_path: Path) -> None:
-    """A traceback where a finished run from somebody else is resumed."""
-    with pytest.raises(RunError, match=r"metrics\.json holds no results of a test"):
+def test_report_refuses_malformed_results(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Would catch a traceback when a received finished run is resumed."""
+    with pytest.raises(RunError, match=r"metrics\.json contains no results of a test"):
         report(folder_with(tmp_path, changes))
 
 
-def test_names_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A name in brackets that is taken for a colour, or bytes that a terminal obeys."""
+def test_report_shows_names_unchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch a name in brackets that is read as a colour, or control characters that the terminal obeys."""
     protocol = json.loads((FINISHED / "metrics.json").read_text())["protocol"]
     report(folder_with(tmp_path, {"protocol": protocol | {"dataset": "[red]mine[/red]\x1b]0;x\x07"}}))
     assert "[red]mine[/red]\\x1b]0;x\\x07" in capsys.readouterr().out

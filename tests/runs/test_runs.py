@@ -1,4 +1,4 @@
-"""What a run leaves on disk, and how it is opened again."""
+"""Tests of the files of a run, of building its parts and of opening its checkpoint."""
 
 import csv
 import json
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import open_door, small
+from composing import compose_config, small
+from conftest import open_door
 from omegaconf import DictConfig, OmegaConf
-from test_conf import compose_config
 
 from evaluate import build_data
 from facelab.coders.pipnet import PIPCoder
@@ -33,17 +33,17 @@ def load(path: Path) -> Any:
 
 
 def epochs_of(run: Path) -> list[tuple[int, float]]:
-    """Epoch and NME_box of every validation, from metrics.csv."""
+    """Read the epoch and the NME_box of every validation from metrics.csv."""
     with (run / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row.get("val/nme_box")]
     return [(int(row["epoch"]), float(row["val/nme_box"])) for row in rows]
 
 
-# What a run leaves
+# Files of a run
 
 
-def test_the_folder_of_a_run(trained: Path) -> None:
-    """A result that is not written, lies elsewhere, or is left under a temporary name."""
+def test_train_writes_all_files_of_a_run(trained: Path) -> None:
+    """Would catch a file that is missing, in another folder, or left under a temporary name."""
     names = {path.name for path in trained.iterdir()}
     assert names >= {
         *("config.yaml", "environment.json", "status.json", "metrics.csv", "metrics.json", "faces.csv"),
@@ -51,7 +51,7 @@ def test_the_folder_of_a_run(trained: Path) -> None:
     }
     assert {path.name for path in (trained / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
     assert len(list((trained / "wandb").glob("offline-run-*/*.wandb"))) == 1
-    assert {path.name for path in trained.parent.iterdir()} == {"run"}, "something was written outside of the run"
+    assert {path.name for path in trained.parent.iterdir()} == {"run"}, "a file was written outside the run"
     assert [path for path in trained.rglob(".*") if path.name != ".lock"] == []
 
     cfg = OmegaConf.load(trained / "config.yaml")
@@ -66,8 +66,8 @@ def test_the_folder_of_a_run(trained: Path) -> None:
     assert len(environment["git_commit"] or "0" * 40) == 40
 
 
-def test_results(trained: Path) -> None:
-    """Numbers of the test that belong to other faces than the table, or without what they were measured on."""
+def test_metrics_json_agrees_with_the_face_table(trained: Path) -> None:
+    """Would catch metrics of other faces than the table, or without their protocol."""
     results, faces = load(trained / "metrics.json"), read_faces(trained / "faces.csv")
     assert results["metrics"]["nme_box"] == pytest.approx(float(np.nanmean(faces["nme_box"])), abs=1e-12)
     assert results["metrics"]["faces"] == results["protocol"]["faces"] == len(faces["face_id"]) == 8
@@ -79,8 +79,8 @@ def test_results(trained: Path) -> None:
     assert [epoch for epoch, _ in epochs_of(trained)] == [0, 1, 2]
 
 
-def test_the_last_checkpoint_is_of_the_last_epoch(trained: Path) -> None:
-    """Lightning's `save_last` beside a monitored value saves only when the value was the best yet."""
+def test_last_checkpoint_is_of_the_last_epoch(trained: Path) -> None:
+    """Would catch `save_last` of Lightning, which saves beside a monitor only if the value improved."""
     last = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
     best = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
     assert (last["epoch"], last["global_step"]) == (2, 12)
@@ -88,12 +88,12 @@ def test_the_last_checkpoint_is_of_the_last_epoch(trained: Path) -> None:
     assert load(trained / "status.json")["tested"].endswith("checkpoints/last.ckpt")
 
 
-def test_the_best_is_tested_on_request(tmp_path: Path) -> None:
-    """`test_ckpt=best` that tests the last, or the worst."""
-    words = ["monitor.mode=max", "test_ckpt=best", "logger=csv", "trainer.max_epochs=3", "optimizer.lr=0.003"]
-    open_door("train", *small("pipnet"), *words, "hydra.run.dir=run", folder=tmp_path)
+def test_train_tests_the_best_checkpoint_on_request(tmp_path: Path) -> None:
+    """Would catch `test_ckpt=best` that tests the last checkpoint or the worst one."""
+    overrides = ["monitor.mode=max", "test_ckpt=best", "logger=csv", "trainer.max_epochs=3", "optimizer.lr=0.003"]
+    open_door("train", *small("pipnet"), *overrides, "hydra.run.dir=run", folder=tmp_path)
     best, _ = max(epochs_of(tmp_path / "run"), key=lambda row: row[1])
-    assert best != 2, "choose another learning rate: the last epoch must not be the one"
+    assert best != 2, "choose another learning rate: the last epoch must not be the best"
     saved = {
         name: torch.load(tmp_path / "run" / "checkpoints" / f"{name}.ckpt", weights_only=True)["epoch"]
         for name in ("best", "last")
@@ -106,8 +106,8 @@ def test_the_best_is_tested_on_request(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "words", [["trainer=check"], ["callbacks=none", "logger=none"], ["logger=none"]], ids=["check", "bare", "quiet"]
 )
-def test_runs_without_checkpoint_or_logger(words: list[str], tmp_path: Path) -> None:
-    """Options that do without something and fail for the lack of it after the training; a W&B run of two batches."""
+def test_train_runs_without_checkpoint_or_logger(words: list[str], tmp_path: Path) -> None:
+    """Would catch an option that fails after the training for a missing part, or a check that starts a W&B run."""
     open_door("train", *small("pipnet"), "trainer.max_epochs=1", *words, "hydra.run.dir=run", folder=tmp_path)
     assert load(tmp_path / "run" / "status.json")["state"] == "finished"
     saved = (tmp_path / "run" / "checkpoints").exists()
@@ -119,17 +119,17 @@ def test_runs_without_checkpoint_or_logger(words: list[str], tmp_path: Path) -> 
             open_door("evaluate", "ckpt=run", folder=tmp_path)
 
 
-def test_a_part_of_the_test_is_another_protocol(tmp_path: Path, trained: Path) -> None:
-    """A number over a few batches that stands in one table with that over all faces."""
-    words = ["+trainer.limit_test_batches=1", "trainer.max_epochs=1", "logger=none", "callbacks=none"]
-    open_door("train", *small("pipnet"), *words, "hydra.run.dir=run", folder=tmp_path)
+def test_protocol_of_a_partial_test_differs(tmp_path: Path, trained: Path) -> None:
+    """Would catch metrics of a few batches in one table with those of all faces."""
+    overrides = ["+trainer.limit_test_batches=1", "trainer.max_epochs=1", "logger=none", "callbacks=none"]
+    open_door("train", *small("pipnet"), *overrides, "hydra.run.dir=run", folder=tmp_path)
     part, whole = (load(run / "metrics.json")["protocol"] for run in (tmp_path / "run", trained))
     assert part["faces"] == 4
     assert part["truth"] != whole["truth"]
 
 
-def test_numbers_that_are_none(tmp_path: Path) -> None:
-    """`NaN` in a JSON file, which no other program reads."""
+def test_write_json_replaces_non_finite_numbers_by_null(tmp_path: Path) -> None:
+    """Would catch `NaN` in a JSON file, which other programs cannot read."""
     write_json(tmp_path / "a.json", {"a": float("nan"), "b": [1.5, float("inf"), (float("-inf"),)], "c": "NaN"})
     text = (tmp_path / "a.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail) == {"a": None, "b": [1.5, None, [None]], "c": "NaN"}
@@ -137,18 +137,18 @@ def test_numbers_that_are_none(tmp_path: Path) -> None:
     assert (tmp_path / "b.json").read_text() == '{"points": [[1.5, 2.0]]}\n'
 
 
-def test_empty_buckets_are_null(trained: Path) -> None:
-    """The same in the file of a run: no face of 96 pixels is over 128."""
+def test_metrics_json_has_null_for_empty_buckets(trained: Path) -> None:
+    """Would catch `NaN` in the results of a run: no face of 96 pixels is larger than 128."""
     results = load(trained / "metrics.json")
     assert results["metrics"]["nme_box_size_128_up"] is None
     assert results["counts"]["nme_box_size_128_up"] == 0
 
 
-# How a run ends
+# Failures
 
 
-def test_a_failing_training_says_why(tmp_path: Path) -> None:
-    """The same through a door, with the error deep in a training step."""
+def test_train_records_why_it_failed(tmp_path: Path) -> None:
+    """Would catch an error deep in a training step that does not reach status.json."""
     with pytest.raises(SystemExit, match="must be a multiple of"):
         open_door("train", *small("pipnet"), "crop.size=100", "logger=none", "hydra.run.dir=run", folder=tmp_path)
     status = load(tmp_path / "run" / "status.json")
@@ -170,16 +170,18 @@ def test_a_failing_training_says_why(tmp_path: Path) -> None:
         (["trainer.precision=5"], "trainer", "trainer: Precision 5 is invalid"),
     ],
 )
-def test_values_that_a_part_refuses(words: list[str], node: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A traceback through Hydra, or a message that names the place of a reference and not of the value."""
+def test_build_names_the_key_of_a_refused_value(
+    words: list[str], node: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a traceback through Hydra, or a message that names a reference in the place of its value."""
     monkeypatch.setenv(STAMP, "now")
     with pytest.raises(ConfigError) as stop:
         build(compose_config([*small("pipnet"), *words]), node)
     assert str(stop.value).startswith(message)
 
 
-def test_errors_in_the_code_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mistake of ours that is told as a mistake of the user's."""
+def test_build_keeps_the_traceback_of_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a bug of this project that is reported as a mistake of the user."""
     part = OmegaConf.create({"a": {"_target_": "facelab.losses.pipnet.PIPLoss", "score_weight": 1}})
     with pytest.raises(TypeError, match="missing"):
         build(part, "a")
@@ -202,8 +204,8 @@ def test_errors_in_the_code_keep_their_traceback(monkeypatch: pytest.MonkeyPatch
     ],
     ids=["torch", "lightning", "albumentations"],
 )
-def test_what_a_library_refuses_is_told_with_its_place(node: dict[str, Any], told: str) -> None:
-    """A traceback for the errors by which libraries refuse values, or lines of a validator's own."""
+def test_build_names_the_key_of_a_value_that_a_library_refuses(node: dict[str, Any], told: str) -> None:
+    """Would catch a traceback for the exception types of libraries, or the several lines of a validator."""
     with pytest.raises(ConfigError) as stop:
         build(OmegaConf.create({"a": node}), "a")
     assert str(stop.value).startswith(told)
@@ -213,8 +215,8 @@ def test_what_a_library_refuses_is_told_with_its_place(node: dict[str, Any], tol
 # Opening a run again
 
 
-def test_the_checkpoint_carries_its_configuration(trained: Path) -> None:
-    """A checkpoint that opens only beside its folder, only with pickle, or only on the machine it was made on."""
+def test_checkpoint_contains_its_configuration(trained: Path) -> None:
+    """Would catch a checkpoint that needs its folder, pickle, or the machine of its training."""
     config = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)["hyper_parameters"]
     assert type(config) is dict
     assert config["model"]["backbone"] == "${backbone}"
@@ -223,8 +225,8 @@ def test_the_checkpoint_carries_its_configuration(trained: Path) -> None:
     assert str(trained) not in json.dumps(config)
 
 
-def test_a_copied_checkpoint_opens_alone(trained: Path, tmp_path: Path) -> None:
-    """The configuration read from the folder, or paths of the machine it was trained on."""
+def test_load_run_opens_a_copied_checkpoint(trained: Path, tmp_path: Path) -> None:
+    """Would catch a configuration that is read from the folder, or paths of the machine of the training."""
     copy = tmp_path / "copied.ckpt"
     copy.write_bytes((trained / "checkpoints" / "last.ckpt").read_bytes())
     run = load_run(copy, PATHS)
@@ -233,24 +235,24 @@ def test_a_copied_checkpoint_opens_alone(trained: Path, tmp_path: Path) -> None:
     assert not run.module.training
 
 
-def changed(checkpoint: Path, to: Path, **changes: Any) -> Path:
-    """A copy of a checkpoint with other values in its configuration."""
+def changed_copy(checkpoint: Path, target: Path, **changes: Any) -> Path:
+    """Save a copy of a checkpoint with other values in its configuration."""
     content = torch.load(checkpoint, weights_only=True)
     content["hyper_parameters"] = OmegaConf.to_container(OmegaConf.merge(content["hyper_parameters"], changes))
-    torch.save(content, to)
-    return to
+    torch.save(content, target)
+    return target
 
 
-def test_initial_weights_are_not_asked_for_again(trained: Path, tmp_path: Path) -> None:
-    """A trained run that cannot be opened without a network, or without the file it was started from."""
+def test_load_run_needs_no_initial_weights(trained: Path, tmp_path: Path) -> None:
+    """Would catch a trained run that needs a network or the file of its initial weights to open."""
     start = {"pretrained": True, "weights": "/gone.pth"}
-    path = changed(trained / "checkpoints" / "last.ckpt", tmp_path / "a.ckpt", backbone=start)
+    path = changed_copy(trained / "checkpoints" / "last.ckpt", tmp_path / "a.ckpt", backbone=start)
     cfg = load_run(path, PATHS).cfg
     assert (cfg.backbone.pretrained, cfg.backbone.weights) == (False, None)
 
 
 class Hostile:
-    """Runs a command when it is unpickled."""
+    """Object that runs a command when it is unpickled."""
 
     def __init__(self, command: str) -> None:
         self.command = command
@@ -259,23 +261,23 @@ class Hostile:
         return os.system, (self.command,)
 
 
-def test_a_hostile_checkpoint_is_refused(trained: Path, tmp_path: Path) -> None:
-    """A file from the internet that runs a command when it is opened."""
+def test_load_run_refuses_a_hostile_checkpoint(trained: Path, tmp_path: Path) -> None:
+    """Would catch a file from the internet that runs a command when it is opened."""
     command = f"touch {tmp_path / 'owned'}"
     with pytest.raises(FacelabError, match=r"model\._target_: `os\.system` is not allowed"):
         target = {"_target_": "os.system", "command": command}
-        load_run(changed(trained / "checkpoints" / "last.ckpt", tmp_path / "a.ckpt", model=target), PATHS)
-    with pytest.raises(CheckpointError, match=r"no checkpoint of train\.py"):
+        load_run(changed_copy(trained / "checkpoints" / "last.ckpt", tmp_path / "a.ckpt", model=target), PATHS)
+    with pytest.raises(CheckpointError, match=r"not a checkpoint of train\.py"):
         torch.save({"state_dict": Hostile(command)}, tmp_path / "b.ckpt")
         load_run(tmp_path / "b.ckpt", PATHS)
-    with pytest.raises(CheckpointError, match=r"no checkpoint of train\.py"):
+    with pytest.raises(CheckpointError, match=r"not a checkpoint of train\.py"):
         (tmp_path / "c.ckpt").write_bytes(pickle.dumps(Hostile(command)))
         load_run(tmp_path / "c.ckpt", PATHS)
     assert not (tmp_path / "owned").exists()
 
 
-def test_what_is_no_run(trained: Path, tmp_path: Path) -> None:
-    """A traceback for a wrong path, a file of other weights, a run without checkpoint, or a changed method."""
+def test_load_run_refuses_other_files(trained: Path, tmp_path: Path) -> None:
+    """Would catch a traceback for a wrong path, other weights, a run without a checkpoint, or a changed method."""
     refused: list[tuple[Path, str]] = [(tmp_path / "gone", "neither a run folder nor")]
     (tmp_path / "empty").mkdir()
     refused.append((tmp_path / "empty", r"no checkpoints/last\.ckpt"))
@@ -283,20 +285,22 @@ def test_what_is_no_run(trained: Path, tmp_path: Path) -> None:
         torch.save(content, tmp_path / f"{name}.pth")
         refused.append((tmp_path / f"{name}.pth", "not written by train.py"))
     (tmp_path / "text.ckpt").write_text("no weights")
-    refused.append((tmp_path / "text.ckpt", "no checkpoint of train.py"))
+    refused.append((tmp_path / "text.ckpt", "not a checkpoint of train.py"))
     (tmp_path / "cut.ckpt").write_bytes((trained / "checkpoints" / "last.ckpt").read_bytes()[:10_000])
-    refused.append((tmp_path / "cut.ckpt", "no checkpoint of train.py"))
+    refused.append((tmp_path / "cut.ckpt", "not a checkpoint of train.py"))
     other = {"coder": {"num_neighbours": 5}}
-    refused.append((changed(trained / "checkpoints" / "last.ckpt", tmp_path / "a.ckpt", **other), "do not fit"))
+    refused.append((changed_copy(trained / "checkpoints" / "last.ckpt", tmp_path / "a.ckpt", **other), "do not fit"))
     typo = {"coder": {"strid": 5}}
-    refused.append((changed(trained / "checkpoints" / "last.ckpt", tmp_path / "b.ckpt", **typo), r"coder\.strid: "))
+    refused.append(
+        (changed_copy(trained / "checkpoints" / "last.ckpt", tmp_path / "b.ckpt", **typo), r"coder\.strid: ")
+    )
     for path, message in refused:
         with pytest.raises(FacelabError, match=message):
             load_run(path, PATHS)
 
 
-def test_the_layout_is_compared_by_name(trained: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    """A layout that went through a file is another object; another dataset of the same layout was then refused."""
+def test_build_data_compares_layouts_by_name(trained: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """Would catch a dataset that is refused because an unpickled layout is another object."""
     monkeypatch.setenv(STAMP, "now")
     monkeypatch.setenv("FACELAB_CACHE", str(cache))
     cfg = compose_config(["ckpt=x", "data=synthetic68"], "evaluate")
@@ -306,7 +310,7 @@ def test_the_layout_is_compared_by_name(trained: Path, monkeypatch: pytest.Monke
     assert build_data(run, cfg).data.name == "synthetic68"
 
 
-# Places
+# Keys in messages
 
 
 @pytest.mark.parametrize(
@@ -321,8 +325,8 @@ def test_the_layout_is_compared_by_name(trained: Path, monkeypatch: pytest.Monke
         (["backbone.weights=nowhere.pth"], "model", "backbone.weights=nowhere.pth: there is no such file"),
     ],
 )
-def test_part_is_named_by_where_it_is_chosen(words: list[str], node: str, message: str) -> None:
-    """A message by an argument of a class, which nobody typed, or by the place that only refers to it."""
+def test_build_names_the_key_that_the_user_typed(words: list[str], node: str, message: str) -> None:
+    """Would catch a message with a constructor argument that nobody typed, or with the key of a reference."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(STAMP, "now")
         with pytest.raises(ConfigError) as stop:
@@ -331,7 +335,7 @@ def test_part_is_named_by_where_it_is_chosen(words: list[str], node: str, messag
 
 
 def test_build_makes_plain_containers() -> None:
-    """Lists and mappings of OmegaConf handed on, keys that become text, nodes in lists or mappings left unbuilt."""
+    """Would catch OmegaConf containers in arguments, keys that become text, or unbuilt nodes in containers."""
     linear = {"_target_": "torch.nn.Linear", "in_features": "${size}", "out_features": 2}
     cfg = OmegaConf.create(
         {
@@ -344,26 +348,26 @@ def test_build_makes_plain_containers() -> None:
             },
         }
     )
-    found = build(cfg, "all").keywords
-    assert [type(found["a"]), type(found["b"]), type(found["b"]["x"])] == [list, dict, list]
-    assert found["a"][0].in_features == found["b"][1].in_features == 3 and found["a"][1] is None
+    arguments = build(cfg, "all").keywords
+    assert [type(arguments["a"]), type(arguments["b"]), type(arguments["b"]["x"])] == [list, dict, list]
+    assert arguments["a"][0].in_features == arguments["b"][1].in_features == 3 and arguments["a"][1] is None
     assert OmegaConf.is_interpolation(cfg["all"]["a"][0], "in_features"), "the configuration was changed"
 
 
 @pytest.mark.parametrize("key", ["callbacks.checkpoint.monitor", "monitor.name"])
 @pytest.mark.parametrize("name", ["val/nme_bx", "nme_box"])
-def test_a_monitor_that_no_validation_gives_is_refused(key: str, name: str, tmp_path: Path) -> None:
-    """A misspelt name that ends the run after its first epoch."""
-    message = rf"{key}={name}: no validation gives this number; did you mean `val/nme_box`\?"
+def test_train_refuses_a_monitor_that_is_not_logged(key: str, name: str, tmp_path: Path) -> None:
+    """Would catch a misspelt metric that ends the run after its first epoch."""
+    message = rf"{key}={name}: no validation logs this metric; did you mean `val/nme_box`\?"
     with pytest.raises(SystemExit, match=message):
         open_door("train", *small("pipnet"), f"{key}={name}", "hydra.run.dir=run", folder=tmp_path)
     assert not (tmp_path / "run" / "overrides.yaml").exists()
 
 
-def test_report_tells_not_predicted_from_no_face(
+def test_report_shows_inf_for_missing_predictions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A network that predicts NaN, whose numbers look like those of a subset without faces."""
+    """Would catch a network that predicts NaN and whose results look like those of a subset without faces."""
     decode = PIPCoder.decode
 
     def nowhere(self: PIPCoder, maps: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,10 +6,11 @@ from math import isnan
 from pathlib import Path
 
 import pytest
-from conftest import PLAIN, open_door, options, small
+from composing import MODELS, small
+from conftest import PLAIN, open_door
 
 
-@pytest.mark.parametrize("model", options("model"))
+@pytest.mark.parametrize("model", MODELS)
 def test_last_validation_equals_an_evaluation(model: str, tmp_path: Path) -> None:
     """Weights, statistics or options that a checkpoint does not carry: the figures of a run then cannot be repeated."""
     words = [*small(model), *PLAIN, "trainer.max_epochs=1", "test=false", "hydra.run.dir=run"]

@@ -1,11 +1,12 @@
-"""A sweep whose values are chosen by what came out before."""
+"""Test of a search, a sweep that chooses values from earlier results."""
 
 import csv
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import open_door, small
+from composing import small
+from conftest import open_door
 
 from facelab.run_folder import read_status
 
@@ -13,17 +14,18 @@ pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="hydra-optuna-s
 
 
 def monitored(run: Path) -> float:
+    """Read the last validation's NME_box from metrics.csv."""
     with (run / "metrics.csv").open() as file:
         return float([row["val/nme_box"] for row in csv.DictReader(file) if row["val/nme_box"]][-1])
 
 
 @pytest.mark.slow
-def test_a_search_finds_the_best_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The worst value taken for the best, trials in one folder, a search that ends at the first trial that fails."""
+def test_search_sweep_finds_the_best_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch the worst value reported as the best, trials in one folder, or a failed trial that ends a search."""
     monkeypatch.setenv("FACELAB_CODE", "")  # stay in this process
-    words = [*small("pipnet"), "logger=csv", "trainer.max_epochs=1", "coder.num_neighbours=5,200"]
-    words += ["optimizer.lr=tag(log,interval(1e-5,1e-2))", "-m", "hydra/sweeper=search", "hydra.sweep.dir=search"]
-    open_door("train", *words, "hydra.sweeper.n_trials=5", "hydra.sweeper.sampler.seed=1", folder=tmp_path)
+    overrides = [*small("pipnet"), "logger=csv", "trainer.max_epochs=1", "coder.num_neighbours=5,200"]
+    overrides += ["optimizer.lr=tag(log,interval(1e-5,1e-2))", "-m", "hydra/sweeper=search", "hydra.sweep.dir=search"]
+    open_door("train", *overrides, "hydra.sweeper.n_trials=5", "hydra.sweeper.sampler.seed=1", folder=tmp_path)
     trials = [tmp_path / "search" / number for number in "01234"]
     values = [monitored(trial) for trial in trials if read_status(trial).state == "finished"]
     assert len(set(values)) == len(values) > 1

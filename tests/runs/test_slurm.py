@@ -1,4 +1,4 @@
-"""Sweeps as jobs: of a real Slurm that the tests start themselves, and of this machine alone."""
+"""Tests of sweeps as jobs of a Slurm that the tests start, and as local jobs."""
 
 import csv
 import json
@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, small
+from composing import small
+from conftest import ROOT
 
 from facelab.metrics.face_table import read_faces
 from facelab.run_folder import read_status
@@ -27,40 +28,48 @@ TWO_PROCESSES = (
 )
 NODE = ["bash", str(ROOT / "tests" / "runs" / "slurm_node.sh")]
 STEPS = 4
-"""Of an epoch: 16 faces, 4 at a time."""
+"""Steps of an epoch: 16 faces in batches of 4."""
 LONG = 400
-"""Epochs that take longer than the shortest time that Slurm can limit, which is a minute."""
+"""Epochs that take longer than a minute, the shortest time limit of Slurm."""
 
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The configuration of a Slurm that runs."""
+    """Start a Slurm; return its configuration file."""
     folder = tmp_path_factory.mktemp("slurm")
     with (folder / "start.log").open("w+") as log:  # a pipe would stay open as long as the daemons
         code = subprocess.run([*NODE, "start", str(folder)], stdout=log, stderr=log, check=False).returncode
-        said = (folder / "start.log").read_text()
+        output = (folder / "start.log").read_text()
     if code == 77:
-        pytest.skip(said.strip().splitlines()[-1])
-    assert code == 0, said
+        pytest.skip(output.strip().splitlines()[-1])
+    assert code == 0, output
     yield folder / "slurm.conf"
     subprocess.run([*NODE, "stop", str(folder)], check=True)
 
 
 def environment(slurm: Path | None) -> dict[str, str]:
-    """Of a shell in which nobody trained yet."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "FACELAB_", "SLURM_"))}
-    own["FACELAB_CACHE"] = os.environ["FACELAB_TEST_CACHE"]
-    return own | ({"SLURM_CONF": str(slurm)} if slurm else {})
+    """Return the variables of a shell in which nobody has trained yet."""
+    variables = {
+        name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "FACELAB_", "SLURM_"))
+    }
+    variables["FACELAB_CACHE"] = os.environ["FACELAB_TEST_CACHE"]
+    return variables | ({"SLURM_CONF": str(slurm)} if slurm else {})
 
 
-def typed(*words: object) -> list[str]:
-    return [sys.executable, str(ROOT / "train.py"), *map(str, words)]
+def command_line(*arguments: object) -> list[str]:
+    return [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
 
 
-def train(folder: Path, slurm: Path | None, *words: object) -> str:
-    """Type a command in a folder, wait for all its jobs, and see what it printed."""
+def train(folder: Path, slurm: Path | None, *arguments: object) -> str:
+    """Run train.py in a folder until all its jobs have ended; return its output."""
     done = subprocess.run(
-        typed(*words), cwd=folder, env=environment(slurm), capture_output=True, text=True, check=False, timeout=1200
+        command_line(*arguments),
+        cwd=folder,
+        env=environment(slurm),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -75,13 +84,13 @@ def states(sweep: Path) -> list[str]:
 
 
 def arrays(sweep: Path) -> list[str]:
-    """The job arrays that were handed to Slurm, as sbatch was told of them."""
+    """Return the job arrays in the submission files of sbatch, in their order."""
     files = sorted((sweep / ".submitit").glob(".submission_file_*.sh"), key=lambda path: path.stat().st_mtime)
     return [line.partition("=")[2] for file in files for line in file.read_text().splitlines() if "--array" in line]
 
 
 def same_training(run: Path, reference: Path) -> None:
-    """Every number of two runs, whatever happened on the way."""
+    """Assert that two runs have the same metrics, weights and number of steps."""
     assert (run / "metrics.csv").read_text() == (reference / "metrics.csv").read_text()
     assert (run / "faces.csv").read_text() == (reference / "faces.csv").read_text()
     one, two = (torch.load(path / "checkpoints" / "last.ckpt", weights_only=True) for path in (run, reference))
@@ -89,8 +98,8 @@ def same_training(run: Path, reference: Path) -> None:
     assert all(torch.equal(value, two["state_dict"][name]) for name, value in one["state_dict"].items())
 
 
-def test_a_grid_is_a_job_array(slurm: Path, tmp_path: Path) -> None:
-    """Options that sbatch refuses; jobs that run in one folder, or one after the other in the submitting process."""
+def test_slurm_runs_a_grid_as_a_job_array(slurm: Path, tmp_path: Path) -> None:
+    """Would catch options that sbatch refuses, jobs in one folder, or jobs that run in the submitting process."""
     line = [*small("pipnet"), *QUIET, "trainer.max_epochs=1", "-m", "seed=1,2,3", *SLURM, "hydra.sweep.dir=sweep"]
     train(tmp_path, slurm, *line, "hydra.launcher.array_parallelism=2")
     sweep = tmp_path / "sweep"
@@ -102,8 +111,8 @@ def test_a_grid_is_a_job_array(slurm: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("launcher", ["slurm", "local_jobs"])
-def test_a_job_of_two_processes(launcher: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """Tasks that each train alone, or wait for each other for ever; faces counted twice or never."""
+def test_launcher_runs_two_processes_for_a_job(launcher: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Would catch tasks that train alone or wait for each other, or faces that are counted twice or never."""
     cluster = request.getfixturevalue("slurm") if launcher == "slurm" else None
     options = SLURM if launcher == "slurm" else ("hydra/launcher=local_jobs",)
     line = [*small("pipnet"), *QUIET, *TWO_PROCESSES, "-m", "seed=1,2", *options, "hydra.sweep.dir=sweep"]
@@ -113,16 +122,16 @@ def test_a_job_of_two_processes(launcher: str, tmp_path: Path, request: pytest.F
     for number in "01":
         assert read_faces(sweep / number / "faces.csv")["face_id"].tolist() == list(range(7))
         steps = torch.load(sweep / number / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
-        assert steps == STEPS / 2, "each process took all faces"
-    assert len(list((sweep / ".submitit").glob("*/*_1_log.out"))) == 2, "the second tasks are lacking"
+        assert steps == STEPS / 2, "each process trained on all faces"
+    assert len(list((sweep / ".submitit").glob("*/*_1_log.out"))) == 2, "the second tasks are missing"
 
 
-def test_a_time_limit_costs_nothing(slurm: Path, tmp_path: Path) -> None:
-    """A job that is killed at its time limit, starts again from nothing, or repeats or leaves out a step."""
+def test_slurm_resumes_a_job_at_its_time_limit(slurm: Path, tmp_path: Path) -> None:
+    """Would catch a job that is killed at its time limit, starts anew, or repeats or omits a step."""
     line = [*small("pipnet"), *QUIET, f"trainer.max_epochs={LONG}"]
     limit = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=10")
     whole = subprocess.Popen(
-        typed(*line, "hydra.run.dir=whole"), cwd=tmp_path, env=environment(None), stdout=subprocess.DEVNULL
+        command_line(*line, "hydra.run.dir=whole"), cwd=tmp_path, env=environment(None), stdout=subprocess.DEVNULL
     )
     try:
         train(tmp_path, slurm, *line, "-m", "seed=1", *SLURM, *limit, "hydra.sweep.dir=sweep")
@@ -135,12 +144,12 @@ def test_a_time_limit_costs_nothing(slurm: Path, tmp_path: Path) -> None:
     same_training(run, tmp_path / "whole")
 
 
-def test_what_failed_or_was_cancelled_is_taken_up(slurm: Path, tmp_path: Path) -> None:
-    """A job that fails and takes others with it; a sweep that starts finished jobs again, or loses one."""
-    (tmp_path / "broken").touch()  # a disk that is not there yet: a file where a folder should be
+def test_slurm_resumes_failed_and_cancelled_jobs(slurm: Path, tmp_path: Path) -> None:
+    """Would catch a failed job that ends others, or a resumed sweep that repeats finished jobs or loses one."""
+    (tmp_path / "broken").touch()  # a missing disk: a file in the place of a folder
     line = [*small("pipnet"), *QUIET, "trainer.max_epochs=60", "-m", "data.cache=one,two,broken"]
     process = subprocess.Popen(
-        typed(*line, *SLURM, "hydra.sweep.dir=sweep"),
+        command_line(*line, *SLURM, "hydra.sweep.dir=sweep"),
         cwd=tmp_path,
         env=environment(slurm),
         stdout=subprocess.PIPE,
@@ -156,12 +165,12 @@ def test_what_failed_or_was_cancelled_is_taken_up(slurm: Path, tmp_path: Path) -
         while states(sweep) != ["finished", "stopped", "failed"]:
             assert time.monotonic() < deadline, states(sweep)
             time.sleep(0.5)
-        # Without accounting the launcher does not learn that a job was cancelled. The jobs do not need it.
+        # Without accounting the launcher does not see that a job was cancelled; the jobs do not need the launcher.
         process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert "stopped by SIGTERM" in said, "the ledger was not printed"
+    assert "stopped by SIGTERM" in output, "the ledger was not printed"
     assert "broken" in read_status(sweep / "2").reason
     finished = {path: path.read_bytes() for path in (sweep / "0").glob("*.*") if path.is_file()}
 

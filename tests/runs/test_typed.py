@@ -1,4 +1,4 @@
-"""What is said of a command line before Hydra reads it."""
+"""Tests of the check of a command line before Hydra parses it."""
 
 import re
 import shlex
@@ -17,8 +17,8 @@ GROUPS = sorted(
     {str(path.parent.relative_to(ROOT / "conf")) for path in (ROOT / "conf").glob("*/**/*.yaml")} - {"hydra"}
 )
 SIDE_BY_SIDE = {"callbacks", "logger", "paths"}
-"""Groups whose options are mappings that can be joined."""
-NASTY = [
+"""Groups whose options are mappings that Hydra can merge."""
+HARD_TO_QUOTE = [
     "/a/b=c(d)",
     "/a/b c,d",
     "/photos/José",
@@ -41,17 +41,17 @@ NASTY = [
 ]
 
 
-def said(*words: str, unread: str | None = None) -> str:
-    """What is said of a line; empty where it is taken."""
+def message_of(*arguments: str, unread: str | None = None) -> str:
+    """Return the error message for a command line; empty if it is accepted."""
     try:
-        check_typed(normalise_argv(words), unread)
+        check_typed(normalise_argv(arguments), unread)
     except FacelabError as error:
         return str(error)
     return ""
 
 
-def read(typed: str) -> object:
-    """What Hydra reads of a word as it is typed in a shell."""
+def parsed(typed: str) -> object:
+    """Return the value that Hydra reads from an override that is typed in a shell."""
     (word,) = shlex.split(typed)
     return OverridesParser.create().parse_override(word).value()
 
@@ -73,39 +73,39 @@ def read(typed: str) -> object:
         "",
     ],
 )
-def test_typed_takes_what_hydra_takes(line: str) -> None:
-    """Would catch a line that ran before and is refused."""
-    assert said(*shlex.split(line)) == ""
+def test_check_typed_accepts_what_hydra_accepts(line: str) -> None:
+    """Would catch a valid command line that is refused."""
+    assert message_of(*shlex.split(line)) == ""
 
 
-# Values that cannot be read
+# Unreadable values
 
 
-@pytest.mark.parametrize("text", NASTY)
+@pytest.mark.parametrize("text", HARD_TO_QUOTE)
 @pytest.mark.parametrize("key", ["images", "+data.root"])
-def test_typed_quotes_what_cannot_be_read(key: str, text: str) -> None:
-    """Would catch advice that a shell or Hydra reads as something else, and words of Hydra's parser."""
-    told = said("seed=1", f"{key}={text}")
-    assert told.startswith(f"{key}={text} ")
-    assert "mismatched" not in told and "LexerNoViableAlt" not in told
-    advice = told.partition("typed: ")[2] or told.partition("one text: ")[2]
+def test_check_typed_quotes_unreadable_values(key: str, text: str) -> None:
+    """Would catch advice that the shell or Hydra reads as another value, or messages of Hydra's parser."""
+    message = message_of("seed=1", f"{key}={text}")
+    assert message.startswith(f"{key}={text} ")
+    assert "mismatched" not in message and "LexerNoViableAlt" not in message
+    advice = message.partition("typed: ")[2] or message.partition("one text: ")[2]
     assert advice.startswith(("'", key))
-    assert read(advice) == text
-    assert said(*shlex.split(advice)) == ""
+    assert parsed(advice) == text
+    assert message_of(*shlex.split(advice)) == ""
 
 
-def test_typed_says_which_letters_need_quotes() -> None:
-    """Would catch advice whose reason nobody sees."""
-    assert said("images=/a/b=c(d)") == (
-        "images=/a/b=c(d) cannot be read: `=` `(` `)` can be text in quotes only. As one text it is typed: "
+def test_check_typed_lists_the_characters_to_quote() -> None:
+    """Would catch advice without its reason."""
+    assert message_of("images=/a/b=c(d)") == (
+        "images=/a/b=c(d) cannot be read: `=` `(` `)` must be in quotes. As one text it is typed: "
         """'images="/a/b=c(d)"'"""
     )
 
 
-def test_typed_says_where_home_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Would catch quotes around a ``~``, behind which no shell and no reader of a dataset looks for the home."""
+def test_check_typed_expands_the_home_folder_in_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch advice that quotes ``~``, which neither the shell nor a dataset then expands."""
     monkeypatch.setenv("HOME", "/home/me")
-    assert read(said("data.root=~/faces").partition("typed: ")[2]) == "/home/me/faces"
+    assert parsed(message_of("data.root=~/faces").partition("typed: ")[2]) == "/home/me/faces"
 
 
 @pytest.mark.parametrize(
@@ -117,11 +117,11 @@ def test_typed_says_where_home_is(monkeypatch: pytest.MonkeyPatch) -> None:
         (["images=/a/it's", "mine"], "/a/it's mine"),
     ],
 )
-def test_typed_joins_what_a_space_parted(line: list[str], advice: str) -> None:
-    """Would catch a path with spaces of which Hydra says that `=` is missing in its second half."""
-    told = said(*line)
-    found = told.rpartition("type: ")[2]
-    assert read(found) == advice and found.lstrip("'").startswith("images=")
+def test_check_typed_joins_a_value_with_spaces(line: list[str], advice: str) -> None:
+    """Would catch the message of Hydra that `=` is missing in the second half of a path with spaces."""
+    message = message_of(*line)
+    suggestion = message.rpartition("type: ")[2]
+    assert parsed(suggestion) == advice and suggestion.lstrip("'").startswith("images=")
 
 
 @pytest.mark.parametrize(
@@ -132,22 +132,22 @@ def test_typed_joins_what_a_space_parted(line: list[str], advice: str) -> None:
         ("data= lapa106", "data=lapa106"),
         ("data = lapa106", "data: KEY=VALUE expected, without spaces"),
         ("=3", "=3: there is no key before the ="),
-        ("1a=3", "'1a' is no key"),
+        ("1a=3", "'1a' is not a key"),
         ("seed=1,2", "A run for each: -m seed=1,2; a list: 'seed=[1,2]'"),
         ("optimizer.lr=interval(1,2)", "with -m there is a run for each"),
     ],
 )
-def test_typed_explains_words_that_hydra_would_not(line: str, expected: str) -> None:
-    """Would catch a mistake that is told in the words of a parser, or by a traceback."""
-    assert expected in said(*line.split(" "))
+def test_check_typed_explains_mistakes_of_the_syntax(line: str, expected: str) -> None:
+    """Would catch a mistake that is reported in the terms of a parser, or by a traceback."""
+    assert expected in message_of(*line.split(" "))
 
 
 @pytest.mark.parametrize(
     ("word", "extra"),
     [("hydra/launcher=slurm", "slurm"), ("hydra/launcher=local_jobs", "slurm"), ("hydra/sweeper=search", "optuna")],
 )
-def test_typed_names_the_extra_of_a_launcher(word: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A launcher whose package is not installed, for which Hydra names a file that nobody can find."""
+def test_check_typed_names_the_extra_of_a_launcher(word: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a launcher of a missing package, for which Hydra reports an unknown file."""
     check_typed(["-m", word, "seed=1,2"])
     monkeypatch.setattr("facelab.runs.typed.find_spec", lambda _: None)
     with pytest.raises(FacelabError, match=re.escape(f"{word} needs another package: pip install -e '.[{extra}]'")):
@@ -157,28 +157,28 @@ def test_typed_names_the_extra_of_a_launcher(word: str, extra: str, monkeypatch:
 @pytest.mark.parametrize(
     "word", ["test_with=best", "landmarks=run", "callbacks.resumption.minutes=1", "augment.mirror_probability=0.5"]
 )
-def test_typed_names_the_new_name_of_an_option(word: str) -> None:
-    """An option of an earlier version that is refused without the name it has today."""
+def test_check_typed_gives_the_new_name_of_an_option(word: str) -> None:
+    """Would catch a refused option of an earlier version without its name of today."""
     key = word.partition("=")[0]
     with pytest.raises(FacelabError, match=re.escape(f"{word}: {key} is called {renamed_key(key)} in this version")):
         check_typed([word])
-    check_typed([f"++{word}"])  # of an own class, perhaps
+    check_typed([f"++{word}"])  # a custom class may have this argument
 
 
-def test_typed_tells_all_faults_at_once() -> None:
-    """Would catch a check that stops at the first."""
-    assert len(said("images=(", "data=[lapa106]", "seed=1,2").splitlines()) == 3
+def test_check_typed_lists_all_faults() -> None:
+    """Would catch a check that stops at the first fault."""
+    assert len(message_of("images=(", "data=[lapa106]", "seed=1,2").splitlines()) == 3
 
 
-def test_typed_leaves_alone_what_hydra_does_not_see() -> None:
-    """Would catch the folder of ``resume=``, which may be typed as it is, refused with what Hydra reads."""
-    assert said("resume=/a/b=c (d)", unread="resume=") == ""
-    assert said("resume=/a/b=c (d)").startswith("resume=/a/b=c (d) cannot be read")
+def test_check_typed_skips_arguments_that_hydra_does_not_read() -> None:
+    """Would catch a folder of ``resume=`` that is refused; it needs no quotes."""
+    assert message_of("resume=/a/b=c (d)", unread="resume=") == ""
+    assert message_of("resume=/a/b=c (d)").startswith("resume=/a/b=c (d) cannot be read")
 
 
 @pytest.mark.parametrize("door", ["train", "evaluate", "predict", "benchmark"])
-def test_typed_is_checked_by_every_door(door: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Would catch a door that leaves it to Hydra, or that makes a folder first."""
+def test_check_typed_is_called_by_every_door(door: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Would catch a door that omits the check or creates a folder before it."""
     with pytest.raises(SystemExit, match=r"images=/a/b=c\(d\) cannot be read.*\ndata=\[lapa106,wflw98\]: data takes"):
         open_door(door, "images=/a/b=c(d)", "data=[lapa106,wflw98]", folder=tmp_path)
     assert capfd.readouterr() == ("", "")
@@ -189,15 +189,15 @@ def test_typed_is_checked_by_every_door(door: str, tmp_path: Path, capfd: pytest
 
 
 @pytest.mark.parametrize("group", [group for group in GROUPS if group not in SIDE_BY_SIDE])
-def test_typed_refuses_a_list_for_a_group(group: str) -> None:
-    """Would catch a list of options of which Hydra takes the last, while who typed it waits for two runs."""
+def test_check_typed_refuses_a_list_for_a_group(group: str) -> None:
+    """Would catch a list of options whose last one Hydra uses, although the user expects two runs."""
     options = sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
     one, two = options[0], options[-1]
-    told = said(f"{group}=[{one},{two}]")
-    assert told.startswith(f"{group}=[{one},{two}]: {group} takes one option")
+    message = message_of(f"{group}=[{one},{two}]")
+    assert message.startswith(f"{group}=[{one},{two}]: {group} takes one option")
     if "/" not in group and one != two:
-        assert f"-m {group}={one},{two}" in told
-        assert said("-m", f"{group}=[{one},{two}]").endswith(f"a run for each: {group}={one},{two}")
+        assert f"-m {group}={one},{two}" in message
+        assert message_of("-m", f"{group}=[{one},{two}]").endswith(f"a run for each: {group}={one},{two}")
 
 
 @pytest.mark.parametrize(
@@ -217,23 +217,23 @@ def test_typed_refuses_a_list_for_a_group(group: str) -> None:
         ("hydra/launcher=[slurm,local_jobs]", "type hydra/launcher=slurm"),
     ],
 )
-def test_typed_says_what_a_group_takes(line: str, expected: str) -> None:
-    """Would catch something else than a name that is taken in silence, or told by a traceback of Hydra."""
-    assert expected in said(*line.split(" "))
+def test_check_typed_lists_the_options_of_a_group(line: str, expected: str) -> None:
+    """Would catch another value than a name that is silently accepted, or a traceback of Hydra."""
+    assert expected in message_of(*line.split(" "))
 
 
-def test_typed_knows_groups_of_a_config_dir(tmp_path: Path) -> None:
-    """Would catch options of one's own, of which the last is taken."""
+def test_check_typed_finds_groups_of_a_config_dir(tmp_path: Path) -> None:
+    """Would catch a list of custom options that is not refused."""
     (tmp_path / "mine").mkdir()
     for name in ("a", "b"):
         (tmp_path / "mine" / f"{name}.yaml").write_text("_target_: torch.nn.Identity\n")
-    assert said("+mine=[a,b]") == ""
-    assert "-m +mine=a,b" in said("--config-dir", str(tmp_path), "+mine=[a,b]")
-    assert "-m +mine=a,b" in said(f"--config-dir={tmp_path}", "+mine=[a,b]")
+    assert message_of("+mine=[a,b]") == ""
+    assert "-m +mine=a,b" in message_of("--config-dir", str(tmp_path), "+mine=[a,b]")
+    assert "-m +mine=a,b" in message_of(f"--config-dir={tmp_path}", "+mine=[a,b]")
 
 
-def test_typed_options_side_by_side_are_both_taken(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Would catch two loggers refused, or one of them dropped."""
+def test_check_typed_accepts_lists_for_groups_that_merge(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Would catch two loggers that are refused, or one of them dropped."""
     open_door("train", "logger=[csv,tensorboard]", "--cfg", "job", "-p", "logger", folder=tmp_path)
     printed = capfd.readouterr().out
     assert "\ncsv:" in printed and "\ntensorboard:" in printed
@@ -241,17 +241,17 @@ def test_typed_options_side_by_side_are_both_taken(tmp_path: Path, capfd: pytest
 
 @pytest.mark.parametrize("key", ["hydra.run.dir", "hydra.sweep.dir", "paths.run"])
 @pytest.mark.parametrize("place", ["{file}/run", "{file}/${{seed}}/run", "/proc/nothing/run"])
-def test_a_folder_that_cannot_be_written_to_is_told(key: str, place: str, tmp_path: Path) -> None:
-    """A traceback of Hydra, which makes the folder before it calls the door."""
+def test_check_typed_refuses_an_unwritable_folder(key: str, place: str, tmp_path: Path) -> None:
+    """Would catch a traceback of Hydra, which creates the folder before it calls the door."""
     (tmp_path / "file").touch()
     folder = place.format(file=tmp_path / "file")
-    assert said(f"{key}={folder}").startswith(f"{key}={folder}: nothing can be written there (/")
-    assert said(f"{key}={folder}", "--cfg", "job") == said(f"{key}={tmp_path}/new/${{seed}}") == ""
+    assert message_of(f"{key}={folder}").startswith(f"{key}={folder}: nothing can be written there (/")
+    assert message_of(f"{key}={folder}", "--cfg", "job") == message_of(f"{key}={tmp_path}/new/${{seed}}") == ""
 
 
-def test_a_place_without_logs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same where no folder is typed; a run that is resumed lies elsewhere."""
+def test_check_typed_refuses_an_unwritable_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch the same without a typed folder; a resumed run has its own folder."""
     (tmp_path / "logs").touch()
     monkeypatch.chdir(tmp_path)
-    assert said("seed=2").startswith("hydra.run.dir=logs: nothing can be written there (")
-    assert said("resume=run", unread="resume=") == ""
+    assert message_of("seed=2").startswith("hydra.run.dir=logs: nothing can be written there (")
+    assert message_of("resume=run", unread="resume=") == ""

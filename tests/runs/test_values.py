@@ -1,4 +1,4 @@
-"""Values that cannot be meant, in every place of a configuration: refused by their key before anything is trained."""
+"""Tests that senseless values anywhere in a configuration are refused with their key before the training."""
 
 import copy
 import math
@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import groups_of, options, small
+from composing import CONF, MODELS, compose_config, groups_of, method, options, small, small_with, taker
 from omegaconf import DictConfig, OmegaConf
-from test_conf import CONF, SAMPLE, compose_config, owner
 
 import benchmark
 import predict
@@ -22,23 +21,22 @@ from evaluate import EVALUATE_KEYS, build_data
 from facelab.errors import FacelabError
 from facelab.profiling.compile import prepare
 from facelab.runs.build import build, build_trainer, check
-from facelab.runs.check import TRAIN_KEYS, check_config, part_of
+from facelab.runs.check import TRAIN_KEYS, check_config, copy_part
 from facelab.runs.checkpoint import load_run
 
 Place = tuple[str | int, ...]
-MODELS = options("model")
 NUMBERS = (math.nan, math.inf, -1, 0, 1e9, 10**9)
 SECONDS = 5.0
-"""In which a value is refused or accepted, on a machine with other work."""
+"""Longest time to refuse or accept a value, on a machine that also does other work."""
 MEMORY = 2**33
-"""Bytes beyond those at hand that may be asked for; libraries reserve some of them and use few."""
+"""Bytes that may be reserved beyond those in use; libraries reserve more memory than they use."""
 
 
 # Leaves
 
 
 def leaves(node: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
-    """Every value of a configuration that is no mapping and no filled list, as it is written."""
+    """Yield the place and the value of every leaf, empty containers included, without resolving."""
     if isinstance(node, dict | list) and node:
         for key, child in node.items() if isinstance(node, dict) else enumerate(node):
             yield from leaves(child, (*place, key))
@@ -46,12 +44,13 @@ def leaves(node: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
         yield place, node
 
 
-def values(was: Any) -> tuple[Any, ...]:
-    return (*NUMBERS, "", None, 2.5 if isinstance(was, str | bool) or was is None else "text")
+def wrong_values(value: Any) -> tuple[Any, ...]:
+    """Return values that are wrong in most places, one of another type included."""
+    return (*NUMBERS, "", None, 2.5 if isinstance(value, str | bool) or value is None else "text")
 
 
 def changed(raw: Any, place: Place, value: Any) -> DictConfig:
-    """A copy with another value."""
+    """Return a copy with another value."""
     raw = copy.deepcopy(raw)
     node = raw
     for key in place[:-1]:
@@ -60,46 +59,61 @@ def changed(raw: Any, place: Place, value: Any) -> DictConfig:
     return OmegaConf.create(raw)
 
 
-def shown(place: Place) -> str:
+def has(raw: Any, place: Place) -> bool:
+    """Return whether a configuration has a value, null included, at this place."""
+    for key in place:
+        if (isinstance(raw, dict) and key in raw) or (
+            isinstance(raw, list) and isinstance(key, int) and key < len(raw)
+        ):
+            raw = raw[key]
+        else:
+            return False
+    return True
+
+
+def key_of(place: Place) -> str:
+    """Return the dotted key of a place."""
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place).lstrip(".")
 
 
-def is_named(told: str, raw: Any, place: Place) -> bool:
-    """Whether a message names a key: in full, by what it refers to, or by a part and what a library calls it there."""
+def is_named(message: str, raw: Any, place: Place) -> bool:
+    """Return whether a message names a key: in full, by its reference, or by its part and argument."""
     node, parts = raw, []
     for step, key in enumerate(place, 1):
         node = node[key]
-        parts += [shown(place[:step])] if isinstance(node, dict) and "_target_" in node else []
-    reference = node[2:-1] if isinstance(node, str) and node.startswith("${") else shown(place)
+        parts += [key_of(place[:step])] if isinstance(node, dict) and "_target_" in node else []
+    reference = node[2:-1] if isinstance(node, str) and node.startswith("${") else key_of(place)
     last = next(str(key) for key in reversed(place) if isinstance(key, str))
-    tried = "cannot change an image alone"  # found by trying a transform, which does not tell its arguments
-    within = any(f"{part}:" in told or f"{part}." in told for part in parts) and (last in told or tried in told)
-    return shown(place) in told or reference in told or within
+    transform_fault = "cannot change an image alone"  # from a transform that was tried; its message has no argument
+    names_the_part = any(f"{part}:" in message or f"{part}." in message for part in parts) and (
+        last in message or transform_fault in message
+    )
+    return key_of(place) in message or reference in message or names_the_part
 
 
 def findings(
-    cfg: DictConfig, carry: Callable[[DictConfig, Place], object], among: Callable[[Place], bool] = lambda _: True
+    cfg: DictConfig, carry: Callable[[DictConfig, Place], object], chosen: Callable[[Place], bool] = lambda _: True
 ) -> list[str]:
-    """Give every wrong value of every leaf to a door's checks and parts, and list what is no answer to it."""
-    raw, found = OmegaConf.to_container(cfg, resolve=False), []
+    """Give every wrong value of every leaf to the checks and parts of a door; list the unsatisfactory answers."""
+    raw, problems = OmegaConf.to_container(cfg, resolve=False), []
     for place, was in leaves(raw):
-        for value in values(was) if among(place) else ():
-            begun, case = time.monotonic(), f"{shown(place)}={value!r}"
+        for value in wrong_values(was) if chosen(place) else ():
+            start, case = time.monotonic(), f"{key_of(place)}={value!r}"
             try:
                 carry(changed(raw, place, value), place)
             except FacelabError as refusal:
                 if not is_named(str(refusal), raw, place):
-                    found.append(f"{case}: its key is not in: {refusal}")
+                    problems.append(f"{case}: its key is not in: {refusal}")
             except BaseException as error:
-                found.append(f"{case}: {type(error).__name__}: {error}")
-            if time.monotonic() - begun > SECONDS:
-                found.append(f"{case}: took {time.monotonic() - begun:.0f} s")
-    return found
+                problems.append(f"{case}: {type(error).__name__}: {error}")
+            if time.monotonic() - start > SECONDS:
+                problems.append(f"{case}: took {time.monotonic() - start:.0f} s")
+    return problems
 
 
 @pytest.fixture
 def little_memory() -> Iterator[None]:
-    """What asks for gigabytes fails."""
+    """Limit the memory, so that a request for gigabytes fails."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, before[1]))
@@ -109,7 +123,7 @@ def little_memory() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    """A place for what a logger writes when it is built."""
+    """Change into an empty folder, in which loggers may write when they are built."""
     monkeypatch.setenv("FACELAB_STAMP", "now")
     monkeypatch.setenv("FACELAB_CACHE", str(cache))
     monkeypatch.chdir(tmp_path)
@@ -125,17 +139,17 @@ def composed(model: str) -> DictConfig:
 
 @cache
 def places_of(model: str, node: str) -> set[Place]:
-    """The leaves of a node and of what it refers to."""
-    return {place for place, _ in leaves(OmegaConf.to_container(part_of(composed(model), [node]), resolve=False))}
+    """Return the leaves of a node and of its references."""
+    return {place for place, _ in leaves(OmegaConf.to_container(copy_part(composed(model), [node]), resolve=False))}
 
 
 def is_in(place: Place, places: set[Place]) -> bool:
-    """Whether one of the places is this, or lies in the same part."""
+    """Return whether a place, or another one of its part, is among these."""
     return any(other[: len(place)] == place or other[:1] == place[:1] for other in places)
 
 
-def carried(cfg: DictConfig, place: Place, model: str) -> None:
-    """Take a configuration through all that train.py does before it reads data, but for parts that are as ever."""
+def run_checks(cfg: DictConfig, place: Place, model: str) -> None:
+    """Run the steps of train.py before it reads data, except for parts that the place does not change."""
     check(cfg, TRAIN_KEYS)
     train.check_values(cfg)
     if is_in(place, places_of(model, "datamodule")):
@@ -149,22 +163,35 @@ def carried(cfg: DictConfig, place: Place, model: str) -> None:
 
 
 def _options() -> Iterator[tuple[str, str]]:
-    """Every option of a part of a method, but for further networks of timm."""
+    """Yield every option of a part of a method, except further networks of timm."""
     for group in sorted({group for model in MODELS for group in groups_of(model)}):
         for option in options(group):
             if "[timm," not in (CONF / group / f"{option}.yaml").read_text():
                 yield group, option
 
 
+SEEN: set[tuple[Any, ...]] = set()
+"""Arguments of classes, and keys outside classes, that an earlier option has tested."""
+
+
+def is_new(raw: Any, place: Place) -> bool:
+    """Return whether no earlier option had this argument of this class; such options differ only in values."""
+    node, owner = raw, (None, place)
+    for step, key in enumerate(place):
+        node = node[key]
+        if isinstance(node, dict) and "_target_" in node:
+            owner = node["_target_"], place[step + 1 :]
+    seen = owner in SEEN
+    SEEN.add(owner)
+    return not seen
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("group", "option"), list(_options()))
 @pytest.mark.usefixtures("little_memory")
-def test_wrong_values_of_every_option_are_refused_by_their_key(group: str, option: str) -> None:
-    """The same for parts that are not those of a method's own recipe, and for what a checkpoint may hold of them."""
-    model = owner(group, option)
-    assert model is not None
-    words = [word for word in small(model) if not word.startswith((f"{group}=", f"{group}."))]
-    cfg = compose_config([*words, f"{group}={option}", *SAMPLE.get((group, option), [])])
+def test_train_names_the_key_of_wrong_values_in_every_option(group: str, option: str) -> None:
+    """Would catch the same for parts of other recipes, and for their values in a checkpoint."""
+    cfg = compose_config(small_with(taker(group, option), group, option))
     if "backbone" in cfg and "pretrained" in cfg.backbone:
         cfg.backbone.pretrained = False
     cfg.datamodule.num_workers = 0
@@ -176,20 +203,23 @@ def test_wrong_values_of_every_option_are_refused_by_their_key(group: str, optio
         if group not in ("data", "datamodule", "augment"):
             build(cfg, "model").configure_optimizers()
 
-    assert findings(cfg, carry, lambda place: place[0] == group) == []
+    raw = OmegaConf.to_container(cfg, resolve=False)
+    assert findings(cfg, carry, lambda place: place[0] == group and is_new(raw, place)) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.usefixtures("little_memory")
-def test_wrong_values_of_train_are_refused_by_their_key(model: str) -> None:
-    """A value that nobody means, which ends in a traceback, fills the memory, or is refused without a word on where.
+def test_train_names_the_key_of_wrong_values(model: str) -> None:
+    """Would catch a wrong value that ends in a traceback, fills the memory, or is refused without its key.
 
-    Those of the parts of a method are in the test of every option.
+    The test of every option covers the parts of a method.
     """
-    own = groups_of(model)
+    groups = groups_of(model)
     assert (
-        findings(composed(model), lambda cfg, place: carried(cfg, place, model), lambda place: place[0] not in own)
+        findings(
+            composed(model), lambda cfg, place: run_checks(cfg, place, model), lambda place: place[0] not in groups
+        )
         == []
     )
 
@@ -236,77 +266,49 @@ REFUSED = {
     "callbacks.ema.update_every_n_steps": (0,),
     "paths.data": ("", 3),
 }
-"""What is to be refused, whatever the method."""
-REFUSED_OWN: dict[str, dict[str, tuple[Any, ...]]] = {
-    "pipnet": {
-        "augment.shift_probability": (-0.1, 1.1, math.nan),
-        "augment.scale_limit": (1, -1, math.nan),
-        "augment.pixels[0].p": (-1, 2, math.nan),
-        "augment.pixels[0].num_holes_range": ([0, 1], [1, math.nan]),
-        "augment.pixels[1].sigma_limit": ([0.1, math.nan], [0.1, 1e9], [5, -1]),
-        "augment.pixels[1].blur_limit": (-1, 10**9),
-        "backbone.name": ("", "nothing", "vit_tiny_patch16_224", "mixer_s32_224"),
-        "coder.stride": (0, -1, 7),
-        "coder.num_neighbours": (-1, 68),
-        "head.trunk": (0, -1, "nothing", 10**9),
-        "loss.score_weight": (math.nan, -1),
-        "loss.offset_weight": (math.nan, math.inf, -1),
-        "loss.neighbour_weight": (math.nan, -1),
-    },
-    "pfld": {
-        "augment.clean_probability": (-0.1, 1.1, math.nan),
-        "augment.smallest": (0, 2, math.nan),
-        "augment.largest": (1, math.inf, 1e9),
-        "backbone.width": (0, -1, math.nan, 1e9),
-        "backbone.outputs": (0, -1, 10**9),
-        "head.sizes": ([0, 32, 128], [16, 32], [16, 32, 10**9]),
-        "coder.size": (0, -1),
-        "loss.points.scale": (math.nan, math.inf, 0, -1),
-        "loss.floor": (-1, math.nan),
-        "loss.classes.profile_yaw": (-1, math.nan, 200),
-        "model.angle_weight": (-1, math.nan),
-    },
-}
-"""The same of each method's own parts."""
-
-
+"""Refused values of any method by key; ``refused`` in tests/small/ lists those of the parts of a method."""
 BUILT = (
     *("memory_format", "compile", "trainer.devices", "trainer.precision", "callbacks.checkpoint.save_top_k"),
     *("datamodule.max_unreadable", "crop.scale", "crop.shift", "data.train", "data.seed", "data.pitch"),
-    *("augment.flip_probability", "augment.shift_probability", "augment.scale_limit", "augment.clean_probability"),
-    *("augment.pixels[0].num_holes_range", "augment.pixels[1].sigma_limit", "augment.pixels[1].blur_limit"),
-    *("augment.smallest", "augment.largest", "backbone.name", "coder.stride", "coder.num_neighbours", "head.trunk"),
-    *("loss.floor", "model.angle_weight"),
+    *("augment.flip_probability",),
 )
-"""Keys of which some values are refused by what is built alone."""
+"""Keys with values that only a constructor refuses."""
+BUILT_CASES = [
+    *((model, key, REFUSED[key]) for model in MODELS for key in BUILT),  # skipped if the method has no such key
+    *((model, key, values) for model in MODELS for key, values in method(model).refused_when_built.items()),
+]
+"""Values that only constructors refuse: model, key, values."""
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_what_cannot_be_meant_is_refused_at_once(model: str) -> None:
-    """A value that is taken without a word, and ruins a run or ends it hours later; all are told together."""
+def test_check_config_refuses_all_senseless_values_together(model: str) -> None:
+    """Would catch a value that is silently accepted and ruins a run, or faults that are listed one at a time."""
     raw = OmegaConf.to_container(composed(model), resolve=False)
-    wrong = {key: values for key, values in (REFUSED | REFUSED_OWN[model]).items() if key not in BUILT}
+    of_every_method = {key: values for key, values in REFUSED.items() if key not in BUILT and has(raw, place_at(key))}
+    wrong = of_every_method | method(model).refused
     for number in range(max(map(len, wrong.values()))):
         together, keys = raw, [key for key, values in wrong.items() if number < len(values)]
         for key in keys:
             together = OmegaConf.to_container(changed(together, place_at(key), wrong[key][number]), resolve=False)
-        told = [fault.place for fault in check_config(OmegaConf.create(together), TRAIN_KEYS)]
-        assert [key for key in keys if not any(place.startswith(key) for place in told)] == []
+        places = [fault.place for fault in check_config(OmegaConf.create(together), TRAIN_KEYS)]
+        assert [key for key in keys if not any(place.startswith(key) for place in places)] == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("key", BUILT)
-def test_what_cannot_be_meant_is_refused_when_built(model: str, key: str) -> None:
-    """The same by the constructors of this project and of libraries."""
+@pytest.mark.parametrize(
+    ("model", "key", "values"), BUILT_CASES, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_build_refuses_senseless_values(model: str, key: str, values: list[Any]) -> None:
+    """Would catch the same in constructors of this project and of libraries."""
     raw, place = OmegaConf.to_container(composed(model), resolve=False), place_at(key)
-    for value in (REFUSED | REFUSED_OWN[model]).get(key, ()):
+    for value in values if has(raw, place) or key not in BUILT else ():
         with pytest.raises(FacelabError) as refusal:
-            carried(changed(raw, place, value), place, model)
+            run_checks(changed(raw, place, value), place, model)
         assert is_named(str(refusal.value), raw, place), value
 
 
 def place_at(key: str) -> Place:
+    """Return the place of a dotted key."""
     parts = key.replace("[", ".").replace("]", "").split(".")
     return tuple(int(part) if part.isdecimal() else part for part in parts)
 
@@ -324,16 +326,16 @@ def place_at(key: str) -> Place:
         ("trainer.plugins", [3], "trainer.plugins[0]: 3 given"),
     ],
 )
-def test_a_wrong_value_for_a_node_is_refused(key: str, value: Any, told: str) -> None:
-    """A traceback where a mapping or a part is expected; an item of a list that is told by the whole list."""
+def test_check_refuses_a_wrong_value_for_a_node(key: str, value: Any, told: str) -> None:
+    """Would catch a traceback where a mapping or a part is expected, or an item's fault under the key of its list."""
     raw = OmegaConf.to_container(composed("pipnet"), resolve=False)
     with pytest.raises(FacelabError, match=rf"\n  {re.escape(told)}"):
         check(changed(raw, place_at(key), value), TRAIN_KEYS)
 
 
-def test_what_can_be_meant_is_taken() -> None:
-    """A bound that refuses what someone may want."""
-    meant = {
+def test_build_parts_accepts_sensible_values() -> None:
+    """Would catch a bound that refuses a value that a user may want."""
+    sensible = {
         "seed": 2**32 - 1,
         "trainer.max_epochs": 100_000,
         "trainer.num_sanity_val_steps": -1,
@@ -352,7 +354,7 @@ def test_what_can_be_meant_is_taken() -> None:
         "head.trunk": 256,
     }
     cfg = copy.deepcopy(composed("pipnet"))
-    for key, value in meant.items():
+    for key, value in sensible.items():
         OmegaConf.update(cfg, key, value, force_add=True)
     train.build_parts(cfg)
 
@@ -362,8 +364,8 @@ def test_what_can_be_meant_is_taken() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("little_memory")
-def test_wrong_values_of_evaluate_are_refused_by_their_key(trained: Path) -> None:
-    """The same in evaluate.py, up to the test; what is no run is told by its path."""
+def test_evaluate_names_the_key_of_wrong_values(trained: Path) -> None:
+    """Would catch the same in evaluate.py before its test; a wrong checkpoint is named by its path."""
     cfg = compose_config([f"ckpt={trained}", "data=synthetic68", "data.test=8", "logger=csv"], "evaluate")
 
     def carry(cfg: DictConfig, place: Place) -> None:
@@ -376,8 +378,9 @@ def test_wrong_values_of_evaluate_are_refused_by_their_key(trained: Path) -> Non
     assert findings(cfg, carry, lambda place: place[0] != "ckpt") == []
 
 
-def test_wrong_values_of_predict_are_refused_by_their_key(trained: Path) -> None:
-    """The same in predict.py, up to the first photo."""
+@pytest.mark.slow
+def test_predict_names_the_key_of_wrong_values(trained: Path) -> None:
+    """Would catch the same in predict.py before its first photo."""
     cfg = compose_config(["images=photos", f"landmarker={trained}"], "predict")
 
     def carry(cfg: DictConfig, place: Place) -> None:
@@ -390,13 +393,13 @@ def test_wrong_values_of_predict_are_refused_by_their_key(trained: Path) -> None
 
 
 @pytest.mark.slow
-def test_wrong_values_of_benchmark_are_refused_by_their_key() -> None:
-    """The same for the options of benchmark.py alone; all others are those of train.py."""
+def test_benchmark_names_the_key_of_wrong_values() -> None:
+    """Would catch the same for the options of benchmark.py alone; train.py has all others."""
     cfg = compose_config(small(MODELS[0]), "benchmark")
 
     def carry(cfg: DictConfig, place: Place) -> None:
         check(cfg, {**TRAIN_KEYS, **benchmark.OPTIONS})
         benchmark.check_values(cfg)
 
-    own = benchmark.OPTIONS.keys() - {"compile", "memory_format", "ckpt"}
-    assert findings(cfg, carry, lambda place: place[0] in own) == []
+    new_options = benchmark.OPTIONS.keys() - {"compile", "memory_format", "ckpt"}
+    assert findings(cfg, carry, lambda place: place[0] in new_options) == []

@@ -1,0 +1,201 @@
+"""Run folders as train.py writes them, and the output of compare.py for them."""
+
+import io
+import json
+import math
+import runpy
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT
+from hypothesis import HealthCheck, settings
+from rich.console import Console
+
+from compare import show
+from facelab.comparison.group import compare
+from facelab.comparison.page import write_page
+from facelab.comparison.read import Run
+from facelab.comparison.write import write_csv, write_markdown
+from facelab.files import write_json
+
+PROTOCOL = {
+    "dataset": "wflw98",
+    "split": "test",
+    "layout": "wflw98",
+    "faces": 100,
+    "truth": "0123456789abcdef",
+    "box": "points",
+    "box_scale": 1.1,
+    "flip_test": False,
+    "pose": "estimated",
+    "evaluator": 1,
+}
+
+
+METRICS = {
+    "nme_ioc": 0.05,
+    "nme_box": 0.04,
+    "nme_box_yaw_0_30": 0.03,
+    "fr08_ioc": 0.1,
+    "auc08_ioc": 0.5,
+    "nme_ipd": 0.07,
+    "faces": 100.0,
+    "faces_skipped": 0.0,
+}
+
+
+COUNTS = {"nme_ioc": 100, "nme_box": 100, "nme_box_yaw_0_30": 60, "nme_ipd": 100}
+
+
+CONFIG: dict[str, Any] = {
+    "seed": 1,
+    "trainer": {"_target_": "lightning.Trainer", "max_epochs": 60},
+    "data": {"_target_": "facelab.annotations.wflw98.WFLW", "name": "wflw98", "root": "/home/a/wflw98"},
+    "crop": {"_target_": "facelab.faces.crop.Crop", "size": 256},
+    "datamodule": {"_target_": "datamodules.pipnet.PIPNetDataModule", "seed": 1, "batch_size": 16},
+    "augment": {"_target_": "datamodules.augmentation.Augmentation", "pixels": []},
+    "backbone": {"_target_": "facelab.networks.backbone.TimmBackbone", "name": "resnet18", "weights": None},
+    "scheduler": {"_target_": "lightning_modules.schedule.FractionalMultiStepLR", "max_epochs": 60},
+    "model": {
+        "_target_": "lightning_modules.pipnet.PIPNet",
+        "backbone": {"_target_": "facelab.networks.backbone.TimmBackbone", "name": "resnet18", "weights": None},
+    },
+    "logger": {"wandb": {"name": "a"}},
+    "paths": {"data": "/home/a", "cache": "data", "run": "/home/a/run", "name": "a"},
+}
+
+
+def with_values(config: dict[str, Any], **values: Any) -> dict[str, Any]:
+    """Return a copy of a configuration with other values; `model__backbone__name` sets model.backbone.name."""
+    copy = json.loads(json.dumps(config))
+    for key, value in values.items():
+        *nodes, last = key.split("__")
+        node = copy
+        for name in nodes:
+            node = node[name]
+        node[last] = value
+    return copy
+
+
+def write_run(
+    folder: Path,
+    *,
+    config: dict[str, Any] = CONFIG,
+    status: dict[str, Any] | None = None,
+    protocol: dict[str, Any] | None = None,
+    metrics: dict[str, float | None] | None = None,
+    counts: dict[str, int] | None = None,
+    intervals: Mapping[str, Sequence[float | None]] | None = None,
+    measured: bool = True,
+) -> Path:
+    """Write the folder of a run as train.py does."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    (folder / "status.json").write_text(json.dumps(status or {"state": "finished"}))
+    results = {
+        "name": folder.name,
+        "protocol": PROTOCOL | (protocol or {}),
+        "metrics": METRICS | (metrics or {}),
+        "counts": COUNTS | (counts or {}),
+        "left_out": {},
+        "intervals": intervals or {},
+    }
+    if measured:
+        (folder / "metrics.json").write_text(json.dumps(results))
+    return folder
+
+
+def run_compare(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    """Run compare.py in this process, where torch is already imported."""
+    monkeypatch.setattr(sys, "argv", ["compare.py", *map(str, arguments)])
+    runpy.run_path(str(ROOT / "compare.py"), run_name="__main__")
+
+
+def write_faces(folder: Path, errors: Sequence[float], photos: Sequence[str], size: float = 100) -> None:
+    """Write faces.csv with these errors as nme_ioc and nme_box."""
+    columns = "face_id,photo,nme_ioc,nme_ipd,nme_box,nme_diag,error_px,ioc,ipd,box,diag,yaw,pitch,roll,points"
+    rows = [
+        f"{i},{photo},{error},,{error},,,,,{size},,,,,98"
+        for i, (error, photo) in enumerate(zip(errors, photos, strict=True))
+    ]
+    (folder / "faces.csv").write_text("\n".join([columns, *rows]) + "\n")
+
+
+WFLW = PROTOCOL | {"faces": 2500, "box": "given", "box_scale": 1.2}
+
+
+TAGS = ("pose", "expression", "occlusion")
+
+
+def write_results(folder: Path, error: float, seed: int, *, faces: int, macs: float = 0, latency: float = 0) -> Path:
+    """Write the results of a test into a run folder: faces, curves and metrics that agree with each other."""
+    draws = np.random.default_rng(0), np.random.default_rng(seed)
+    difficulty = np.exp(0.35 * draws[0].standard_normal(faces))  # the same faces are hard for every run
+    box = error / 100 * difficulty * np.exp(0.15 * draws[1].standard_normal(faces))
+    ioc, size = 1.7 * box, draws[0].uniform(30, 200, faces)
+    yaw, tags = 35 * draws[0].standard_normal(faces), draws[0].random((faces, len(TAGS))) < 0.2
+    names = [f"{face // 2:05}.jpg" for face in range(faces)]
+    columns = "face_id,photo,nme_ioc,nme_ipd,nme_box,nme_diag,error_px,ioc,ipd,box,diag,yaw,pitch,roll,points"
+    lines = [columns + "".join(f",tag_{tag}" for tag in TAGS)]
+    for i in range(faces):
+        numbers = [ioc[i], ioc[i], box[i], box[i], box[i] * size[i], size[i], size[i], size[i], size[i], yaw[i], 0, 0]
+        lines.append(",".join([str(i), names[i], *(f"{n:.6g}" for n in numbers), "98", *map(str, tags[i].astype(int))]))
+    (folder / "faces.csv").write_text("\n".join(lines) + "\n")
+
+    parts = {"nme_ioc": ioc, "nme_box": box}
+    edges = {"0_30": (0, 30), "30_60": (30, 60), "60_90": (60, 999)}
+    parts |= {f"nme_box_yaw_{name}": box[(abs(yaw) > a) & (abs(yaw) <= b)] for name, (a, b) in edges.items()}
+    parts |= {f"nme_ioc_tag_{tag}": ioc[tags[:, i]] for i, tag in enumerate(TAGS)}
+    parts |= {f"nme_ioc_region_{name}": ioc * by for name, by in {"jaw": 1.4, "nose": 0.8, "left_eye": 0.7}.items()}
+    parts |= {"nme_box_size_32_64": box[size < 64], "nme_box_size_64_128": box[(size >= 64) & (size < 128)]}
+    metrics = {name: float(part.mean()) if len(part) else math.nan for name, part in parts.items()}
+    metrics |= {"fr08_ioc": float((ioc > 0.08).mean()), "auc08_ioc": float(np.maximum(0, 1 - ioc / 0.08).mean())}
+    results = {
+        "protocol": WFLW | {"faces": faces},
+        "metrics": metrics | {"faces": float(faces), "faces_skipped": 0.0},
+        "counts": {name: len(part) for name, part in parts.items()},
+        "intervals": {name: [metrics[name] * 0.985, metrics[name] * 1.015] for name in ("nme_ioc", "nme_box")},
+    }
+    if macs:
+        results["cost"] = {"params": int(macs / 200), "macs": int(macs), "flops": int(2 * macs)}
+    write_json(folder / "metrics.json", results)
+    if latency:
+        machine = {"cpu": "EPYC", "device": "cpu", "threads": 1, "torch": "2.15.0"}
+        (folder / "benchmark.json").write_text(json.dumps(machine | {"latency_p50_ms": latency, "throughput_32": 40.0}))
+    noise = np.random.default_rng(seed)
+    rows = ["epoch,step,lr,train/loss,val/nme_box"]
+    for epoch in range(30):
+        for batch in range(5):
+            loss = 1.2 * math.exp(-epoch / 9) + 0.3 * error + 0.05 * noise.random()
+            rows.append(f"{epoch},{epoch * 100 + batch * 20 + 19},,{loss:.6f},")
+        value = error / 100 * (1 + 3 * math.exp(-epoch / 4)) * (1 + 0.04 * noise.random())
+        rows.append(f"{epoch},{epoch * 100 + 99},,,{value:.6f}")
+    (folder / "metrics.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+QUICK = settings(
+    max_examples=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    derandomize=True,
+    database=None,
+)
+
+
+def all_outputs(runs: list[Run], folder: Path) -> dict[str, str]:
+    """Return the text that compare.py prints and writes for runs, by file name."""
+    folder.mkdir(exist_ok=True)
+    tables = compare(runs, None)
+    console = Console(file=io.StringIO(), width=10_000, highlight=False, markup=False, emoji=False)
+    show(console, runs, tables, each=True)
+    write_csv(folder / "a.csv", runs, tables)
+    write_markdown(folder / "a.md", runs, tables, each=True)
+    write_page(folder / "a.html", runs, tables, 6)
+    names = {"terminal": console.file.getvalue()}  # type: ignore[attr-defined]
+    return names | {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.iterdir())}

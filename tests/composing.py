@@ -1,0 +1,144 @@
+"""Configurations of conf/ for tests: its options, compositions for a door, and methods that train in seconds."""
+
+import copy
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, open_dict
+
+from facelab.runs.check import TRAIN_KEYS, check_config
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+SMALL = ROOT / "tests" / "small"
+SAMPLE = {
+    ("backbone", "timm"): ["backbone.name=test_resnet", "backbone.pretrained=false"],
+    ("data", "folder"): ["data.root=faces", "data.layout.path=facelab.faces.layouts.IBUG68"],
+}
+"""Values for the keys that an option requires the user to set."""
+SMALL_FACES = ("data=synthetic68", "data.train=16", "data.val=6", "data.test=8", "data.size=96")
+SMALL_BATCHES = ("crop.size=64", "datamodule.batch_size=4", "datamodule.num_workers=0")
+
+
+def options(group: str) -> list[str]:
+    """Return the options of a config group, from its files."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+MODELS = options("model")
+
+
+@functools.cache
+def default_parts(model: str) -> dict[str, str]:
+    """Return the option of each config group that a model file chooses."""
+    lines = (CONF / "model" / f"{model}.yaml").read_text().splitlines()
+    parts = [line.partition("/")[2].split(":") for line in lines if line.startswith("  - /")]
+    return {group: option.strip() for group, option in parts}
+
+
+def groups_of(model: str) -> set[str]:
+    """Return the config groups of a model file."""
+    return set(default_parts(model))
+
+
+# Small methods
+
+
+class Method(NamedTuple):
+    """Test configuration of a method, ``tests/small/<model>.yaml``."""
+
+    small: list[str]  # overrides that make it small; the last of a key counts
+    steps: int = 120  # steps in which it overfits one batch
+    overfit: tuple[str, ...] = ()  # overrides for these steps
+    refused: Mapping[str, list[Any]] = MappingProxyType({})  # keys to values that check_config refuses
+    refused_when_built: Mapping[str, list[Any]] = MappingProxyType({})  # keys to values that constructors refuse
+
+
+@functools.cache
+def method(model: str) -> Method:
+    """Read the test configuration of a method."""
+    path = SMALL / f"{model}.yaml"
+    if not path.is_file():
+        pytest.fail(
+            f"the method {model} has no small configuration for the tests: add {path.relative_to(ROOT)} with the "
+            f"overrides that make it train in seconds; pipnet.yaml beside it is an example",
+            pytrace=False,
+        )
+    return Method(**yaml.safe_load(path.read_text()))
+
+
+def small(model: str) -> list[str]:
+    """Return overrides that train a method on few small faces with small parts."""
+    return [f"model={model}", *SMALL_FACES, *SMALL_BATCHES, *method(model).small]
+
+
+def small_with(model: str, group: str, option: str) -> list[str]:
+    """Return the overrides of `small` with another option of a group."""
+    overrides = [override for override in small(model) if not override.startswith((f"{group}=", f"{group}."))]
+    return [*overrides, f"{group}={option}", *SAMPLE.get((group, option), [])]
+
+
+# Composition
+
+
+@contextmanager
+def stamped() -> Iterator[None]:
+    """Set the stamp of a run, which paths need."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FACELAB_STAMP", "now")
+        yield
+
+
+@functools.cache
+def _composed(words: tuple[str, ...], name: str, cwd: Path) -> DictConfig:
+    return _compose(words, name, CONF)
+
+
+def _compose(words: Sequence[str], name: str, folder: Path) -> DictConfig:
+    with stamped(), initialize_config_dir(str(folder), version_base="1.3"):
+        return compose(name, ["hydra.runtime.output_dir=run", *words], return_hydra_config=True)
+
+
+def compose_config(words: Sequence[str], name: str = "train", folder: Path = CONF) -> DictConfig:
+    """Compose the configuration that Hydra passes to a door."""
+    whole = _composed(tuple(words), name, Path.cwd()) if folder == CONF else _compose(words, name, folder)
+    cfg = copy.deepcopy(whole)
+    HydraConfig.instance().set_config(whole)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+def faults(words: Sequence[str], folder: Path = CONF) -> list[str]:
+    """Compose a training and return its faults."""
+    with stamped():
+        return check_config(compose_config(words, folder=folder), TRAIN_KEYS)
+
+
+@functools.cache
+def taker(group: str, option: str) -> str:
+    """Return a model whose configuration with an option of one of its parts has no fault.
+
+    Models that name the option come first.
+    """
+    models = [model for model in MODELS if group in groups_of(model)]
+    models.sort(key=lambda model: (default_parts(model)[group] != option, option.partition("_")[0] != model))
+    refusals = {}
+    for model in models:
+        try:
+            refusals[model] = faults([f"model={model}", f"{group}={option}", *SAMPLE.get((group, option), [])])
+        except HydraException as error:
+            refusals[model] = [str(error)]
+        if not refusals[model]:
+            return model
+    reasons = "".join(f"\n{model}: {'; '.join(each)}" for model, each in refusals.items())
+    pytest.fail(f"no model takes {group}={option}{reasons or ': none has this group'}", pytrace=False)
