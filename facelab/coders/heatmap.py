@@ -77,7 +77,7 @@ class HeatmapCoder(nn.Module):
     def _smoothing(self) -> Tensor:
         """Return the smoothing of the three cells in the middle of a row, ``(3, 2 * radius + 3)``.
 
-        Standard deviation as of the target (the paper's section 3.2).
+        Standard deviation as of the target.
         """
         offsets = torch.arange(-self.radius - 1, self.radius + 2)
         distance = offsets - torch.tensor([[-1], [0], [1]])
@@ -203,7 +203,7 @@ def _patch(maps: Tensor, middle: Tensor, radius: int) -> tuple[Tensor, Tensor]:
 
 
 def _top(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the top of the parabola through 3 x 3 values (equations 6 to 9 of DARK).
+    """Find the top of the parabola through 3 x 3 values (as in DARK).
 
     Args:
         values: ``(B, N, 3, 3)``, rows are y.

@@ -9,7 +9,7 @@ from facelab.coders.heatmap import Heatmaps
 from facelab.errors import ConfigError
 
 NEIGHBOURHOOD = 3
-"""Side in cells of the neighbourhood whose maximum decides on a cell's weight (Adaptive Wing, section 4.3)."""
+"""Side in cells of the neighbourhood whose maximum decides on a cell's weight of Adaptive Wing."""
 
 
 class HeatmapMSE(nn.Module):
@@ -44,7 +44,7 @@ class HeatmapMSE(nn.Module):
 
 
 class AdaptiveWing(nn.Module):
-    """Adaptive Wing loss with its weight map (Wang, Bo, Fuxin, ICCV 2019, arXiv 1904.07399, equations 4 and 9).
+    """Adaptive Wing loss with its weight map (Wang, Bo, Fuxin, ICCV 2019, arXiv 1904.07399).
 
     Where the target y is high the loss is like Wing, so that small errors count; on the ground it is like the square.
     For an error d up to ``theta`` it is ``omega * log(1 + (d / epsilon) ** (alpha - y))``, beyond it is a line with the

@@ -6,19 +6,25 @@ the code for facial landmarks, HRNet/HRNet-Facial-Landmark-Detection.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, TypeAlias
 
 import timm
 import torch
+from annotated_types import Interval
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.hrnet import HighResolutionNetFeatures
 from torch import Tensor, nn
 from torch.nn import functional
 
-from facelab.bounds import Channels, Count, Share
+from facelab.bounds import Share
 from facelab.coders.heatmap import Heatmaps
 from facelab.errors import ConfigError
 from facelab.networks.backbone import published_network, read_tensors
 
+Width: TypeAlias = Annotated[int, Interval(ge=1, le=128)]
+"""Channels of the finest branch; the coarsest has 8 times as many. 64 is the largest published width."""
+Modules: TypeAlias = Annotated[int, Interval(ge=1, le=16)]
+"""Exchange modules of a stage; 4 is the largest published number."""
 INIT_STD = 0.001
 """Standard deviation of new weights in the head, as in the reference code; their biases start as torch's."""
 BLOCKS = 4
@@ -62,8 +68,8 @@ class HRNetTrunk(nn.Module):
 
     def __init__(
         self,
-        width: Channels,
-        modules: tuple[Count, Count, Count],
+        width: Width,
+        modules: tuple[Modules, Modules, Modules],
         norm_momentum: Share,
         pretrained: bool,
         weights: str | None,

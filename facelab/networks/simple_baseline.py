@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from math import log2
+from typing import Annotated, TypeAlias
 
+from annotated_types import Interval
 from torch import Tensor, nn
 
-from facelab.bounds import Channels
 from facelab.coders.heatmap import Heatmaps
 from facelab.errors import ConfigError
 from facelab.networks.hrnet import precise
 
+Width: TypeAlias = Annotated[int, Interval(ge=1, le=2**11)]
+"""Channels of a transposed convolution; two layers of 2048 share 270 MB of weights."""
 INIT_STD = 0.001
 """Standard deviation of new convolution weights, as in the reference code (microsoft/human-pose-estimation.pytorch)."""
 
@@ -31,7 +34,7 @@ class SimpleBaselineHead(nn.Module):
     """
 
     def __init__(
-        self, channels: Sequence[int], strides: Sequence[int], num_points: int, stride: int, width: Channels
+        self, channels: Sequence[int], strides: Sequence[int], num_points: int, stride: int, width: Width
     ) -> None:
         super().__init__()
         coarsest = strides[-1]

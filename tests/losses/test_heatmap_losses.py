@@ -22,7 +22,7 @@ def maps(seed: int = 0) -> tuple[Heatmaps, Heatmaps, Tensor, Tensor]:
 
 
 def adaptive_wing(prediction: float, target: float) -> float:
-    """Equation 4 of the paper with its equations of A and C."""
+    """Compute the formula of the paper, with its A and C for the line."""
     error, exponent = abs(prediction - target), 2.1 - target
     if error < 0.5:
         return 14 * math.log(1 + error**exponent)
