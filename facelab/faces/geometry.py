@@ -5,8 +5,8 @@ x points right and y down, in **pixels, and the centre of the top-left pixel is 
 are affine matrices ``(3, 3)`` with the last row 0 0 1. No other file adds or subtracts a half, flips, or divides a
 coordinate by a stride.
 
-:func:`transform_points`, :func:`to_cells` and :func:`from_cells` accept numpy arrays and torch tensors; the other
-functions use numpy arrays only.
+:func:`transform_points`, :func:`to_cells`, :func:`from_cells`, :func:`to_grid` and :func:`from_grid` accept numpy
+arrays and torch tensors; the other functions use numpy arrays only.
 """
 
 import math
@@ -69,6 +69,34 @@ def from_cells(cells: ArrayOrTensor, stride: Any) -> ArrayOrTensor:
                [ 7.5, 31.5]])
     """
     return cells * stride - 0.5
+
+
+def to_grid(points: ArrayOrTensor, stride: float) -> ArrayOrTensor:
+    """Convert pixels to positions on a grid with this stride, counted from the **centre** of the first cell.
+
+    A whole number is the centre of a cell, as in an image of the grid: the result is 0.5 less than :func:`to_cells`.
+
+    Example:
+        >>> to_grid(np.array([[-0.5, 1.5], [7.5, 29.5]]), 4)
+        array([[-0.5,  0. ],
+               [ 1.5,  7. ]])
+    """
+    return to_cells(points, stride) - 0.5
+
+
+def from_grid(places: ArrayOrTensor, stride: float) -> ArrayOrTensor:
+    """Convert positions on a grid to pixels, the inverse of :func:`to_grid`.
+
+    Args:
+        places: ``(..., 2)`` counted from the centre of the first cell.
+        stride: pixels per cell.
+
+    Example:
+        >>> from_grid(np.array([[-0.5, 0.0], [1.5, 7.0]]), 4)
+        array([[-0.5,  1.5],
+               [ 7.5, 29.5]])
+    """
+    return from_cells(places + 0.5, stride)
 
 
 def bounding_box(points: Array) -> Array:

@@ -98,9 +98,9 @@ def _network(name: str, pretrained: bool, weights: str | None) -> Any:
         )
     if weights is not None:
         network = timm.create_model(name, pretrained=False)
-        network.load_state_dict(_match_state(_read_tensors(Path(weights)), network, weights), strict=False)
+        network.load_state_dict(_match_state(read_tensors(Path(weights)), network, weights), strict=False)
         return network
-    return _published(name) if pretrained else timm.create_model(name, pretrained=False)
+    return published_network(name) if pretrained else timm.create_model(name, pretrained=False)
 
 
 def _pyramid(name: str) -> Any:
@@ -151,7 +151,7 @@ def _last_convolution(network: Any) -> nn.Sequential | None:
     return nn.Sequential(convolution, norm) if convolution is not None and norm is not None else None
 
 
-def _published(name: str) -> Any:
+def published_network(name: str) -> Any:
     """Build the network with timm's published weights.
 
     Raises:
@@ -186,7 +186,7 @@ def _check_hub(name: str) -> None:
         raise ConnectionError(f"{constants.ENDPOINT} is not reachable ({error})") from error
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read the named tensors of a file.
 
     Raises:

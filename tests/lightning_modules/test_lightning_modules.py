@@ -143,6 +143,8 @@ def test_part_options_train(group: str, option: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("FACELAB_CACHE", str(cache))
     torch.manual_seed(0)
     cfg = compose_config(small_with(taker(group, option), group, option))
+    if "pretrained" in cfg[group]:
+        cfg[group].pretrained = False
     module, datamodule = build(cfg, "model"), build(cfg, "datamodule")
     datamodule.setup("fit")
     module.fit_statistics(datamodule)

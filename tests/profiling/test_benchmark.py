@@ -332,7 +332,9 @@ def test_benchmark_writes_costs_with_pose_to_a_separate_file(tmp_path: Path, cap
 @pytest.mark.parametrize("model", MODELS)
 def test_benchmark_measures_an_untrained_model(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch weights downloaded although latency does not need them, and a folder that compare.py cannot read."""
-    monkeypatch.setattr("facelab.networks.backbone._published", lambda name: pytest.fail(f"{name} is downloaded"))
+    monkeypatch.setattr(
+        "facelab.networks.backbone.published_network", lambda name: pytest.fail(f"{name} is downloaded")
+    )
     words = [word for word in small(model) if "pretrained" not in word]
     open_door("benchmark", *words, *QUICK, "hydra.run.dir=run", folder=tmp_path)
     content, config = load(tmp_path / "run" / "benchmark.json"), OmegaConf.load(tmp_path / "run" / "config.yaml")

@@ -1,0 +1,96 @@
+"""HRNet and other heatmap networks (Wang et al., TPAMI 2020, arXiv 1908.07919)."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from facelab.coders.heatmap import HeatmapCoder, Heatmaps
+from facelab.errors import ConfigError
+from facelab.faces.batch import LandmarkBatch
+from facelab.faces.geometry import transform_points
+from facelab.faces.layouts import Layout
+from facelab.networks.hrnet import HRNetHead
+from facelab.networks.simple_baseline import SimpleBaselineHead
+from lightning_modules.landmark import LandmarkModule, Prediction
+
+
+class HRNet(LandmarkModule):
+    """One heatmap per landmark, of HRNet's trunk or of any other backbone.
+
+    Args:
+        layout: layout of the predicted landmarks.
+        backbone: pyramid of features.
+        head: finished with the backbone's channels and strides, the number of landmarks and the coder's stride.
+        coder: landmarks to heatmaps and back.
+        loss: between heatmaps; also receives the visible landmarks.
+        optimizer: see :class:`LandmarkModule`.
+        scheduler: see :class:`LandmarkModule`.
+        flip_test: see :class:`LandmarkModule`.
+        official_rounding: truncate points to whole pixels of the photo and add 1, as the reference code does. It shifts
+            points by half a pixel in the mean.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        backbone: nn.Module,
+        head: Callable[..., HRNetHead | SimpleBaselineHead],
+        coder: HeatmapCoder,
+        loss: nn.Module | None,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None,
+        scheduler: Callable[[Optimizer], LRScheduler] | None,
+        flip_test: bool,
+        official_rounding: bool,
+    ) -> None:
+        super().__init__(layout, coder, loss, optimizer, scheduler, flip_test)
+        self.backbone, self.official_rounding = backbone, official_rounding
+        self.head: HRNetHead | SimpleBaselineHead = head(
+            channels=backbone.channels, strides=backbone.strides, num_points=layout.num_points, stride=coder.stride
+        )
+
+    def forward(self, image: Tensor) -> Heatmaps:
+        """Predict the heatmaps of crops ``(B, 3, H, W)`` uint8.
+
+        Raises:
+            ConfigError: the side of the crops is not a multiple of the backbone's largest stride.
+        """
+        largest, size = self.backbone.strides[-1], image.shape[-1]  # type: ignore[index]
+        if size % largest:
+            raise ConfigError(
+                "crop.size",
+                f"={size} must be a multiple of {largest}, the largest stride of the backbone",
+                mounted=True,
+            )
+        return self.head(self.backbone(image))
+
+    def training_step(self, batch: LandmarkBatch, batch_index: int) -> Tensor:
+        """Return the sum of the loss's terms."""
+        target = self.coder.encode(batch.points, batch.valid, batch.image.shape[-1])
+        image = batch.image.contiguous(memory_format=self.memory_format)
+        return self.total(self.loss(self(image), target, batch.valid, batch.visible), batch)
+
+    def validation_step(  # type: ignore[override]
+        self, batch: LandmarkBatch, batch_index: int
+    ) -> Prediction:
+        """Measure a batch; see :class:`LandmarkModule`."""
+        prediction = self.predict(batch.image)
+        if self.official_rounding:
+            rounded = _official_rounding(transform_points(batch.to_photo, prediction.points))
+            prediction = prediction._replace(points=transform_points(torch.linalg.inv(batch.to_photo), rounded))
+        self.errors.update(prediction.points, batch, prediction.pose)
+        return prediction
+
+    def predict_step(self, batch: LandmarkBatch, batch_index: int) -> Prediction:
+        """Predict points in pixels of the photos."""
+        prediction = super().predict_step(batch, batch_index)
+        if self.official_rounding:
+            return prediction._replace(points=_official_rounding(prediction.points))
+        return prediction
+
+
+def _official_rounding(points: Tensor) -> Tensor:
+    """Round points of the photo as the reference code does, towards zero and one pixel further."""
+    return points.trunc() + 1

@@ -1,0 +1,86 @@
+"""HRNet as a method: crops of its training, rounding of the reference code, and parts that do not fit."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from composing import compose_config, faults, small
+
+from datamodules.hrnet import ResizedCrop
+from facelab.errors import ConfigError
+from facelab.faces.geometry import transform_points
+from facelab.runs.build import build
+
+
+@pytest.fixture(autouse=True)
+def _stamped(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.setenv("FACELAB_STAMP", "now")
+    monkeypatch.setenv("FACELAB_CACHE", str(cache))
+
+
+def test_training_crops_of_the_reference_code() -> None:
+    """Another distribution of sizes or angles, or a flip that the points do not follow."""
+    augment = ResizedCrop(0.5, 0.25, 0.6, 30.0, [])
+    points = np.array([[100.0, 100.0], [150.0, 100.0]])
+    warps = [augment.draw(np.random.default_rng(seed), 256, points) for seed in range(4000)]
+    sides = np.array([1 / np.sqrt(abs(np.linalg.det(warp.matrix))) for warp in warps])
+    assert (sides.min(), sides.max(), sides.mean()) == pytest.approx((0.75, 1.25, 1.0), abs=0.01)
+    assert np.mean([warp.flipped for warp in warps]) == pytest.approx(0.5, abs=0.03)
+    degrees = np.array([warp.degrees for warp in warps])
+    assert np.mean(degrees != 0) == pytest.approx(0.6, abs=0.03)
+    assert (np.abs(degrees).max(), np.abs(degrees[degrees != 0]).mean()) == pytest.approx((30, 15), abs=0.6)
+    centre = np.full((1, 2), 127.5)
+    for warp in warps[:20]:
+        assert transform_points(warp.matrix, centre) == pytest.approx(centre)
+        assert (np.linalg.det(warp.matrix) < 0) == warp.flipped
+        x, y = np.diff(transform_points(warp.matrix, points), axis=0)[0]  # of a step to the right, flipped to the left
+        assert np.degrees(np.arctan2(y, x)) == pytest.approx(warp.degrees + (180 if warp.flipped else 0)) or (
+            warp.flipped and np.degrees(np.arctan2(-y, -x)) == pytest.approx(warp.degrees)
+        )
+
+
+def test_rounding_of_the_reference_code() -> None:
+    """Points of photos that are whole pixels in one place and not in another."""
+    cfg = compose_config([*small("hrnet"), "model.official_rounding=true"])
+    datamodule = build(cfg, "datamodule")
+    datamodule.setup("test")
+    batch = next(iter(datamodule.test_dataloader()))
+    exact, rounded = (
+        build(compose_config([*small("hrnet"), f"model.official_rounding={value}"]), "model") for value in (False, True)
+    )
+    rounded.load_state_dict(exact.state_dict())
+    seen = []
+    with torch.no_grad():
+        points = [each.eval().predict_step(batch, 0).points for each in (exact, rounded)]
+        rounded.errors = type("Recorder", (), {"update": lambda _, points, *rest: seen.append(points)})()
+        rounded.validation_step(batch, 0)
+    assert torch.equal(points[1], points[0].trunc() + 1)
+    torch.testing.assert_close(transform_points(batch.to_photo, seen[0]), points[1], atol=1e-3, rtol=0)
+
+
+def test_crops_that_the_branches_cannot_halve_are_refused() -> None:
+    """Branches whose sides do not fit together, found deep in a library."""
+    module = build(compose_config(small("hrnet")), "model")
+    with pytest.raises(ConfigError, match=r"crop.size=100 must be a multiple of 32"):
+        module(torch.zeros(1, 3, 100, 100, dtype=torch.uint8))
+
+
+def test_losses_of_other_predictions_are_refused() -> None:
+    """A loss of coordinates, which fails deep in the first step."""
+    assert faults([*small("hrnet"), "loss=l2"]) == [
+        "loss: `LandmarkLoss` compares Tensor, the model `HRNet` predicts Heatmaps"
+    ]
+
+
+@pytest.mark.parametrize("words", [["backbone=mbv2", "backbone.pretrained=false", "head=simple_baseline"]], ids=str)
+def test_other_backbones_predict_heatmaps(words: list[str]) -> None:
+    """A head that is built for HRNet's branches alone."""
+    unused = ("backbone.", "head.")
+    base = [word for word in small("hrnet") if not word.startswith(unused)]
+    cfg = compose_config([*base, *words, "head.width=8"])
+    module, datamodule = build(cfg, "model"), build(cfg, "datamodule")
+    datamodule.setup("fit")
+    batch = next(iter(datamodule.train_dataloader()))
+    module.train().training_step(batch, 0).backward()
+    assert module.eval().predict_points(batch.image).points.shape == batch.points.shape

@@ -1,0 +1,207 @@
+"""HRNet's network: size, numerics of the reference code, published weights, heads on other backbones."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from facelab.errors import ConfigError
+from facelab.networks import hrnet
+from facelab.networks.backbone import TimmBackbone
+from facelab.networks.hrnet import HRNetHead, HRNetTrunk
+from facelab.networks.simple_baseline import SimpleBaselineHead
+
+PAPER = (1, 4, 3)
+SMALL = (1, 1, 1)
+
+
+def network(width: int, num_points: int, modules: tuple[int, int, int] = PAPER) -> nn.Sequential:
+    trunk = HRNetTrunk(width, modules, 0.01, pretrained=False, weights=None)
+    return nn.Sequential(trunk, HRNetHead(trunk.channels, trunk.strides, num_points, 4, 0.01))
+
+
+def fill(net: nn.Module) -> nn.Module:
+    """Set all tensors by a rule, so that values can be written down."""
+    for key, value in sorted(net.state_dict().items()):
+        if value.is_floating_point():
+            place = torch.arange(value.numel(), dtype=torch.float64) + len(key)
+            wave = torch.sin(place * place * 0.37)
+            if key.endswith("running_var"):
+                wave = 1 + wave / 2
+            elif value.ndim == 4:
+                wave = wave * (2 / value[0].numel()) ** 0.5
+            else:
+                wave = wave / 4 + float(key.endswith("weight")) / 2
+            value.copy_(wave.reshape(value.shape))
+    return net
+
+
+@pytest.mark.parametrize(
+    ("width", "num_points", "parameters", "operations"),
+    [
+        (18, 19, 9.641, 4606),
+        (18, 29, 9.644, 4617),
+        (18, 68, 9.654, 4660),
+        (18, 98, 9.663, 4694),
+        (18, 106, 9.665, 4703),
+        (32, 98, 29.585, None),
+        (48, 98, 65.916, None),
+    ],
+)
+def test_counts(width: int, num_points: int, parameters: float, operations: int | None) -> None:
+    """Another network than the reference code's; its counts at 256 px in millions."""
+    with FakeTensorMode():
+        net = network(width, num_points)
+        assert sum(parameter.numel() for parameter in net.parameters()) / 1e6 == pytest.approx(parameters, abs=5e-4)
+        if operations is not None:
+            with FlopCounterMode(display=False) as counter:
+                maps = net(torch.zeros(1, 3, 256, 256, dtype=torch.uint8)).maps
+            assert counter.get_total_flops() / 2e6 == pytest.approx(operations, rel=1e-3)
+            assert maps.shape == (1, num_points, 64, 64)
+
+
+def test_output_of_the_reference_code() -> None:
+    """Another way to enlarge or to add branches.
+
+    The values are those of HighResolutionNet in HRNet-Facial-Landmark-Detection (commit f776dbe) with the same tensors.
+    """
+    net = fill(network(4, 5)).eval()
+    image = (torch.arange(3 * 64 * 64).reshape(1, 3, 64, 64) * 7 % 256).to(torch.uint8)
+    with torch.no_grad():
+        maps = net(image).maps[0]
+    assert maps.shape == (5, 16, 16)
+    torch.testing.assert_close(maps[:, ::5, ::5], GOLDEN, rtol=1e-5, atol=1e-3)
+
+
+GOLDEN = torch.tensor(
+    [
+        [
+            [48.56635, 61.93019, 75.01495, 51.82606],
+            [34.82984, 43.12715, 60.16514, 54.36563],
+            [31.40405, 37.7702, 48.62929, 45.70794],
+            [28.21206, 30.41739, 31.58731, 27.72349],
+        ],
+        [
+            [31.02274, 42.05082, 63.17233, 56.81643],
+            [27.26886, 38.21317, 57.10073, 59.77005],
+            [15.19083, 21.35687, 35.40957, 35.31181],
+            [8.17236, 11.81711, 21.30548, 19.77432],
+        ],
+        [
+            [39.60702, 20.62443, -0.97715, -4.97042],
+            [19.45903, 14.65605, -7.53135, -9.44179],
+            [15.52932, 13.97278, -9.67863, -10.05363],
+            [9.9792, 7.72911, -4.71166, -9.06717],
+        ],
+        [
+            [44.93167, 42.37729, 66.98837, 87.79692],
+            [36.203, 48.65062, 63.28832, 75.53264],
+            [27.09791, 33.69012, 40.47659, 49.93678],
+            [26.99754, 36.33154, 28.67641, 34.94215],
+        ],
+        [
+            [1.87912, -7.99448, 5.11286, 21.1463],
+            [1.40102, -1.57632, 19.6301, 32.59895],
+            [1.16246, -4.91084, 17.01471, 15.81564],
+            [4.85985, 0.79955, 9.47847, 4.60573],
+        ],
+    ]
+)
+"""Every fifth row and column of each map."""
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+    """Weights as timm publishes them, with the classifier of ImageNet."""
+    from timm.models.hrnet import HighResolutionNet
+
+    torch.manual_seed(0)
+    trunk = HRNetTrunk(4, SMALL, 0.01, pretrained=False, weights=None)
+    whole = HighResolutionNet(hrnet._layers(trunk.channels, SMALL))
+    monkeypatch.setattr(hrnet, "published_network", lambda name: whole)
+    monkeypatch.setattr(hrnet, "_published_name", lambda *_: "hrnet_w4.test")
+    return whole.state_dict()
+
+
+def test_published_weights_fit(published: dict[str, Tensor], tmp_path: Path) -> None:
+    """Published weights under other names; weights of a file that DataParallel wrote."""
+    for prefix in ("", "module."):
+        torch.save({f"{prefix}{key}": value for key, value in published.items()}, tmp_path / "weights.pth")
+        of_file = HRNetTrunk(4, SMALL, 0.01, False, str(tmp_path / "weights.pth")).pyramid.state_dict()
+        assert all(torch.equal(value, published[key]) for key, value in of_file.items())
+    of_hub = HRNetTrunk(4, SMALL, 0.01, True, None).pyramid.state_dict()
+    assert all(torch.equal(value, published[key]) for key, value in of_hub.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda state: {key: state[key] for key in state if not key.startswith("stage4")},
+            "tensors are missing.*stage4",
+        ),
+        (
+            lambda state: {**state, "stage9.weight": torch.zeros(1)},
+            "1 tensors are left over, the first is stage9.weight",
+        ),
+        (
+            lambda state: {**state, "conv1.weight": torch.zeros(3, 3, 3, 3)},
+            r"another width: conv1.weight.*\(3, 3, 3, 3\)",
+        ),
+    ],
+)
+def test_other_weights_are_refused(change: Any, told: str, published: dict[str, Tensor], tmp_path: Path) -> None:
+    """A file that fits in part, which leaves layers at random values."""
+    torch.save(change(published), tmp_path / "weights.pth")
+    with pytest.raises(ConfigError, match=told):
+        HRNetTrunk(4, SMALL, 0.01, False, str(tmp_path / "weights.pth"))
+
+
+def test_a_start_without_published_weights_is_refused() -> None:
+    """A silent start from random weights, for a width that nobody trained."""
+    with pytest.raises(ConfigError, match=r"width=20 .*backbone.weights=FILE.*backbone.pretrained=false"):
+        HRNetTrunk(20, PAPER, 0.01, pretrained=True, weights=None)
+
+
+@pytest.mark.parametrize("width", [18, 32, 48])
+def test_names_of_published_weights(width: int) -> None:
+    """A name that timm does not have, found when someone is online."""
+    assert hrnet._published_name(width, PAPER) == f"hrnet_w{width}.ms_in1k"
+
+
+@pytest.mark.parametrize("stride", [4, 8, 16, 32])
+def test_heads_on_another_backbone(stride: int) -> None:
+    """Heatmaps of another size than the coder's."""
+    backbone = TimmBackbone("test_resnet", pretrained=False, weights=None)
+    features = backbone(torch.zeros(2, 3, 96, 96, dtype=torch.uint8))
+    side = 96 // stride
+    parts = (backbone.channels, backbone.strides, 7, stride)
+    assert SimpleBaselineHead(*parts, width=8)(features).maps.shape == (2, 7, side, side)
+    assert HRNetHead(*parts, 0.01)(features).maps.shape == (2, 7, side, side)
+
+
+def test_strides_that_a_head_cannot_make_are_refused() -> None:
+    """A crash in the first step."""
+    with pytest.raises(ConfigError, match=r"coder.stride=3: head=simple_baseline .*\[1, 2, 4, 8, 16, 32\]"):
+        SimpleBaselineHead((8, 16), (16, 32), 7, 3, 8)
+    with pytest.raises(ConfigError, match=r"coder.stride=2: head=hrnet .*\[4, 8\].*simple_baseline"):
+        HRNetHead((8, 16), (4, 8), 7, 2, 0.01)
+
+
+def test_layers_of_simple_baseline() -> None:
+    """Another head than the paper's: three transposed convolutions of kernel 4 and 256 channels for ResNet."""
+    head = SimpleBaselineHead((64, 512), (4, 32), 17, 4, 256)
+    shapes = [tuple(layer.weight.shape) for layer in head.modules() if isinstance(layer, nn.ConvTranspose2d)]
+    assert shapes == [(512, 256, 4, 4), (256, 256, 4, 4), (256, 256, 4, 4)]
+    assert tuple(head.predict.weight.shape) == (17, 256, 1, 1)
+
+
+def test_heatmaps_are_computed_in_full_precision() -> None:
+    """Maps of bfloat16, whose peaks move by a fraction of a cell."""
+    net = network(4, 5, SMALL).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert net(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).maps.dtype == torch.float32
