@@ -42,7 +42,7 @@ def an_image(batch: int, size: int = 64) -> Tensor:
 def pip(
     name: str, num_points: int, num_neighbours: int = 10, stride: int = 32, trunk: str | int | None = "classifier"
 ) -> Any:
-    body = TimmBackbone(name, pretrained=False, weights=None)
+    body = TimmBackbone(name, pretrained=False, weights=None, norm_epsilon=None)
     head = PIPHead(body.channels, body.strides, body.classifier, num_points, num_neighbours, stride, trunk)
     return nn.Sequential(body, head).eval()
 
@@ -52,7 +52,7 @@ def pip(
 
 def test_backbone_normalises_and_keeps_the_memory_format() -> None:
     """Catches 0..255 fed to a network that wants other statistics, and channels_last images made contiguous."""
-    body = TimmBackbone(TINY, pretrained=False, weights=None)  # its weights want mean and deviation 0.5
+    body = TimmBackbone(TINY, pretrained=False, weights=None, norm_epsilon=None)  # mean and deviation 0.5
     body.pyramid = nn.Flatten(0, 0)
     image = an_image(2).contiguous(memory_format=torch.channels_last)
     pixels = torch.stack(body(image))
@@ -65,7 +65,7 @@ def test_backbone_normalises_and_keeps_the_memory_format() -> None:
 def test_backbone_describes_its_features() -> None:
     """Catches channels or strides that are not those of the features, on which every head is built."""
     with torch.device("meta"):
-        body = TimmBackbone("mobilenetv2_100", pretrained=False, weights=None)
+        body = TimmBackbone("mobilenetv2_100", pretrained=False, weights=None, norm_epsilon=None)
         features = body(torch.zeros(1, 3, 128, 128, dtype=torch.uint8))
     assert body.channels == tuple(map_.shape[1] for map_ in features) == (16, 24, 32, 96, 320)
     assert body.strides == tuple(128 // map_.shape[-1] for map_ in features) == (2, 4, 8, 16, 32)
@@ -83,7 +83,7 @@ def test_backbone_loads_a_file(form: str, tmp_path: Path) -> None:
         state = dict(zip(names, state.values(), strict=True))
     file = tmp_path / ("weights.safetensors" if form == "safetensors" else "weights.pth")
     save_file(state, file) if form == "safetensors" else torch.save(state, file)
-    body = TimmBackbone("mobilenetv2_100", pretrained=True, weights=str(file)).eval()
+    body = TimmBackbone("mobilenetv2_100", pretrained=True, weights=str(file), norm_epsilon=None).eval()
     assert body.classifier is not None
     image = an_image(1)
     expected = reference.features(torch.addcmul(body.shift, image.float(), body.scale))
@@ -95,11 +95,11 @@ def test_backbone_refuses_a_file_of_another_network(tmp_path: Path) -> None:
     deeper = tmp_path / "resnet34.pth"
     torch.save(backbone.timm.create_model("resnet34").state_dict(), deeper)  # has all the names of resnet18
     with pytest.raises(ConfigError, match=r"weights=.*resnet34.pth: 182 tensors.*neither the names nor the"):
-        TimmBackbone("resnet18", pretrained=False, weights=str(deeper))
+        TimmBackbone("resnet18", pretrained=False, weights=str(deeper), norm_epsilon=None)
     wider = tmp_path / "wider.pth"
     torch.save(backbone.timm.create_model("mobilenetv2_140").state_dict(), wider)
     with pytest.raises(ConfigError, match=r"the tensor for conv_stem.weight has shape \(48, 3, 3, 3\)"):
-        TimmBackbone("mobilenetv2_100", pretrained=False, weights=str(wider))
+        TimmBackbone("mobilenetv2_100", pretrained=False, weights=str(wider), norm_epsilon=None)
 
 
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
@@ -109,24 +109,24 @@ def test_what_is_no_file_of_weights_is_refused(content: bytes, ending: str, tmp_
     file = tmp_path / f"weights.{ending}"
     file.write_bytes(content)
     with pytest.raises(ConfigError, match=r"^weights=.*: not a file of tensors"):
-        TimmBackbone(TINY, pretrained=False, weights=str(file))
+        TimmBackbone(TINY, pretrained=False, weights=str(file), norm_epsilon=None)
     for path in (tmp_path, tmp_path / "absent.pth"):
         with pytest.raises(ConfigError, match=r"^weights=.*: there is no such file"):
-            TimmBackbone(TINY, pretrained=False, weights=str(path))
+            TimmBackbone(TINY, pretrained=False, weights=str(path), norm_epsilon=None)
 
 
 @pytest.mark.parametrize("name", ["test_vit", "mixer_s32_224"])
 def test_a_network_without_a_pyramid_is_refused(name: str) -> None:
     """Catches feature maps of one size, which fail in the first step, or are taken for those of fine strides."""
     with pytest.raises(ConfigError, match=f"^name={name}: its feature maps have the strides .* and are no pyramid"):
-        TimmBackbone(name, pretrained=False, weights=None)
+        TimmBackbone(name, pretrained=False, weights=None, norm_epsilon=None)
 
 
 def test_backbone_with_another_number_of_classes(tmp_path: Path) -> None:
     """Catches a network trained on other classes being refused: its classifier is not used here."""
     other: Any = backbone.timm.create_model(TINY, num_classes=7)
     torch.save({"state_dict": other.state_dict()}, tmp_path / "weights.pth")
-    body = TimmBackbone(TINY, pretrained=False, weights=str(tmp_path / "weights.pth"))
+    body = TimmBackbone(TINY, pretrained=False, weights=str(tmp_path / "weights.pth"), norm_epsilon=None)
     assert torch.equal(body.state_dict()["pyramid.layer4.0.conv1.weight"], other.layer4[0].conv1.weight)
 
 
@@ -140,15 +140,15 @@ def test_backbone_without_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backbone, "get_session", NoNetwork)
     monkeypatch.setattr(backbone, "try_to_load_from_cache", lambda repo, file: None)
     with pytest.raises(ConfigError, match=r"(?s)no route to host.*backbone\.weights=FILE.*backbone\.pretrained=false"):
-        TimmBackbone("resnet18", pretrained=True, weights=None)
+        TimmBackbone("resnet18", pretrained=True, weights=None, norm_epsilon=None)
 
 
 def test_backbone_that_does_not_exist() -> None:
     """Catches an error that leaves the user to search a thousand names."""
     with pytest.raises(ConfigError, match=r"name=mobilenet_v2_100: .*mobilenetv2_100"):
-        TimmBackbone("mobilenet_v2_100", pretrained=False, weights=None)
+        TimmBackbone("mobilenet_v2_100", pretrained=False, weights=None, norm_epsilon=None)
     with pytest.raises(ConfigError, match=r"\(B, h, w, C\)"), torch.device("meta"):
-        TimmBackbone("swin_tiny_patch4_window7_224", pretrained=False, weights=None)
+        TimmBackbone("swin_tiny_patch4_window7_224", pretrained=False, weights=None, norm_epsilon=None)
 
 
 def test_backbone_whose_pyramid_renames_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +164,7 @@ def test_backbone_whose_pyramid_renames_its_tensors(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(backbone.timm, "create_model", renamed)
     with pytest.raises(ConfigError, match=r"name=test_resnet: .* trunk\.0.* choose another network"):
-        TimmBackbone("test_resnet", pretrained=False, weights=None)
+        TimmBackbone("test_resnet", pretrained=False, weights=None, norm_epsilon=None)
 
 
 # PIPNet
@@ -204,7 +204,7 @@ def test_pip_trunk(trunk: str | int | None, channels: int, conv_head: int) -> No
     """Catches MobileNetV2's last convolution being used or counted where the trimmed head drops it."""
     with torch.device("meta"):
         net = pip("mobilenetv2_100", 98, trunk=trunk)
-        bare = TimmBackbone("mobilenetv2_100", pretrained=False, weights=None)
+        bare = TimmBackbone("mobilenetv2_100", pretrained=False, weights=None, norm_epsilon=None)
     head = sum(parameter.numel() for parameter in net[1].predict.parameters())
     assert head == channels * 98 * 23 + 98 * 23
     total = sum(parameter.numel() for parameter in net.parameters())
