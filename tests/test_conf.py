@@ -17,6 +17,7 @@ from omegaconf import DictConfig, open_dict
 
 from evaluate import EVALUATE_KEYS
 from facelab.runs.check import TRAIN_KEYS, check_config
+from facelab.runs.importing import check_import
 from facelab.runs.targets import PROJECT
 
 CONF = ROOT / "conf"
@@ -28,6 +29,8 @@ SAMPLE = {
 """Values for what an option asks of the one who chooses it."""
 ALWAYS = ("trainer", "logger", "callbacks")
 """Groups of every run, whatever the method."""
+NO_PARTS = ("experiment", "hydra", "model", "official", "paths", *ALWAYS)
+"""Groups whose options are no part of one method."""
 PARTS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
 SOURCES = sorted(path for folder in (*sorted(PROJECT), ".") for path in (ROOT / folder).glob("*.py")) + sorted(
     (ROOT / "facelab").glob("*/*.py")
@@ -64,7 +67,7 @@ def _choices() -> Iterator[list[str]]:
             words = [f"{group}={option}", *SAMPLE.get((group, option), [])]
             if group in ("model", "experiment", *ALWAYS):
                 yield words
-            elif group not in ("hydra", "paths"):
+            elif group not in ("hydra", "official", "paths"):
                 yield [f"model={owner(group, option)}", *words]
 
 
@@ -92,6 +95,14 @@ def test_evaluate_is_sound(words: list[str]) -> None:
         cfg = compose_config(["ckpt=run", *words], "evaluate")
         assert check_config(cfg, EVALUATE_KEYS) == []
         assert cfg.paths.name == f"run-{words[0].partition('=')[2] if words else 'own'}-test"
+
+
+@pytest.mark.parametrize("model", options("official"))
+def test_import_weights_is_sound(model: str) -> None:
+    """A value of conf/official/ that the parts of its method do not take."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FACELAB_STAMP", "now")
+        check_import(compose_config([f"model={model}", "weights=file.pth"], "import_weights"))
 
 
 def test_names_of_runs() -> None:
@@ -139,7 +150,7 @@ def other_conf(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("model", MODELS)
 def test_parts_of_other_models_are_refused(model: str) -> None:
     """`head=...` for a method without a head would be taken without a word, and change nothing."""
-    foreign = {group for group in PARTS if group not in ("experiment", "hydra", "model", "paths", *ALWAYS)}
+    foreign = {group for group in PARTS if group not in NO_PARTS}
     for group in foreign - groups_of(model):
         with pytest.raises(ConfigCompositionException, match=group):
             compose_config([f"model={model}", f"{group}={options(group)[0]}"])
