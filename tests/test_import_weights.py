@@ -78,8 +78,8 @@ class Block(nn.Module):
 def mobile_v3() -> PublicPIPNet:
     """MobileNetV3-Large with the squeeze before the activation."""
     rows = """3 16 16 0 0 1, 3 64 24 0 0 2, 3 72 24 0 0 1, 5 72 40 1 0 2, 5 120 40 1 0 1, 5 120 40 1 0 1,
-        3 240 80 0 1 2, 3 200 80 0 1 1, 3 184 80 0 1 1, 3 184 80 0 1 1, 3 480 112 1 1 1, 3 672 112 1 1 1, 5 672 160 1 1 2,
-        5 960 160 1 1 1, 5 960 160 1 1 1"""
+        3 240 80 0 1 2, 3 200 80 0 1 1, 3 184 80 0 1 1, 3 184 80 0 1 1, 3 480 112 1 1 1, 3 672 112 1 1 1,
+        5 672 160 1 1 2, 5 960 160 1 1 1, 5 960 160 1 1 1"""
     features: list[nn.Module] = [nn.Sequential(conv(3, 16, 3, 2), nn.BatchNorm2d(16), nn.Hardswish())]
     inputs = 16
     for row in rows.split(","):
@@ -382,7 +382,6 @@ def test_jittered_boxes_are_another_protocol(imported: Path, capsys: pytest.Capt
         (["box_jitter.scale=[1.3,0.9]"], "box_jitter.scale"),
         (["box_jitter.scale=[0,1]"], "box_jitter.scale"),
         (["box_jitter.shift=-0.1"], "box_jitter.shift"),
-        (["box_jitter={scales:[0.9,1.3]}"], "scales"),
     ],
 )
 def test_a_jitter_without_a_meaning_is_refused(words: list[str], message: str, imported: Path) -> None:
@@ -403,10 +402,10 @@ def broken(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (broken(lambda s: s.pop("conv8.weight") and None), r"missing from the file: conv8.weight"),
+        (broken(lambda s: (s.pop("conv8.weight"), None)[1]), r"missing from the file: conv8.weight"),
         (broken(lambda s: s.update({"conv9.weight": torch.zeros(1)})), "left over in the file: conv9.weight"),
         (broken(lambda s: s.update({"fc.bias": torch.zeros(212)})), r"fc.bias \(212,\): the model needs \(196,\)"),
-        (broken(lambda s: s["fc.bias"].fill_(torch.nan) and None), "not finite"),
+        (broken(lambda s: (s["fc.bias"].fill_(torch.nan), None)[1]), "not finite"),
         (broken(lambda s: OrderedDict(a=torch.zeros(3))), r"missing from the file: .* and \d+ more; left over .*: a$"),
         (broken(lambda s: {"state": 3}), "no tensors by name"),
         (broken(lambda s: nn.Linear(2, 2)), "saved as a whole"),

@@ -16,7 +16,7 @@ from facelab.renames import FORMAT
 from facelab.run_folder import RunFolder
 from facelab.runs.build import build, check, write_config
 from facelab.runs.check import PATHS
-from facelab.runs.checkpoint import ABSENT, needed
+from facelab.runs.checkpoint import ABSENT, clear_initial_weights, needed
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +33,8 @@ LARGEST_FACE = 2**20
 
 
 def imported_part(cfg: DictConfig) -> DictConfig:
-    """Return the part of a configuration that an imported run keeps: no training, loggers or callbacks."""
-    part = needed(cfg, *NODES)
+    """Return the part of a configuration that an imported run keeps: no training, loggers or initial weights."""
+    part = OmegaConf.create(clear_initial_weights(OmegaConf.to_container(needed(cfg, *NODES))))
     part.update({key: cfg[key] for key in ("task", "seed", "weights", "meanface")})
     part.paths = cfg.paths
     return part
