@@ -168,3 +168,15 @@ def test_box_jitter_is_a_function_of_seed_and_row() -> None:
     assert not np.array_equal(moved[0], BoxJitter((0.9, 1.3), 0.1, 8).moved(box, 0))
     assert np.isnan(jitter.moved(np.full(4, np.nan), 0)).all()
     assert jitter and not BoxJitter((1.0, 1.0), 0.0, 7)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_image_map_is_that_of_the_cut_image(rule: str, tmp_path: Path) -> None:
+    """Catches training crops, which are cut by the map alone, that are moved against those of an evaluation."""
+    crop, path = RULES[rule][0], tmp_path / "photo.png"
+    noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+    cv2.imwrite(str(path), cv2.resize(noise, (400, 300), interpolation=cv2.INTER_CUBIC))
+    box, photo, file = np.array([150.3, 90.8, 230.6, 200.1]), image_box(400, 300), PhotoFile(path, "stored")
+    whole = crop.cut_out(file, box, photo).astype(float)
+    warped = file.cut_out(crop.image_matrix(box, photo), crop.size).astype(float)
+    assert np.abs(whole - warped)[4:-4, 4:-4].max() <= 3
