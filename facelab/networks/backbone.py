@@ -13,7 +13,6 @@ from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import get_session
 from safetensors.torch import load_file
-from timm.models._efficientnet_blocks import InvertedResidual, SqueezeExcite
 from torch import Tensor, nn
 
 from facelab.errors import ConfigError
@@ -112,8 +111,9 @@ class PIPMobileNetV3(TimmBackbone):
                 "backbone.pretrained=false",
             )
         super().__init__("mobilenetv3_large_100", pretrained=False, weights=weights, norm_epsilon=norm_epsilon)
-        for block in self.pyramid.modules():
-            if isinstance(block, InvertedResidual) and isinstance(block.se, SqueezeExcite):
+        blocks: list[Any] = list(self.pyramid.modules())
+        for block in blocks:
+            if hasattr(block, "conv_pwl") and not isinstance(block.se, nn.Identity):  # an InvertedResidual of timm
                 block.se = nn.Sequential(block.se, block.bn2.act)
                 block.bn2.act = nn.Identity()
 
