@@ -30,7 +30,7 @@ EVALUATE_KEYS: dict[str, Any] = {
     "num_workers": Processes | None,
     "max_unreadable": Share | None,
     **dict.fromkeys(("logger", "callbacks"), dict[str, Any] | None),
-    **dict.fromkeys(("split", "box", "trainer", "data"), Any),
+    **dict.fromkeys(("split", "box", "box_jitter", "trainer", "data"), Any),
     **PATHS,
 }
 """Keys that evaluate.py reads, with the types of those that no constructor checks."""
@@ -88,7 +88,9 @@ def build_data(run: LoadedRun, cfg: DictConfig) -> Any:
     measured = needed(run.cfg, *nodes)
     check(measured, nodes, absent=ABSENT)
     run.module.flip_test = run.cfg.model.flip_test
-    return build(measured, "datamodule")
+    datamodule = build(measured, "datamodule")
+    datamodule.box_jitter = build(cfg, "box_jitter")
+    return datamodule
 
 
 def evaluated_config(run: LoadedRun, cfg: DictConfig) -> DictConfig:
@@ -97,6 +99,8 @@ def evaluated_config(run: LoadedRun, cfg: DictConfig) -> DictConfig:
     A node that cannot be resolved, such as a logger of an earlier version, is left out.
     """
     requested = {key: cfg[key] for key in EVALUATE_OPTIONS}
+    if build(cfg, "box_jitter"):
+        requested["box_jitter"] = cfg.box_jitter
     kept = OmegaConf.merge(run.cfg, {"task": cfg.task, "evaluate": requested})
     assert isinstance(kept, DictConfig)
     while broken := next(((key, error) for key in kept if (error := unresolved(kept, str(key)))), None):

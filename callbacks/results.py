@@ -99,6 +99,7 @@ def protocol(module: LandmarkModule, datamodule: LandmarkDataModule) -> dict[str
         "truth": fingerprint(faces, rows),
         "box": crop.box,
         "box_scale": crop.scale,
+        **({"box_jitter": str(faces.box_jitter)} if faces.box_jitter else {}),
         "flip_test": module.flip_test,
         "pose": faces.pose_source,
         **({"orientation": "shown"} if any(map(is_turned, faces.paths, faces.orientations)) else {}),

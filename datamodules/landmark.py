@@ -18,7 +18,7 @@ from facelab import signals
 from facelab.bounds import Count, Processes
 from facelab.errors import ConfigError, DatasetError, ImageError
 from facelab.faces.batch import LandmarkBatch
-from facelab.faces.crop import Crop
+from facelab.faces.crop import BoxJitter, Crop
 from facelab.faces.face import Annotations, Face, Split
 from facelab.faces.geometry import Array, transform_points
 from facelab.faces.image import CropError, Orientation, PhotoFile
@@ -100,6 +100,7 @@ class FaceDataset(Dataset[LandmarkBatch]):
         augment: augmentation; None for evaluation.
         seed: seed of the augmentation.
         max_unreadable: largest share of faces that cannot be read or cut out. One face may always fail unless it is 0.
+        box_jitter: change of the reference boxes; None for none.
 
     Raises:
         MissingFaceError: the split has no face.
@@ -114,8 +115,10 @@ class FaceDataset(Dataset[LandmarkBatch]):
         augment: Augmentation | None,
         seed: int,
         max_unreadable: float,
+        box_jitter: BoxJitter | None = None,
     ) -> None:
         self.layout: Layout = data.layout
+        self.box_jitter = box_jitter
         self.name = f"{data.name} {split}"
         self.crop, self.augment, self.seed, self.max_unreadable = crop, augment, seed, max_unreadable
         rows = [(photo, face) for photo in data.photos(split) for face in photo.faces]
@@ -217,23 +220,37 @@ class FaceDataset(Dataset[LandmarkBatch]):
             MissingBoxError: the face has no box that the crop needs.
             ImageError: the crop is built around the whole photo, and the header of the photo cannot be read.
         """
-        image = np.zeros(4)
-        if self.crop.box == "image":
-            image = PhotoFile(self.paths[row], self.orientations[row]).box()
+        box, photo = self._boxes(row)
         try:
-            return self.crop.matrix(self.crop.reference_box(self.faces[row], image))
+            return self.crop.matrix(box, photo)
         except ValueError as error:
             raise MissingBoxError(f"{self.paths[row]}: {error} (crop.box={self.crop.box})") from error
+        except CropError as error:
+            raise CropError(f"{self.paths[row]}: {error}") from error
+
+    def _boxes(self, row: int) -> tuple[Array, Array | None]:
+        """Return the reference box of a face and, if the crop depends on it, the box of its photo."""
+        photo = None
+        if self.crop.box == "image" or self.crop.needs_photo:
+            photo = PhotoFile(self.paths[row], self.orientations[row]).box()
+        box = self.crop.reference_box(self.faces[row], np.zeros(4) if photo is None else photo)
+        return (self.box_jitter.moved(box, row) if self.box_jitter else box), photo
 
     def _sample(self, row: int, rng: np.random.Generator) -> LandmarkBatch:
         """Read, cut out and augment a face."""
         face, size = self.faces[row], self.crop.size
         to_crop, truth = self.to_crop(row), face.points.astype(np.float64)
         warp = self.augment.draw(rng, size, transform_points(to_crop, truth)) if self.augment else UNCHANGED
-        matrix = warp.matrix @ to_crop
-        image = PhotoFile(self.paths[row], self.orientations[row]).cut_out(matrix, size)
+        matrix, file, boxes = (
+            warp.matrix @ to_crop,
+            PhotoFile(self.paths[row], self.orientations[row]),
+            self._boxes(row),
+        )
         if self.augment:
-            image = self.augment.change_pixels(rng, image)
+            cut = file.cut_out(warp.matrix @ self.crop.image_matrix(*boxes), size)
+            image = self.augment.change_pixels(rng, cut)
+        else:
+            image = self.crop.cut_out(file, *boxes)
         points, visible = transform_points(matrix, truth).astype(np.float32), face.visible
         pose = self.pose[row]
         if warp.flipped:
@@ -297,6 +314,8 @@ class LandmarkDataModule(LightningDataModule):
     """
 
     batch_type: ClassVar[type] = LandmarkBatch
+    box_jitter: BoxJitter | None = None
+    """Change of the boxes of the test, which ``evaluate.py box_jitter=...`` sets."""
 
     def __init__(
         self,
@@ -335,7 +354,10 @@ class LandmarkDataModule(LightningDataModule):
         for role, (split, augment) in needed.items():
             if role not in self.faces:
                 try:
-                    self.faces[role] = FaceDataset(self.data, split, self.crop, augment, self.seed, self.max_unreadable)
+                    jitter = self.box_jitter if role == "test" else None
+                    self.faces[role] = FaceDataset(
+                        self.data, split, self.crop, augment, self.seed, self.max_unreadable, jitter
+                    )
                 except MissingFaceError:
                     if role != "val":
                         raise

@@ -75,6 +75,7 @@ STEPS: Sequence[Step] = (
         },
         states={"Resumption": "ResumableCheckpoint"},
     ),
+    Step(added={("facelab.networks.backbone.TimmBackbone", "norm_epsilon"): None}),
 )
 """Changes from format 1 to 2, from 2 to 3, and so on."""
 FORMAT = 1 + len(STEPS)

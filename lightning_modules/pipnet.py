@@ -12,7 +12,8 @@ from facelab.coders.pipnet import PIPCoder, PIPMaps
 from facelab.faces.geometry import Array
 from facelab.faces.layouts import Layout
 from facelab.networks.backbone import TimmBackbone
-from facelab.networks.pipnet import PIPHead
+from facelab.networks.official import Official
+from facelab.networks.pipnet import PIPHead, official_pipnet
 from lightning_modules.landmark import LandmarkModule
 
 
@@ -66,6 +67,10 @@ class PIPNet(LandmarkModule):
     def fit_statistics(self, datamodule: HasMeanShape) -> None:
         """Compute the neighbours from the mean shape of the training faces."""
         self.coder.set_mean_shape(torch.from_numpy(datamodule.mean_shape()))
+
+    def official(self) -> Official:
+        """Return the correspondence of the layers and those of jhb86253817/PIPNet; see :func:`official_pipnet`."""
+        return official_pipnet(self.backbone, self.head)
 
     def forward(self, image: Tensor) -> PIPMaps:
         """Predict the maps of crops ``(B, 3, H, W)`` uint8."""

@@ -15,10 +15,13 @@ from hydra.errors import ConfigCompositionException
 
 from evaluate import EVALUATE_KEYS
 from facelab.runs.check import check_config
+from facelab.runs.importing import check_import
 from facelab.runs.targets import PROJECT
 
 ALWAYS = ("trainer", "logger", "callbacks")
 """Groups of the runs of every method."""
+NO_PARTS = ("experiment", "hydra", "model", "official", "paths", *ALWAYS)
+"""Groups whose options are not parts of one method."""
 PARTS = sorted(path.name for path in CONF.iterdir() if path.is_dir())
 SOURCES = sorted(path for folder in (*sorted(PROJECT), ".") for path in (ROOT / folder).glob("*.py")) + sorted(
     (ROOT / "facelab").glob("*/*.py")
@@ -28,7 +31,7 @@ SOURCES = sorted(path for folder in (*sorted(PROJECT), ".") for path in (ROOT / 
 def _choices() -> Iterator[tuple[str, str]]:
     """Yield every option in conf/, except the datasets, which are tested with every model."""
     for group in PARTS:
-        if group not in ("hydra", "paths", "data"):
+        if group not in ("hydra", "official", "paths", "data"):
             yield from ((group, option) for option in options(group))
 
 
@@ -68,6 +71,14 @@ def test_check_config_accepts_evaluate(words: list[str]) -> None:
         cfg = compose_config(["ckpt=run", *words], "evaluate")
         assert check_config(cfg, EVALUATE_KEYS) == []
         assert cfg.paths.name == f"run-{words[0].partition('=')[2] if words else 'own'}-test"
+
+
+@pytest.mark.parametrize("model", options("official"))
+def test_check_import_accepts_every_official_file(model: str) -> None:
+    """Would catch a value of conf/official/ that the parts of its method do not accept."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FACELAB_STAMP", "now")
+        check_import(compose_config([f"model={model}", "weights=file.pth"], "import_weights"))
 
 
 def test_train_config_names_runs() -> None:
@@ -117,7 +128,7 @@ def other_conf(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("model", MODELS)
 def test_compose_refuses_parts_of_other_models(model: str) -> None:
     """Would catch `head=...` for a method without a head that is silently accepted and has no effect."""
-    foreign = {group for group in PARTS if group not in ("experiment", "hydra", "model", "paths", *ALWAYS)}
+    foreign = {group for group in PARTS if group not in NO_PARTS}
     for group in foreign - groups_of(model):
         with pytest.raises(ConfigCompositionException, match=group):
             compose_config([f"model={model}", f"{group}={options(group)[0]}"])

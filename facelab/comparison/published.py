@@ -20,7 +20,7 @@ class Published(NamedTuple):
 
 
 def official(protocol: Mapping[str, Any], file: Path = FILE) -> list[Published]:
-    """Find the published results for a protocol: equal dataset, split, number of faces and layout, and no flip test.
+    """Find the published results for a protocol: equal dataset, split, faces and layout, no flip test, no box jitter.
 
     The crop of each paper is described in the source and not compared here. The dataset is identified by its name
     only. The same faces under another ``data.name`` have no published results, because another set may have the same
@@ -30,7 +30,7 @@ def official(protocol: Mapping[str, Any], file: Path = FILE) -> list[Published]:
         protocol: protocol of a run.
         file: CSV file with the columns dataset, split, faces, layout and the fields of :class:`Published`.
     """
-    if protocol.get("flip_test"):
+    if protocol.get("flip_test") or protocol.get("box_jitter"):
         return []
     wanted = tuple(str(protocol.get(key)) for key in ("dataset", "split", "faces", "layout"))
     with file.open(newline="", encoding="utf-8") as stream:

@@ -266,23 +266,64 @@ class PhotoFile:
             ImageError: the file cannot be read completely.
             CropError: the crop and the photo do not overlap, or a side of the photo is smaller than a crop pixel.
         """
-        from_stored = matrix @ upright(self.path)[0] if self.orientation == "shown" else matrix
+        from_stored = self._from_stored(matrix)
         if not np.isfinite(from_stored).all():
             raise CropError(f"{self.path}: the position of the crop is not finite")
         reduce = reduction(self.path, from_stored)
-        if reduce not in self._decoded:
-            self._decoded[reduce] = read_image(self.path, reduce=reduce)
-        image = self._decoded[reduce]
+        image = self._read(reduce)
         height, width = (reduce * side for side in image.shape[:2])
         if _shrink(from_stored) > min(width, height):  # averaging would pad a side to this number of pixels
             raise CropError(
                 f"{self.path}: the face is {_shrink(from_stored) * size:.3g} pixels large, too large for the photo"
             )
-        corners = transform_points(np.linalg.inv(from_stored), image_box(size, size).astype(np.float64).reshape(2, 2))
-        low, high = corners.min(axis=0), corners.max(axis=0)
-        if (high <= -0.5).any() or (low >= (width - 0.5, height - 0.5)).any():
-            raise CropError(f"{self.path}: the face is outside of the photo of {width} x {height} pixels")
+        self._check_overlap(from_stored, (size, size), (width, height))
         try:
             return warp(image, from_stored, size, reduce=reduce)
         except cv2.error as error:
             raise CropError(f"{self.path}: {error.err}") from error
+
+    def rectangle(self, x0: int, y0: int, x1: int, y1: int) -> NDArray[np.uint8]:
+        """Cut whole pixels from the photo, without interpolation.
+
+        Args:
+            x0: first column.
+            y0: first row.
+            x1: column behind the last.
+            y1: row behind the last.
+
+        Returns:
+            ``(y1 - y0, x1 - x0, 3)`` uint8 RGB, black outside the photo.
+
+        Raises:
+            ImageError: the file cannot be read completely.
+            CropError: the rectangle and the photo do not overlap, or it is larger than :data:`facelab.MAX_PIXELS`.
+        """
+        size = x1 - x0, y1 - y0
+        if size[0] * size[1] > MAX_PIXELS:
+            raise CropError(f"{self.path}: the face is {size[0]} x {size[1]} pixels large, too large for the photo")
+        from_stored = self._from_stored(np.array([[1.0, 0, -x0], [0, 1, -y0], [0, 0, 1]]))
+        image = self._read(1)
+        self._check_overlap(from_stored, size, image.shape[1::-1])
+        try:
+            part = cv2.warpAffine(image, from_stored[:2], size, flags=cv2.INTER_NEAREST)
+        except cv2.error as error:
+            raise CropError(f"{self.path}: {error.err}") from error
+        return part.astype(np.uint8, copy=False)
+
+    def _from_stored(self, matrix: Array) -> Array:
+        """Return the same map from pixels of the stored photo."""
+        return matrix @ upright(self.path)[0] if self.orientation == "shown" else matrix
+
+    def _read(self, reduce: int) -> Array:
+        """Read the photo at 1 / ``reduce`` of its size, once."""
+        if reduce not in self._decoded:
+            self._decoded[reduce] = read_image(self.path, reduce=reduce)
+        return self._decoded[reduce]
+
+    def _check_overlap(self, from_stored: Array, crop: tuple[int, int], photo: tuple[int, ...]) -> None:
+        """Raise CropError if a crop and the stored photo, both width and height in pixels, do not overlap."""
+        width, height = photo
+        corners = transform_points(np.linalg.inv(from_stored), image_box(*crop).astype(np.float64).reshape(2, 2))
+        low, high = corners.min(axis=0), corners.max(axis=0)
+        if (high <= -0.5).any() or (low >= (width - 0.5, height - 0.5)).any():
+            raise CropError(f"{self.path}: the face is outside of the photo of {width} x {height} pixels")

@@ -176,9 +176,9 @@ def cut_photo(name: str, path: Path, boxes: Boxes | None, crop: Crop, *, fractio
             if reason := _fault_of(box, whole):
                 crops.skipped.append(Skipped(name, face, reason))
                 continue
-            matrix = crop.matrix(box)
             try:
-                image = photo.cut_out(matrix, crop.size)
+                matrix = crop.matrix(box, whole)
+                image = crop.cut_out(photo, box, whole)
             except CropError as error:
                 crops.skipped.append(Skipped(name, face, _reason_of(path, error)))
                 continue

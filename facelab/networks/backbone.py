@@ -4,10 +4,11 @@ import difflib
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import timm
 import torch
+from annotated_types import Interval
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import get_session
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from facelab.errors import ConfigError
 
+Epsilon: TypeAlias = Annotated[float, Interval(gt=0, le=1)]
+"""Constant that a normalisation adds to the variance; libraries have 1e-5 to 1e-3."""
 HUB_SECONDS = 5.0
 """Timeout in seconds of the connection test; the hub's own client retries for most of a minute."""
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -36,6 +39,7 @@ class TimmBackbone(nn.Module):
         weights: file to load instead, ``.safetensors`` or a file for ``torch.load(weights_only=True)``. Its tensors are
             matched by timm's names. If the names differ, they are matched by order, provided that all shapes agree
             (torchvision's MobileNetV2 and timm's ``mobilenetv2_100``).
+        norm_epsilon: epsilon of all batch normalisations, which a file of weights does not contain; None for timm's.
 
     Attributes:
         channels: number of channels of each feature map, fine to coarse.
@@ -46,10 +50,14 @@ class TimmBackbone(nn.Module):
             published weights cannot be loaded. Training never starts silently from random weights.
     """
 
-    def __init__(self, name: str, pretrained: bool, weights: str | None) -> None:
+    def __init__(self, name: str, pretrained: bool, weights: str | None, norm_epsilon: Epsilon | None) -> None:
         super().__init__()
         network = _network(name, pretrained, weights)
         pyramid = _pyramid(name)
+        if norm_epsilon is not None:
+            for layer in (*network.modules(), *pyramid.modules()):
+                if isinstance(layer, nn.BatchNorm2d):
+                    layer.eps = norm_epsilon
         pyramid.load_state_dict(_pyramid_state(name, network.state_dict(), pyramid.state_dict()))
         self.pyramid: nn.Module = pyramid
         self.channels: tuple[int, ...] = tuple(pyramid.feature_info.channels())
@@ -82,6 +90,35 @@ class TimmBackbone(nn.Module):
         """
         pixels = torch.addcmul(self.shift, image.to(self.scale.dtype), self.scale)
         return tuple(self.pyramid(pixels))
+
+
+class PIPMobileNetV3(TimmBackbone):
+    """MobileNetV3-Large as in jhb86253817/PIPNet: squeeze-and-excitation before the activation, not behind it.
+
+    Its tensors have the shapes of timm's ``mobilenetv3_large_100``, and give other features in that network.
+
+    Args:
+        pretrained: must be false if ``weights`` is None, as timm publishes no weights of this arrangement.
+        weights: see :class:`TimmBackbone`.
+        norm_epsilon: see :class:`TimmBackbone`.
+
+    Raises:
+        ConfigError: ``pretrained`` is true without ``weights``; or as :class:`TimmBackbone`.
+    """
+
+    def __init__(self, pretrained: bool, weights: str | None, norm_epsilon: Epsilon | None) -> None:
+        if pretrained and weights is None:
+            raise ConfigError(
+                "weights",
+                "=null: timm publishes no weights of this MobileNetV3; name a file, or start from random weights with "
+                "backbone.pretrained=false",
+            )
+        super().__init__("mobilenetv3_large_100", pretrained=False, weights=weights, norm_epsilon=norm_epsilon)
+        blocks: list[Any] = list(self.pyramid.modules())
+        for block in blocks:
+            if hasattr(block, "conv_pwl") and not isinstance(block.se, nn.Identity):  # an InvertedResidual of timm
+                block.se = nn.Sequential(block.se, block.bn2.act)
+                block.bn2.act = nn.Identity()
 
 
 def _network(name: str, pretrained: bool, weights: str | None) -> Any:

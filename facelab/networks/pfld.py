@@ -9,7 +9,7 @@ A trunk returns two feature maps of ``strides`` 4 and 8: the input of the pose b
 second is the paper's S1, except in the lite trunk. Layers have torch's default initialisation, as in both codes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, TypeAlias
 
@@ -22,6 +22,7 @@ from torchvision.ops.misc import Conv2dNormActivation
 
 from facelab.bounds import Channels, Pixels
 from facelab.errors import ConfigError
+from facelab.networks.official import Official
 
 Width: TypeAlias = Annotated[float, Interval(gt=0, le=8)]
 """Factor on the channels of a trunk; a layer with a larger one would fill the memory."""
@@ -507,3 +508,75 @@ class SeparatePose(nn.Module):
     def forward(self, features: Sequence[Tensor], vector: Tensor) -> Tensor:
         """Predict, see :meth:`AuxiliaryNet.forward`."""
         return self.predict(self.layers(features[self.index]).mean((2, 3)))
+
+
+_STAGE4 = ("conv3_1", "block3_2", "block3_3", "block3_4", "block3_5")
+_STAGE8 = ("conv4_1", "conv5_1", "block5_2", "block5_3", "block5_4")
+
+
+def official_pfld(backbone: nn.Module, head: nn.Module) -> Official:
+    """Return the correspondence of the layers and those of polarisZhao's and Hsintao's PFLD.
+
+    Both codes read images as BGR. Their pose branch is left out: its angles are degrees of a faulty estimate.
+
+    Args:
+        backbone: one of the trunks of PFLD.
+        head: the head that the code has behind it.
+
+    Returns:
+        Layers with the prefixes ``backbone.`` and ``head.``.
+
+    Raises:
+        ConfigError: the codes do not have this pair.
+    """
+    unused: frozenset[str] = frozenset()
+    if isinstance(backbone, PFLDTrunk) and isinstance(head, MultiScaleHead) and isinstance(head.to_s2, nn.Sequential):
+        first, unused = {"fine.0": ("conv1", "bn1"), "fine.1": ("conv2", "bn2")}, frozenset({"bn8"})
+        blocks = {f"fine.{index}": name for index, name in enumerate(_STAGE4, 2)}
+        blocks |= {f"coarse.{index}": name for index, name in enumerate((*_STAGE8, "block5_5", "block5_6", "conv6_1"))}
+        trunk = _pairs(first) | _residuals(blocks, "67")
+        ends = {"to_s2.0": "conv7.0", "to_s2.1": "conv7.1", "to_s3.0": "conv8"}
+    elif isinstance(backbone, PFLDV3Trunk) and isinstance(head, MultiScaleHead) and isinstance(head.to_s2, nn.Conv2d):
+        first = {"fine.0": ("conv_bn1.0", "conv_bn1.1")}
+        blocks = {f"fine.{index}": name for index, name in enumerate(("conv_bn2", *_STAGE4), 1)}
+        blocks |= {f"coarse.{index}": name for index, name in enumerate((*_STAGE8, "conv6_1"))}
+        trunk = _pairs(first) | _residuals(blocks, "78")
+        ends = {"to_s2": "conv7", "to_s3.0": "conv8"}
+    elif isinstance(backbone, PFLDLiteTrunk) and isinstance(head, LiteHead):
+        first = {"fine.0": ("model.0.0", "model.0.1")}
+        places = [("fine", "model", index) for index in range(1, 8)]
+        places += [("coarse", "model1", index) for index in range(5)]
+        for own, theirs, index in places:
+            for half, (convolution, norm) in enumerate((("0", "1"), ("3", "4"))):
+                prefix = f"{theirs}.{index}"
+                first[f"{own}.{index}.{half}"] = (f"{prefix}.{convolution}", f"{prefix}.{norm}")
+        trunk = _pairs(first)
+        ends = {"to_s1": "conv1", "to_s2": "conv2"}
+        ends |= {"to_s3.0": "extra.0", "to_s3.2": "extra.2.0", "to_s3.4": "extra.2.2"}
+    else:
+        raise ConfigError(
+            "backbone",
+            ": the public codes have backbone=pfld head=multiscale, backbone=pfld_v3 head=multiscale_linear, and "
+            "backbone=pfld_lite head=multiscale_lite",
+            mounted=True,
+        )
+    layers = {f"backbone.{name}": (theirs,) for name, theirs in trunk.items()}
+    layers |= {f"head.{name}": (theirs,) for name, theirs in (ends | {"predict": "fc"}).items()}
+    return Official(layers, bgr=frozenset({"backbone.fine.0.0"}), unused=unused)
+
+
+def _pairs(places: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+    """Return the layers of convolutions with normalisation."""
+    return {f"{own}.{index}": name for own, names in places.items() for index, name in enumerate(names)}
+
+
+def _residuals(blocks: Mapping[str, str], last: str) -> dict[str, str]:
+    """Return the layers of inverted residuals; ``last`` is the two digits of the last convolution and its norm."""
+    parts = {"0.0": "0", "0.1": "1", "1.0": "3", "1.1": "4", "2.fc1": "5.fc.0", "2.fc2": "5.fc.2"}
+    parts |= {"4.0": last[0], "4.1": last[1]}
+    return {
+        f"{own}.layers.{part}": f"{theirs}.conv.{name}"
+        for own, theirs in blocks.items()
+        for part, name in parts.items()
+        if last == "78" or not part.startswith("2.")
+    }

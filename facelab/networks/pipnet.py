@@ -1,6 +1,6 @@
 """Head of PIPNet (Jin, Liao, Shao, IJCV 2021)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from facelab.bounds import Channels
 from facelab.coders.pipnet import PIPMaps
 from facelab.errors import ConfigError
+from facelab.networks.backbone import PIPMobileNetV3, TimmBackbone
+from facelab.networks.official import Official
 
 RESAMPLED_CHANNELS = 512
 """Output channels of the layers that change the stride, as in the reference code."""
@@ -126,3 +128,65 @@ def _resample(channels: int, feature_stride: int, stride: int) -> tuple[nn.Seque
         layer for convolution in convolutions for layer in (convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
     ]
     return nn.Sequential(*layers), width if layers else channels
+
+
+OFFICIAL_HEAD = ("cls_layer", "x_layer", "y_layer", "nb_x_layer", "nb_y_layer")
+"""Layers of jhb86253817/PIPNet that are one convolution here, in the order of its output channels."""
+_MBV2_FIRST = {"conv_dw": "0.0", "bn1": "0.1", "conv_pw": "1", "bn2": "2"}
+_MBV2 = {"conv_pw": "0.0", "bn1": "0.1", "conv_dw": "1.0", "bn2": "1.1", "conv_pwl": "2", "bn3": "3"}
+_MBV3_FIRST = {"conv_dw": "0", "bn1": "1", "conv_pw": "4", "bn2": "5"}
+_MBV3 = {"conv_pw": "0", "bn1": "1", "conv_dw": "3", "bn2": "4", "conv_pwl": "7", "bn3": "8"}
+_MBV3 |= {"se.0.conv_reduce": "5.fc.0", "se.0.conv_expand": "5.fc.2"}
+
+
+def official_pipnet(backbone: TimmBackbone, head: PIPHead) -> Official:
+    """Return the correspondence of the layers and those of jhb86253817/PIPNet.
+
+    Args:
+        backbone: ResNet, MobileNetV2, or its MobileNetV3.
+        head: the head behind it.
+
+    Returns:
+        Layers with the prefixes ``backbone.`` and ``head.``.
+
+    Raises:
+        ConfigError: that code does not have this backbone.
+    """
+    own = list(dict.fromkeys(name.rpartition(".")[0] for name in backbone.pyramid.state_dict()))
+    if isinstance(backbone, PIPMobileNetV3):
+        trunk = _mobile_layers(own, _MBV3_FIRST, _MBV3) | {"blocks.6.0.conv": "conv.0", "blocks.6.0.bn1": "conv.1"}
+    elif "layer4.0.conv1" in own:
+        trunk = {name: name for name in own}
+    elif backbone.classifier is not None and "conv_stem" in own:
+        trunk = _mobile_layers(own, _MBV2_FIRST, _MBV2)
+    else:
+        raise ConfigError(
+            "backbone", ": jhb86253817/PIPNet has resnet18, resnet50, resnet101, mbv2 and mbv3_pipnet", mounted=True
+        )
+    layers = {f"backbone.pyramid.{name}": (theirs,) for name, theirs in trunk.items()}
+    layers |= {"head.trunk.0": ("features.18.0",), "head.trunk.1": ("features.18.1",)}
+    transposed = len(head.resample) > 0 and isinstance(head.resample[0], nn.ConvTranspose2d)
+    resampled = ("deconv1", "bn_deconv1") if transposed else ("layer5", "bn5", "", "layer6", "bn6")
+    layers |= {f"head.resample.{index}": (theirs,) for index, theirs in enumerate(resampled) if theirs}
+    return Official(layers | {"head.predict": OFFICIAL_HEAD})
+
+
+def _mobile_layers(own: Sequence[str], first: Mapping[str, str], others: Mapping[str, str]) -> dict[str, str]:
+    """Return the layers of a MobileNet of timm and those of the same network in torchvision's arrangement.
+
+    Args:
+        own: layers of timm's network, in their order.
+        first: layers of the first block, which has no expansion.
+        others: layers of the other blocks.
+    """
+    layers, blocks = {"conv_stem": "features.0.0", "bn1": "features.0.1"}, list[str]()
+    for name in own:
+        if name.startswith("blocks."):
+            _, stage, index, part = name.split(".", 3)
+            if (block := f"{stage}.{index}") not in blocks:
+                blocks.append(block)
+            table = first if len(blocks) == 1 else others
+            # The last stage of MobileNetV3 is no block.
+            if part in table:
+                layers[name] = f"features.{len(blocks)}.conv.{table[part]}"
+    return layers

@@ -44,7 +44,10 @@ def _table(results: dict[str, Any]) -> "Table":
     from rich.table import Table
 
     metrics, counts = results["metrics"], results["counts"]
-    title = "{dataset} {split}, {faces} faces, box: {box} x {box_scale}, pose: {pose}".format(**results["protocol"])
+    protocol = results["protocol"]
+    title = "{dataset} {split}, {faces} faces, box: {box} x {box_scale}, pose: {pose}".format(**protocol)
+    if jitter := protocol.get("box_jitter"):
+        title += f", box jitter: {jitter}"
     table = Table(title=visible(title), title_justify="left")
     table.add_column("metric")
     for heading in ("%", "95 % interval", "faces"):

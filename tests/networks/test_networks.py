@@ -42,7 +42,7 @@ def random_image(batch: int, size: int = 64) -> Tensor:
 def build_pip_net(
     name: str, num_points: int, num_neighbours: int = 10, stride: int = 32, trunk: str | int | None = "classifier"
 ) -> Any:
-    body = TimmBackbone(name, pretrained=False, weights=None)
+    body = TimmBackbone(name, pretrained=False, weights=None, norm_epsilon=None)
     head = PIPHead(body.channels, body.strides, body.classifier, num_points, num_neighbours, stride, trunk)
     return nn.Sequential(body, head).eval()
 
@@ -52,7 +52,9 @@ def build_pip_net(
 
 def test_timm_backbone_normalises_and_keeps_the_memory_format() -> None:
     """Would catch pixels normalised with wrong statistics, and channels_last images made contiguous."""
-    body = TimmBackbone(TINY, pretrained=False, weights=None)  # its weights need mean and standard deviation 0.5
+    body = TimmBackbone(
+        TINY, pretrained=False, weights=None, norm_epsilon=None
+    )  # its weights need mean and standard deviation 0.5
     body.pyramid = nn.Flatten(0, 0)
     image = random_image(2).contiguous(memory_format=torch.channels_last)
     pixels = torch.stack(body(image))
@@ -65,7 +67,7 @@ def test_timm_backbone_normalises_and_keeps_the_memory_format() -> None:
 def test_timm_backbone_describes_its_features() -> None:
     """Would catch channels or strides that differ from those of the features, which every head is built from."""
     with torch.device("meta"):
-        body = TimmBackbone("mobilenetv2_100", pretrained=False, weights=None)
+        body = TimmBackbone("mobilenetv2_100", pretrained=False, weights=None, norm_epsilon=None)
         features = body(torch.zeros(1, 3, 128, 128, dtype=torch.uint8))
     assert body.channels == tuple(map_.shape[1] for map_ in features) == (16, 24, 32, 96, 320)
     assert body.strides == tuple(128 // map_.shape[-1] for map_ in features) == (2, 4, 8, 16, 32)
@@ -83,7 +85,9 @@ def test_timm_backbone_loads_a_weight_file(form: str, tmp_path: Path) -> None:
         state = dict(zip(names, state.values(), strict=True))
     file = tmp_path / ("weights.safetensors" if form == "safetensors" else "weights.pth")
     save_file(state, file) if form == "safetensors" else torch.save(state, file)
-    body = TimmBackbone("mobilenetv2_100", pretrained=True, weights=str(file)).eval()
+    body = TimmBackbone(
+        "mobilenetv2_100", pretrained=True, weights=str(file, norm_epsilon=None), norm_epsilon=None
+    ).eval()
     assert body.classifier is not None
     image = random_image(1)
     expected = reference.features(torch.addcmul(body.shift, image.float(), body.scale))
@@ -95,11 +99,11 @@ def test_timm_backbone_refuses_weights_of_another_network(tmp_path: Path) -> Non
     deeper = tmp_path / "resnet34.pth"
     torch.save(backbone.timm.create_model("resnet34").state_dict(), deeper)  # has all the names of resnet18
     with pytest.raises(ConfigError, match=r"weights=.*resnet34.pth: 182 tensors.*neither the names nor the"):
-        TimmBackbone("resnet18", pretrained=False, weights=str(deeper))
+        TimmBackbone("resnet18", pretrained=False, weights=str(deeper, norm_epsilon=None), norm_epsilon=None)
     wider = tmp_path / "wider.pth"
     torch.save(backbone.timm.create_model("mobilenetv2_140").state_dict(), wider)
     with pytest.raises(ConfigError, match=r"the tensor for conv_stem.weight has shape \(48, 3, 3, 3\)"):
-        TimmBackbone("mobilenetv2_100", pretrained=False, weights=str(wider))
+        TimmBackbone("mobilenetv2_100", pretrained=False, weights=str(wider, norm_epsilon=None), norm_epsilon=None)
 
 
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
@@ -109,24 +113,26 @@ def test_timm_backbone_refuses_a_file_without_weights(content: bytes, ending: st
     file = tmp_path / f"weights.{ending}"
     file.write_bytes(content)
     with pytest.raises(ConfigError, match=r"^weights=.*: not a file of tensors"):
-        TimmBackbone(TINY, pretrained=False, weights=str(file))
+        TimmBackbone(TINY, pretrained=False, weights=str(file, norm_epsilon=None), norm_epsilon=None)
     for path in (tmp_path, tmp_path / "absent.pth"):
         with pytest.raises(ConfigError, match=r"^weights=.*: there is no such file"):
-            TimmBackbone(TINY, pretrained=False, weights=str(path))
+            TimmBackbone(TINY, pretrained=False, weights=str(path, norm_epsilon=None), norm_epsilon=None)
 
 
 @pytest.mark.parametrize("name", ["test_vit", "mixer_s32_224"])
 def test_timm_backbone_refuses_a_network_without_a_pyramid(name: str) -> None:
     """Would catch feature maps of one size, which fail in the first step or pass for those of fine strides."""
     with pytest.raises(ConfigError, match=f"^name={name}: its feature maps have the strides .* and are no pyramid"):
-        TimmBackbone(name, pretrained=False, weights=None)
+        TimmBackbone(name, pretrained=False, weights=None, norm_epsilon=None)
 
 
 def test_timm_backbone_loads_weights_with_other_classes(tmp_path: Path) -> None:
     """Would catch a refused network with another number of classes, although its classifier is not used."""
     other: Any = backbone.timm.create_model(TINY, num_classes=7)
     torch.save({"state_dict": other.state_dict()}, tmp_path / "weights.pth")
-    body = TimmBackbone(TINY, pretrained=False, weights=str(tmp_path / "weights.pth"))
+    body = TimmBackbone(
+        TINY, pretrained=False, weights=str(tmp_path / "weights.pth", norm_epsilon=None), norm_epsilon=None
+    )
     assert torch.equal(body.state_dict()["pyramid.layer4.0.conv1.weight"], other.layer4[0].conv1.weight)
 
 
@@ -140,15 +146,15 @@ def test_timm_backbone_reports_a_missing_network_connection(monkeypatch: pytest.
     monkeypatch.setattr(backbone, "get_session", NoNetwork)
     monkeypatch.setattr(backbone, "try_to_load_from_cache", lambda repo, file: None)
     with pytest.raises(ConfigError, match=r"(?s)no route to host.*backbone\.weights=FILE.*backbone\.pretrained=false"):
-        TimmBackbone("resnet18", pretrained=True, weights=None)
+        TimmBackbone("resnet18", pretrained=True, weights=None, norm_epsilon=None)
 
 
 def test_timm_backbone_suggests_names_for_an_unknown_network() -> None:
     """Would catch an error without a suggestion, so that the user must search a thousand names."""
     with pytest.raises(ConfigError, match=r"name=mobilenet_v2_100: .*mobilenetv2_100"):
-        TimmBackbone("mobilenet_v2_100", pretrained=False, weights=None)
+        TimmBackbone("mobilenet_v2_100", pretrained=False, weights=None, norm_epsilon=None)
     with pytest.raises(ConfigError, match=r"\(B, h, w, C\)"):
-        TimmBackbone("swin_tiny_patch4_window7_224", pretrained=False, weights=None)
+        TimmBackbone("swin_tiny_patch4_window7_224", pretrained=False, weights=None, norm_epsilon=None)
 
 
 def test_timm_backbone_refuses_a_pyramid_with_other_tensor_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +170,7 @@ def test_timm_backbone_refuses_a_pyramid_with_other_tensor_names(monkeypatch: py
 
     monkeypatch.setattr(backbone.timm, "create_model", renamed)
     with pytest.raises(ConfigError, match=r"name=test_resnet: .* trunk\.0.* choose another network"):
-        TimmBackbone("test_resnet", pretrained=False, weights=None)
+        TimmBackbone("test_resnet", pretrained=False, weights=None, norm_epsilon=None)
 
 
 # PIPNet
@@ -204,7 +210,7 @@ def test_pip_head_uses_the_chosen_trunk(trunk: str | int | None, channels: int, 
     """Would catch MobileNetV2's last convolution used or counted where the trimmed head drops it."""
     with torch.device("meta"):
         net = build_pip_net("mobilenetv2_100", 98, trunk=trunk)
-        bare = TimmBackbone("mobilenetv2_100", pretrained=False, weights=None)
+        bare = TimmBackbone("mobilenetv2_100", pretrained=False, weights=None, norm_epsilon=None)
     head = sum(parameter.numel() for parameter in net[1].predict.parameters())
     assert head == channels * 98 * 23 + 98 * 23
     total = sum(parameter.numel() for parameter in net.parameters())

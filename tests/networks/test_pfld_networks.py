@@ -44,7 +44,7 @@ def trunk(name: str, width: float = 1.0) -> Any:
         "pfld_v3": lambda: PFLDV3Trunk(width, 16),
         "pfld_lite": lambda: PFLDLiteTrunk(width),
     }
-    return trunks[name]() if name in trunks else TimmBackbone(name, pretrained=False, weights=None)
+    return trunks[name]() if name in trunks else TimmBackbone(name, pretrained=False, weights=None, norm_epsilon=None)
 
 
 def head_on(body: Any, num_points: int, size: int, linear: bool = False) -> MultiScaleHead:

@@ -1,0 +1,188 @@
+"""Run folders of published weights."""
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from facelab.bounds import Name, Seed, Text
+from facelab.errors import CheckpointError, ConfigError
+from facelab.files import expand_home, read_text, replacing
+from facelab.renames import FORMAT
+from facelab.run_folder import RunFolder
+from facelab.runs.build import build, check, write_config
+from facelab.runs.check import PATHS
+from facelab.runs.checkpoint import ABSENT, clear_initial_weights, needed
+
+log = logging.getLogger(__name__)
+
+IMPORT_KEYS: dict[str, Any] = {"task": Text, "seed": Seed, "weights": Name, "meanface": Name | None, **PATHS}
+"""The keys that import_weights.py reads beside the nodes in :data:`NODES`, and their types."""
+NODES = ("model", "datamodule")
+"""Nodes of the configuration that an imported run keeps, with all that they refer to."""
+FILLED = ("backbone.", "head.")
+"""Prefixes of the tensors that the file must fill; a coder has tables only."""
+WRAPPER = "module."
+"""Prefix that ``torch.nn.DataParallel`` puts before the name of each tensor."""
+LARGEST_FACE = 2**20
+"""Bytes of the largest file of a mean face that is read; one of 106 landmarks has 4 kB."""
+
+
+def imported_part(cfg: DictConfig) -> DictConfig:
+    """Return the part of a configuration that an imported run keeps: no training, loggers or initial weights."""
+    part = OmegaConf.create(clear_initial_weights(OmegaConf.to_container(needed(cfg, *NODES))))
+    part.update({key: cfg[key] for key in ("task", "seed", "weights", "meanface")})
+    part.paths = cfg.paths
+    return part
+
+
+def check_import(cfg: DictConfig) -> None:
+    """Check the configuration of an import, and refuse overrides without effect.
+
+    Args:
+        cfg: as Hydra composed it.
+
+    Raises:
+        ConfigError: an override changes a node that an imported run does not have, such as ``trainer``.
+        FacelabError: the configuration has faults.
+    """
+    part = imported_part(cfg)
+    names = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
+    typed = [word.lstrip("+~").partition("=")[0] for word in names]
+    groups = ("experiment", "official", "model")
+    if others := [key for key in typed if key.partition(".")[0].partition("/")[0] not in (*part, *groups)]:
+        raise ConfigError(others[0], "=... has no effect: an imported run is not trained")
+    check(part, {**IMPORT_KEYS, **dict.fromkeys(NODES, Any)}, absent=(*ABSENT, "model.pose"))
+
+
+def import_run(folder: Path, cfg: DictConfig) -> dict[str, Any]:
+    """Write the run folder of a published file.
+
+    Args:
+        folder: the run folder.
+        cfg: checked configuration.
+
+    Returns:
+        Entries for status.json: the file and its SHA-256.
+
+    Raises:
+        ConfigError: a file is missing, or an option does not fit the method.
+        CheckpointError: the file does not fit the model.
+    """
+    import torch
+
+    from facelab.networks.official import fitted
+
+    part, file = imported_part(cfg), expand_home(str(cfg.weights))
+    module: Any = build(part, "model")
+    if not hasattr(module, "official"):
+        raise ConfigError("model", f": no published weights of {type(module).__name__} are supported", mounted=True)
+    official = module.official()
+    own = {name: value for name, value in module.state_dict().items() if name.startswith(FILLED)}
+    tensors = _best_fitting(read_tensors(file), official)
+    try:
+        weights = fitted(own, tensors, official)
+    except CheckpointError as error:
+        raise CheckpointError(f"{file} does not fit this model: {error}") from error
+    module.load_state_dict(module.state_dict() | weights)
+    set_mean_face(module, cfg.meanface)
+    source = {"file": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    part.imported = source
+    content = {
+        "format": FORMAT,
+        "hyper_parameters": OmegaConf.to_container(part, resolve=False),
+        "state_dict": module.state_dict(),
+        "global_step": 0,
+    }
+    write_config(folder, part)
+    with replacing(RunFolder(folder).checkpoint("last")) as path:
+        torch.save(content, path)
+    log.info("%d tensors of %s are in %s", len(weights), file, folder)
+    return {"begun": True, "imported": source}
+
+
+def read_tensors(file: Path) -> dict[str, dict[str, Any]]:
+    """Read the tensors of a published file; nothing in the file is run.
+
+    Returns:
+        The state dicts of the file by their key; an empty key for a file that is a state dict itself.
+
+    Raises:
+        ConfigError: the file is missing.
+        CheckpointError: the file contains no state dict.
+    """
+    import torch
+
+    if not file.is_file():
+        raise ConfigError("weights", f"={file}: there is no such file", mounted=True)
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types of exceptions for other files
+        raise CheckpointError(
+            f"{file} is not a file of tensors by name; a network that was saved as a whole is not read, as this would "
+            "run code of the file"
+        ) from error
+    nested = {"": content, **content} if isinstance(content, Mapping) else {}
+    states = {str(key): dict(value) for key, value in nested.items() if _is_state(value)}
+    if not states:
+        raise CheckpointError(f"{file} contains no tensors by name")
+    return {key: _unwrapped(state) for key, state in states.items()}
+
+
+def _is_state(value: Any) -> bool:
+    import torch
+
+    return (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items())
+    )
+
+
+def _unwrapped(state: dict[str, Any]) -> dict[str, Any]:
+    """Remove the prefix of a network that was saved inside ``DataParallel``."""
+    if not all(name.startswith(WRAPPER) for name in state):
+        return state
+    return {name.removeprefix(WRAPPER): tensor for name, tensor in state.items()}
+
+
+def _best_fitting(states: Mapping[str, dict[str, Any]], official: Any) -> dict[str, Any]:
+    """Return the state dict of a file with the most tensors that the model needs, and log the others."""
+    best = max(states, key=lambda key: official.number_in(states[key]))
+    if others := [key for key in states if key != best]:
+        log.info("only %s of the file is read; left out: %s", best, ", ".join(others))
+    return states[best]
+
+
+def set_mean_face(module: Any, meanface: Any) -> None:
+    """Set the neighbours of PIPNet from the mean face of its dataset.
+
+    Args:
+        module: the module.
+        meanface: path of the official ``meanface.txt``: x and y of all landmarks in one line.
+
+    Raises:
+        ConfigError: the file is missing or malformed, the module needs a mean face and there is none, or the reverse.
+    """
+    import torch
+
+    coder = module.coder
+    if not getattr(coder, "num_neighbours", 0):
+        if meanface is not None:
+            raise ConfigError("meanface", f"={meanface}: this method has no neighbours to set", mounted=True)
+        return
+    if meanface is None:
+        raise ConfigError(
+            "meanface",
+            "=null: the weights do not contain the neighbours; name the file meanface.txt of the dataset",
+            mounted=True,
+        )
+    try:
+        numbers = [float(word) for word in read_text(expand_home(str(meanface)), LARGEST_FACE).split()]
+        coder.set_mean_shape(torch.tensor(numbers, dtype=torch.float64).reshape(-1, 2))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError("meanface", f"={meanface}: {error}", mounted=True) from error

@@ -1,0 +1,182 @@
+"""Crops of the public codes, against their preparations written down again from their description."""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import pytest
+from conftest import face_data
+
+from facelab.annotations.wflw98 import WFLW
+from facelab.annotations.ytf68 import YTFaces
+from facelab.errors import ConfigError
+from facelab.faces.crop import BoxJitter, Crop, OfficialPFLDCrop, OfficialPIPNetCrop
+from facelab.faces.face import Face
+from facelab.faces.geometry import Array, bounding_box, image_box, to_cells, transform_points
+from facelab.faces.image import CropError, PhotoFile
+from facelab.faces.layouts import IBUG68, WFLW98
+
+
+class Prepared(NamedTuple):
+    """A face as a public code stores it."""
+
+    image: Array  # (S, S, 3) uint8
+    labels: Array  # (N, 2) fractions of the crop
+
+
+def resized(part: Array, size: int) -> Array:
+    return cv2.resize(part, (size, size))
+
+
+def pipnet_300w(image: Array, points: Array, box: Array, size: int) -> Prepared:
+    """Whole-number labels; margin and sides truncated; one pixel of the photo is left right and below."""
+    whole = [[int(x), int(y)] for x, y in points]
+    edges = []
+    for axis, length in enumerate((image.shape[1], image.shape[0])):
+        low, high = min(p[axis] for p in whole), max(p[axis] for p in whole)
+        start = max(low - int((1.1 - 1) / 2 * (high - low)), 0)
+        edges.append((start, min(int((high - low) * 1.1), length - start - 1)))
+    (x, w), (y, h) = edges
+    return Prepared(resized(image[y : y + h, x : x + w], size), (np.array(whole) - [x, y]) / [w, h])
+
+
+def pipnet_wflw(image: Array, points: Array, box: Array, size: int) -> Prepared:
+    """Labels relative to the real box, pixels of the truncated box."""
+    limits = np.array([image.shape[1] - 1, image.shape[0] - 1])
+    sides = box[2:] - box[:2]
+    low = np.maximum(box[:2] - sides * (1.2 - 1) / 2, 0)
+    high = np.minimum(box[2:] + sides * (1.2 - 1) / 2, limits)
+    (x0, y0), (x1, y1) = low.astype(int), high.astype(int)
+    return Prepared(resized(image[y0:y1, x0:x1], size), (points - low) / (high - low))
+
+
+def pfld(image: Array, points: Array, box: Array, size: int) -> Prepared:
+    """A square of whole pixels, black outside the photo."""
+    low, high = (math.trunc(v) for v in points.min(0)), (math.trunc(v) for v in points.max(0))
+    first, last = np.array(list(low)), np.array(list(high))
+    sides = last - first + 1
+    side = int(sides.max() * 1.2)
+    x, y = (first + sides / 2).astype(int) - side // 2
+    height, width = image.shape[:2]
+    padded = np.zeros((side, side, 3), np.uint8)
+    x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + side, width), min(y + side, height)
+    padded[y0 - y : y1 - y, x0 - x : x1 - x] = image[y0:y1, x0:x1]
+    return Prepared(resized(padded, size), (points - [x, y]) / side)
+
+
+RULES: dict[str, tuple[Crop, Callable[..., Prepared]]] = {
+    "300W": (OfficialPIPNetCrop(256, 1.1, False, (0.0, 0.0), "points"), pipnet_300w),
+    "WFLW": (OfficialPIPNetCrop(256, 1.2, False, (0.0, 0.0), "given"), pipnet_wflw),
+    "PFLD": (OfficialPFLDCrop(112, 1.2, True, (0.0, 0.0), "points"), pfld),
+}
+
+
+def check(rule: str, path: Path, face: Face) -> None:
+    """Compare image and labels of a face with those of the public code."""
+    crop, prepare = RULES[rule]
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    height, width = image.shape[:2]
+    points = face.points.astype(np.float64)
+    expected = prepare(image, points, face.box.astype(np.float64), crop.size)
+    photo = image_box(width, height)
+    box = crop.reference_box(face, photo)
+    np.testing.assert_array_equal(crop.cut_out(PhotoFile(path, "stored"), box, photo), expected.image)
+    labelled = np.trunc(points) if rule == "300W" else points
+    found = to_cells(transform_points(crop.matrix(box, photo), labelled), crop.size)
+    np.testing.assert_allclose(found, expected.labels, atol=1e-9)
+
+
+def real_faces(rule: str) -> Iterator[tuple[Path, Face]]:
+    if rule == "300W":
+        photos = YTFaces("ytf68", str(face_data("ytf68")), IBUG68, False).photos("test")[::9]
+    else:
+        photos = WFLW("wflw98", str(face_data("WFLW")), WFLW98, 0.1, True).photos("test")
+    yield from ((photo.path, face) for photo in photos for face in photo.faces)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_an_official_crop_equals_the_official_preparation_on_real_photos(rule: str) -> None:
+    """Catches a corner that is rounded and not truncated, a border that is not kept, and averaging in large photos."""
+    for path, face in real_faces(rule):
+        check(rule, path, face)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("seed", range(6))
+def test_an_official_crop_equals_the_official_preparation(rule: str, seed: int, tmp_path: Path) -> None:
+    """Catches the same on faces at the borders of a photo."""
+    rng = np.random.default_rng(seed)
+    path = tmp_path / "photo.png"
+    cv2.imwrite(str(path), rng.integers(0, 256, (301, 401, 3), np.uint8))
+    centre = [(200, 150), (30, 40), (380, 280), (200, 20), (20, 150), (390, 30)][seed]
+    points = (np.array(centre) + rng.uniform(-60, 60, (20, 2))).clip(1, [399, 299])
+    box = bounding_box(points) + rng.uniform(-5, 5, 4)
+    check(rule, path, Face(box, points, np.ones(20, bool), np.full(3, np.nan), frozenset()))
+
+
+def test_the_image_is_right_of_and_below_the_labels() -> None:
+    """Catches maps that are swapped: the labels of WFLW are about a photo pixel left of the image."""
+    crop, photo = RULES["WFLW"][0], image_box(640, 480)
+    rng, ways = np.random.default_rng(0), []
+    for _ in range(200):
+        box = np.concatenate([rng.integers(80, 200, 2), rng.integers(250, 380, 2)]).astype(float)
+        corner = np.array([[100.0, 100.0]])
+        image, labels = (transform_points(m, corner) for m in (crop.image_matrix(box, photo), crop.matrix(box, photo)))
+        ways.append((image - labels)[0] / np.diag(crop.matrix(box, photo))[:2])
+    assert 0.8 < np.mean(ways) < 1.1
+    whole, centre = RULES["PFLD"][0], np.zeros((1, 2))
+    box = np.array([100.2, 80.7, 180.4, 190.1])
+    moved = transform_points(whole.image_matrix(box), centre) - transform_points(whole.matrix(box), centre)
+    np.testing.assert_allclose(moved / np.diag(whole.matrix(box))[:2], 0.5)
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (lambda: OfficialPIPNetCrop(256, 1.1, True, (0.0, 0.0), "points"), "square=true"),
+        (lambda: OfficialPFLDCrop(112, 1.2, False, (0.0, 0.0), "points"), "square=false"),
+        (lambda: BoxJitter((1.3, 0.9), 0.1, 0), "scale"),
+        (lambda: BoxJitter((1.0,), 0.1, 0), "scale"),
+    ],
+)
+def test_values_without_a_meaning_are_refused(made: Callable[[], Any], words: str) -> None:
+    """Catches an option that a crop ignores, and a range that is none."""
+    with pytest.raises(ConfigError, match=words):
+        made()
+
+
+def test_a_box_outside_the_photo_is_refused() -> None:
+    """Catches an empty image, on which OpenCV raises an error of its own."""
+    crop = RULES["WFLW"][0]
+    with pytest.raises(CropError, match="not one whole pixel"):
+        crop.matrix(np.array([700.0, 10, 800, 90]), image_box(640, 480))
+
+
+def test_box_jitter_is_a_function_of_seed_and_row() -> None:
+    """Catches a draw that depends on the order, or a box beyond its bounds."""
+    jitter, box = BoxJitter((0.9, 1.3), 0.1, 7), np.array([10.0, 20.0, 60.0, 120.0])
+    moved = np.stack([jitter.moved(box, row) for row in range(500)])
+    np.testing.assert_array_equal(moved[::-1], [jitter.moved(box, row) for row in reversed(range(500))])
+    factors = (moved[:, 2:] - moved[:, :2]) / [50, 100]
+    shifts = ((moved[:, :2] + moved[:, 2:]) / 2 - [35, 70]) / [50, 100]
+    np.testing.assert_allclose(factors[:, 0], factors[:, 1])
+    assert 0.9 <= factors.min() < 0.91 and 1.29 < factors.max() <= 1.3
+    assert 0.099 < np.abs(shifts).max() <= 0.1 and abs(shifts.mean()) < 0.01
+    assert not np.array_equal(moved[0], BoxJitter((0.9, 1.3), 0.1, 8).moved(box, 0))
+    assert np.isnan(jitter.moved(np.full(4, np.nan), 0)).all()
+    assert jitter and not BoxJitter((1.0, 1.0), 0.0, 7)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_image_map_is_that_of_the_cut_image(rule: str, tmp_path: Path) -> None:
+    """Catches training crops, which are cut by the map alone, that are moved against those of an evaluation."""
+    crop, path = RULES[rule][0], tmp_path / "photo.png"
+    noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+    cv2.imwrite(str(path), cv2.resize(noise, (400, 300), interpolation=cv2.INTER_CUBIC))
+    box, photo, file = np.array([150.3, 90.8, 230.6, 200.1]), image_box(400, 300), PhotoFile(path, "stored")
+    whole = crop.cut_out(file, box, photo).astype(float)
+    warped = file.cut_out(crop.image_matrix(box, photo), crop.size).astype(float)
+    assert np.abs(whole - warped)[4:-4, 4:-4].max() <= 3
