@@ -12,7 +12,7 @@ from facelab.errors import ConfigError
 from facelab.faces.batch import LandmarkBatch
 from facelab.faces.geometry import transform_points
 from facelab.faces.layouts import Layout
-from facelab.networks.hrnet import HRNetHead
+from facelab.networks.hrnet import HRNetHead, HRNetTrunk
 from facelab.networks.simple_baseline import SimpleBaselineHead
 from lightning_modules.landmark import LandmarkModule, Prediction
 
@@ -31,6 +31,9 @@ class HRNet(LandmarkModule):
         flip_test: see :class:`LandmarkModule`.
         official_rounding: truncate points to whole pixels of the photo and add 1, as the reference code does. It shifts
             points by half a pixel in the mean.
+
+    Raises:
+        ConfigError: HRNet's trunk with the head of Simple Baselines.
     """
 
     def __init__(
@@ -50,6 +53,13 @@ class HRNet(LandmarkModule):
         self.head: HRNetHead | SimpleBaselineHead = head(
             channels=backbone.channels, strides=backbone.strides, num_points=layout.num_points, stride=coder.stride
         )
+        if isinstance(backbone, HRNetTrunk) and isinstance(self.head, SimpleBaselineHead):
+            raise ConfigError(
+                "head",
+                ": simple_baseline uses the coarsest features alone, and the finer branches of backbone=hrnet_* would not "
+                "be trained; use head=hrnet",
+                mounted=True,
+            )
 
     def forward(self, image: Tensor) -> Heatmaps:
         """Predict the heatmaps of crops ``(B, 3, H, W)`` uint8.

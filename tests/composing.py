@@ -22,9 +22,10 @@ CONF = ROOT / "conf"
 SMALL = ROOT / "tests" / "small"
 SAMPLE = {
     ("backbone", "timm"): ["backbone.name=test_resnet", "backbone.pretrained=false"],
+    ("head", "simple_baseline"): ["backbone=resnet10", "backbone.pretrained=false"],
     ("data", "folder"): ["data.root=faces", "data.layout.path=facelab.faces.layouts.IBUG68"],
 }
-"""Values for the keys that an option requires the user to set."""
+"""Overrides that an option requires: keys without a value, and parts that fit it."""
 SMALL_FACES = ("data=synthetic68", "data.train=16", "data.val=6", "data.test=8", "data.size=96")
 SMALL_BATCHES = ("crop.size=64", "datamodule.batch_size=4", "datamodule.num_workers=0")
 
@@ -83,8 +84,10 @@ def small(model: str) -> list[str]:
 
 def small_with(model: str, group: str, option: str) -> list[str]:
     """Return the overrides of `small` with another option of a group."""
-    overrides = [override for override in small(model) if not override.startswith((f"{group}=", f"{group}."))]
-    return [*overrides, f"{group}={option}", *SAMPLE.get((group, option), [])]
+    required = SAMPLE.get((group, option), [])
+    replaced = {group, *(override.partition("=")[0] for override in required)} & groups_of(model)
+    overrides = [override for override in small(model) if override.partition("=")[0].partition(".")[0] not in replaced]
+    return [*overrides, f"{group}={option}", *required]
 
 
 # Composition

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import SMALL_FACES, open_door
+from composing import SMALL_FACES
+from conftest import open_door
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional

@@ -84,3 +84,9 @@ def test_other_backbones_predict_heatmaps(words: list[str]) -> None:
     batch = next(iter(datamodule.train_dataloader()))
     module.train().training_step(batch, 0).backward()
     assert module.eval().predict_points(batch.image).points.shape == batch.points.shape
+
+
+def test_hrnet_refuses_branches_without_gradient() -> None:
+    """Would catch HRNet's trunk with a head of its coarsest branch, whose other branches would stay random."""
+    with pytest.raises(ConfigError, match=r"head: simple_baseline uses the coarsest features alone.*head=hrnet"):
+        build(compose_config(["model=hrnet", "backbone.pretrained=false", "head=simple_baseline"]), "model")

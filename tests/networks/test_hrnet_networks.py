@@ -20,7 +20,7 @@ SMALL = (1, 1, 1)
 
 
 def network(width: int, num_points: int, modules: tuple[int, int, int] = PAPER) -> nn.Sequential:
-    trunk = HRNetTrunk(width, modules, 0.01, pretrained=False, weights=None, norm_epsilon=None)
+    trunk = HRNetTrunk(width, modules, 0.01, pretrained=False, weights=None)
     return nn.Sequential(trunk, HRNetHead(trunk.channels, trunk.strides, num_points, 4, 0.01))
 
 
@@ -120,7 +120,7 @@ def published(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     from timm.models.hrnet import HighResolutionNet
 
     torch.manual_seed(0)
-    trunk = HRNetTrunk(4, SMALL, 0.01, pretrained=False, weights=None, norm_epsilon=None)
+    trunk = HRNetTrunk(4, SMALL, 0.01, pretrained=False, weights=None)
     whole = HighResolutionNet(hrnet._layers(trunk.channels, SMALL))
     monkeypatch.setattr(hrnet, "published_network", lambda name: whole)
     monkeypatch.setattr(hrnet, "_published_name", lambda *_: "hrnet_w4.test")
@@ -164,7 +164,7 @@ def test_other_weights_are_refused(change: Any, told: str, published: dict[str, 
 def test_a_start_without_published_weights_is_refused() -> None:
     """A silent start from random weights, for a width that nobody trained."""
     with pytest.raises(ConfigError, match=r"width=20 .*backbone.weights=FILE.*backbone.pretrained=false"):
-        HRNetTrunk(20, PAPER, 0.01, pretrained=True, weights=None, norm_epsilon=None)
+        HRNetTrunk(20, PAPER, 0.01, pretrained=True, weights=None)
 
 
 @pytest.mark.parametrize("width", [18, 32, 48])

@@ -85,9 +85,7 @@ def test_timm_backbone_loads_a_weight_file(form: str, tmp_path: Path) -> None:
         state = dict(zip(names, state.values(), strict=True))
     file = tmp_path / ("weights.safetensors" if form == "safetensors" else "weights.pth")
     save_file(state, file) if form == "safetensors" else torch.save(state, file)
-    body = TimmBackbone(
-        "mobilenetv2_100", pretrained=True, weights=str(file, norm_epsilon=None), norm_epsilon=None
-    ).eval()
+    body = TimmBackbone("mobilenetv2_100", pretrained=True, weights=str(file), norm_epsilon=None).eval()
     assert body.classifier is not None
     image = random_image(1)
     expected = reference.features(torch.addcmul(body.shift, image.float(), body.scale))
@@ -99,11 +97,11 @@ def test_timm_backbone_refuses_weights_of_another_network(tmp_path: Path) -> Non
     deeper = tmp_path / "resnet34.pth"
     torch.save(backbone.timm.create_model("resnet34").state_dict(), deeper)  # has all the names of resnet18
     with pytest.raises(ConfigError, match=r"weights=.*resnet34.pth: 182 tensors.*neither the names nor the"):
-        TimmBackbone("resnet18", pretrained=False, weights=str(deeper, norm_epsilon=None), norm_epsilon=None)
+        TimmBackbone("resnet18", pretrained=False, weights=str(deeper), norm_epsilon=None)
     wider = tmp_path / "wider.pth"
     torch.save(backbone.timm.create_model("mobilenetv2_140").state_dict(), wider)
     with pytest.raises(ConfigError, match=r"the tensor for conv_stem.weight has shape \(48, 3, 3, 3\)"):
-        TimmBackbone("mobilenetv2_100", pretrained=False, weights=str(wider, norm_epsilon=None), norm_epsilon=None)
+        TimmBackbone("mobilenetv2_100", pretrained=False, weights=str(wider), norm_epsilon=None)
 
 
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
@@ -113,10 +111,10 @@ def test_timm_backbone_refuses_a_file_without_weights(content: bytes, ending: st
     file = tmp_path / f"weights.{ending}"
     file.write_bytes(content)
     with pytest.raises(ConfigError, match=r"^weights=.*: not a file of tensors"):
-        TimmBackbone(TINY, pretrained=False, weights=str(file, norm_epsilon=None), norm_epsilon=None)
+        TimmBackbone(TINY, pretrained=False, weights=str(file), norm_epsilon=None)
     for path in (tmp_path, tmp_path / "absent.pth"):
         with pytest.raises(ConfigError, match=r"^weights=.*: there is no such file"):
-            TimmBackbone(TINY, pretrained=False, weights=str(path, norm_epsilon=None), norm_epsilon=None)
+            TimmBackbone(TINY, pretrained=False, weights=str(path), norm_epsilon=None)
 
 
 @pytest.mark.parametrize("name", ["test_vit", "mixer_s32_224"])
@@ -130,9 +128,7 @@ def test_timm_backbone_loads_weights_with_other_classes(tmp_path: Path) -> None:
     """Would catch a refused network with another number of classes, although its classifier is not used."""
     other: Any = backbone.timm.create_model(TINY, num_classes=7)
     torch.save({"state_dict": other.state_dict()}, tmp_path / "weights.pth")
-    body = TimmBackbone(
-        TINY, pretrained=False, weights=str(tmp_path / "weights.pth", norm_epsilon=None), norm_epsilon=None
-    )
+    body = TimmBackbone(TINY, pretrained=False, weights=str(tmp_path / "weights.pth"), norm_epsilon=None)
     assert torch.equal(body.state_dict()["pyramid.layer4.0.conv1.weight"], other.layer4[0].conv1.weight)
 
 
