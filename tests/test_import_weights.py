@@ -1,4 +1,4 @@
-"""import_weights.py: networks with the names of the public codes, written again here, and their files as runs."""
+"""Tests of import_weights.py: networks of the public codes, written again in this file, and runs of their weights."""
 
 import json
 import pickle
@@ -32,7 +32,7 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 
 
 
 class PublicPIPNet(nn.Module):
-    """Five 1x1 convolutions behind a trunk; names and order of execution of jhb86253817/PIPNet."""
+    """Trunk and five 1x1 convolutions, with the names and the order of execution of jhb86253817/PIPNet."""
 
     def __init__(self, trunk: Mapping[str, nn.Module], channels: int, extra: Mapping[str, nn.Module]) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class PublicPIPNet(nn.Module):
 
 
 class Squeeze(nn.Module):
-    """Squeeze-and-excitation with linear layers, whose last activation is h-sigmoid."""
+    """Squeeze-and-excitation with linear layers and a hard sigmoid."""
 
     def __init__(self, channels: int, inner: int, bias: bool) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Squeeze(nn.Module):
 
 
 class Block(nn.Module):
-    """Inverted residual of the public codes: ``conv`` is a list of layers."""
+    """Inverted residual of the public codes, whose layers are in ``conv``."""
 
     def __init__(self, layers: list[nn.Module], skip: bool) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class Block(nn.Module):
 
 
 def mobile_v3() -> PublicPIPNet:
-    """MobileNetV3-Large with the squeeze before the activation."""
+    """Build MobileNetV3-Large with squeeze-and-excitation before the activation, as PIPNet has it."""
     rows = """3 16 16 0 0 1, 3 64 24 0 0 2, 3 72 24 0 0 1, 5 72 40 1 0 2, 5 120 40 1 0 1, 5 120 40 1 0 1,
         3 240 80 0 1 2, 3 200 80 0 1 1, 3 184 80 0 1 1, 3 184 80 0 1 1, 3 480 112 1 1 1, 3 672 112 1 1 1,
         5 672 160 1 1 2, 5 960 160 1 1 1, 5 960 160 1 1 1"""
@@ -106,10 +106,12 @@ def resnet(make: Callable[..., nn.Module], channels: int, extra: Mapping[str, nn
 
 
 def coarser() -> dict[str, nn.Module]:
+    """Return the layers by which PIPNet reaches stride 64."""
     return {"layer5": nn.Conv2d(512, 512, 3, 2, 1), "bn5": nn.BatchNorm2d(512)}
 
 
 def finer() -> dict[str, nn.Module]:
+    """Return the layers by which PIPNet reaches stride 16."""
     return {"deconv1": nn.ConvTranspose2d(512, 512, 4, 2, 1, bias=False), "bn_deconv1": nn.BatchNorm2d(512)}
 
 
@@ -131,7 +133,7 @@ PIPNETS: dict[str, tuple[Callable[[], PublicPIPNet], tuple[str, ...]]] = {
 
 
 class PublicPFLD(nn.Module):
-    """Layers by name, in their order; a pair is averaged at three scales."""
+    """Layers by name, in their order, and a linear layer on the means of three of their outputs."""
 
     def __init__(self, layers: Mapping[str, nn.Module], scales: Mapping[str, str], points: int, size: int) -> None:
         super().__init__()
@@ -141,7 +143,7 @@ class PublicPFLD(nn.Module):
         self.fc = nn.Linear(size, 2 * points)
 
     def forward(self, image: Tensor) -> Tensor:
-        x, kept = image.flip(1) / 255, {}
+        x, outputs = image.flip(1) / 255, {}
         for name in self.order:
             layer = getattr(self, name)
             if name in ("bn8",):
@@ -151,8 +153,8 @@ class PublicPFLD(nn.Module):
             x = layer(x)
             if name in self.relu:
                 x = functional.relu(x)
-            kept[name] = x
-        vector = [kept[name].mean((2, 3)) for name in self.scales.values()]
+            outputs[name] = x
+        vector = [outputs[name].mean((2, 3)) for name in self.scales.values()]
         return self.fc(torch.cat(vector, 1))
 
     relu: tuple[str, ...] = ("bn1", "bn2", "conv8")
@@ -170,7 +172,7 @@ def inverted(inputs: int, hidden: int, outputs: int, stride: int, skip: bool) ->
 
 
 def pfld(points: int = 98) -> PublicPFLD:
-    """The network of polarisZhao/PFLD-pytorch, whose ``bn8`` is not used."""
+    """Build the network of polarisZhao/PFLD-pytorch, which does not use its ``bn8``."""
     layers: dict[str, nn.Module] = {
         "conv1": conv(3, 64, 3, 2),
         "bn1": nn.BatchNorm2d(64),
@@ -190,7 +192,7 @@ def pfld(points: int = 98) -> PublicPFLD:
 
 
 def v3(points: int = 98) -> PublicPFLD:
-    """The network v3 of Hsintao/pfld_106_face_landmarks."""
+    """Build the network v3 of Hsintao/pfld_106_face_landmarks."""
     rows = """conv_bn2 3 16 16 0 0 1, conv3_1 3 64 24 0 0 2, block3_2 3 72 24 0 0 1, block3_3 5 72 40 1 0 2,
         block3_4 5 120 40 1 0 1, block3_5 5 120 40 1 0 1, conv4_1 3 240 80 0 0 2, conv5_1 3 200 80 0 1 1,
         block5_2 3 480 112 1 1 1, block5_3 3 672 112 1 1 1, block5_4 3 672 160 1 1 1, conv6_1 3 320 16 0 1 1"""
@@ -216,7 +218,7 @@ def v3(points: int = 98) -> PublicPFLD:
 
 
 class PublicLite(nn.Module):
-    """The network lite of Hsintao/pfld_106_face_landmarks."""
+    """Network lite of Hsintao/pfld_106_face_landmarks."""
 
     def __init__(self, points: int) -> None:
         super().__init__()
@@ -251,7 +253,7 @@ PFLDS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
 
 
 def jittered(network: nn.Module) -> nn.Module:
-    """Statistics and weights as after a training, so that no layer is near the identity."""
+    """Set the batch normalisations as after a training, so that none is near the identity; return the network."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for module in network.modules():
@@ -266,18 +268,19 @@ def jittered(network: nn.Module) -> nn.Module:
 
 @pytest.fixture
 def meanface(tmp_path: Path) -> Path:
-    """A mean face of 68 landmarks in no order."""
+    """Write a mean face of 68 random landmarks."""
     path = tmp_path / "meanface.txt"
     path.write_text(" ".join(f"{v:.6f}" for v in np.random.default_rng(0).random(2 * POINTS)))
     return path
 
 
-def import_pipnet(file: Path, meanface: Path, folder: Path, *words: str) -> None:
-    typed = ("model=pipnet", *SMALL_FACES, f"weights={file}", f"meanface={meanface}", "hydra.run.dir=run", *words)
-    open_door("import_weights", *typed, folder=folder)
+def import_pipnet(file: Path, meanface: Path, folder: Path, *options: str) -> None:
+    overrides = ("model=pipnet", *SMALL_FACES, f"weights={file}", f"meanface={meanface}", "hydra.run.dir=run", *options)
+    open_door("import_weights", *overrides, folder=folder)
 
 
-def opened(folder: Path) -> Any:
+def load_imported(folder: Path) -> Any:
+    """Open the run ``run`` in a folder."""
     paths = OmegaConf.create(
         {"data": "data", "cache": "data", "run": "x", "name": "x", "group": "x", "id": "x", "tags": []}
     )
@@ -285,13 +288,13 @@ def opened(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("name", PIPNETS)
-def test_an_imported_pipnet_computes_the_same(name: str, tmp_path: Path, meanface: Path) -> None:
-    """Catches a layer under another name, an order of outputs, and squeeze-and-excitation at another place."""
-    make, words = PIPNETS[name]
+def test_import_weights_keeps_the_output_of_pipnet(name: str, tmp_path: Path, meanface: Path) -> None:
+    """Would catch exchanged layers or outputs, and squeeze-and-excitation in another place."""
+    make, overrides = PIPNETS[name]
     network = jittered(make())
     torch.save(network.state_dict(), tmp_path / "epoch59.pth")
-    import_pipnet(tmp_path / "epoch59.pth", meanface, tmp_path, *words)
-    run = opened(tmp_path)
+    import_pipnet(tmp_path / "epoch59.pth", meanface, tmp_path, *overrides)
+    run = load_imported(tmp_path)
     assert run.cfg.coder.official_merge and run.cfg.crop._target_.endswith("OfficialPIPNetCrop")
     image = torch.randint(0, 256, (2, 3, 128, 128), dtype=torch.uint8)
     with torch.inference_mode():
@@ -309,33 +312,35 @@ def test_an_imported_pipnet_computes_the_same(name: str, tmp_path: Path, meanfac
 
 @pytest.mark.parametrize("name", PFLDS)
 @pytest.mark.parametrize("key", ["pfld_backbone", "plfd_backbone", ""])
-def test_an_imported_pfld_computes_the_same(name: str, key: str, tmp_path: Path) -> None:
-    """Catches channels in the order of RGB, a layer under another name, and a file of two networks."""
-    make, words = PFLDS[name]
+def test_import_weights_keeps_the_output_of_pfld(name: str, key: str, tmp_path: Path) -> None:
+    """Would catch RGB for BGR, exchanged layers, and the wrong state dict of a file with two networks."""
+    make, options = PFLDS[name]
     network = jittered(make())
     state = {f"module.{k}": v for k, v in network.state_dict().items()} if not key else network.state_dict()
     content = {"epoch": 3, key: state, "auxiliarynet": nn.Linear(2, 2).state_dict()} if key else state
     torch.save(content, tmp_path / "checkpoint.pth.tar")
-    typed = ("model=pfld", *PFLD_POINTS, *words, f"weights={tmp_path}/checkpoint.pth.tar", "hydra.run.dir=run")
-    open_door("import_weights", *typed, folder=tmp_path)
+    overrides = ("model=pfld", *PFLD_POINTS, *options, f"weights={tmp_path}/checkpoint.pth.tar", "hydra.run.dir=run")
+    open_door("import_weights", *overrides, folder=tmp_path)
     image = torch.randint(0, 256, (2, 3, 112, 112), dtype=torch.uint8)
     with torch.inference_mode():
         expected = network(image.float()).view(2, -1, 2)
-        found = opened(tmp_path).module(image)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+        points = load_imported(tmp_path).module(image)
+    torch.testing.assert_close(points, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the file ``pfld.pth`` and the run ``run`` of it."""
+    """Return a folder with the weights ``pfld.pth`` and the run ``run`` imported from them."""
     folder = tmp_path_factory.mktemp("imported")
     torch.save(jittered(pfld()).state_dict(), folder / "pfld.pth")
     open_door("import_weights", "model=pfld", *PFLD_POINTS, "weights=pfld.pth", "hydra.run.dir=run", folder=folder)
     return folder
 
 
-def test_the_doors_open_an_imported_run(imported: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Catches a run without what a door reads."""
+def test_import_weights_writes_a_run_that_every_script_opens(
+    imported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Would catch a run folder without an entry that evaluate, predict, benchmark or compare reads."""
     status = json.loads((imported / "run" / "status.json").read_text())
     assert status["state"] == "finished" and status["imported"]["file"] == "pfld.pth"
     open_door("evaluate", "ckpt=run", "num_workers=0", "hydra.run.dir=measured", folder=imported)
@@ -345,8 +350,8 @@ def test_the_doors_open_an_imported_run(imported: Path, capsys: pytest.CaptureFi
     noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
     cv2.imwrite(str(imported / "photos" / "a.png"), noise)
     (imported / "boxes.json").write_text('{"a.png": [[-20, -10, 70, 60], [30, 20, 80, 70]]}')
-    words = ["images=photos", "landmarker=run", "boxes=boxes.json", "pictures=false", "hydra.run.dir=predicted"]
-    open_door("predict", *words, folder=imported)
+    overrides = ["images=photos", "landmarker=run", "boxes=boxes.json", "pictures=false", "hydra.run.dir=predicted"]
+    open_door("predict", *overrides, folder=imported)
     faces = json.loads((imported / "predicted" / "landmarks.json").read_text())
     assert len(faces["images"]["a.png"]["faces"]) == 2
     open_door("benchmark", "ckpt=run", "seconds=0", "repeats=1", "batch=1", "hydra.run.dir=timed", folder=imported)
@@ -354,17 +359,17 @@ def test_the_doors_open_an_imported_run(imported: Path, capsys: pytest.CaptureFi
     assert "synthetic98 test, 8 faces" in capsys.readouterr().out
 
 
-def test_jittered_boxes_are_another_protocol(imported: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Catches jittered and other results in one column, and a jitter that another batch size changes."""
+def test_evaluate_records_box_jitter_in_the_protocol(imported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch results with and without jitter in one table, and a jitter that depends on the batch size."""
     jitter = "box_jitter={scale:[0.9,1.3],shift:0.1}"
     numbers = []
-    for name, words in {
+    for name, overrides in {
         "a": [jitter],
         "b": [jitter, "batch_size=3"],
         "c": [],
         "d": [jitter, "box_jitter.seed=1"],
     }.items():
-        open_door("evaluate", "ckpt=run", "num_workers=0", *words, f"hydra.run.dir={name}", folder=imported)
+        open_door("evaluate", "ckpt=run", "num_workers=0", *overrides, f"hydra.run.dir={name}", folder=imported)
         results = json.loads((imported / name / "metrics.json").read_text())
         numbers.append((results["protocol"].get("box_jitter"), results["metrics"]["nme_box"]))
     assert numbers[0] == ("scale 0.9 to 1.3, shift 0.1, seed 0", pytest.approx(numbers[1][1], abs=1e-6))
@@ -385,13 +390,15 @@ def test_jittered_boxes_are_another_protocol(imported: Path, capsys: pytest.Capt
         (["box_jitter.shift=-0.1"], "box_jitter.shift"),
     ],
 )
-def test_a_jitter_without_a_meaning_is_refused(words: list[str], message: str, imported: Path) -> None:
-    """Catches a range that is found only when the first face is read."""
+def test_evaluate_refuses_an_impossible_box_jitter(words: list[str], message: str, imported: Path) -> None:
+    """Would catch a range that fails only when the first face is read."""
     with pytest.raises(SystemExit, match=message):
         open_door("evaluate", "ckpt=run", *words, "hydra.run.dir=refused", folder=imported)
 
 
 def broken(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    """Return a function that writes changed weights of PFLD; ``change`` edits them or returns other content."""
+
     def write(file: Path) -> None:
         state = pfld().state_dict()
         changed = change(state)
@@ -414,12 +421,14 @@ def broken(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
         (lambda file: None, "no such file"),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused(write: Callable[[Path], None], message: str, tmp_path: Path) -> None:
-    """Catches a run of half a network, and an error that does not name the tensors."""
+def test_import_weights_refuses_a_file_that_does_not_fit(
+    write: Callable[[Path], None], message: str, tmp_path: Path
+) -> None:
+    """Would catch a run with layers at random values, and an error without the names of the tensors."""
     write(tmp_path / "weights.pth")
-    typed = ("model=pfld", *PFLD_POINTS, "weights=weights.pth", "hydra.run.dir=run")
+    overrides = ("model=pfld", *PFLD_POINTS, "weights=weights.pth", "hydra.run.dir=run")
     with pytest.raises(SystemExit, match=message):
-        open_door("import_weights", *typed, folder=tmp_path)
+        open_door("import_weights", *overrides, folder=tmp_path)
     assert not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
 
 
@@ -435,8 +444,8 @@ def test_a_file_that_does_not_fit_is_refused(write: Callable[[Path], None], mess
         (["model=pfld", "trainer.max_epochs=3"], "has no effect: an imported run is not trained"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(words: list[str], message: str, tmp_path: Path) -> None:
-    """Catches neighbours that are forgotten, and an option that changes nothing."""
+def test_import_weights_refuses_options_that_do_not_fit(words: list[str], message: str, tmp_path: Path) -> None:
+    """Would catch a PIPNet without its neighbours, and an option without effect."""
     points = SMALL_FACES if "model=pipnet" in words else PFLD_POINTS
     state = resnet(torchvision.models.resnet18, 512).state_dict() if "model=pipnet" in words else pfld().state_dict()
     torch.save(state, tmp_path / "weights.pth")
@@ -444,19 +453,19 @@ def test_options_that_do_not_fit_are_refused(words: list[str], message: str, tmp
         open_door("import_weights", *points, "weights=weights.pth", "hydra.run.dir=run", *words, folder=tmp_path)
 
 
-def test_a_message_lists_few_names() -> None:
-    """Catches hundreds of names on the screen."""
-    own = {f"a{i}.weight": torch.zeros(1) for i in range(100)}
+def test_fitted_lists_few_names_in_its_message() -> None:
+    """Would catch an error message of hundreds of names."""
+    state = {f"a{i}.weight": torch.zeros(1) for i in range(100)}
     official = Official({f"a{i}": (f"b{i}",) for i in range(100)})
     with pytest.raises(CheckpointError) as raised:
-        fitted(own, {f"c{i}.weight": torch.zeros(1) for i in range(100)}, official)
+        fitted(state, {f"c{i}.weight": torch.zeros(1) for i in range(100)}, official)
     assert str(raised.value).count("weight") == 16 and str(raised.value).count("92 more") == 2
 
 
-def test_the_epsilon_is_part_of_the_run(tmp_path: Path, meanface: Path) -> None:
-    """Catches an epsilon that is set on import and lost when the checkpoint is opened."""
+def test_import_weights_keeps_the_epsilon_in_the_run(tmp_path: Path, meanface: Path) -> None:
+    """Would catch an epsilon that is set by the import and lost when the checkpoint is opened."""
     torch.save(resnet(torchvision.models.resnet18, 512).state_dict(), tmp_path / "weights.pth")
-    words = ("backbone=resnet18", "backbone.norm_epsilon=0.001")
-    import_pipnet(tmp_path / "weights.pth", meanface, tmp_path, *words)
-    layers = [layer for layer in opened(tmp_path).module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    overrides = ("backbone=resnet18", "backbone.norm_epsilon=0.001")
+    import_pipnet(tmp_path / "weights.pth", meanface, tmp_path, *overrides)
+    layers = [layer for layer in load_imported(tmp_path).module.modules() if isinstance(layer, nn.BatchNorm2d)]
     assert layers and {layer.eps for layer in layers} == {0.001}

@@ -1,4 +1,4 @@
-"""Heatmap coder: exact decoding over the whole crop, odd maps, and the targets and points of the reference code."""
+"""Tests of the heatmap coder: errors over the whole crop, unusual maps, and values of the reference code."""
 
 import io
 import itertools
@@ -25,7 +25,7 @@ def encoded(points: Tensor, with_coder: HeatmapCoder) -> Heatmaps:
 
 
 def round_trip(decoder: Decoder, sigma: float, **options: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Decode the maps of points of the whole crop.
+    """Encode and decode P points of the whole crop.
 
     Returns:
         Signed error ``(P, 2)`` in pixels, its length ``(P,)``, and whether a point is within 3 sigma of the border.
@@ -38,45 +38,45 @@ def round_trip(decoder: Decoder, sigma: float, **options: bool) -> tuple[Tensor,
 
 
 @pytest.mark.parametrize("sigma", [1.0, 1.5, 2.0, 3.0])
-def test_dark_is_exact_everywhere(sigma: float) -> None:
-    """Half a cell lost, or a peak at the border that is moved inwards."""
+def test_dark_is_exact_in_the_whole_crop(sigma: float) -> None:
+    """Would catch a shift by half a cell, and peaks at the border that are moved inwards."""
     error, length, _ = round_trip("dark", sigma)
     assert length.max() < 0.05
     assert error.mean(0).abs().max() < 0.001
 
 
 @pytest.mark.parametrize("sigma", [1.0, 1.5, 2.0, 3.0])
-def test_soft_argmax_is_exact_inside(sigma: float) -> None:
-    """Windows that are too small, or ground that draws a peak to the middle."""
+def test_soft_argmax_is_exact_away_from_the_border(sigma: float) -> None:
+    """Would catch a window that is too small, and cells far from the peak that pull the point to the middle."""
     error, length, near = round_trip("soft_argmax", sigma)
     assert length[~near].max() < 0.05
     assert error[~near].mean(0).abs().max() < 0.005
     assert length.max() < STRIDE * sigma  # less than one standard deviation of the peak
 
 
-def test_quarter_offset_halves_the_error_of_whole_cells() -> None:
-    """An offset to the wrong side."""
+def test_quarter_halves_the_error_of_whole_cells() -> None:
+    """Would catch an offset to the wrong side."""
     error, length, near = round_trip("quarter", 1.5)
-    assert length[~near].mean() == pytest.approx(0.765, abs=0.02)  # of cells alone 1.53
+    assert length[~near].mean() == pytest.approx(0.765, abs=0.02)  # 1.53 without the offset
     assert error[~near].mean(0).abs().max() < 0.05
     assert round_trip("quarter", 1.5, cell=True)[1].mean() == pytest.approx(1.53, abs=0.05)
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_peak_of_one(decoder: Decoder) -> None:
-    """A Gaussian that is normalised, or placed at another position than a cell's centre."""
+def test_encode_gives_a_peak_of_one_at_the_landmark(decoder: Decoder) -> None:
+    """Would catch a Gaussian whose sum is 1, and one that is not at the centre of its cell."""
     points = from_grid(torch.tensor([[[20.0, 30.0], [0.0, 63.0]]]), STRIDE)
     target = encoded(points, coder(decoder))
     assert target.maps[0, 0, 30, 20] == target.maps[0, 1, 63, 0] == 1
     assert target.maps[0, 0, 30, 22] == pytest.approx(torch.tensor(-4 / (2 * 1.5**2)).exp().item())
     assert target.maps[0, 0, 31, 20] == target.maps[0, 0, 29, 20] == target.maps[0, 0, 30, 21]
-    found, confidence = coder(decoder).decode(target)
-    torch.testing.assert_close(found[:, :1], points[:, :1], atol=0.01, rtol=0)
+    decoded, confidence = coder(decoder).decode(target)
+    torch.testing.assert_close(decoded[:, :1], points[:, :1], atol=0.01, rtol=0)
     assert confidence.tolist() == [[1, 1]]
 
 
-def test_landmarks_without_a_peak() -> None:
-    """NaN in a map, or the peak of a landmark outside the crop that is moved to its border."""
+def test_encode_gives_empty_maps_to_missing_and_outer_landmarks() -> None:
+    """Would catch NaN in a map, and the peak of a landmark outside the crop moved to the border."""
     points = torch.tensor([[[-0.6, 9.0], [9.0, 255.6], [torch.nan, 9.0], [9.0, 9.0], [-0.5, 255.4], [1e9, -1e9]]])
     valid = torch.tensor([[True, True, True, False, True, True]])
     maps = coder().encode(points, valid, SIZE).maps[0]
@@ -85,8 +85,8 @@ def test_landmarks_without_a_peak() -> None:
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_odd_maps_give_finite_points(decoder: Decoder) -> None:
-    """NaN from a logarithm or a division, or confidence in a map that shows nothing."""
+def test_decode_gives_finite_points_on_unusual_maps(decoder: Decoder) -> None:
+    """Would catch NaN of a logarithm or a division, and confidence on a map of equal values."""
     flat = torch.stack([torch.zeros(64, 64), torch.full((64, 64), -0.2), torch.full((64, 64), 0.3)])
     places = [(0, 0), (63, 63), (0, 31), (31, 63), (1, 1), (62, 2), (5, 6), (20, 20)]
     hot = torch.zeros(len(places), 64, 64)
@@ -100,35 +100,35 @@ def test_odd_maps_give_finite_points(decoder: Decoder) -> None:
     assert confidence[0, :3].tolist() == [0, 0, 0]
     assert ((confidence >= 0) & (confidence <= 1)).all()
     expected = from_grid(torch.tensor(places).float(), STRIDE)
-    for first in (3, 3 + len(places)):  # one hot cell, on zeros and on a negative ground
+    for first in (3, 3 + len(places)):  # one hot cell among zeros and among negative values
         torch.testing.assert_close(points[0, first : first + len(places)], expected)
 
 
-def test_a_shifted_ground_moves_no_peak() -> None:
-    """A decoder that trusts the values between peaks: networks regress them without a bound."""
+def test_decode_ignores_a_constant_added_to_a_map() -> None:
+    """Would catch a decoder that depends on the values far from the peak, which networks do not predict exactly."""
     points = torch.rand(1, 100, 2, generator=torch.Generator().manual_seed(0)) * 200 + 28
     maps = encoded(points, coder()).maps
     for decoder, bound in (("dark", 0.1), ("soft_argmax", 0.2)):
-        found, _ = coder(decoder).decode(Heatmaps(maps - 0.05))  # type: ignore[arg-type]
-        assert (found - points).norm(dim=-1).max() < bound
+        decoded, _ = coder(decoder).decode(Heatmaps(maps - 0.05))  # type: ignore[arg-type]
+        assert (decoded - points).norm(dim=-1).max() < bound
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_each_map_is_decoded_alone(decoder: Decoder) -> None:
-    """Rows and columns, or batch and landmark, that are mixed up."""
+def test_decode_treats_each_map_alone(decoder: Decoder) -> None:
+    """Would catch exchanged rows and columns, and exchanged faces and landmarks."""
     points = torch.rand(3, 5, 2, generator=torch.Generator().manual_seed(0)) * 200 + 28
     maps = encoded(points, coder(decoder)).maps
     whole, _ = coder(decoder).decode(Heatmaps(maps))
     for face, landmark in itertools.product(range(3), range(5)):
         alone, _ = coder(decoder).decode(Heatmaps(maps[face : face + 1, landmark : landmark + 1]))
         torch.testing.assert_close(alone[0, 0], whole[face, landmark])
-    turned, _ = coder(decoder).decode(Heatmaps(maps.mT.contiguous()))
-    torch.testing.assert_close(turned, whole.flip(-1))
+    transposed, _ = coder(decoder).decode(Heatmaps(maps.mT.contiguous()))
+    torch.testing.assert_close(transposed, whole.flip(-1))
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-def test_decoding_can_be_exported(decoder: Decoder) -> None:
-    """An operation whose shape depends on values, such as nonzero."""
+def test_decode_can_be_exported(decoder: Decoder) -> None:
+    """Would catch an operation whose output shape depends on values, such as nonzero."""
 
     class Decode(torch.nn.Module):
         def __init__(self) -> None:
@@ -147,8 +147,8 @@ def test_decoding_can_be_exported(decoder: Decoder) -> None:
     torch.testing.assert_close(torch.export.load(file).module()(maps), Decode()(maps))
 
 
-def test_values_that_do_not_fit_are_refused() -> None:
-    """A crash deep in the first step, or an option that has no effect."""
+def test_heatmap_coder_refuses_values_that_do_not_fit() -> None:
+    """Would catch an unclear error in the first step, and an option without effect."""
     points, valid = torch.zeros(1, 1, 2), torch.ones(1, 1, dtype=torch.bool)
     for size in (254, 8):
         with pytest.raises(ConfigError, match=rf"crop.size={size} must be a multiple of coder.stride=4"):
@@ -157,10 +157,10 @@ def test_values_that_do_not_fit_are_refused() -> None:
         coder(border=True)
 
 
-# Values of HRNet-Facial-Landmark-Detection (commit f776dbe): generate_target and decode_preds
+# Values of generate_target and decode_preds of HRNet-Facial-Landmark-Detection (commit f776dbe)
 
 FIRST_CELLS = {
-    # sigma, cell: first column with heat, column of the peak, last column, along one axis of 64 cells
+    # (sigma, cell): first column above 0, column of the peak, last column above 0, of 64 columns
     (1.0, 0): (0, 0, 3),
     (1.0, 20): (17, 20, 23),
     (1.0, 63): (60, 63, 63),
@@ -175,27 +175,33 @@ FIRST_CELLS = {
 
 
 @pytest.mark.parametrize(("case", "columns"), FIRST_CELLS.items(), ids=str)
-def test_target_of_the_reference_code(case: tuple[float, int], columns: tuple[int, int, int]) -> None:
-    """Another window, or a border defect that is not theirs."""
+def test_encode_official_options_equal_the_reference_code(
+    case: tuple[float, int], columns: tuple[int, int, int]
+) -> None:
+    """Would catch another window, and another shift of the peak in the first cells."""
     sigma, cell = case
     first, peak, last = columns
     point = from_grid(torch.tensor([[[cell + 0.3, 30.4]]]), STRIDE)  # any position in the cell
     row = encoded(point, coder("quarter", sigma, cell=True, border=True)).maps[0, 0, 30]
-    heated = row.nonzero()[:, 0]
-    assert (int(heated[0]), int(row.argmax()), int(heated[-1])) == (first, peak, last)
+    positive = row.nonzero()[:, 0]
+    assert (int(positive[0]), int(row.argmax()), int(positive[-1])) == (first, peak, last)
     assert row[peak] == 1
     assert row[peak + 1 if peak < 63 else 62] == pytest.approx(torch.tensor(-1 / (2 * sigma**2)).exp().item())
     without = encoded(point, coder("quarter", sigma, cell=True)).maps[0, 0]
     assert int(without.flatten().argmax()) == 30 * 64 + cell
 
 
-def test_points_of_the_reference_code() -> None:
-    """Another rule for border cells or for maps without a positive value."""
+def test_quarter_equals_the_reference_code() -> None:
+    """Would catch another rule for border cells, and for maps without a positive value."""
     maps = torch.zeros(1, 6, 64, 64)
-    maps[0, 0, 10, 20], maps[0, 0, 10, 21], maps[0, 0, 9, 20] = 1.0, 0.5, 0.5  # right and above
-    maps[0, 1, 10, 20] = 1.0  # neighbours alike
+    maps[0, 0, 10, 20], maps[0, 0, 10, 21], maps[0, 0, 9, 20] = (
+        1.0,
+        0.5,
+        0.5,
+    )  # higher neighbours on the right and above
+    maps[0, 1, 10, 20] = 1.0  # equal neighbours
     maps[0, 2, 0, 20], maps[0, 2, 0, 21] = 1.0, 0.5  # first row
-    maps[0, 3, 62, 62], maps[0, 3, 62, 61] = 1.0, 0.5  # the last that moves
+    maps[0, 3, 62, 62], maps[0, 3, 62, 61] = 1.0, 0.5  # last row and column with an offset
     maps[0, 4, 10, 63], maps[0, 4, 11, 63] = 1.0, 0.5  # last column
     maps[0, 5] = -1.0
     points, _ = coder("quarter").decode(Heatmaps(maps))

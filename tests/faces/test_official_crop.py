@@ -1,4 +1,4 @@
-"""Crops of the public codes, against their preparations written down again from their description."""
+"""Tests of the crops of the public codes, against their preparations written again in this file."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ from facelab.faces.layouts import IBUG68, WFLW98
 
 
 class Prepared(NamedTuple):
-    """A face as a public code stores it."""
+    """Crop and labels of a face, as a public code stores them."""
 
     image: Array  # (S, S, 3) uint8
     labels: Array  # (N, 2) fractions of the crop
@@ -32,7 +32,7 @@ def resized(part: Array, size: int) -> Array:
 
 
 def pipnet_300w(image: Array, points: Array, box: Array, size: int) -> Prepared:
-    """Whole-number labels; margin and sides truncated; one pixel of the photo is left right and below."""
+    """Prepare a face of 300W as PIPNet: truncated labels, margin and sides, without the last column and row."""
     whole = [[int(x), int(y)] for x, y in points]
     edges = []
     for axis, length in enumerate((image.shape[1], image.shape[0])):
@@ -44,7 +44,7 @@ def pipnet_300w(image: Array, points: Array, box: Array, size: int) -> Prepared:
 
 
 def pipnet_wflw(image: Array, points: Array, box: Array, size: int) -> Prepared:
-    """Labels relative to the real box, pixels of the truncated box."""
+    """Prepare a face of WFLW as PIPNet: labels are fractions of the exact box, pixels those of the truncated box."""
     limits = np.array([image.shape[1] - 1, image.shape[0] - 1])
     sides = box[2:] - box[:2]
     low = np.maximum(box[:2] - sides * (1.2 - 1) / 2, 0)
@@ -54,7 +54,7 @@ def pipnet_wflw(image: Array, points: Array, box: Array, size: int) -> Prepared:
 
 
 def pfld(image: Array, points: Array, box: Array, size: int) -> Prepared:
-    """A square of whole pixels, black outside the photo."""
+    """Prepare a face as PFLD: a square of whole pixels, black outside the photo."""
     low, high = (math.trunc(v) for v in points.min(0)), (math.trunc(v) for v in points.max(0))
     first, last = np.array(list(low)), np.array(list(high))
     sides = last - first + 1
@@ -85,11 +85,12 @@ def check(rule: str, path: Path, face: Face) -> None:
     box = crop.reference_box(face, photo)
     np.testing.assert_array_equal(crop.cut_out(PhotoFile(path, "stored"), box, photo), expected.image)
     labelled = np.trunc(points) if rule == "300W" else points
-    found = to_cells(transform_points(crop.matrix(box, photo), labelled), crop.size)
-    np.testing.assert_allclose(found, expected.labels, atol=1e-9)
+    labels = to_cells(transform_points(crop.matrix(box, photo), labelled), crop.size)
+    np.testing.assert_allclose(labels, expected.labels, atol=1e-9)
 
 
 def real_faces(rule: str) -> Iterator[tuple[Path, Face]]:
+    """Yield photos and faces of the dataset whose rule is tested."""
     if rule == "300W":
         photos = YTFaces("ytf68", str(face_data("ytf68")), IBUG68, False).photos("test")[::9]
     else:
@@ -98,16 +99,16 @@ def real_faces(rule: str) -> Iterator[tuple[Path, Face]]:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_an_official_crop_equals_the_official_preparation_on_real_photos(rule: str) -> None:
-    """Catches a corner that is rounded and not truncated, a border that is not kept, and averaging in large photos."""
+def test_official_crop_equals_the_public_code_on_real_photos(rule: str) -> None:
+    """Would catch a corner rounded instead of truncated, a crop beyond the border, and averaging in large photos."""
     for path, face in real_faces(rule):
         check(rule, path, face)
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("seed", range(6))
-def test_an_official_crop_equals_the_official_preparation(rule: str, seed: int, tmp_path: Path) -> None:
-    """Catches the same on faces at the borders of a photo."""
+def test_official_crop_equals_the_public_code_on_noise(rule: str, seed: int, tmp_path: Path) -> None:
+    """Would catch the same mistakes for faces at the borders of a photo, without a dataset."""
     rng = np.random.default_rng(seed)
     path = tmp_path / "photo.png"
     cv2.imwrite(str(path), rng.integers(0, 256, (301, 401, 3), np.uint8))
@@ -117,16 +118,16 @@ def test_an_official_crop_equals_the_official_preparation(rule: str, seed: int, 
     check(rule, path, Face(box, points, np.ones(20, bool), np.full(3, np.nan), frozenset()))
 
 
-def test_the_image_is_right_of_and_below_the_labels() -> None:
-    """Catches maps that are swapped: the labels of WFLW are about a photo pixel left of the image."""
+def test_official_crop_moves_the_image_right_of_and_below_the_labels() -> None:
+    """Would catch exchanged maps: on WFLW the labels are about one photo pixel left of and above the image."""
     crop, photo = RULES["WFLW"][0], image_box(640, 480)
-    rng, ways = np.random.default_rng(0), []
+    rng, displacements = np.random.default_rng(0), []
     for _ in range(200):
         box = np.concatenate([rng.integers(80, 200, 2), rng.integers(250, 380, 2)]).astype(float)
         corner = np.array([[100.0, 100.0]])
         image, labels = (transform_points(m, corner) for m in (crop.image_matrix(box, photo), crop.matrix(box, photo)))
-        ways.append((image - labels)[0] / np.diag(crop.matrix(box, photo))[:2])
-    assert 0.8 < np.mean(ways) < 1.1
+        displacements.append((image - labels)[0] / np.diag(crop.matrix(box, photo))[:2])
+    assert 0.8 < np.mean(displacements) < 1.1
     whole, centre = RULES["PFLD"][0], np.zeros((1, 2))
     box = np.array([100.2, 80.7, 180.4, 190.1])
     moved = transform_points(whole.image_matrix(box), centre) - transform_points(whole.matrix(box), centre)
@@ -142,21 +143,21 @@ def test_the_image_is_right_of_and_below_the_labels() -> None:
         (lambda: BoxJitter((1.0,), 0.1, 0), "scale"),
     ],
 )
-def test_values_without_a_meaning_are_refused(made: Callable[[], Any], words: str) -> None:
-    """Catches an option that a crop ignores, and a range that is none."""
+def test_official_crop_and_box_jitter_refuse_impossible_values(made: Callable[[], Any], words: str) -> None:
+    """Would catch an option that a crop ignores, and a range with one number or in falling order."""
     with pytest.raises(ConfigError, match=words):
         made()
 
 
-def test_a_box_outside_the_photo_is_refused() -> None:
-    """Catches an empty image, on which OpenCV raises an error of its own."""
+def test_official_crop_refuses_a_box_outside_the_photo() -> None:
+    """Would catch an empty image, for which OpenCV raises an unclear error."""
     crop = RULES["WFLW"][0]
     with pytest.raises(CropError, match="not one whole pixel"):
         crop.matrix(np.array([700.0, 10, 800, 90]), image_box(640, 480))
 
 
 def test_box_jitter_is_a_function_of_seed_and_row() -> None:
-    """Catches a draw that depends on the order, or a box beyond its bounds."""
+    """Would catch draws that depend on the order of the faces, and a factor or shift out of range."""
     jitter, box = BoxJitter((0.9, 1.3), 0.1, 7), np.array([10.0, 20.0, 60.0, 120.0])
     moved = np.stack([jitter.moved(box, row) for row in range(500)])
     np.testing.assert_array_equal(moved[::-1], [jitter.moved(box, row) for row in reversed(range(500))])
@@ -171,12 +172,12 @@ def test_box_jitter_is_a_function_of_seed_and_row() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_the_image_map_is_that_of_the_cut_image(rule: str, tmp_path: Path) -> None:
-    """Catches training crops, which are cut by the map alone, that are moved against those of an evaluation."""
+def test_official_crop_image_matrix_matches_the_cut_image(rule: str, tmp_path: Path) -> None:
+    """Would catch training crops, which only the map cuts, that are shifted against those of an evaluation."""
     crop, path = RULES[rule][0], tmp_path / "photo.png"
     noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
     cv2.imwrite(str(path), cv2.resize(noise, (400, 300), interpolation=cv2.INTER_CUBIC))
     box, photo, file = np.array([150.3, 90.8, 230.6, 200.1]), image_box(400, 300), PhotoFile(path, "stored")
-    whole = crop.cut_out(file, box, photo).astype(float)
+    official = crop.cut_out(file, box, photo).astype(float)
     warped = file.cut_out(crop.image_matrix(box, photo), crop.size).astype(float)
-    assert np.abs(whole - warped)[4:-4, 4:-4].max() <= 3
+    assert np.abs(official - warped)[4:-4, 4:-4].max() <= 3

@@ -1,4 +1,4 @@
-"""HRNet as a method: crops of its training, rounding of the reference code, and parts that do not fit."""
+"""Tests of HRNet: its training crops, the rounding of the reference code, other parts and parts that do not fit."""
 
 from pathlib import Path
 
@@ -19,8 +19,8 @@ def _stamped(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     monkeypatch.setenv("FACELAB_CACHE", str(cache))
 
 
-def test_training_crops_of_the_reference_code() -> None:
-    """Another distribution of sizes or angles, or a flip that the points do not follow."""
+def test_resized_crop_draws_as_the_reference_code() -> None:
+    """Would catch another distribution of sizes or angles, and a flip that the points do not follow."""
     augment = ResizedCrop(0.5, 0.25, 0.6, 30.0, [])
     points = np.array([[100.0, 100.0], [150.0, 100.0]])
     warps = [augment.draw(np.random.default_rng(seed), 256, points) for seed in range(4000)]
@@ -34,14 +34,16 @@ def test_training_crops_of_the_reference_code() -> None:
     for warp in warps[:20]:
         assert transform_points(warp.matrix, centre) == pytest.approx(centre)
         assert (np.linalg.det(warp.matrix) < 0) == warp.flipped
-        x, y = np.diff(transform_points(warp.matrix, points), axis=0)[0]  # of a step to the right, flipped to the left
+        x, y = np.diff(transform_points(warp.matrix, points), axis=0)[
+            0
+        ]  # direction of the second point; to the left if flipped
         assert np.degrees(np.arctan2(y, x)) == pytest.approx(warp.degrees + (180 if warp.flipped else 0)) or (
             warp.flipped and np.degrees(np.arctan2(-y, -x)) == pytest.approx(warp.degrees)
         )
 
 
-def test_rounding_of_the_reference_code() -> None:
-    """Points of photos that are whole pixels in one place and not in another."""
+def test_hrnet_official_rounding_gives_whole_pixels_of_the_photo() -> None:
+    """Would catch rounding in the prediction that is missing in the evaluation, or the reverse."""
     cfg = compose_config([*small("hrnet"), "model.official_rounding=true"])
     datamodule = build(cfg, "datamodule")
     datamodule.setup("test")
@@ -50,35 +52,35 @@ def test_rounding_of_the_reference_code() -> None:
         build(compose_config([*small("hrnet"), f"model.official_rounding={value}"]), "model") for value in (False, True)
     )
     rounded.load_state_dict(exact.state_dict())
-    seen = []
+    recorded = []
     with torch.no_grad():
         points = [each.eval().predict_step(batch, 0).points for each in (exact, rounded)]
-        rounded.errors = type("Recorder", (), {"update": lambda _, points, *rest: seen.append(points)})()
+        rounded.errors = type("Recorder", (), {"update": lambda _, points, *rest: recorded.append(points)})()
         rounded.validation_step(batch, 0)
     assert torch.equal(points[1], points[0].trunc() + 1)
-    torch.testing.assert_close(transform_points(batch.to_photo, seen[0]), points[1], atol=1e-3, rtol=0)
+    torch.testing.assert_close(transform_points(batch.to_photo, recorded[0]), points[1], atol=1e-3, rtol=0)
 
 
-def test_crops_that_the_branches_cannot_halve_are_refused() -> None:
-    """Branches whose sides do not fit together, found deep in a library."""
+def test_hrnet_refuses_crops_that_are_no_multiple_of_its_stride() -> None:
+    """Would catch branches of sizes that do not fit, for which timm raises an unclear error."""
     module = build(compose_config(small("hrnet")), "model")
     with pytest.raises(ConfigError, match=r"crop.size=100 must be a multiple of 32"):
         module(torch.zeros(1, 3, 100, 100, dtype=torch.uint8))
 
 
-def test_losses_of_other_predictions_are_refused() -> None:
-    """A loss of coordinates, which fails deep in the first step."""
+def test_hrnet_refuses_losses_of_other_predictions() -> None:
+    """Would catch a loss of coordinates, which fails with an unclear error in the first step."""
     assert faults([*small("hrnet"), "loss=l2"]) == [
         "loss: `LandmarkLoss` compares Tensor, the model `HRNet` predicts Heatmaps"
     ]
 
 
 @pytest.mark.parametrize("words", [["backbone=mbv2", "backbone.pretrained=false", "head=simple_baseline"]], ids=str)
-def test_other_backbones_predict_heatmaps(words: list[str]) -> None:
-    """A head that is built for HRNet's branches alone."""
-    unused = ("backbone.", "head.")
-    base = [word for word in small("hrnet") if not word.startswith(unused)]
-    cfg = compose_config([*base, *words, "head.width=8"])
+def test_hrnet_trains_other_backbones(words: list[str]) -> None:
+    """Would catch a method that works on HRNet's trunk alone."""
+    of_trunk = ("backbone.", "head.")
+    others = [word for word in small("hrnet") if not word.startswith(of_trunk)]
+    cfg = compose_config([*others, *words, "head.width=8"])
     module, datamodule = build(cfg, "model"), build(cfg, "datamodule")
     datamodule.setup("fit")
     batch = next(iter(datamodule.train_dataloader()))
@@ -87,6 +89,6 @@ def test_other_backbones_predict_heatmaps(words: list[str]) -> None:
 
 
 def test_hrnet_refuses_branches_without_gradient() -> None:
-    """Would catch HRNet's trunk with a head of its coarsest branch, whose other branches would stay random."""
+    """Would catch HRNet's trunk with a head on its coarsest branch alone: the others would not be trained."""
     with pytest.raises(ConfigError, match=r"head: simple_baseline uses the coarsest features alone.*head=hrnet"):
         build(compose_config(["model=hrnet", "backbone.pretrained=false", "head=simple_baseline"]), "model")

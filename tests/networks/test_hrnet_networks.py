@@ -1,4 +1,4 @@
-"""HRNet's network: size, numerics of the reference code, published weights, heads on other backbones."""
+"""Tests of the networks of HRNet: size, output of the reference code, published weights, heads on other backbones."""
 
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ SMALL = (1, 1, 1)
 
 
 def network(width: int, num_points: int, modules: tuple[int, int, int] = PAPER) -> nn.Sequential:
+    """Build trunk and head with random weights."""
     trunk = HRNetTrunk(width, modules, 0.01, pretrained=False, weights=None)
     return nn.Sequential(trunk, HRNetHead(trunk.channels, trunk.strides, num_points, 4, 0.01))
 
 
 def fill(net: nn.Module) -> nn.Module:
-    """Set all tensors by a rule, so that values can be written down."""
+    """Set all tensors by a formula, so that both codes have the same weights; return the network."""
     for key, value in sorted(net.state_dict().items()):
         if value.is_floating_point():
             place = torch.arange(value.numel(), dtype=torch.float64) + len(key)
@@ -52,8 +53,10 @@ def fill(net: nn.Module) -> nn.Module:
         (48, 98, 65.916, None),
     ],
 )
-def test_counts(width: int, num_points: int, parameters: float, operations: int | None) -> None:
-    """Another network than the reference code's; its counts at 256 px in millions."""
+def test_hrnet_has_the_parameters_and_macs_of_the_reference_code(
+    width: int, num_points: int, parameters: float, operations: int | None
+) -> None:
+    """Would catch another network than in the reference code; counts in millions, MACs at 256 px."""
     with FakeTensorMode():
         net = network(width, num_points)
         assert sum(parameter.numel() for parameter in net.parameters()) / 1e6 == pytest.approx(parameters, abs=5e-4)
@@ -64,8 +67,8 @@ def test_counts(width: int, num_points: int, parameters: float, operations: int 
             assert maps.shape == (1, num_points, 64, 64)
 
 
-def test_output_of_the_reference_code() -> None:
-    """Another way to enlarge or to add branches.
+def test_hrnet_equals_the_output_of_the_reference_code() -> None:
+    """Would catch another enlargement or sum of the branches.
 
     The values are those of HighResolutionNet in HRNet-Facial-Landmark-Detection (commit f776dbe) with the same tensors.
     """
@@ -111,12 +114,12 @@ GOLDEN = torch.tensor(
         ],
     ]
 )
-"""Every fifth row and column of each map."""
+"""Every fifth row and column of each map of the reference code."""
 
 
 @pytest.fixture
 def published(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
-    """Weights as timm publishes them, with the classifier of ImageNet."""
+    """Return random weights with the names of timm's published weights, which replace them in timm."""
     from timm.models.hrnet import HighResolutionNet
 
     torch.manual_seed(0)
@@ -127,8 +130,8 @@ def published(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     return whole.state_dict()
 
 
-def test_published_weights_fit(published: dict[str, Tensor], tmp_path: Path) -> None:
-    """Published weights under other names; weights of a file that DataParallel wrote."""
+def test_hrnet_trunk_loads_published_weights(published: dict[str, Tensor], tmp_path: Path) -> None:
+    """Would catch tensors under other names, and a refused file of a network in ``DataParallel``."""
     for prefix in ("", "module."):
         torch.save({f"{prefix}{key}": value for key, value in published.items()}, tmp_path / "weights.pth")
         of_file = HRNetTrunk(4, SMALL, 0.01, False, str(tmp_path / "weights.pth")).pyramid.state_dict()
@@ -154,28 +157,30 @@ def test_published_weights_fit(published: dict[str, Tensor], tmp_path: Path) -> 
         ),
     ],
 )
-def test_other_weights_are_refused(change: Any, told: str, published: dict[str, Tensor], tmp_path: Path) -> None:
-    """A file that fits in part, which leaves layers at random values."""
+def test_hrnet_trunk_refuses_weights_that_do_not_fit(
+    change: Any, told: str, published: dict[str, Tensor], tmp_path: Path
+) -> None:
+    """Would catch a file that fits in part, which leaves layers at random values."""
     torch.save(change(published), tmp_path / "weights.pth")
     with pytest.raises(ConfigError, match=told):
         HRNetTrunk(4, SMALL, 0.01, False, str(tmp_path / "weights.pth"))
 
 
-def test_a_start_without_published_weights_is_refused() -> None:
-    """A silent start from random weights, for a width that nobody trained."""
+def test_hrnet_trunk_refuses_a_width_without_published_weights() -> None:
+    """Would catch a start from random weights without a message."""
     with pytest.raises(ConfigError, match=r"width=20 .*backbone.weights=FILE.*backbone.pretrained=false"):
         HRNetTrunk(20, PAPER, 0.01, pretrained=True, weights=None)
 
 
 @pytest.mark.parametrize("width", [18, 32, 48])
-def test_names_of_published_weights(width: int) -> None:
-    """A name that timm does not have, found when someone is online."""
+def test_hrnet_trunk_finds_the_names_of_published_weights(width: int) -> None:
+    """Would catch a name that timm does not have, which fails only with network access."""
     assert hrnet._published_name(width, PAPER) == f"hrnet_w{width}.ms_in1k"
 
 
 @pytest.mark.parametrize("stride", [4, 8, 16, 32])
-def test_heads_on_another_backbone(stride: int) -> None:
-    """Heatmaps of another size than the coder's."""
+def test_heatmap_heads_give_the_size_of_the_coder_on_any_backbone(stride: int) -> None:
+    """Would catch heatmaps of another size than those of the coder."""
     backbone = TimmBackbone("test_resnet", pretrained=False, weights=None, norm_epsilon=None)
     features = backbone(torch.zeros(2, 3, 96, 96, dtype=torch.uint8))
     side = 96 // stride
@@ -184,24 +189,24 @@ def test_heads_on_another_backbone(stride: int) -> None:
     assert HRNetHead(*parts, 0.01)(features).maps.shape == (2, 7, side, side)
 
 
-def test_strides_that_a_head_cannot_make_are_refused() -> None:
-    """A crash in the first step."""
+def test_heatmap_heads_refuse_strides_that_they_cannot_make() -> None:
+    """Would catch an unclear error in the first step."""
     with pytest.raises(ConfigError, match=r"coder.stride=3: head=simple_baseline .*\[1, 2, 4, 8, 16, 32\]"):
         SimpleBaselineHead((8, 16), (16, 32), 7, 3, 8)
     with pytest.raises(ConfigError, match=r"coder.stride=2: head=hrnet .*\[4, 8\].*simple_baseline"):
         HRNetHead((8, 16), (4, 8), 7, 2, 0.01)
 
 
-def test_layers_of_simple_baseline() -> None:
-    """Another head than the paper's: three transposed convolutions of kernel 4 and 256 channels for ResNet."""
+def test_simple_baseline_has_the_layers_of_the_paper() -> None:
+    """Would catch another head than three transposed convolutions of kernel 4 and 256 channels on ResNet."""
     head = SimpleBaselineHead((64, 512), (4, 32), 17, 4, 256)
     shapes = [tuple(layer.weight.shape) for layer in head.modules() if isinstance(layer, nn.ConvTranspose2d)]
     assert shapes == [(512, 256, 4, 4), (256, 256, 4, 4), (256, 256, 4, 4)]
     assert tuple(head.predict.weight.shape) == (17, 256, 1, 1)
 
 
-def test_heatmaps_are_computed_in_full_precision() -> None:
-    """Maps of bfloat16, whose peaks move by a fraction of a cell."""
+def test_hrnet_head_computes_heatmaps_in_float32() -> None:
+    """Would catch heatmaps in bfloat16, whose peaks move by a fraction of a cell."""
     net = network(4, 5, SMALL).eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert net(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).maps.dtype == torch.float32

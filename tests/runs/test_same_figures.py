@@ -1,4 +1,4 @@
-"""Figures of a training and of an evaluation of its checkpoint."""
+"""Tests that an evaluation repeats the numbers of the training."""
 
 import csv
 import json
@@ -11,10 +11,10 @@ from conftest import PLAIN, open_door
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_last_validation_equals_an_evaluation(model: str, tmp_path: Path) -> None:
-    """Weights, statistics or options that a checkpoint does not carry: the figures of a run then cannot be repeated."""
-    words = [*small(model), *PLAIN, "trainer.max_epochs=1", "test=false", "hydra.run.dir=run"]
-    open_door("train", *words, folder=tmp_path)
+def test_evaluate_repeats_the_last_validation_of_a_training(model: str, tmp_path: Path) -> None:
+    """Would catch weights, statistics or options that the checkpoint does not contain."""
+    overrides = [*small(model), *PLAIN, "trainer.max_epochs=1", "test=false", "hydra.run.dir=run"]
+    open_door("train", *overrides, folder=tmp_path)
     with (tmp_path / "run" / "metrics.csv").open() as file:
         last = [row for row in csv.DictReader(file) if row.get("val/nme_box")][-1]
     numbers = {key.removeprefix("val/"): float(last[key]) for key in last if key.startswith("val/") and last[key]}
@@ -23,5 +23,5 @@ def test_last_validation_equals_an_evaluation(model: str, tmp_path: Path) -> Non
     again = json.loads((tmp_path / "again" / "metrics.json").read_text())["metrics"]
     assert len(numbers) > 5
     for name, value in numbers.items():
-        if not isnan(value):  # of no face; metrics.json has null
+        if not isnan(value):  # a number without a face is NaN here and null in metrics.json
             assert again[name] == pytest.approx(value, abs=1e-6), name
