@@ -38,24 +38,24 @@ def round_trip(decoder: Decoder, sigma: float, **options: bool) -> tuple[Tensor,
 
 
 @pytest.mark.parametrize("sigma", [1.0, 1.5, 2.0, 3.0])
-def test_dark_is_exact_in_the_whole_crop(sigma: float) -> None:
-    """Would catch a shift by half a cell, and peaks at the border that are moved inwards."""
+def test_dark_is_exact_everywhere(sigma: float) -> None:
+    """Half a cell lost, or a peak at the border that is moved inwards."""
     error, length, _ = round_trip("dark", sigma)
     assert length.max() < 0.05
     assert error.mean(0).abs().max() < 0.001
 
 
 @pytest.mark.parametrize("sigma", [1.0, 1.5, 2.0, 3.0])
-def test_soft_argmax_is_exact_away_from_the_border(sigma: float) -> None:
-    """Would catch a window that is too small, and cells far from the peak that pull the point to the middle."""
+def test_soft_argmax_is_exact_inside(sigma: float) -> None:
+    """Windows that are too small, or ground that draws a peak to the middle."""
     error, length, near = round_trip("soft_argmax", sigma)
     assert length[~near].max() < 0.05
     assert error[~near].mean(0).abs().max() < 0.005
     assert length.max() < STRIDE * sigma  # less than one standard deviation of the peak
 
 
-def test_quarter_halves_the_error_of_whole_cells() -> None:
-    """Would catch an offset to the wrong side."""
+def test_quarter_offset_halves_the_error_of_whole_cells() -> None:
+    """An offset to the wrong side."""
     error, length, near = round_trip("quarter", 1.5)
     assert length[~near].mean() == pytest.approx(0.765, abs=0.02)  # 1.53 without the offset
     assert error[~near].mean(0).abs().max() < 0.05
@@ -100,7 +100,7 @@ def test_decode_gives_finite_points_on_unusual_maps(decoder: Decoder) -> None:
     assert confidence[0, :3].tolist() == [0, 0, 0]
     assert ((confidence >= 0) & (confidence <= 1)).all()
     expected = from_grid(torch.tensor(places).float(), STRIDE)
-    for first in (3, 3 + len(places)):  # one hot cell among zeros and among negative values
+    for first in (3, 3 + len(places)):  # one hot cell, on zeros and on a negative ground
         torch.testing.assert_close(points[0, first : first + len(places)], expected)
 
 
