@@ -12,7 +12,8 @@ from facelab.errors import ConfigError
 from facelab.faces.batch import LandmarkBatch
 from facelab.faces.geometry import transform_points
 from facelab.faces.layouts import Layout
-from facelab.networks.hrnet import HRNetHead, HRNetTrunk
+from facelab.networks.hrnet import HRNetHead, HRNetTrunk, official_hrnet
+from facelab.networks.official import Official
 from facelab.networks.simple_baseline import SimpleBaselineHead
 from lightning_modules.landmark import LandmarkModule, Prediction
 
@@ -56,10 +57,14 @@ class HRNet(LandmarkModule):
         if isinstance(backbone, HRNetTrunk) and isinstance(self.head, SimpleBaselineHead):
             raise ConfigError(
                 "head",
-                ": simple_baseline uses the coarsest features alone, and the finer branches of backbone=hrnet_* would not "
-                "be trained; use head=hrnet",
+                ": simple_baseline uses the coarsest features alone, so that the finer branches of backbone=hrnet_* "
+                "would not be trained; use head=hrnet",
                 mounted=True,
             )
+
+    def official(self) -> Official:
+        """Return the correspondence of the layers and those of the reference code; see :func:`official_hrnet`."""
+        return official_hrnet(self.backbone, self.head)
 
     def forward(self, image: Tensor) -> Heatmaps:
         """Predict the heatmaps of crops ``(B, 3, H, W)`` uint8.

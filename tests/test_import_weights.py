@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from composing import SMALL_FACES
+from composing import SMALL_FACES, compose_config
 from conftest import open_door
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from facelab.errors import CheckpointError
 from facelab.networks.official import Official, fitted
+from facelab.runs.build import build
 from facelab.runs.checkpoint import load_run
 
 POINTS, NEIGHBOURS = 68, 10
@@ -328,6 +329,27 @@ def test_import_weights_keeps_the_output_of_pfld(name: str, key: str, tmp_path: 
     torch.testing.assert_close(points, expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_import_weights_keeps_the_output_of_hrnet(prefix: str, tmp_path: Path) -> None:
+    """Would catch exchanged layers of the head, and a refused file of a network in ``DataParallel``."""
+    overrides = ["model=hrnet", *SMALL_FACES, "backbone.width=4", "backbone.modules=[1,1,1]", "backbone.pretrained=false"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FACELAB_STAMP", "now")
+        module = jittered(build(compose_config(overrides), "model"))
+    names = {"backbone.pyramid.": "", "head.mix.0.": "head.0.", "head.mix.1.": "head.1.", "head.predict.": "head.3."}
+    state = {}
+    for name, value in module.state_dict().items():
+        if part := next((part for part in names if name.startswith(part)), None):
+            state[prefix + names[part] + name.removeprefix(part)] = value
+    torch.save(state, tmp_path / "HR18.pth")
+    open_door("import_weights", *overrides, "weights=HR18.pth", "hydra.run.dir=run", folder=tmp_path)
+    run = load_imported(tmp_path)
+    assert run.cfg.crop._target_.endswith("OfficialHRNetCrop") and run.module.official_rounding
+    image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.inference_mode():
+        torch.testing.assert_close(run.module(image).maps, module(image).maps)
+
+
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the weights ``pfld.pth`` and the run ``run`` imported from them."""
@@ -441,6 +463,7 @@ def test_import_weights_refuses_a_file_that_does_not_fit(
         (["model=pfld", "meanface=a.txt"], "no neighbours to set"),
         (["model=pfld", "head=multiscale_lite"], "the public codes have"),
         (["model=pfld", "backbone=resnet18"], "the public codes have"),
+        (["model=hrnet", "backbone=resnet18"], "HRNet-Facial-Landmark-Detection has backbone=hrnet_w18"),
         (["model=pfld", "trainer.max_epochs=3"], "has no effect: an imported run is not trained"),
     ],
 )

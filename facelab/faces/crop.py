@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal
 
-import cv2
 import numpy as np
 from annotated_types import Interval
 
 from facelab.bounds import Pixels, Seed
 from facelab.errors import ConfigError
 from facelab.faces.face import Face
-from facelab.faces.geometry import Array, bounding_box, box_to_image, from_cells
-from facelab.faces.image import CropError, PhotoFile
+from facelab.faces.geometry import Array, bounding_box, box_to_image
+from facelab.faces.image import PhotoFile
 
 MAX_FACTOR = 100
 """Upper bound of ``scale`` and ``shift`` in box sides. Beyond it a face would cover almost no pixel of a crop."""
@@ -90,7 +89,7 @@ class Crop:
         Raises:
             ValueError: the box has no area or is not finite.
         """
-        top_left, bottom_right = _corners(box)
+        top_left, bottom_right = box_corners(box)
         sides = bottom_right - top_left
         centre = (top_left + bottom_right) / 2 + np.asarray(self.shift) * sides
         sides = sides * np.asarray(self.scale)
@@ -131,7 +130,7 @@ class Crop:
         return file.cut_out(self.image_matrix(box, photo), self.size)
 
 
-def _corners(box: Array) -> Array:
+def box_corners(box: Array) -> Array:
     """Return the corners of a box, ``(2, 2)`` float64.
 
     Raises:
@@ -142,125 +141,6 @@ def _corners(box: Array) -> Array:
     if not (np.isfinite(sides).all() and (sides > 0).all()):
         raise ValueError(f"the box {np.round(box, 1).tolist()} has no area; a crop needs x0 < x1 and y0 < y1")
     return corners
-
-
-class Rectangle(NamedTuple):
-    """Part of a photo that a public code cuts out, both corners as x0 y0 x1 y1."""
-
-    labels: Array  # (4,) float64: the labels are divided by its sides
-    pixels: Array  # (4,) int64: first column and row, and the column and row behind the last
-
-
-class OfficialCrop(Crop):
-    """Base class of crops that equal those of a public code, to run its published weights.
-
-    The public codes cut whole pixels and resize them by ``cv2.resize``, without averaging in large photos. They
-    divide a label by the sides of the crop and do not add the half pixel between the edge of the first pixel and
-    its centre. The image is therefore at least half a photo pixel right of and below the labels. A network that was
-    trained on such crops has learned this displacement. The two maps of this class reproduce it.
-
-    The same codes also store the crop as an image file. A JPEG changes its pixels; this step is not reproduced.
-    """
-
-    def rectangle(self, box: Array, photo: Array | None) -> Rectangle:
-        """Return the part of the photo that the public code cuts out.
-
-        Args:
-            box: see :meth:`matrix`.
-            photo: see :meth:`matrix`.
-
-        Raises:
-            ValueError: the box has no area or is not finite.
-            CropError: not one whole pixel of the photo is left.
-        """
-        raise NotImplementedError
-
-    def matrix(self, box: Array, photo: Array | None = None) -> Array:
-        """Compute the map of landmarks; see :meth:`Crop.matrix`."""
-        return box_to_image(self.rectangle(box, photo).labels, self.size, self.size)
-
-    def image_matrix(self, box: Array, photo: Array | None = None) -> Array:
-        """Compute the map of the image; see :meth:`Crop.image_matrix`."""
-        edges = from_cells(self.rectangle(box, photo).pixels.reshape(2, 2).astype(np.float64), 1)
-        return box_to_image(edges.ravel(), self.size, self.size)
-
-    def cut_out(self, file: PhotoFile, box: Array, photo: Array | None = None) -> Array:
-        """Cut the crop from a photo; see :meth:`Crop.cut_out`."""
-        part = file.rectangle(*self.rectangle(box, photo).pixels.tolist())
-        return np.asarray(cv2.resize(part, (self.size, self.size), interpolation=cv2.INTER_LINEAR))
-
-
-class OfficialPIPNetCrop(OfficialCrop):
-    """Crop as jhb86253817/PIPNet prepares it.
-
-    With ``box="points"`` the rule of 300W: the box of the truncated landmarks, enlarged by whole pixels. With another
-    box the rule of WFLW, COFW and AFLW: only the pixels are truncated, so that image and labels differ by half a pixel
-    to one and a half. Both rules stop at the border of the photo, one pixel before its right and lower edge.
-
-    Raises:
-        ConfigError: ``square`` is true.
-    """
-
-    needs_photo = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.square:
-            raise ConfigError("square", "=true: the official crop of PIPNet is stretched")
-
-    def rectangle(self, box: Array, photo: Array | None) -> Rectangle:
-        """Return the part of the photo; see :meth:`OfficialCrop.rectangle`."""
-        corners, more, shift = _corners(box), np.asarray(self.scale) - 1, np.asarray(self.shift)
-        # Whole numbers of the last pixel's centre, as the codes have them.
-        last = np.full(2, np.inf) if photo is None else from_cells(np.asarray(photo, np.float64)[2:], 1)
-        if self.box == "points":
-            corners = np.trunc(corners)
-            sides = corners[1] - corners[0]
-            first = corners[0] - np.trunc(more / 2 * sides) + np.trunc(shift * sides)
-            first, sides = np.maximum(first, 0), np.trunc(sides * np.asarray(self.scale))
-            sides = np.minimum(sides, last - first)
-            corners = np.stack([first, first + sides])
-        else:
-            sides = corners[1] - corners[0]
-            low, high = corners[0] - sides * more / 2, corners[1] + sides * more / 2
-            corners = np.stack([np.maximum(low + shift * sides, 0), np.minimum(high + shift * sides, last)])
-        return _whole(corners, np.trunc(corners))
-
-
-class OfficialPFLDCrop(OfficialCrop):
-    """Crop as polarisZhao/PFLD-pytorch and Hsintao/pfld_106_face_landmarks prepare it.
-
-    Corners, centre and side of the square are truncated to whole pixels; outside the photo it is black.
-
-    Raises:
-        ConfigError: ``square`` is false.
-    """
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.square:
-            raise ConfigError("square", "=false: the official crop of PFLD is square")
-
-    def rectangle(self, box: Array, photo: Array | None) -> Rectangle:
-        """Return the part of the photo; see :meth:`OfficialCrop.rectangle`."""
-        first, last = np.trunc(_corners(box))
-        sides = last - first + 1
-        centre = np.trunc(first + sides / 2 + np.asarray(self.shift) * sides)
-        side = np.trunc((sides * np.asarray(self.scale)).max())
-        corner = centre - side // 2
-        corners = np.stack([corner, corner + side])
-        return _whole(corners, corners)
-
-
-def _whole(labels: Array, pixels: Array) -> Rectangle:
-    """Return a rectangle of whole pixels.
-
-    Raises:
-        CropError: it has not one pixel.
-    """
-    if not (pixels[1] > pixels[0]).all():
-        raise CropError("the box leaves not one whole pixel of the photo")
-    return Rectangle(labels.ravel(), pixels.ravel().astype(np.int64))
 
 
 JitterScale = Annotated[float, Interval(gt=0, le=MAX_FACTOR)]

@@ -226,6 +226,16 @@ def warp(image: Array, matrix: Array, size: int, *, reduce: int) -> NDArray[np.u
     return cv2.warpAffine(image, to_crop[:2], (size, size), flags=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
 
 
+def cut_rectangle(image: Array, x0: int, y0: int, x1: int, y1: int) -> NDArray[np.uint8]:
+    """Cut whole pixels from an image, without interpolation; see :meth:`PhotoFile.rectangle`."""
+    return _cut_pixels(image, np.array([[1.0, 0, -x0], [0, 1, -y0], [0, 0, 1]]), (x1 - x0, y1 - y0))
+
+
+def _cut_pixels(image: Array, matrix: Array, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Map whole pixels to whole pixels, black outside the image ``(H, W, 3)``."""
+    return cv2.warpAffine(image, matrix[:2], size, flags=cv2.INTER_NEAREST).astype(np.uint8, copy=False)
+
+
 class CropError(ImageError):
     """Crop that cannot be cut from a readable photo."""
 
@@ -305,10 +315,9 @@ class PhotoFile:
         image = self._read(1)
         self._check_overlap(from_stored, size, image.shape[1::-1])
         try:
-            part = cv2.warpAffine(image, from_stored[:2], size, flags=cv2.INTER_NEAREST)
+            return _cut_pixels(image, from_stored, size)
         except cv2.error as error:
             raise CropError(f"{self.path}: {error.err}") from error
-        return part.astype(np.uint8, copy=False)
 
     def _from_stored(self, matrix: Array) -> Array:
         """Return the same map from pixels of the stored photo."""

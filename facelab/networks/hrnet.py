@@ -20,6 +20,7 @@ from facelab.bounds import Share
 from facelab.coders.heatmap import Heatmaps
 from facelab.errors import ConfigError
 from facelab.networks.backbone import published_network, read_tensors
+from facelab.networks.official import Official
 
 Width: TypeAlias = Annotated[int, Interval(ge=1, le=128)]
 """Channels of the finest branch; the coarsest has 8 times as many. 64 is the largest published width."""
@@ -163,6 +164,28 @@ def precise(predict: nn.Conv2d, features: Tensor) -> Heatmaps:
     """Compute the last layer without autocast: bfloat16 rounds the top of a peak by 0.004, which moves it."""
     with torch.autocast(features.device.type, enabled=False):
         return Heatmaps(predict(features.to(predict.weight.dtype)))
+
+
+def official_hrnet(backbone: nn.Module, head: nn.Module) -> Official:
+    """Return the correspondence of the layers and those of HRNet/HRNet-Facial-Landmark-Detection.
+
+    Args:
+        backbone: HRNet's trunk, whose layers have the same names in that code.
+        head: HRNet's head.
+
+    Returns:
+        Layers with the prefixes ``backbone.`` and ``head.``.
+
+    Raises:
+        ConfigError: that code does not have this pair.
+    """
+    if not isinstance(backbone, HRNetTrunk) or not isinstance(head, HRNetHead):
+        raise ConfigError(
+            "backbone", ": HRNet-Facial-Landmark-Detection has backbone=hrnet_w18 and head=hrnet", mounted=True
+        )
+    names = dict.fromkeys(name.rpartition(".")[0] for name in backbone.pyramid.state_dict())
+    layers = {f"backbone.pyramid.{name}": (name,) for name in names}
+    return Official(layers | {"head.mix.0": ("head.0",), "head.mix.1": ("head.1",), "head.predict": ("head.3",)})
 
 
 def _layers(channels: Sequence[int], modules: Sequence[int]) -> dict[str, object]:

@@ -9,15 +9,17 @@ import cv2
 import numpy as np
 import pytest
 from conftest import face_data
+from PIL import Image
 
 from facelab.annotations.wflw98 import WFLW
 from facelab.annotations.ytf68 import YTFaces
 from facelab.errors import ConfigError
-from facelab.faces.crop import BoxJitter, Crop, OfficialPFLDCrop, OfficialPIPNetCrop
+from facelab.faces.crop import BoxJitter
 from facelab.faces.face import Face
 from facelab.faces.geometry import Array, bounding_box, image_box, to_cells, transform_points
 from facelab.faces.image import CropError, PhotoFile
 from facelab.faces.layouts import IBUG68, WFLW98
+from facelab.faces.official_crops import OfficialCrop, OfficialHRNetCrop, OfficialPFLDCrop, OfficialPIPNetCrop
 
 
 class Prepared(NamedTuple):
@@ -67,10 +69,40 @@ def pfld(image: Array, points: Array, box: Array, size: int) -> Prepared:
     return Prepared(resized(padded, size), (points - [x, y]) / side)
 
 
-RULES: dict[str, tuple[Crop, Callable[..., Prepared]]] = {
-    "300W": (OfficialPIPNetCrop(256, 1.1, False, (0.0, 0.0), "points"), pipnet_300w),
-    "WFLW": (OfficialPIPNetCrop(256, 1.2, False, (0.0, 0.0), "given"), pipnet_wflw),
-    "PFLD": (OfficialPFLDCrop(112, 1.2, True, (0.0, 0.0), "points"), pfld),
+def stretched(image: Array, size: tuple[int, int]) -> Array:
+    """Stretch the contrast to 0..255 and resize by Pillow, as ``scipy.misc.imresize`` did, which SciPy removed."""
+    low, high = image.min(), image.max()
+    scaled = (image.astype(np.float32) - low) * np.float32(255.0 / (float(high) - float(low))) + np.float32(0.5)
+    return np.asarray(Image.fromarray(scaled.astype(np.uint8)).resize(size, Image.Resampling.BILINEAR))
+
+
+def hrnet(image: Array, points: Array, box: Array, size: int) -> Prepared:
+    """Prepare a face as HRNet: a square of whole pixels, of a shrunk photo if the square has two crops per side."""
+    low, high = np.floor(points.min(0)), np.ceil(points.max(0))
+    centre, side = (low + high) / 2, (high - low).max() / 200 * 1.25 * 200
+    labels = (points - (centre - side / 2)) / side
+    factor = side / size
+    if factor >= 2:
+        height, width = (int(length // factor) for length in image.shape[:2])
+        image, centre, side = stretched(image, (width, height)), centre.astype(np.float32) / np.float32(factor), size
+    forward = np.diag([size / side, size / side, 1.0])
+    forward[:2, 2] = size * (-centre / side + 0.5)
+    corners = [(np.linalg.inv(forward) @ [v - 1, v - 1, 1])[:2].astype(int) + 1 for v in (0, size)]
+    (x0, y0), (x1, y1) = corners
+    padded = np.zeros((y1 - y0, x1 - x0, 3), np.uint8)
+    height, width = image.shape[:2]
+    left, top, right, bottom = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+    padded[top - y0 : bottom - y0, left - x0 : right - x0] = image[top:bottom, left:right]
+    return Prepared(stretched(padded, (size, size)), labels)
+
+
+RULES: dict[str, tuple[OfficialCrop, Callable[..., Prepared]]] = {
+    "300W": (OfficialPIPNetCrop(256, 1.1, False, (0.0, 0.0), "points", 0), pipnet_300w),
+    "WFLW": (OfficialPIPNetCrop(256, 1.2, False, (0.0, 0.0), "given", 0), pipnet_wflw),
+    "PFLD": (OfficialPFLDCrop(112, 1.2, True, (0.0, 0.0), "points", 0), pfld),
+    "300W .pts": (OfficialPIPNetCrop(256, 1.1, False, (0.0, 0.0), "points", 1), pipnet_300w),
+    "HRNet .pts": (OfficialHRNetCrop(256, 1.25, True, (0.0, 0.0), "points", 1), hrnet),
+    "HRNet": (OfficialHRNetCrop(256, 1.25, True, (0.0, 0.0), "points", 0), hrnet),
 }
 
 
@@ -80,18 +112,19 @@ def check(rule: str, path: Path, face: Face) -> None:
     image = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     height, width = image.shape[:2]
     points = face.points.astype(np.float64)
-    expected = prepare(image, points, face.box.astype(np.float64), crop.size)
+    numbers = points + crop.first_pixel  # of the annotation, as the public code reads them
+    expected = prepare(image, numbers, face.box.astype(np.float64), crop.size)
     photo = image_box(width, height)
     box = crop.reference_box(face, photo)
     np.testing.assert_array_equal(crop.cut_out(PhotoFile(path, "stored"), box, photo), expected.image)
-    labelled = np.trunc(points) if rule == "300W" else points
-    labels = to_cells(transform_points(crop.matrix(box, photo), labelled), crop.size)
+    labelled = np.trunc(numbers) if rule.startswith("300W") else numbers
+    labels = to_cells(transform_points(crop.matrix(box, photo), labelled - crop.first_pixel), crop.size)
     np.testing.assert_allclose(labels, expected.labels, atol=1e-9)
 
 
 def real_faces(rule: str) -> Iterator[tuple[Path, Face]]:
     """Yield photos and faces of the dataset whose rule is tested."""
-    if rule == "300W":
+    if rule.startswith("300W"):
         photos = YTFaces("ytf68", str(face_data("ytf68")), IBUG68, False).photos("test")[::9]
     else:
         photos = WFLW("wflw98", str(face_data("WFLW")), WFLW98, 0.1, True).photos("test")
@@ -137,8 +170,8 @@ def test_official_crop_moves_the_image_right_of_and_below_the_labels() -> None:
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        (lambda: OfficialPIPNetCrop(256, 1.1, True, (0.0, 0.0), "points"), "square=true"),
-        (lambda: OfficialPFLDCrop(112, 1.2, False, (0.0, 0.0), "points"), "square=false"),
+        (lambda: OfficialPIPNetCrop(256, 1.1, True, (0.0, 0.0), "points", 0), "square=true"),
+        (lambda: OfficialPFLDCrop(112, 1.2, False, (0.0, 0.0), "points", 0), "square=false"),
         (lambda: BoxJitter((1.3, 0.9), 0.1, 0), "scale"),
         (lambda: BoxJitter((1.0,), 0.1, 0), "scale"),
     ],
