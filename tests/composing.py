@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
 
+from facelab.runs import resolvers  # noqa: F401  registers them
 from facelab.runs.check import TRAIN_KEYS, check_config
 
 ROOT = Path(__file__).parents[1]

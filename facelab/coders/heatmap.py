@@ -24,6 +24,10 @@ SMALLEST = 1e-10
 """Lower bound of a heat before its logarithm, as in the reference code of DARK."""
 QUARTER = 0.25
 """Cells between a cell's centre and the decoded point, as in the reference code of HRNet."""
+NEWTON_STEPS = 3
+"""Steps after which the centre of a Gaussian at the border is exact to 0.003 pixels of the crop."""
+LEAST_SPREAD = 0.05
+"""Smallest variance of the visible part of a peak as a fraction of the whole, against steps without end."""
 LEAST_CELLS = 3
 """Cells per side of the smallest map: a parabola needs three."""
 
@@ -53,8 +57,9 @@ class HeatmapCoder(nn.Module):
             ``quarter`` moves a quarter of a cell from the highest cell towards its higher neighbours; as in the
             reference code it does not move in border cells, and a map without a positive value gives the point half a
             cell left of and above the crop.
-            ``soft_argmax`` is the centre of gravity of the squared positive heat around the highest cell. It is biased
-            towards the middle within ``3 * sigma`` cells of the border, where a part of the peak is missing.
+            ``soft_argmax`` is the centre of gravity of the squared positive heat around the highest cell. Within
+            ``3 * sigma`` cells of the border a part of the peak is missing, which would move the point inwards; there
+            it is the centre of the Gaussian whose visible part has this centre of gravity.
         official_int_cell: encode as the reference code: peak at the centre of the cell, cut off at its window.
         official_border: also shift peaks in the first cells as the reference code does, by one cell for a sigma of 1.5.
 
@@ -162,7 +167,37 @@ class HeatmapCoder(nn.Module):
         offsets = torch.arange(-self.radius, self.radius + 1, device=maps.device)
         total = weight.sum((2, 3)).clamp(min=torch.finfo(weight.dtype).tiny)
         across, down = (weight.sum(2) * offsets).sum(-1), (weight.sum(3) * offsets).sum(-1)
-        return cell + torch.stack((across, down), -1) / total[..., None]
+        mean = torch.stack((across, down), -1) / total[..., None]
+        return cell + self._complete(mean, cell, maps.shape[-1])
+
+    def _complete(self, mean: Tensor, cell: Tensor, side: int) -> Tensor:
+        """Compute the centre of a squared peak from the centre of gravity of its part on the map.
+
+        Newton's method for the mean of a truncated Gaussian: the derivative of that mean by the centre is its variance
+        divided by that of the whole peak. Far from the border both are equal, and nothing changes.
+
+        Args:
+            mean: ``(B, N, 2)`` centre of gravity in cells, relative to ``cell``.
+            cell: ``(B, N, 2)`` highest cell.
+            side: cells per side of the map.
+
+        Returns:
+            ``(B, N, 2)`` in cells relative to ``cell``, on the map.
+        """
+        # Twice the window, so that its own ends have no effect.
+        offsets = torch.arange(-2 * self.radius, 2 * self.radius + 1, device=mean.device)
+        on_map = ((cell[..., None] + offsets >= 0) & (cell[..., None] + offsets < side)).to(mean.dtype)  # (B, N, 2, p)
+        variance = self.sigma**2 / 2  # of a squared Gaussian
+        lowest, largest = -0.5 - cell, side - 0.5 - cell  # half a cell beyond the first and last centre
+        centre = mean
+        for _ in range(NEWTON_STEPS):
+            weight = _gaussian(offsets - centre[..., None], variance**0.5) * on_map
+            weight = weight / weight.sum(-1, keepdim=True)
+            expected = (weight * offsets).sum(-1)
+            spread = (weight * (offsets - expected[..., None]) ** 2).sum(-1).clamp(min=variance * LEAST_SPREAD)
+            step = (mean - expected) * variance / spread
+            centre = torch.minimum(torch.maximum(centre + step, lowest), largest)
+        return centre
 
     def _dark(self, maps: Tensor, cell: Tensor, highest: Tensor) -> Tensor:
         """Find the top of the parabola through the logarithms around the highest cell, ``(B, N, 2)`` on the grid."""

@@ -37,21 +37,13 @@ def round_trip(decoder: Decoder, sigma: float, **options: bool) -> tuple[Tensor,
     return error, error.norm(dim=-1), near
 
 
+@pytest.mark.parametrize("decoder", ["dark", "soft_argmax"])
 @pytest.mark.parametrize("sigma", [1.0, 1.5, 2.0, 3.0])
-def test_dark_is_exact_everywhere(sigma: float) -> None:
-    """Half a cell lost, or a peak at the border that is moved inwards."""
-    error, length, _ = round_trip("dark", sigma)
+def test_heatmap_coder_decodes_exactly_everywhere(decoder: Decoder, sigma: float) -> None:
+    """Would catch half a cell lost, a window that is too small, or a peak at the border that is moved inwards."""
+    error, length, _ = round_trip(decoder, sigma)
     assert length.max() < 0.05
     assert error.mean(0).abs().max() < 0.001
-
-
-@pytest.mark.parametrize("sigma", [1.0, 1.5, 2.0, 3.0])
-def test_soft_argmax_is_exact_inside(sigma: float) -> None:
-    """Windows that are too small, or ground that draws a peak to the middle."""
-    error, length, near = round_trip("soft_argmax", sigma)
-    assert length[~near].max() < 0.05
-    assert error[~near].mean(0).abs().max() < 0.005
-    assert length.max() < STRIDE * sigma  # less than one standard deviation of the peak
 
 
 def test_quarter_offset_halves_the_error_of_whole_cells() -> None:
@@ -100,8 +92,11 @@ def test_decode_gives_finite_points_on_unusual_maps(decoder: Decoder) -> None:
     assert confidence[0, :3].tolist() == [0, 0, 0]
     assert ((confidence >= 0) & (confidence <= 1)).all()
     expected = from_grid(torch.tensor(places).float(), STRIDE)
+    # A part of a peak at the border: its centre may be half a cell further out.
+    bound = STRIDE / 2 if decoder == "soft_argmax" else 1e-4
     for first in (3, 3 + len(places)):  # one hot cell, on zeros and on a negative ground
-        torch.testing.assert_close(points[0, first : first + len(places)], expected)
+        difference = (points[0, first : first + len(places)] - expected).abs()
+        assert difference[-2:].max() < 1e-4 and difference.max() <= bound
 
 
 def test_decode_ignores_a_constant_added_to_a_map() -> None:
