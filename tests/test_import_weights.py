@@ -332,7 +332,13 @@ def test_import_weights_keeps_the_output_of_pfld(name: str, key: str, tmp_path: 
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_import_weights_keeps_the_output_of_hrnet(prefix: str, tmp_path: Path) -> None:
     """Would catch exchanged layers of the head, and a refused file of a network in ``DataParallel``."""
-    overrides = ["model=hrnet", *SMALL_FACES, "backbone.width=4", "backbone.modules=[1,1,1]", "backbone.pretrained=false"]
+    overrides = [
+        "model=hrnet",
+        *SMALL_FACES,
+        "backbone.width=4",
+        "backbone.modules=[1,1,1]",
+        "backbone.pretrained=false",
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FACELAB_STAMP", "now")
         module = jittered(build(compose_config(overrides), "model"))

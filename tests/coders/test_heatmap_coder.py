@@ -39,15 +39,15 @@ def round_trip(decoder: Decoder, sigma: float, **options: bool) -> tuple[Tensor,
 
 @pytest.mark.parametrize("decoder", ["dark", "soft_argmax"])
 @pytest.mark.parametrize("sigma", [1.0, 1.5, 2.0, 3.0])
-def test_heatmap_coder_decodes_exactly_everywhere(decoder: Decoder, sigma: float) -> None:
-    """Would catch half a cell lost, a window that is too small, or a peak at the border that is moved inwards."""
+def test_heatmap_coder_is_exact_in_the_whole_crop(decoder: Decoder, sigma: float) -> None:
+    """Would catch a shift by half a cell, a small window, and peaks at the border that are moved inwards."""
     error, length, _ = round_trip(decoder, sigma)
     assert length.max() < 0.05
     assert error.mean(0).abs().max() < 0.001
 
 
-def test_quarter_offset_halves_the_error_of_whole_cells() -> None:
-    """An offset to the wrong side."""
+def test_quarter_halves_the_error_of_whole_cells() -> None:
+    """Would catch an offset to the wrong side."""
     error, length, near = round_trip("quarter", 1.5)
     assert length[~near].mean() == pytest.approx(0.765, abs=0.02)  # 1.53 without the offset
     assert error[~near].mean(0).abs().max() < 0.05
@@ -92,9 +92,9 @@ def test_decode_gives_finite_points_on_unusual_maps(decoder: Decoder) -> None:
     assert confidence[0, :3].tolist() == [0, 0, 0]
     assert ((confidence >= 0) & (confidence <= 1)).all()
     expected = from_grid(torch.tensor(places).float(), STRIDE)
-    # A part of a peak at the border: its centre may be half a cell further out.
+    # At the border a hot cell is a part of a peak, whose centre may be half a cell outside.
     bound = STRIDE / 2 if decoder == "soft_argmax" else 1e-4
-    for first in (3, 3 + len(places)):  # one hot cell, on zeros and on a negative ground
+    for first in (3, 3 + len(places)):  # one hot cell among zeros and among negative values
         difference = (points[0, first : first + len(places)] - expected).abs()
         assert difference[-2:].max() < 1e-4 and difference.max() <= bound
 

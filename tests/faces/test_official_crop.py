@@ -77,7 +77,7 @@ def stretched(image: Array, size: tuple[int, int]) -> Array:
 
 
 def hrnet(image: Array, points: Array, box: Array, size: int) -> Prepared:
-    """Prepare a face as HRNet: a square of whole pixels, of a shrunk photo if the square has two crops per side."""
+    """Prepare a face as HRNet: a square of whole pixels, of a shrunk photo if its side is twice that of the crop."""
     low, high = np.floor(points.min(0)), np.ceil(points.max(0))
     centre, side = (low + high) / 2, (high - low).max() / 200 * 1.25 * 200
     labels = (points - (centre - side / 2)) / side
