@@ -189,11 +189,7 @@ def test_encode_official_options_equal_the_reference_code(
 def test_quarter_equals_the_reference_code() -> None:
     """Would catch another rule for border cells, and for maps without a positive value."""
     maps = torch.zeros(1, 6, 64, 64)
-    maps[0, 0, 10, 20], maps[0, 0, 10, 21], maps[0, 0, 9, 20] = (
-        1.0,
-        0.5,
-        0.5,
-    )  # higher neighbours on the right and above
+    maps[0, 0, 10, 20], maps[0, 0, 10, 21], maps[0, 0, 9, 20] = 1.0, 0.5, 0.5  # higher on the right and above
     maps[0, 1, 10, 20] = 1.0  # equal neighbours
     maps[0, 2, 0, 20], maps[0, 2, 0, 21] = 1.0, 0.5  # first row
     maps[0, 3, 62, 62], maps[0, 3, 62, 61] = 1.0, 0.5  # last row and column with an offset

@@ -34,9 +34,8 @@ def test_resized_crop_draws_as_the_reference_code() -> None:
     for warp in warps[:20]:
         assert transform_points(warp.matrix, centre) == pytest.approx(centre)
         assert (np.linalg.det(warp.matrix) < 0) == warp.flipped
-        x, y = np.diff(transform_points(warp.matrix, points), axis=0)[
-            0
-        ]  # direction of the second point; to the left if flipped
+        # From the first point to the second: to the right, or to the left if flipped.
+        x, y = np.diff(transform_points(warp.matrix, points), axis=0)[0]
         assert np.degrees(np.arctan2(y, x)) == pytest.approx(warp.degrees + (180 if warp.flipped else 0)) or (
             warp.flipped and np.degrees(np.arctan2(-y, -x)) == pytest.approx(warp.degrees)
         )
