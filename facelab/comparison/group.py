@@ -287,13 +287,13 @@ def _apart(a: Row, b: Row, metric: str) -> bool:
 
 
 def paper_value(table: Table, row: Row, metric: str) -> float:
-    """Return the published result for a row's method and backbone on these faces; NaN if there is none."""
+    """Return the published result for a row's method and settings on these faces; NaN if there is none."""
     config = row.runs[0].config
-    method, backbone = class_name(config.get(MODEL)).lower(), config.get("backbone.name")
+    method, settings = class_name(config.get(MODEL)).lower(), {f"{key}={value}" for key, value in config.items()}
     values = (
         entry.value
         for entry in table.published
-        if entry.metric == metric and entry.method.lower() == method and entry.backbone in ("", backbone)
+        if entry.metric == metric and entry.method.lower() == method and settings.issuperset(entry.settings.split())
     )
     return next(values, math.nan)
 

@@ -511,10 +511,10 @@ def _published(table: Table) -> str:
     if not table.published:
         return ""
     rows = [
-        [entry.method, entry.backbone or "-", entry.metric, f"{100 * entry.value:.2f}", entry.source]
+        [entry.method, entry.settings or "-", entry.metric, f"{100 * entry.value:.2f}", entry.source]
         for entry in table.published
     ]
-    content = _plain_table(["method", "backbone", "metric", "%", "source"], rows, [3], "Published results")
+    content = _plain_table(["method", "settings", "metric", "%", "source"], rows, [3], "Published results")
     return f"<details><summary>Published results on these faces: {len(rows)}</summary>{content}</details>"
 
 

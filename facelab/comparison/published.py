@@ -13,7 +13,7 @@ class Published(NamedTuple):
     """A result on an official test set from a paper or the repository of its authors."""
 
     method: str  # class of the module in this project, such as PIPNet
-    backbone: str  # backbone.name in the configuration; empty if the method has only one
+    settings: str  # KEY=VALUE of the configuration, such as backbone.name=resnet18, separated by spaces
     metric: str  # name under which this project logs the metric
     value: float  # fraction
     source: str
@@ -35,7 +35,7 @@ def official(protocol: Mapping[str, Any], file: Path = FILE) -> list[Published]:
     wanted = tuple(str(protocol.get(key)) for key in ("dataset", "split", "faces", "layout"))
     with file.open(newline="", encoding="utf-8") as stream:
         return [
-            Published(row["method"], row["backbone"], row["metric"], float(row["value"]), row["source"])
+            Published(row["method"], row["settings"], row["metric"], float(row["value"]), row["source"])
             for row in csv.DictReader(stream)
             if (row["dataset"], row["split"], row["faces"], row["layout"]) == wanted
         ]
