@@ -12,11 +12,11 @@ from facelab.faces.geometry import Array, affine_about_centre, flip_image
 
 
 class HRNetDataModule(LandmarkDataModule):
-    """Faces for HRNet and other heatmap networks. They need nothing of the training set except its faces."""
+    """Datamodule of HRNet and other heatmap networks, which need no statistics of the training set."""
 
 
 class ResizedCrop(Augmentation):
-    """Random changes of the reference code: another side of the crop, a rotation and a flip.
+    """Augmentation of the reference code: a random side of the crop, a rotation and a flip.
 
     The side is multiplied by a factor uniform in 1 +- ``scale_limit``, for every face; the face becomes smaller where
     the crop becomes larger. (:class:`Augmentation` draws the size of the face uniformly.) Departure from
@@ -24,10 +24,10 @@ class ResizedCrop(Augmentation):
     against its points, and all changes are one interpolation.
 
     Args:
-        flip_probability: of a left-right flip.
-        scale_limit: under 1.
-        rotation_probability: of a rotation about the crop's centre, uniform in +-``rotation_limit``.
-        rotation_limit: degrees.
+        flip_probability: probability of a left-right flip.
+        scale_limit: largest relative change of the side; below 1.
+        rotation_probability: probability of a rotation about the crop's centre, uniform in +-``rotation_limit``.
+        rotation_limit: largest angle in degrees.
         pixels: see :class:`Augmentation`.
 
     Raises:

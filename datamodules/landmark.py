@@ -234,7 +234,7 @@ class FaceDataset(Dataset[LandmarkBatch]):
         if self.crop.box == "image" or self.crop.needs_photo:
             photo = PhotoFile(self.paths[row], self.orientations[row]).box()
         box = self.crop.reference_box(self.faces[row], np.zeros(4) if photo is None else photo)
-        return (self.box_jitter.moved(box, row) if self.box_jitter else box), photo
+        return (self.box_jitter.change(box, row) if self.box_jitter else box), photo
 
     def _sample(self, row: int, rng: np.random.Generator) -> LandmarkBatch:
         """Read, cut out and augment a face."""

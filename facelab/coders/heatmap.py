@@ -17,7 +17,7 @@ from facelab.faces.geometry import from_grid, to_cells, to_grid
 
 Decoder: TypeAlias = Literal["dark", "quarter", "soft_argmax"]
 Sigma: TypeAlias = Annotated[float, Interval(gt=0, le=16)]
-"""Cells. A larger peak would fill the maps of every method."""
+"""Standard deviation of a peak in cells. A larger peak would fill the maps of every method."""
 REACH = 3.0
 """Half width of the reference target, the smoothing and the centre of gravity, in standard deviations of the peak."""
 SMALLEST = 1e-10
@@ -41,8 +41,8 @@ class Heatmaps(NamedTuple):
 class HeatmapCoder(nn.Module):
     """Convert between points and :class:`Heatmaps`.
 
-    A target is a Gaussian with peak 1 at the real-valued position. A landmark outside the crop has an empty map, which
-    is trained as "no peak". Nothing is cut off at a window, so that every decoder has the exact shape.
+    A target is a Gaussian with peak 1 at the real-valued position. It is not cut off at a window, because the decoders
+    need its exact shape. A landmark outside the crop has an empty map, which the network learns as "no peak".
 
     The reference code (HRNet/HRNet-Facial-Landmark-Detection) truncates positions to whole cells, which costs 0.38
     cells in the mean, and cuts the peak off at a window. It also empties the map of a landmark above the upper edge of
@@ -80,9 +80,9 @@ class HeatmapCoder(nn.Module):
         self.register_buffer("smoothing", self._smoothing(), persistent=False)
 
     def _smoothing(self) -> Tensor:
-        """Return the smoothing of the three cells in the middle of a row, ``(3, 2 * radius + 3)``.
+        """Return the Gaussian weights of the three middle cells of a row, ``(3, 2 * radius + 3)``.
 
-        Standard deviation as of the target.
+        Their standard deviation is that of the target.
         """
         offsets = torch.arange(-self.radius - 1, self.radius + 2)
         distance = offsets - torch.tensor([[-1], [0], [1]])
@@ -90,7 +90,7 @@ class HeatmapCoder(nn.Module):
         return weight / weight.sum(1, keepdim=True)
 
     def encode(self, points: Tensor, valid: Tensor, image_size: int) -> Heatmaps:
-        """Compute the maps of a perfect network.
+        """Compute the target maps.
 
         Args:
             points: ``(B, N, 2)`` in pixels of the crop.
@@ -139,7 +139,7 @@ class HeatmapCoder(nn.Module):
 
         Returns:
             points: ``(B, N, 2)`` float32 in pixels of the crop.
-            confidence: ``(B, N)`` the highest value, cut off at 0 and 1; 0 for a map of equal values.
+            confidence: ``(B, N)`` the highest value, clamped to 0..1; 0 for a map of equal values.
         """
         with torch.autocast(heatmaps.maps.device.type, enabled=False):
             maps = heatmaps.maps.float()
@@ -153,7 +153,7 @@ class HeatmapCoder(nn.Module):
 
     def _quarter(self, maps: Tensor, cell: Tensor, highest: Tensor) -> Tensor:
         """Move a quarter of a cell towards the higher neighbours, ``(B, N, 2)`` on the grid."""
-        patch, _ = _patch(maps, cell, 1)  # (B, N, 3, 3)
+        patch, _ = _read_patch(maps, cell, 1)  # (B, N, 3, 3)
         difference = torch.stack((patch[..., 1, 2] - patch[..., 1, 0], patch[..., 2, 1] - patch[..., 0, 1]), -1)
         inside = ((cell >= 1) & (cell <= maps.shape[-1] - 2)).all(-1, keepdim=True)
         place = cell + torch.where(inside, QUARTER * difference.sign(), 0.0)
@@ -161,16 +161,16 @@ class HeatmapCoder(nn.Module):
 
     def _centre_of_gravity(self, maps: Tensor, cell: Tensor, highest: Tensor) -> Tensor:
         """Average the cells around the highest, ``(B, N, 2)`` on the grid."""
-        patch, inside = _patch(maps, cell, self.radius)
+        patch, inside = _read_patch(maps, cell, self.radius)
         highest = highest.clamp(min=torch.finfo(patch.dtype).tiny)[..., None, None]
         weight = torch.where(inside, (patch.relu() / highest).square(), 0.0)  # at most 1, whatever the scale
         offsets = torch.arange(-self.radius, self.radius + 1, device=maps.device)
         total = weight.sum((2, 3)).clamp(min=torch.finfo(weight.dtype).tiny)
         across, down = (weight.sum(2) * offsets).sum(-1), (weight.sum(3) * offsets).sum(-1)
         mean = torch.stack((across, down), -1) / total[..., None]
-        return cell + self._complete(mean, cell, maps.shape[-1])
+        return cell + self._correct_border(mean, cell, maps.shape[-1])
 
-    def _complete(self, mean: Tensor, cell: Tensor, side: int) -> Tensor:
+    def _correct_border(self, mean: Tensor, cell: Tensor, side: int) -> Tensor:
         """Compute the centre of a squared peak from the centre of gravity of its part on the map.
 
         Newton's method for the mean of a truncated Gaussian: the derivative of that mean by the centre is its variance
@@ -203,12 +203,12 @@ class HeatmapCoder(nn.Module):
         """Find the top of the parabola through the logarithms around the highest cell, ``(B, N, 2)`` on the grid."""
         last = maps.shape[-1] - 1
         middle = cell.clamp(1, last - 1)  # of the 3 x 3 cells; the parabola of a Gaussian is the same everywhere
-        patch, _ = _patch(maps, middle, self.radius + 1)
+        patch, _ = _read_patch(maps, middle, self.radius + 1)
         smooth = ((self.smoothing @ patch)[..., None, :] * self.smoothing).sum(-1)  # (B, N, 3, 3)
         far = self.radius + 1
         whole = ((middle >= far) & (middle <= last - far)).all(-1)[..., None, None]
         heat = torch.where(whole, smooth, patch[..., self.radius : self.radius + 3, self.radius : self.radius + 3])
-        offset, is_peak = _top(heat.clamp(min=SMALLEST).log())
+        offset, is_peak = _find_top(heat.clamp(min=SMALLEST).log())
         place = torch.where(is_peak[..., None], middle + offset, cell.to(offset.dtype))
         return torch.minimum(torch.maximum(place, cell - 1.0), cell + 1.0)
 
@@ -217,7 +217,7 @@ def _gaussian(distance: Tensor, sigma: float) -> Tensor:
     return torch.exp(-(distance**2) / (2 * sigma**2))
 
 
-def _patch(maps: Tensor, middle: Tensor, radius: int) -> tuple[Tensor, Tensor]:
+def _read_patch(maps: Tensor, middle: Tensor, radius: int) -> tuple[Tensor, Tensor]:
     """Read the cells around one cell of each map.
 
     Args:
@@ -237,7 +237,7 @@ def _patch(maps: Tensor, middle: Tensor, radius: int) -> tuple[Tensor, Tensor]:
     return maps.flatten(2).gather(2, flat.flatten(2)).unflatten(2, flat.shape[2:]), on_map
 
 
-def _top(values: Tensor) -> tuple[Tensor, Tensor]:
+def _find_top(values: Tensor) -> tuple[Tensor, Tensor]:
     """Find the top of the parabola through 3 x 3 values (as in DARK).
 
     Args:

@@ -176,7 +176,7 @@ class BoxJitter:
     def __str__(self) -> str:
         return f"scale {self.scale[0]} to {self.scale[1]}, shift {self.shift}, seed {self.seed}"
 
-    def moved(self, box: Array, row: int) -> Array:
+    def change(self, box: Array, row: int) -> Array:
         """Return the changed box of a face, ``(4,)`` float64; NaN stays NaN.
 
         Args:

@@ -110,7 +110,7 @@ class OfficialPIPNetCrop(OfficialCrop):
             sides = corners[1] - corners[0]
             low, high = corners[0] - sides * more / 2, corners[1] + sides * more / 2
             corners = np.stack([np.maximum(low + shift * sides, 0), np.minimum(high + shift * sides, last)])
-        return _whole(corners, np.trunc(corners))
+        return _build_rectangle(corners, np.trunc(corners))
 
 
 class OfficialPFLDCrop(OfficialCrop):
@@ -135,7 +135,7 @@ class OfficialPFLDCrop(OfficialCrop):
         side = np.trunc((sides * np.asarray(self.scale)).max())
         corner = centre - side // 2
         corners = np.stack([corner, corner + side])
-        return _whole(corners, corners)
+        return _build_rectangle(corners, corners)
 
 
 class OfficialHRNetCrop(OfficialCrop):
@@ -173,7 +173,7 @@ class OfficialHRNetCrop(OfficialCrop):
         )
         from_crop = np.linalg.inv(to_crop)
         pixels = [np.trunc((from_crop @ [corner, corner, 1])[:2]) + 1 for corner in (-1, self.size - 1)]
-        return _whole(np.stack([centre - side / 2, centre + side / 2]), np.stack(pixels))
+        return _build_rectangle(np.stack([centre - side / 2, centre + side / 2]), np.stack(pixels))
 
     def image_matrix(self, box: Array, photo: Array | None = None) -> Array:
         """Compute the map of the image; see :meth:`Crop.image_matrix`."""
@@ -223,7 +223,7 @@ class OfficialHRNetCrop(OfficialCrop):
         return width, height
 
 
-def _whole(labels: Array, pixels: Array) -> Rectangle:
+def _build_rectangle(labels: Array, pixels: Array) -> Rectangle:
     """Return a rectangle of whole pixels.
 
     Raises:

@@ -20,7 +20,7 @@ class HeatmapMSE(nn.Module):
     left out of sum and mean. Computed in float32 also under autocast.
 
     Args:
-        hidden_weight: factor on landmarks that are annotated and not visible; 0 leaves them out of the sum.
+        hidden_weight: factor on the error of landmarks that are annotated and not visible.
     """
 
     def __init__(self, hidden_weight: Amount) -> None:

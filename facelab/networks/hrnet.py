@@ -33,31 +33,31 @@ BLOCKS = 4
 STEM_CHANNELS = 64
 """Channels before the branches, for every width."""
 OTHER_PARTS = ("incre_modules", "downsamp_modules", "final_layer", "classifier", "head")
-"""Parts of published files that are no part of the trunk: the classifier of ImageNet and the head of heatmaps."""
+"""Layers of published files outside the trunk: the ImageNet classifier and the head of heatmaps."""
 
 
 class HRNetTrunk(nn.Module):
     """Branches of strides 4, 8, 16 and 32 that exchange features several times.
 
     The layers are timm's with the numerics of the reference code for faces: a coarser branch is enlarged bilinearly
-    (``align_corners=False``), where timm and the code for ImageNet repeat pixels. The tensors have the same names in
-    all three. The image is normalised by the mean and standard deviation of ImageNet.
+    (``align_corners=False``); timm and the code for ImageNet repeat pixels. The tensors have the same names in all
+    three. The image is normalised by the mean and standard deviation of ImageNet.
 
-    Without published weights the layers start as for ImageNet (He et al., ICCV 2015). Departure: the code for faces
-    starts from weights of 0.001, without a message, from which the network learns slowly.
+    Without published weights the layers are initialised as for ImageNet (He et al., ICCV 2015). Departure: if the file
+    is missing, the code for faces starts from weights of standard deviation 0.001 without a message.
 
     Args:
         width: channels of the finest branch, 18, 32 or 48 in the paper; the others have 2, 4 and 8 times as many.
         modules: exchange modules of the stages with two, three and four branches; 1, 4 and 3 in the paper.
-        pretrained: start from the published ImageNet weights, from the cache or the hub.
+        pretrained: load the published ImageNet weights from the cache or the hub.
         norm_momentum: share of the newest batch in the running statistics of normalisations; 0.01 in the reference
             code.
-        weights: file to start from instead, ``.safetensors`` or a file that ``torch.load(weights_only=True)`` reads:
-            ImageNet weights of the HRNet authors or timm, or a file of HRNet-Facial-Landmark-Detection.
+        weights: file to load instead, ``.safetensors`` or a file for ``torch.load(weights_only=True)``: ImageNet
+            weights of the HRNet authors or timm, or a file of HRNet-Facial-Landmark-Detection.
 
     Attributes:
-        channels: of the four branches, fine to coarse.
-        strides: of the four branches, in pixels of the image.
+        channels: number of channels of the four branches, fine to coarse.
+        strides: stride of the four branches in pixels of the image.
         classifier: None, since the ImageNet classifier is not used.
 
     Raises:
@@ -78,7 +78,7 @@ class HRNetTrunk(nn.Module):
         super().__init__()
         self.channels = tuple(width * 2**branch for branch in range(len(self.strides)))
         self.pyramid = HighResolutionNetFeatures(
-            _layers(self.channels, modules), feature_location="", out_indices=(1, 2, 3, 4)
+            _describe_trunk(self.channels, modules), feature_location="", out_indices=(1, 2, 3, 4)
         )
         for layer in self.pyramid.modules():
             if isinstance(layer, nn.Upsample):
@@ -86,11 +86,11 @@ class HRNetTrunk(nn.Module):
             elif isinstance(layer, nn.BatchNorm2d):
                 layer.momentum = norm_momentum
         if weights is not None:
-            self.pyramid.load_state_dict(_of_trunk(read_tensors(Path(weights)), self.pyramid.state_dict(), weights))
+            self.pyramid.load_state_dict(_select_trunk(read_tensors(Path(weights)), self.pyramid.state_dict(), weights))
         elif pretrained:
             name = _published_name(width, modules)
             tensors = published_network(name).state_dict()
-            self.pyramid.load_state_dict(_of_trunk(tensors, self.pyramid.state_dict(), name))
+            self.pyramid.load_state_dict(_select_trunk(tensors, self.pyramid.state_dict(), name))
         mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
         self.scale: Tensor
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
@@ -110,13 +110,13 @@ class HRNetTrunk(nn.Module):
 
 
 class HRNetHead(nn.Module):
-    """Heatmaps from all branches: enlarged bilinearly, joined, and mixed by two 1x1 convolutions.
+    """Head that enlarges all branches bilinearly, concatenates them and applies two 1x1 convolutions.
 
     Args:
-        channels: of the backbone's feature maps, fine to coarse.
-        strides: of the backbone's feature maps; maps that are finer than ``stride`` are not used.
+        channels: number of channels of the backbone's feature maps, fine to coarse.
+        strides: strides of these maps; maps that are finer than ``stride`` are not used.
         num_points: N.
-        stride: of the heatmaps, which must be the stride of a feature map.
+        stride: stride of the heatmaps, equal to that of a feature map.
         norm_momentum: see :class:`HRNetTrunk`.
 
     Raises:
@@ -157,11 +157,11 @@ class HRNetHead(nn.Module):
             else each
             for each, factor in zip(features[self.first :], self.factors, strict=True)
         ]
-        return precise(self.predict, self.mix(torch.cat(enlarged, 1)))
+        return predict_in_full_precision(self.predict, self.mix(torch.cat(enlarged, 1)))
 
 
-def precise(predict: nn.Conv2d, features: Tensor) -> Heatmaps:
-    """Compute the last layer without autocast: bfloat16 rounds the top of a peak by 0.004, which moves it."""
+def predict_in_full_precision(predict: nn.Conv2d, features: Tensor) -> Heatmaps:
+    """Compute the last layer without autocast, because bfloat16 rounds the top of a peak by 0.004 and so moves it."""
     with torch.autocast(features.device.type, enabled=False):
         return Heatmaps(predict(features.to(predict.weight.dtype)))
 
@@ -188,7 +188,7 @@ def official_hrnet(backbone: nn.Module, head: nn.Module) -> Official:
     return Official(layers | {"head.mix.0": ("head.0",), "head.mix.1": ("head.1",), "head.predict": ("head.3",)})
 
 
-def _layers(channels: Sequence[int], modules: Sequence[int]) -> dict[str, object]:
+def _describe_trunk(channels: Sequence[int], modules: Sequence[int]) -> dict[str, object]:
     """Describe the trunk in timm's terms."""
     stages = {
         f"stage{branches}": {
@@ -210,7 +210,7 @@ def _published_name(width: int, modules: Sequence[int]) -> str:
     """Return timm's name of the weights that the authors of HRNet trained on ImageNet.
 
     Raises:
-        ConfigError: there are none for such a network.
+        ConfigError: no weights are published for this width and these modules.
     """
     name = f"hrnet_w{width}.ms_in1k"
     if tuple(modules) != (1, 4, 3) or name not in timm.list_pretrained("hrnet_*"):
@@ -223,7 +223,7 @@ def _published_name(width: int, modules: Sequence[int]) -> str:
     return name
 
 
-def _of_trunk(tensors: dict[str, Tensor], wanted: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+def _select_trunk(tensors: dict[str, Tensor], wanted: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     """Select the tensors of the trunk.
 
     Raises:

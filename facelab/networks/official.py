@@ -21,13 +21,13 @@ class Official(NamedTuple):
     bgr: frozenset[str] = frozenset()  # own layers whose input channels are red, green, blue, and in the file BGR
     unused: frozenset[str] = frozenset()  # layers of the file that its own code does not use either
 
-    def number_in(self, names: Iterable[str]) -> int:
+    def count_matches(self, names: Iterable[str]) -> int:
         """Count the tensors of a file that belong to the layers."""
         theirs = {layer for layers in self.layers.values() for layer in layers}
         return sum(name.rpartition(".")[0] in theirs for name in names)
 
 
-def fitted(own: Mapping[str, Tensor], file: Mapping[str, Tensor], official: Official) -> dict[str, Tensor]:
+def match_tensors(own: Mapping[str, Tensor], file: Mapping[str, Tensor], official: Official) -> dict[str, Tensor]:
     """Return the tensors of a file under the names of a module.
 
     Args:
@@ -42,7 +42,7 @@ def fitted(own: Mapping[str, Tensor], file: Mapping[str, Tensor], official: Offi
         CheckpointError: tensors are missing from the file or left over, or a tensor has another shape or a value that
             is not finite. A file that fits in part is refused.
     """
-    sources = {name: _sources(name, official) for name in own}
+    sources = {name: _find_sources(name, official) for name in own}
     needed = {source for names in sources.values() for source in names}
     missing = [name for name in sorted(needed - set(file)) if not name.endswith(COUNTER)]
     left_over = [
@@ -52,18 +52,18 @@ def fitted(own: Mapping[str, Tensor], file: Mapping[str, Tensor], official: Offi
     ]
     if missing or left_over:
         faults = ((missing, "missing from the file"), (left_over, "left over in the file"))
-        raise CheckpointError("; ".join(f"{what}: {_listed(names)}" for names, what in faults if names))
-    return {name: _joined(name, own[name], sources[name], file, official) for name in own}
+        raise CheckpointError("; ".join(f"{what}: {_list_names(names)}" for names, what in faults if names))
+    return {name: _join(name, own[name], sources[name], file, official) for name in own}
 
 
-def _sources(name: str, official: Official) -> list[str]:
+def _find_sources(name: str, official: Official) -> list[str]:
     layer, _, tensor = name.rpartition(".")
     if layer not in official.layers:
         raise CheckpointError(f"no published weights belong to {layer} of this model; choose the parts of their code")
     return [f"{theirs}.{tensor}" for theirs in official.layers[layer]]
 
 
-def _joined(name: str, own: Tensor, sources: list[str], file: Mapping[str, Tensor], official: Official) -> Tensor:
+def _join(name: str, own: Tensor, sources: list[str], file: Mapping[str, Tensor], official: Official) -> Tensor:
     """Return one tensor of the module from the file."""
     if name.endswith(COUNTER):
         return file.get(sources[0], own)
@@ -82,6 +82,6 @@ def _joined(name: str, own: Tensor, sources: list[str], file: Mapping[str, Tenso
     return joined.flip(1) if name.rpartition(".")[0] in official.bgr else joined
 
 
-def _listed(names: list[str]) -> str:
+def _list_names(names: list[str]) -> str:
     more = len(names) - LISTED
     return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")

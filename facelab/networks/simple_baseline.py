@@ -1,4 +1,4 @@
-"""Head of Simple Baselines, which makes heatmaps of any backbone (Xiao, Wu, Wei, ECCV 2018, arXiv 1804.06208)."""
+"""Head of Simple Baselines for heatmaps of any backbone (Xiao, Wu, Wei, ECCV 2018, arXiv 1804.06208)."""
 
 from collections.abc import Sequence
 from math import log2
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from facelab.coders.heatmap import Heatmaps
 from facelab.errors import ConfigError
-from facelab.networks.hrnet import precise
+from facelab.networks.hrnet import predict_in_full_precision
 
 Width: TypeAlias = Annotated[int, Interval(ge=1, le=2**11)]
 """Channels of a transposed convolution; two layers of 2048 share 270 MB of weights."""
@@ -20,13 +20,14 @@ INIT_STD = 0.001
 class SimpleBaselineHead(nn.Module):
     """Transposed convolutions of kernel 4 and stride 2 on the coarsest feature map, then a 1x1 convolution.
 
-    The paper has three of them, which take ResNet's stride of 32 to 4. Here their number follows from both strides.
+    The paper has three transposed convolutions, from ResNet's stride of 32 to 4. Here their number follows from both
+    strides.
 
     Args:
-        channels: of the backbone's feature maps, fine to coarse; only the last map is used.
-        strides: of the backbone's feature maps.
+        channels: number of channels of the backbone's feature maps, fine to coarse; only the last map is used.
+        strides: strides of these maps.
         num_points: N.
-        stride: of the heatmaps, the stride of the last map divided by 1, 2, 4, ...
+        stride: stride of the heatmaps: that of the last map divided by 1, 2, 4, ...
         width: channels of the transposed convolutions, 256 in the paper.
 
     Raises:
@@ -68,4 +69,4 @@ class SimpleBaselineHead(nn.Module):
         Returns:
             Heatmaps ``(B, N, h, w)``.
         """
-        return precise(self.predict, self.enlarge(features[-1]))
+        return predict_in_full_precision(self.predict, self.enlarge(features[-1]))

@@ -32,7 +32,7 @@ LARGEST_FACE = 2**20
 """Bytes of the largest file of a mean face that is read; one of 106 landmarks has 4 kB."""
 
 
-def imported_part(cfg: DictConfig) -> DictConfig:
+def select_imported(cfg: DictConfig) -> DictConfig:
     """Return the part of a configuration that an imported run keeps: no training, loggers or initial weights."""
     part = OmegaConf.create(clear_initial_weights(OmegaConf.to_container(needed(cfg, *NODES))))
     part.update({key: cfg[key] for key in ("task", "seed", "weights", "meanface")})
@@ -50,7 +50,7 @@ def check_import(cfg: DictConfig) -> None:
         ConfigError: an override changes a node that an imported run does not have, such as ``trainer``.
         FacelabError: the configuration has faults.
     """
-    part = imported_part(cfg)
+    part = select_imported(cfg)
     names = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
     typed = [word.lstrip("+~").partition("=")[0] for word in names]
     groups = ("experiment", "official", "model")
@@ -75,17 +75,17 @@ def import_run(folder: Path, cfg: DictConfig) -> dict[str, Any]:
     """
     import torch
 
-    from facelab.networks.official import fitted
+    from facelab.networks.official import match_tensors
 
-    part, file = imported_part(cfg), expand_home(str(cfg.weights))
+    part, file = select_imported(cfg), expand_home(str(cfg.weights))
     module: Any = build(part, "model")
     if not hasattr(module, "official"):
         raise ConfigError("model", f": no published weights of {type(module).__name__} are supported", mounted=True)
     official = module.official()
     own = {name: value for name, value in module.state_dict().items() if name.startswith(FILLED)}
-    tensors = _best_fitting(read_tensors(file), official)
+    tensors = _choose_state(read_tensors(file), official)
     try:
-        weights = fitted(own, tensors, official)
+        weights = match_tensors(own, tensors, official)
     except CheckpointError as error:
         raise CheckpointError(f"{file} does not fit this model: {error}") from error
     module.load_state_dict(module.state_dict() | weights)
@@ -130,7 +130,7 @@ def read_tensors(file: Path) -> dict[str, dict[str, Any]]:
     states = {str(key): dict(value) for key, value in nested.items() if _is_state(value)}
     if not states:
         raise CheckpointError(f"{file} contains no tensors by name")
-    return {key: _unwrapped(state) for key, state in states.items()}
+    return {key: _remove_wrapper(state) for key, state in states.items()}
 
 
 def _is_state(value: Any) -> bool:
@@ -143,16 +143,16 @@ def _is_state(value: Any) -> bool:
     )
 
 
-def _unwrapped(state: dict[str, Any]) -> dict[str, Any]:
+def _remove_wrapper(state: dict[str, Any]) -> dict[str, Any]:
     """Remove the prefix of a network that was saved inside ``DataParallel``."""
     if not all(name.startswith(WRAPPER) for name in state):
         return state
     return {name.removeprefix(WRAPPER): tensor for name, tensor in state.items()}
 
 
-def _best_fitting(states: Mapping[str, dict[str, Any]], official: Any) -> dict[str, Any]:
+def _choose_state(states: Mapping[str, dict[str, Any]], official: Any) -> dict[str, Any]:
     """Return the state dict of a file with the most tensors that the model needs, and log the others."""
-    best = max(states, key=lambda key: official.number_in(states[key]))
+    best = max(states, key=lambda key: official.count_matches(states[key]))
     if others := [key for key in states if key != best]:
         log.info("only %s of the file is read; left out: %s", best, ", ".join(others))
     return states[best]

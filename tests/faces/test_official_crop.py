@@ -192,15 +192,15 @@ def test_official_crop_refuses_a_box_outside_the_photo() -> None:
 def test_box_jitter_is_a_function_of_seed_and_row() -> None:
     """Would catch draws that depend on the order of the faces, and a factor or shift out of range."""
     jitter, box = BoxJitter((0.9, 1.3), 0.1, 7), np.array([10.0, 20.0, 60.0, 120.0])
-    moved = np.stack([jitter.moved(box, row) for row in range(500)])
-    np.testing.assert_array_equal(moved[::-1], [jitter.moved(box, row) for row in reversed(range(500))])
+    moved = np.stack([jitter.change(box, row) for row in range(500)])
+    np.testing.assert_array_equal(moved[::-1], [jitter.change(box, row) for row in reversed(range(500))])
     factors = (moved[:, 2:] - moved[:, :2]) / [50, 100]
     shifts = ((moved[:, :2] + moved[:, 2:]) / 2 - [35, 70]) / [50, 100]
     np.testing.assert_allclose(factors[:, 0], factors[:, 1])
     assert 0.9 <= factors.min() < 0.91 and 1.29 < factors.max() <= 1.3
     assert 0.099 < np.abs(shifts).max() <= 0.1 and abs(shifts.mean()) < 0.01
-    assert not np.array_equal(moved[0], BoxJitter((0.9, 1.3), 0.1, 8).moved(box, 0))
-    assert np.isnan(jitter.moved(np.full(4, np.nan), 0)).all()
+    assert not np.array_equal(moved[0], BoxJitter((0.9, 1.3), 0.1, 8).change(box, 0))
+    assert np.isnan(jitter.change(np.full(4, np.nan), 0)).all()
     assert jitter and not BoxJitter((1.0, 1.0), 0.0, 7)
 
 

@@ -124,7 +124,7 @@ def published(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
 
     torch.manual_seed(0)
     trunk = HRNetTrunk(4, SMALL, 0.01, pretrained=False, weights=None)
-    whole = HighResolutionNet(hrnet._layers(trunk.channels, SMALL))
+    whole = HighResolutionNet(hrnet._describe_trunk(trunk.channels, SMALL))
     monkeypatch.setattr(hrnet, "published_network", lambda name: whole)
     monkeypatch.setattr(hrnet, "_published_name", lambda *_: "hrnet_w4.test")
     return whole.state_dict()
