@@ -241,11 +241,8 @@ class FaceDataset(Dataset[LandmarkBatch]):
         face, size = self.faces[row], self.crop.size
         to_crop, truth = self.to_crop(row), face.points.astype(np.float64)
         warp = self.augment.draw(rng, size, transform_points(to_crop, truth)) if self.augment else UNCHANGED
-        matrix, file, boxes = (
-            warp.matrix @ to_crop,
-            PhotoFile(self.paths[row], self.orientations[row]),
-            self._boxes(row),
-        )
+        matrix, boxes = warp.matrix @ to_crop, self._boxes(row)
+        file = PhotoFile(self.paths[row], self.orientations[row])
         if self.augment:
             cut = file.cut_out(warp.matrix @ self.crop.image_matrix(*boxes), size)
             image = self.augment.change_pixels(rng, cut)
