@@ -312,7 +312,7 @@ class LandmarkDataModule(LightningDataModule):
 
     batch_type: ClassVar[type] = LandmarkBatch
     box_jitter: BoxJitter | None = None
-    """Change of the boxes of the test, which ``evaluate.py box_jitter=...`` sets."""
+    """Change of the boxes of the evaluated split; ``evaluate.py box_jitter=...`` sets it."""
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from facelab.errors import ConfigError
 from facelab.faces.batch import LandmarkBatch
 from facelab.faces.geometry import transform_points
 from facelab.faces.layouts import Layout
-from facelab.networks.hrnet import HRNetHead, HRNetTrunk, official_hrnet
+from facelab.networks.hrnet import HRNetHead, HRNetTrunk, check_size, official_hrnet
 from facelab.networks.official import Official
 from facelab.networks.simple_baseline import SimpleBaselineHead
 from lightning_modules.landmark import LandmarkModule, Prediction
@@ -72,13 +72,7 @@ class HRNet(LandmarkModule):
         Raises:
             ConfigError: the side of the crops is not a multiple of the backbone's largest stride.
         """
-        largest, size = self.backbone.strides[-1], image.shape[-1]  # type: ignore[index]
-        if size % largest:
-            raise ConfigError(
-                "crop.size",
-                f"={size} must be a multiple of {largest}, the largest stride of the backbone",
-                mounted=True,
-            )
+        check_size(image, self.backbone.strides[-1])  # type: ignore[index, arg-type]
         return self.head(self.backbone(image))
 
     def training_step(self, batch: LandmarkBatch, batch_index: int) -> Tensor:

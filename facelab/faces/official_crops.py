@@ -144,7 +144,7 @@ class OfficialHRNetCrop(OfficialCrop):
     With ``box="points"`` the rule of 300W, WFLW and COFW: the box of the landmarks is enlarged to whole pixels first.
     AFLW has ``box="given"``. A crop of two or more photo pixels per crop pixel is cut from a photo that was shrunk by
     that factor. The code resizes by ``scipy.misc.imresize``, which is Pillow's bilinear resize after a contrast stretch
-    of the image from its own minimum and maximum to 0 and 255. Outside the photo the crop is black.
+    of the image from its minimum and maximum to 0 and 255. Outside the photo the crop is black.
 
     Crops of a training with augmentation are not shrunk or stretched; this class is for the evaluation of imported
     weights.

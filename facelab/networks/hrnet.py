@@ -105,8 +105,22 @@ class HRNetTrunk(nn.Module):
 
         Returns:
             One ``(B, C, h, w)`` per entry of :attr:`strides`.
+
+        Raises:
+            ConfigError: H or W is not a multiple of 32, so that the branches do not fit together.
         """
+        check_size(image, self.strides[-1])
         return tuple(self.pyramid(torch.addcmul(self.shift, image.to(self.scale.dtype), self.scale)))
+
+
+def check_size(image: Tensor, largest: int) -> None:
+    """Raise ConfigError if the sides of the crops ``(B, 3, H, W)`` are not multiples of the largest stride."""
+    if image.shape[-2] % largest or image.shape[-1] % largest:
+        raise ConfigError(
+            "crop.size",
+            f"={image.shape[-1]} must be a multiple of {largest}, the largest stride of the backbone",
+            mounted=True,
+        )
 
 
 class HRNetHead(nn.Module):

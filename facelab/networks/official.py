@@ -17,9 +17,11 @@ COUNTER = "num_batches_tracked"
 class Official(NamedTuple):
     """Correspondence of the layers of a module and of a public code."""
 
-    layers: Mapping[str, tuple[str, ...]]  # own layer -> layers of the file, joined along their output channels
-    bgr: frozenset[str] = frozenset()  # own layers whose input channels are red, green, blue, and in the file BGR
-    unused: frozenset[str] = frozenset()  # layers of the file that its own code does not use either
+    layers: Mapping[
+        str, tuple[str, ...]
+    ]  # layer of the module -> layers of the file, joined along their output channels
+    bgr: frozenset[str] = frozenset()  # layers of the module whose input channels are RGB, and in the file BGR
+    unused: frozenset[str] = frozenset()  # layers of the file that the public code does not use
 
     def count_matches(self, names: Iterable[str]) -> int:
         """Count the tensors of a file that belong to the layers."""
