@@ -17,6 +17,11 @@ class EpochLines(Callback):
 
     def __init__(self) -> None:
         self.started = 0.0  # seconds of the monotonic clock
+        self.has_terminal = False
+
+    def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        """Check the standard output before Rich's progress bar replaces it by an object that is no terminal."""
+        self.has_terminal = sys.stdout.isatty()
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Start the clock of a run that resumes within an epoch."""
@@ -28,7 +33,7 @@ class EpochLines(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Log the line of this epoch."""
-        if sys.stdout.isatty() or not trainer.is_global_zero:
+        if self.has_terminal or not trainer.is_global_zero:
             return
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in trainer.progress_bar_metrics.items())
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else "?"

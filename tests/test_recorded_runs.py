@@ -108,4 +108,6 @@ def test_evaluate_measures_a_recorded_run(folder: Path) -> None:
     open_door("evaluate", "ckpt=finished", "hydra.run.dir=again", folder=folder)
     results, expected = (load(folder / run / "metrics.json") for run in ("again", "finished"))
     assert results["protocol"] == expected["protocol"]
-    assert results["metrics"]["nme_box"] == pytest.approx(expected["metrics"]["nme_box"], rel=1e-3)
+    # OpenCV 5.0 gives the recorded number with the lowest and the newest torch and timm. Crops of OpenCV 4.13 differ by
+    # up to 4 grey levels; 4 of 544 points of this hardly trained network move to another cell: the error falls 0.16 %.
+    assert results["metrics"]["nme_box"] == pytest.approx(expected["metrics"]["nme_box"], rel=3e-3)

@@ -2,9 +2,10 @@
 
 import csv
 import json
-import subprocess
+import math
+import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,51 @@ from facelab.metrics.landmarks import auc, ced
 
 EPOCHS = 3
 """Epochs of the run that the tests share."""
+BLOCK = 32768
+"""Bytes of a block in W&B's file of a run."""
+HEADER = struct.Struct("<IHB")
+"""Header of a part of a record: checksum, number of bytes, and type (1 whole, 2 first, 3 middle, 4 last part)."""
 
 
 def load(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def inspect(folder: Path, *flags: str) -> list[Any]:
-    """Return the output of `wandb leet inspect` for a W&B run."""
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *flags, str(folder)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return [json.loads(text)] if "--summary" in flags else [json.loads(record) for record in text.splitlines()]
+def read_records(folder: Path) -> list[Any]:
+    """Read the records of a W&B run from its file, a log in the format of LevelDB.
+
+    Older releases, such as the lowest that pyproject.toml allows, have no ``wandb leet inspect``.
+
+    Returns:
+        Messages of the type ``Record`` in W&B's ``wandb_internal.proto``.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record  # imported late: a test removes wandb from sys.modules
+
+    (file,) = folder.glob("*.wandb")
+    data = file.read_bytes()
+    position, record, records = HEADER.size, b"", []  # the header of the file is as long
+    while position < len(data):
+        if (rest := BLOCK - position % BLOCK) < HEADER.size:  # no header is split; zeros fill the block
+            position += rest
+            continue
+        _, length, part = HEADER.unpack_from(data, position)
+        position += HEADER.size + length
+        record += data[position - length : position]
+        if part in (1, 4):
+            records.append(Record.FromString(record))
+            record = b""
+    return records
+
+
+def values(items: Iterable[Any]) -> dict[str, Any]:
+    """Return the values of a record by name; the parts of a nested name are joined by a dot."""
+    return {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
+
+
+def config_of(records: list[Any]) -> dict[str, Any]:
+    """Return the configuration of a run, without the entries of W&B and its charts."""
+    entries = [item for record in records for item in values(record.config.update).items()]
+    return {key: value for key, value in entries if key.partition(".")[0] != "_wandb"}
 
 
 @pytest.fixture(scope="module")
@@ -45,19 +80,13 @@ def logged(trained: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def summary(logged: Path) -> dict[str, Any]:
-    return inspect(logged, "--summary")[0]
+def records(logged: Path) -> list[Any]:
+    return read_records(logged)
 
 
-@pytest.fixture(scope="module")
-def records(logged: Path) -> list[dict[str, Any]]:
-    return inspect(logged)
-
-
-def history(records: list[dict[str, Any]], name: str) -> list[Any]:
+def history(records: list[Any], name: str) -> list[Any]:
     """Return every logged value of a name, in order."""
-    items = (record["history"]["item"] for record in records if record["type"] == "history")
-    return [item[name] for item in items if name in item]
+    return [item[name] for item in (values(record.history.item) for record in records) if name in item]
 
 
 def metric_names(trained: Path, role: str) -> set[str]:
@@ -65,40 +94,37 @@ def metric_names(trained: Path, role: str) -> set[str]:
     return {f"{role}/{name}" for name in load(trained / "metrics.json")["metrics"]}
 
 
-def rows(logged: Path, records: list[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
+def rows(logged: Path, records: list[Any], name: str) -> Iterator[dict[str, Any]]:
     """Return the rows of a table that was logged once."""
     (path,) = history(records, f"{name}.path")
     table = load(logged / "files" / path)
     return (dict(zip(table["columns"], row, strict=True)) for row in table["data"])
 
 
-def test_wandb_summary_contains_every_metric(
-    trained: Path, summary: dict[str, Any], records: list[dict[str, Any]]
-) -> None:
+def test_wandb_summary_contains_every_metric(trained: Path, records: list[Any]) -> None:
     """Would catch a metric missing in W&B, or replaced by a picture of the same name."""
-    values = summary["summary"]
-    assert values.keys() >= metric_names(trained, "val") | metric_names(trained, "test")
+    summary = {name: value for record in records for name, value in values(record.summary.update).items()}
+    assert summary.keys() >= metric_names(trained, "val") | metric_names(trained, "test")
     for name, value in load(trained / "metrics.json")["metrics"].items():
-        assert values[f"test/{name}"] == ("NaN" if value is None else pytest.approx(value, rel=1e-5)), name
+        expected = pytest.approx(math.nan if value is None else value, rel=1e-5, nan_ok=True)
+        assert summary[f"test/{name}"] == expected, name
     for name in metric_names(trained, "val"):
         assert len(history(records, name)) == EPOCHS, name
 
 
-def test_wandb_run_has_config_tags_and_group(
-    trained: Path, summary: dict[str, Any], records: list[dict[str, Any]]
-) -> None:
+def test_wandb_run_has_config_tags_and_group(trained: Path, records: list[Any]) -> None:
     """Would catch runs of one sweep that cannot be grouped, filtered or distinguished by their overrides."""
     config = OmegaConf.to_container(OmegaConf.load(trained / "config.yaml"))
-    assert {key: value for key, value in summary["config"].items() if key != "_wandb"} == config
-    (run,) = (record["run"] for record in records if record["type"] == "run")
-    assert run["tags"] == ["pipnet", "synthetic68", "test_resnet"]
-    assert (run["run_group"], run["job_type"]) == ("now", "train")
-    assert run["display_name"] == "pipnet-test_resnet-synthetic68-s1"
-    assert run["run_id"] == OmegaConf.load(trained / "config.yaml").paths.id
-    assert (summary["state"], summary["exit_code"]) == ("finished", 0)
+    assert config_of(records) == config
+    (run,) = (record.run for record in records if record.HasField("run"))
+    assert list(run.tags) == ["pipnet", "synthetic68", "test_resnet"]
+    assert (run.run_group, run.job_type) == ("now", "train")
+    assert run.display_name == "pipnet-test_resnet-synthetic68-s1"
+    assert run.run_id == OmegaConf.load(trained / "config.yaml").paths.id
+    assert [record.exit.exit_code for record in records if record.HasField("exit")] == [0], "W&B shows it as crashed"
 
 
-def test_charts_of_subsets_match_the_results(trained: Path, logged: Path, records: list[dict[str, Any]]) -> None:
+def test_charts_of_subsets_match_the_results(trained: Path, logged: Path, records: list[Any]) -> None:
     """Would catch a bar of another bucket than its label names, without its number of faces, or missing."""
     results = load(trained / "metrics.json")
     drawn = set()
@@ -117,13 +143,13 @@ def test_charts_of_subsets_match_the_results(trained: Path, logged: Path, record
     }
 
 
-def charts_of(records: list[dict[str, Any]]) -> set[str]:
+def charts_of(records: list[Any]) -> set[str]:
     """Return the names of the charts that W&B draws from tables."""
-    keys = {key for record in records if record["type"] == "config" for key in record["config"]["update"]}
+    keys = {key for record in records for key in values(record.config.update)}
     return {key.removeprefix("_wandb.visualize.") for key in keys if key.startswith("_wandb.visualize.")}
 
 
-def test_ced_chart_matches_the_results(trained: Path, logged: Path, records: list[dict[str, Any]]) -> None:
+def test_ced_chart_matches_the_results(trained: Path, logged: Path, records: list[Any]) -> None:
     """Would catch a curve of other faces than the results, or in other units than its axis."""
     faces = read_faces(trained / "faces.csv")
     for row in rows(logged, records, "test/ced_table"):
@@ -131,7 +157,7 @@ def test_ced_chart_matches_the_results(trained: Path, logged: Path, records: lis
         assert row["lineVal"] == pytest.approx(100 * share[0])
 
 
-def test_worst_faces_table_matches_the_results(trained: Path, logged: Path, records: list[dict[str, Any]]) -> None:
+def test_worst_faces_table_matches_the_results(trained: Path, logged: Path, records: list[Any]) -> None:
     """Would catch a name beside another face's picture, or pose and tags of another row."""
     faces = read_faces(trained / "faces.csv")
     order = np.argsort(-faces["nme_box"])
@@ -143,17 +169,18 @@ def test_worst_faces_table_matches_the_results(trained: Path, logged: Path, reco
     tags = [name for name in faces if name.startswith("tag_")]
     for row, face in zip(worst, order, strict=True):
         assert row["tags"] == ", ".join(tag.removeprefix("tag_") for tag in tags if faces[tag][face])
-    contents = [record["artifact"]["manifest"]["contents"] for record in records if record["type"] == "artifact"]
-    pictures = [file for files in contents for file in files if file["path"].startswith("media/images/")]
+    files = [file for record in records for file in record.artifact.manifest.contents]
+    pictures = [file for file in files if file.path.startswith("media/images/")]
     assert len(pictures) == len(worst) == 8
     for file in pictures:
-        assert Path(file["local_path"]).is_relative_to(logged), "stored outside of the run, in the user's home"
-        assert Path(file["local_path"]).is_file()
+        assert Path(file.local_path).is_relative_to(logged), "stored outside of the run, in the user's home"
+        assert Path(file.local_path).is_file()
 
 
-def test_face_grid_is_logged_per_epoch(records: list[dict[str, Any]]) -> None:
+def test_face_grid_is_logged_per_epoch(records: list[Any]) -> None:
     """Would catch pictures without the slider over the epochs."""
-    items = [r["history"]["item"] for r in records if "val/face_grid.filenames" in r.get("history", {}).get("item", {})]
+    logged = [values(record.history.item) for record in records]
+    items = [item for item in logged if "val/face_grid.filenames" in item]
     steps = [item["trainer/global_step"] for item in items]
     assert len(items) == EPOCHS and steps == sorted(set(steps))
 
@@ -177,10 +204,11 @@ def test_wandb_logger_resumes_the_same_run(tmp_path: Path, monkeypatch: pytest.M
     overrides = [*small("pipnet"), "scheduler=none", "logger=wandb", "hydra.run.dir=run"]
     for epochs in (1, 2):
         open_door("train", *overrides, f"trainer.max_epochs={epochs}", folder=tmp_path)
-    summaries = [inspect(folder, "--summary")[0] for folder in (tmp_path / "run" / "wandb").glob("offline-run-*")]
-    assert sorted(run["config"]["trainer"]["max_epochs"] for run in summaries) == [1, 2]
-    assert len({run["run_id"] for run in summaries}) == 1
-    assert summaries[0]["run_id"].startswith("run-")
+    folders = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    runs = [read_records(folder) for folder in folders]
+    assert sorted(config_of(records)["trainer"]["max_epochs"] for records in runs) == [1, 2]
+    (run_id,) = {record.run.run_id for records in runs for record in records if record.HasField("run")}
+    assert run_id.startswith("run-")
     assert {path.name for path in tmp_path.iterdir()} == {"no_folder", "run"}
 
 
