@@ -1,4 +1,4 @@
-"""Measure size and speed: ``python benchmark.py ckpt=RUN``, or ``python benchmark.py model=pipnet backbone=mbv2``."""
+"""Measurement of size and speed: ``python benchmark.py ckpt=RUN``, or ``model=pipnet backbone=mbv2``."""
 
 import csv
 import logging

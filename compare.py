@@ -1,4 +1,4 @@
-"""Compare runs: ``python compare.py logs/train/multiruns/2026-11-20_07-17-00 'logs/train/runs/*wflw98*'``."""
+"""Comparison of runs: ``python compare.py logs/train/multiruns/2026-11-20_07-17-00 'logs/train/runs/*wflw98*'``."""
 
 import argparse
 from collections.abc import Sequence

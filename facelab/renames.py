@@ -149,13 +149,11 @@ def renamed_checkpoint(content: dict[str, Any]) -> dict[str, Any]:
     """Convert the content of a checkpoint of any format to today's format.
 
     Raises:
-        CheckpointError: a later version wrote it.
+        CheckpointError: this version does not read the format of the checkpoint.
     """
     written = content.get("format", 1)
     if not isinstance(written, int) or not 1 <= written <= FORMAT:
-        raise CheckpointError(
-            f"the checkpoint has format {written}, and this version reads 1 to {FORMAT}: a later version wrote it"
-        )
+        raise CheckpointError(f"the checkpoint has format {written}; this version reads the formats 1 to {FORMAT}")
     steps = STEPS[written - 1 :]
     if isinstance(config := content.get("hyper_parameters"), Mapping):
         content = content | {"hyper_parameters": renamed_config(config, steps)}

@@ -227,6 +227,7 @@ def read_jobs(folder: Path) -> dict[int, list[str]]:
         return {}
     except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read: {error}") from error
+    # The key is `cells` because old sweeps have it; their jobs were called cells.
     jobs = content.get("cells") if isinstance(content, dict) else None
     if not isinstance(jobs, dict):
         raise RunError(f"{path} cannot be read: it has no `cells`")

@@ -1,4 +1,4 @@
-"""Measure the speed of training: the whole loop, the bare step, the effect of options, and the loop of another code.
+"""Measurement of the speed of training: the whole loop, the bare step, the effect of options, the loop of another code.
 
     python scripts/train_speed.py --options precision=bf16-mixed,compile=true data=ytf68
     python scripts/train_speed.py --peer PATH:FUNCTION model=pipnet data=ytf68 backbone=mbv2 ...

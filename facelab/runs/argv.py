@@ -43,7 +43,7 @@ def options_of(argv: Sequence[str]) -> list[str]:
     words, options = list(argv), list[str]()
     while words and words[0].startswith("-") and words[0] not in ("-", "--"):
         option = words.pop(0)
-        values = [words.pop(0)] if _takes_value(option) and words else []
+        values = [words.pop(0)] if (option in _INFO or _takes_value(option)) and words else []
         if option not in ("-m", "--multirun"):
             options += [option, *values]
     return options
@@ -84,7 +84,7 @@ def overrides_of(argv: Sequence[str]) -> list[str]:
     words = list(argv)
     while words and words[0].startswith("-") and words[0] not in ("-", "--"):
         option = words.pop(0)
-        if words and _takes_value(option):
+        if words and (option in _INFO or _takes_value(option)):
             words.pop(0)
     return words[1:] if words[:1] == ["--"] else words
 

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
 from facelab.bounds import Seed, Text
+from facelab.renames import renamed_key
 from facelab.runs.argv import quoted
 from facelab.runs.stricter import LARGEST, STRICTER
 from facelab.runs.targets import GET_OBJECT, PROJECT, Refused, buildable, hint, layout_at
@@ -541,7 +542,9 @@ def _unread_faults(node: DictConfig, place: _Place, names: Collection[str], refe
         elif not (_dotted(place) in names and (value is None or (is_node and "_target_" in value))):
             beside = {name.rpartition(".") for name in {*names, *references}}
             options = [last for parent, _, last in beside if parent == _dotted(place)]
-            yield _fault(place, key, f"nothing reads this key{hint(key, options)}")
+            new = renamed_key(_dotted(here))
+            advice = hint(key, options) if new == _dotted(here) else f"; it is called {new} in this version"
+            yield _fault(place, key, f"nothing reads this key{advice}")
 
 
 def _is_above_reference(place: _Place, references: set[str]) -> bool:

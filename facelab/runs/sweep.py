@@ -67,7 +67,7 @@ def write_jobs(folder: Path, jobs: Mapping[int, Sequence[str]]) -> None:
     numbered = {str(number): list(overrides) for number, overrides in jobs.items()}
     if RunFolder(folder).config.is_file():
         raise RunError(f"{folder} is the folder of a run; choose another hydra.sweep.dir")
-    try:
+    try:  # the key `cells` is that of old sweeps, whose jobs were called cells
         create_json(RunFolder(folder).sweep, {"stamp": os.environ.get(STAMP), "cells": numbered})
     except FileExistsError:
         restart_with_next_stamp(folder)

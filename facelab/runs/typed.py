@@ -32,6 +32,7 @@ EXTRAS = {
 """Extra of the package that an option needs, and the module that the extra installs, by group and option."""
 PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-/\\+.$%*@?|: \t")
 """Characters that Hydra accepts in a value without quotes."""
+_SHOWS = re.compile(r"-c|-i|--(?:cfg|info)(?:=.*)?")  # options that print a configuration and run nothing
 
 
 def check_typed(argv: Sequence[str], skip_prefix: str | None = None) -> None:
@@ -44,15 +45,19 @@ def check_typed(argv: Sequence[str], skip_prefix: str | None = None) -> None:
         skip_prefix: prefix of words that only this project reads, such as ``resume=``; they are not checked.
 
     Raises:
-        FacelabError: a word is faulty; the message contains each such word and what to type instead.
+        FacelabError: a word is faulty; the message contains each such word and what to type instead. Also ``--cfg`` or
+            ``--info`` with ``-m``.
     """
     if set(HELP) & set(argv):
         return
+    shown = [word.partition("=")[0] for word in options_of(argv) if _SHOWS.fullmatch(word)]
+    if shown and {"-m", "--multirun"} & set(argv):
+        raise FacelabError(f"{shown[0]} shows one configuration; leave out -m and the values with commas")
     words, sweep, folders = overrides_of(argv), is_sweep(argv), _group_folders(argv)
     read = [number for number, word in enumerate(words) if skip_prefix is None or not word.startswith(skip_prefix)]
     if faults := [fault for number in read if (fault := _word_fault(words, number, sweep, folders))]:
         raise FacelabError("\n".join(faults))
-    if not {"--cfg", "-c", "--info=all"} & set(argv) and (skip_prefix is None or len(read) == len(words)):
+    if not shown and (skip_prefix is None or len(read) == len(words)):
         _check_folders([words[number] for number in read])
 
 
