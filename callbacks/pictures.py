@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from callbacks.wandb_logger import ERROR, number, percent, show
+from callbacks.wandb_logger import ERROR_HEADING, log_to_wandb, number, percent
 from datamodules.landmark import FaceDataset, LandmarkDataModule
 from facelab.bounds import Pixels
 from facelab.errors import printable
@@ -134,7 +134,7 @@ class WorstFaces(Callback):
         tiles = self._tiles(data.faces["test"], worst, points)
         save_picture(trainer, grid(tiles, self.columns), self.folder / WORST_PICTURE, "test/worst_faces")
         photos = [printable(data.faces["test"].paths[row].name) for row in worst.face_id]
-        show(trainer, lambda: {"test/worst_faces_table": _table(tiles, photos, worst, data.data.tags)})
+        log_to_wandb(trainer, lambda: {"test/worst_faces_table": _table(tiles, photos, worst, data.data.tags)})
 
     def _predicted(self, trainer: Trainer, module: LandmarkModule, worst: FaceTable) -> Array:
         """Return the predicted points of these faces from all ranks, ``(F, N, 2)`` in pixels of their crops."""
@@ -167,4 +167,4 @@ def _table(tiles: Sequence[Array], photos: Sequence[str], faces: FaceTable, tags
         [wandb.Image(tiles[i]), photos[i], percent(errors[i]), *map(number, faces.pose[i]), ", ".join(tags_of_face[i])]
         for i in range(len(tiles))
     ]
-    return wandb.Table(["face", "photo", ERROR, "yaw", "pitch", "roll", "tags"], rows)
+    return wandb.Table(["face", "photo", ERROR_HEADING, "yaw", "pitch", "roll", "tags"], rows)

@@ -150,7 +150,7 @@ class ResumableCheckpoint(Checkpoint):
 
         Lightning's handler would communicate with other ranks in the middle of a step.
         """
-        self.previous_handlers = signals.current()
+        self.previous_handlers = signals.current_handlers()
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Install the handlers of the stop signals."""
@@ -218,7 +218,7 @@ class ResumableCheckpoint(Checkpoint):
         The run then gets the state ``stopped`` and not ``failed``.
         """
         if self.received_signal:
-            signals.blame(exception, self.received_signal)
+            signals.record_signal(exception, self.received_signal)
         self._restore_handlers()
 
     def _save(self, trainer: Trainer) -> None:
@@ -247,7 +247,7 @@ class ResumableCheckpoint(Checkpoint):
     def _call_previous_handler(self, number: int) -> None:
         """Call the handler that was installed before, which usually ends the process."""
         self.replaced_handlers, self.received_signal = {}, 0
-        signals.hand_over(number, self.previous_handlers)
+        signals.call_handler(number, self.previous_handlers)
 
     def _restore_handlers(self) -> None:
         signals.install(self.replaced_handlers)

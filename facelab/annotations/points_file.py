@@ -28,7 +28,7 @@ MIN_DISTANCE = 0.5
 MIN_SPREAD = 1.75
 """Negative points count as hidden (``negated``) if changing their signs makes the face smaller by more than this
 factor."""
-LARGEST_FRACTION = 1.5
+MAX_FRACTION = 1.5
 """Largest coordinate that is taken for a fraction of the photo: points may be outside of the photo."""
 
 
@@ -243,7 +243,7 @@ def check_face(points: Array, place: str, remedies: Mapping[str, str]) -> None:
             f"{place}: {int(negative.sum())} points have both coordinates below 0 and would be in the face with both "
             f"signs changed, so they are probably hidden or not annotated; {remedies['negated']}"
         )
-    if len(annotated) > 1 and (extent < 1 or abs(annotated).max() <= LARGEST_FRACTION):
+    if len(annotated) > 1 and (extent < 1 or abs(annotated).max() <= MAX_FRACTION):
         width, height = annotated.max(axis=0) - annotated.min(axis=0)
         raise DatasetError(f"{place}: the face is {width:.3g} x {height:.3g} pixels large; {remedies['fraction']}")
 
@@ -257,9 +257,9 @@ def check_box(box: Array, place: str, remedies: Mapping[str, str]) -> None:
         remedies: remedy for ``fraction``, for the message.
 
     Raises:
-        DatasetError: no number exceeds :data:`LARGEST_FRACTION`, and not all are 0.
+        DatasetError: no number exceeds :data:`MAX_FRACTION`, and not all are 0.
     """
-    if np.isfinite(box).all() and box.any() and abs(box).max() <= LARGEST_FRACTION:
+    if np.isfinite(box).all() and box.any() and abs(box).max() <= MAX_FRACTION:
         raise DatasetError(
             f"{place}: the box {[float(f'{value:.4g}') for value in box]} looks like fractions; {remedies['fraction']}"
         )

@@ -28,7 +28,7 @@ from facelab.errors import ConfigError, DatasetError
 from facelab.faces.face import Face, Photo, Split
 from facelab.faces.geometry import Array, bounding_box, from_cells
 from facelab.faces.layouts import Layout
-from facelab.files import naming
+from facelab.files import name_in_errors
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ class Synthetic:
         log.info("rendering %d photos of faces into %s", len(jobs), self.folder)
         temporary = self.folder.with_name(f".{self.folder.name}-{uuid.uuid4().hex}")
         try:
-            with naming(self.folder):
+            with name_in_errors(self.folder):
                 for split in SPLITS:
                     (temporary / split).mkdir(parents=True)
                 paths = [(temporary / split / f"{index:05d}.jpg", split, index) for split, index in jobs]
@@ -202,7 +202,7 @@ class Synthetic:
         # fork, because spawn would import the caller's script again, which may have no __main__ guard.
         with ProcessPoolExecutor(processes, get_context("fork"), _start_renderer, (temporary,)) as pool:
             try:
-                with signals.held():
+                with signals.deferred():
                     rows = pool.map(self.write_photo, jobs, chunksize=20)
                 return _collect(rows, len(jobs))
             except BaseException:
@@ -248,7 +248,7 @@ def _start_renderer(temporary: Path) -> None:
                 return
             time.sleep(0.1)
 
-    signals.obey_parent(remove)
+    signals.end_with_pool_parent(remove)
     # Not 1: OpenCV would wait for the threads of the parent to end, which do not exist in a forked process.
     cv2.setNumThreads(0)
 

@@ -42,7 +42,7 @@ LOSS, MONITOR = "train/loss", "monitor.name"
 """Name of the training loss in ``metrics.csv``, and key of the name of the monitored metric in the configuration."""
 CURVE_POINTS = 150
 """Maximum number of points of a curve; a longer curve is averaged over sections of equal length."""
-MOST_FACES = 600_000
+MAX_FACES = 600_000
 """Limit of errors per normaliser in a page, to keep it small; the worst runs beyond it have no distribution."""
 DRAWN = 8
 """Number of rows that are drawn at first, one per colour."""
@@ -52,7 +52,7 @@ PICTURE_WIDTH, PICTURE_QUALITY = 768, 72
 """Maximum width in pixels and JPEG quality: a picture of the worst faces then has about 0.1 MB."""
 PICTURE_HEIGHT = 10 * PICTURE_WIDTH
 """Maximum height of a picture in pixels, which limits narrow pictures."""
-LARGEST_PICTURE, MOST_PIXELS = 2**26, 50_000_000
+MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS = 2**26, 50_000_000
 """Maximum size of a picture file in bytes and in pixels; a picture of 24 faces has 1 MB and 0.9 million pixels."""
 LAST_STEP = 2**53
 """Upper bound of steps and epochs of a curve, below which JSON numbers are exact."""
@@ -300,7 +300,7 @@ def section_data(table: Table) -> dict[str, Any]:
         }
         for row, label in zip(table.rows, labels_of(table), strict=True)
     ]
-    runs, first, remaining = [], None, MOST_FACES
+    runs, first, remaining = [], None, MAX_FACES
     for run in table.runs:
         errors: dict[str, Any] = {}
         if remaining > 0:
@@ -584,10 +584,10 @@ def read_picture(file: Path) -> Image.Image:
             name.
     """
     try:
-        content = io.BytesIO(read_bytes(file, LARGEST_PICTURE))
+        content = io.BytesIO(read_bytes(file, MAX_PICTURE_BYTES))
         quiet = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
         with quiet, Image.open(content, formats=["PNG"]) as image:
-            if image.width * image.height > MOST_PIXELS:
+            if image.width * image.height > MAX_PICTURE_PIXELS:
                 raise ValueError(f"has {image.width} x {image.height} pixels, which is too many")
             image.thumbnail((PICTURE_WIDTH, PICTURE_HEIGHT))
             return image.convert("RGB")

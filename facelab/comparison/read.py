@@ -32,7 +32,7 @@ UNCOUNTED = frozenset(
 
 The number of workers belongs to them since all random draws of training are functions of seed, epoch and row.
 """
-MOST_ENTRIES = 1000
+MAX_ENTRIES = 1000
 """Maximum number of entries in a section of metrics.json; a test writes about a hundred."""
 
 
@@ -290,8 +290,8 @@ def _results(path: Path) -> dict[str, Any]:
     for part in ("protocol", "metrics", "counts", "intervals", "cost"):
         if not isinstance(content.get(part), dict) or (part == "protocol" and not content[part]):
             raise RunError(f"has no `{part}`")
-        if len(content[part]) > MOST_ENTRIES:
-            raise RunError(f"`{part}` has {len(content[part]):,} entries, expected at most {MOST_ENTRIES:,}")
+        if len(content[part]) > MAX_ENTRIES:
+            raise RunError(f"`{part}` has {len(content[part]):,} entries, expected at most {MAX_ENTRIES:,}")
     counts = content["counts"]
     for name, count in counts.items():
         if not isinstance(count, int):

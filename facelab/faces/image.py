@@ -129,7 +129,7 @@ def _header(path: Path) -> tuple[tuple[int, int], bytes]:
     return size, exif if isinstance(exif, bytes) else b""
 
 
-def has_mark(path: Path) -> bool:
+def is_rotated_by_tag(path: Path) -> bool:
     """Return whether the orientation tag changes how a photo is shown; False if the photo cannot be read."""
     try:
         return not np.array_equal(upright(path)[0], np.eye(3))

@@ -21,7 +21,7 @@ from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryV
 from facelab.bounds import Seed, Text
 from facelab.renames import renamed_key
 from facelab.runs.argv import quoted
-from facelab.runs.stricter import LARGEST, STRICTER
+from facelab.runs.stricter import MAX_NUMBER, STRICTER
 from facelab.runs.targets import GET_OBJECT, PROJECT, Refused, buildable, hint, layout_at
 
 PATHS: dict[str, Any] = {
@@ -400,7 +400,7 @@ def _annotation(parameter: inspect.Parameter, target: Callable[..., Any]) -> Any
         hints = typing.get_type_hints(hint, globalns=vars(sys.modules[owner.__module__]), include_extras=True)
     except (AttributeError, NameError):
         return Any
-    largest = LARGEST.get(owner.__module__.partition(".")[0])
+    largest = MAX_NUMBER.get(owner.__module__.partition(".")[0])
     return Annotated[hints[parameter.name], Interval(ge=-largest, le=largest)] if largest else hints[parameter.name]
 
 

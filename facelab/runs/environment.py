@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from facelab.files import LARGEST_TABLE, read_json, write_json
+from facelab.files import MAX_TABLE_BYTES, read_json, write_json
 from facelab.run_folder import now
 from facelab.runs.processes import slurm_job
 
@@ -26,7 +26,7 @@ PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "timm", "albument
 def write_environment(path: Path) -> None:
     """Write the environment of the first start of a run, or append that of a resumed one."""
     with suppress(FileNotFoundError, ValueError):
-        first = read_json(path, LARGEST_TABLE)
+        first = read_json(path, MAX_TABLE_BYTES)
         if isinstance(first, dict) and isinstance(resumed := first.get("resumed", []), list):
             write_json(path, first | {"resumed": [*resumed, environment()]})
             return

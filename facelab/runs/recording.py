@@ -198,7 +198,7 @@ def _ending(error: BaseException, message: str | None, state: str) -> dict[str, 
         return {"state": "stopped", "reason": "interrupted"}
     if isinstance(error, signals.Stopped):
         return {"state": "stopped", "reason": str(error)}
-    if number := signals.get_blamed_signal(error):
+    if number := signals.recorded_signal(error):
         return {"state": "stopped", "reason": f"{signals.stop_reason(number)}; then {type(error).__name__}: {error}"}
     if state == "queued" and isinstance(error, SystemExit):
         return {"state": "queued", "reason": "stopped by the cluster, which starts it again"}

@@ -22,7 +22,7 @@ class Job(NamedTuple):
     status: Status
 
 
-def ledger(folder: Path) -> list[Job]:
+def read_job_states(folder: Path) -> list[Job]:
     """Return the jobs of a sweep with the states of their folders; empty without a sweep.json.
 
     The overrides of a job are those of its last start, which may be more than the planned ones.

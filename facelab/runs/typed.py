@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import HydraException
 
 from facelab.errors import FacelabError
-from facelab.files import closed
+from facelab.files import why_not_writable
 from facelab.renames import renamed_key
 from facelab.runs.argv import as_typed, is_sweep, options_of, overrides_of
 from facelab.runs.environment import ROOT
@@ -72,7 +72,7 @@ def _check_folders(words: Sequence[str]) -> None:
     }
     for key, value in (typed or {RUN_FOLDER_KEYS[0]: "logs"}).items():
         path: Any = OverridesParser.create().parse_override(f"{key}={value}").value()
-        if isinstance(path, str) and (reason := closed(Path(path.partition("${")[0]))):
+        if isinstance(path, str) and (reason := why_not_writable(Path(path.partition("${")[0]))):
             raise FacelabError(f"{key}={value}: nothing can be written there ({reason})")
 
 
