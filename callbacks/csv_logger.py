@@ -51,6 +51,7 @@ class AppendingCSVLogger(Logger):
             csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
 
     def _add_columns(self, names: list[str]) -> None:
+        """Rewrite the file with columns for these names, too."""
         rows = []
         if self.path.is_file():
             with self.path.open(newline="", encoding="utf-8") as file:

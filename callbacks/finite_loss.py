@@ -148,4 +148,5 @@ class FiniteLoss(Callback):
 
 
 def _is_broken(value: Tensor) -> bool:
+    """Return whether a tensor contains a NaN or an infinite number."""
     return not bool(torch.isfinite(value).all())

@@ -67,12 +67,14 @@ class FaceGrid(Callback):
         self.tiles: list[Array] = []
 
     def _draw_tiles(self, layout: Layout, outputs: Any, batch: LandmarkBatch) -> None:
+        """Draw the faces of a batch, until there are enough."""
         for row in range(min(len(batch.image), self.size - len(self.tiles))):
             image, truth = picture_of(batch, row)
             prediction = outputs.points[row].float().cpu().numpy()
             self.tiles.append(tile(image, layout, side=self.tile, truth=truth, prediction=prediction, caption=""))
 
     def _save(self, trainer: Trainer, file: str, name: str) -> None:
+        """Save the drawn tiles as one picture and clear them."""
         if self.tiles:
             save_picture(trainer, grid(self.tiles, self.columns), self.folder / file, name)
         self.tiles = []

@@ -222,6 +222,7 @@ class ResumableCheckpoint(Checkpoint):
         self._restore_handlers()
 
     def _save(self, trainer: Trainer) -> None:
+        """Save last.ckpt and restart the clock."""
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.save_checkpoint(self.path)
         self.last_save = time.monotonic()
@@ -242,6 +243,7 @@ class ResumableCheckpoint(Checkpoint):
         return trainer.strategy.broadcast(is_due) if trainer.world_size > 1 else is_due
 
     def _store_signal(self, number: int, frame: FrameType | None) -> None:
+        """Store a received signal until the end of the step."""
         self.received_signal = number
 
     def _call_previous_handler(self, number: int) -> None:
@@ -250,6 +252,7 @@ class ResumableCheckpoint(Checkpoint):
         signals.call_handler(number, self.previous_handlers)
 
     def _restore_handlers(self) -> None:
+        """Restore Lightning's handlers of the stop signals."""
         signals.install(self.replaced_handlers)
         self.replaced_handlers = {}
 

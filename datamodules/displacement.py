@@ -12,8 +12,8 @@ import numpy as np
 from facelab.faces.geometry import Array
 
 PERIOD = 48
-"""Period of the probe in pixels. The probe has a centre of symmetry every half period, so a displacement of more than
-a margin is detected too, but with a wrong length."""
+"""Period in pixels of the probe, the pattern that a transform is applied to. The pattern has a centre of symmetry every
+half period, so a displacement over a quarter of a period is detected, but its measured length is wrong."""
 PERIODS = 4
 """Number of periods on each side of the probe: 192 pixels, the size of a usual crop."""
 SHORTEST_WAVE = 5

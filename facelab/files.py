@@ -18,13 +18,13 @@ from uuid import uuid4
 import yaml
 
 MAX_FILE_BYTES = 2**20
-"""Largest size in bytes of a YAML or JSON file that is read; those of a run have some ten thousand."""
+"""Maximum size in bytes of a YAML or JSON file that is read; files of a run have about 10,000."""
 MAX_TABLE_BYTES = 2**26
-"""Largest size in bytes of a CSV file that is read: 300 for each of 200,000 faces, as in the table of a test."""
+"""Maximum size in bytes of a CSV file that is read, enough for 200,000 faces at 300 bytes each."""
 MAX_DEPTH = 50
-"""Largest number of nested levels in a YAML or JSON file; the configuration of a run has about six."""
+"""Maximum number of nested levels in a YAML or JSON file; the configuration of a run has about six."""
 MAX_NODES = 10_000
-"""Largest number of keys and values in a YAML file; the configuration of a run has about 600."""
+"""Maximum number of keys and values in a YAML file; the configuration of a run has about 600."""
 LONG_WORD = re.compile(r"[\w.:+-]{1000,}", re.ASCII)
 """Word in a YAML file that might be a number but is too long: parsing time grows with the square of its length."""
 
@@ -168,6 +168,7 @@ def create_json(path: Path, content: Any) -> None:
 
 
 def _finite(content: Any) -> Any:
+    """Return JSON content with null for numbers that are not finite."""
     if isinstance(content, dict):
         return {key: _finite(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
@@ -196,6 +197,7 @@ def read_bytes(path: Path, most: int) -> bytes:
 
 
 def _open_at_once(path: str, flags: int) -> int:
+    """Open a file without waiting."""
     return os.open(path, flags | os.O_NONBLOCK)  # opening a pipe would wait for its writer
 
 
@@ -247,7 +249,7 @@ def parse_json(text: str) -> Any:
     """Parse JSON text.
 
     Raises:
-        ValueError: it is broken or nested too deeply.
+        ValueError: it is broken, is nested too deeply or contains an integer with too many digits.
     """
     try:
         content = json.loads(text)
@@ -266,6 +268,7 @@ def parse_json(text: str) -> Any:
 
 
 def _children(node: dict[str, Any] | list[Any]) -> Any:
+    """Return the values of a mapping or a list."""
     return node.values() if isinstance(node, dict) else node
 
 

@@ -106,6 +106,7 @@ def renamed_config(config: Mapping[str, Any], steps: Sequence[Step] = STEPS) -> 
 
 
 def _moved(config: dict[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
+    """Rename keys of a configuration, in place."""
     for old, new in keys.items():
         *path, last = old.split(".")
         node: Any = config
@@ -126,6 +127,7 @@ def renamed_key(key: str, steps: Sequence[Step] = STEPS) -> str:
 
 
 def _renamed(node: Any, step: Step) -> Any:
+    """Return a copy of a node with the modules and arguments of a step renamed, and its arguments added."""
     if isinstance(node, (list, tuple)):
         return [_renamed(item, step) for item in node]
     if not isinstance(node, Mapping):

@@ -276,6 +276,7 @@ def result_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_passive(callback: Any, config: Mapping[str, Any]) -> bool:
+    """Return whether a callback changes no result; that of best.ckpt changes one only if best.ckpt is tested."""
     if not isinstance(callback, Mapping):
         return False
     evaluated = config.get("evaluate")

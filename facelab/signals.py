@@ -125,6 +125,7 @@ def end_with_pool_parent(clean_up: Callable[[], None] = lambda: None) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
     def wait() -> None:
+        """End this process when the parent sends SIGTERM or has ended."""
         while os.getppid() == parent:
             sent = signal.sigtimedwait([signal.SIGTERM], PARENT_CHECK)
             if sent and sent.si_pid == parent:
@@ -144,6 +145,7 @@ def end_with_parent(parent: int) -> None:
     ignore()
 
     def wait() -> None:
+        """End this process when the parent has ended."""
         while os.getppid() == parent:
             time.sleep(PARENT_CHECK)
         os._exit(1)
@@ -179,10 +181,12 @@ def stopping(requeueing: Callable[[], None]) -> Iterator[None]:
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
+        """Raise :class:`Stopped`."""
         received.append(number)
         raise Stopped(stop_reason(number))
 
     def unraisable(event: "sys.UnraisableHookArgs") -> None:
+        """Send the signal again if its exception was dropped."""
         if isinstance(event.exc_value, Stopped) and received:  # raised in a destructor, which drops it
             threading.Timer(0.1, os.kill, (os.getpid(), received[-1])).start()
         else:
@@ -193,6 +197,7 @@ def stopping(requeueing: Callable[[], None]) -> Iterator[None]:
     submitit = before[signal.SIGUSR2]
 
     def requeue(number: int, frame: FrameType | None) -> None:
+        """Call submitit's handler, which requeues the job."""
         # After the requeue Slurm ends all processes of the job, including the one that requested it. With several
         # ranks, each may receive a signal after another rank has already passed it on.
         ignore()

@@ -44,6 +44,7 @@ class GridSweeper(BasicSweeper):
             return self._sweep(arguments)
 
     def _sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
+        """Run the missing jobs, show the states of all, and raise if a job has not finished."""
         from facelab.errors import RunError
         from facelab.runs.overrides import RESUME_PREFIX
         from facelab.runs.sweep import read_job_states, show, write_jobs

@@ -273,6 +273,7 @@ class Folder:
             )
 
     def _draw(self, name: str, test_share: float) -> str:
+        """Return the split of a photo or group by a hash of its name."""
         number = hash_fraction(name)
         if number < test_share:
             return "test"
@@ -322,4 +323,5 @@ def _without_ending(name: str) -> str:
 
 
 def _top_folder(name: str) -> str:
+    """Return the first folder of a path; empty if it has none."""
     return name.partition("/")[0] if "/" in name else ""

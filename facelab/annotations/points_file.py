@@ -95,6 +95,7 @@ def read_table(
 
 
 def _check_line(fields: Sequence[str], width: int, meaning: str, place: str, allow_nan: bool) -> None:
+    """Refuse a line that does not contain ``width`` finite numbers."""
     if len(fields) != width:
         raise DatasetError(f"{place}: found {len(fields)} values, expected {width} ({meaning})")
     for field in fields:
@@ -157,6 +158,7 @@ def read_pts(path: Path, layout: Layout, *, origin: int, allow_nan: bool) -> Arr
 
 
 def _check_count(count: str, place: str, layout: Layout) -> None:
+    """Refuse another number of points than that of the layout."""
     if count != str(layout.num_points):
         raise DatasetError(
             f"{place}: expected the number of points of the layout {layout.name}, {layout.num_points}, found {count!r}"
@@ -164,6 +166,7 @@ def _check_count(count: str, place: str, layout: Layout) -> None:
 
 
 def _points(lines: Sequence[str], path: Path, first_line: int, layout: Layout, allow_nan: bool) -> Array:
+    """Parse one line ``x y`` per point; refuse another number of points and a point with one NaN."""
     points = np.empty((0, 2), np.float32)
     if lines:
         points = read_table(lines, 2, "x y", path, first_line, delimiter=None, allow_nan=allow_nan)
@@ -372,4 +375,5 @@ def report_unpaired(root: Path, unpaired: Mapping[str, Sequence[str]], *, comple
 
 
 def _first_three(names: Sequence[str]) -> str:
+    """Join the first three names for a message."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -195,6 +195,7 @@ class Synthetic:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def _rows(self, jobs: list[tuple[Path, Split, int]], temporary: Path) -> list[dict[str, Array]]:
+        """Render the photos in several processes, and return the labels of each."""
         # Only Linux has a safe fork: Windows has none, and the libraries of macOS may crash in a forked process.
         processes = min(len(os.sched_getaffinity(0)), len(jobs) // 20) if sys.platform == "linux" else 1
         if processes < 2:
@@ -242,6 +243,7 @@ def _start_renderer(temporary: Path) -> None:
     """Initialise a worker of the pool; if the parent is killed, the worker removes the temporary folder."""
 
     def remove() -> None:
+        """Remove the temporary folder; try again while other workers write to it."""
         for _ in range(20):  # other workers may still write files
             shutil.rmtree(temporary, ignore_errors=True)
             if not temporary.exists():

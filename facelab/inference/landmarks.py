@@ -119,10 +119,12 @@ def find_photos(images: str) -> Photos:
 
 
 def _is_visible(file: Path, folder: Path) -> bool:
+    """Return whether no part of a path within the folder begins with a dot."""
     return not any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def _counted(counts: Mapping[str, int]) -> str:
+    """Join counts and names for a message."""
     return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
@@ -225,6 +227,7 @@ def _predict_crops(module: LandmarkModule, crops: Sequence[Array], batch_size: i
 
 
 def _collect(name: str, path: Path, crops: FaceCrops, predictions: Iterator[_CropPrediction]) -> PredictedPhoto:
+    """Take the predictions of the faces of one photo from the iterator."""
     photo = PredictedPhoto(name, path, crops.size, [], list(crops.skipped))
     for face, box, to_photo in zip(crops.faces, crops.boxes, crops.to_photo, strict=True):
         points, confidence, pose = next(predictions)

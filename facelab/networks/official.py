@@ -57,6 +57,7 @@ def fitted(own: Mapping[str, Tensor], file: Mapping[str, Tensor], official: Offi
 
 
 def _sources(name: str, official: Official) -> list[str]:
+    """Return the names in the published file of the tensors that make up one of this model."""
     layer, _, tensor = name.rpartition(".")
     if layer not in official.layers:
         raise CheckpointError(f"no published weights belong to {layer} of this model; choose the parts of their code")
@@ -83,5 +84,6 @@ def _joined(name: str, own: Tensor, sources: list[str], file: Mapping[str, Tenso
 
 
 def _listed(names: list[str]) -> str:
+    """Join the first names for a message."""
     more = len(names) - LISTED
     return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -19,6 +19,7 @@ _WITHOUT_VALUE = ("--help", "--hydra-help", "--version", "--resolve", "--run", "
 
 
 def _takes_value(option: str) -> bool:
+    """Return whether the next word is the value of an option."""
     if option in _WITH_VALUE.values():
         return True
     # argparse accepts an abbreviated long option: --config-n is --config-name.

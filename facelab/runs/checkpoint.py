@@ -241,6 +241,7 @@ def needed(cfg: DictConfig, *nodes: str) -> DictConfig:
 
 
 def _is_in(place: str, node: str) -> bool:
+    """Return whether a place is a node or below it."""
     return place == node or place.startswith((f"{node}.", f"{node}["))
 
 
@@ -339,5 +340,6 @@ _offline: list[bool] = []
 
 
 def _refuse_connection(event: str, arguments: Any) -> None:
+    """Refuse a connection to a server while a checkpoint is opened; a hook of :func:`sys.addaudithook`."""
     if event in ("socket.connect", "socket.getaddrinfo", "urllib.Request") and _offline:
         raise CheckpointError(f"refused: a part of the checkpoint contacts a server while it is opened ({event})")

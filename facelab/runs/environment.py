@@ -53,6 +53,7 @@ def commit(folder: Path) -> dict[str, Any]:
     """Return the git commit of a folder and the files changed since; without a repository, None and no files."""
 
     def git(*words: str) -> str | None:
+        """Run git and return its output; None if it fails or is not installed."""
         if shutil.which("git") is None:
             return None
         result = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False)

@@ -134,6 +134,7 @@ def read_tensors(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def _is_state(value: Any) -> bool:
+    """Return whether a value is a mapping of names to tensors."""
     import torch
 
     return (

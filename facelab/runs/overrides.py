@@ -125,7 +125,8 @@ def check_words(words: Sequence[str], typed: Sequence[str], source: Path) -> Non
     """Refuse saved overrides that read the environment, unless their keys are typed now.
 
     Raises:
-        RunError: the folder, if from somebody else, would write a secret of this machine to a file.
+        RunError: an override reads the environment. The resumed run would write the value, which may be a secret, to a
+            file.
     """
     typed_keys = {_key(word) for word in typed}
     for word in words:
@@ -244,6 +245,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def _read_sweep(path: Path) -> dict[str, Any]:
+    """Read sweep.json."""
     try:
         content = files.read_json(path, MAX_SWEEP_BYTES)
     except ValueError as error:

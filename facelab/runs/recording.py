@@ -155,10 +155,12 @@ def _beating(files: RunFolder, status: dict[str, Any]) -> Iterator[None]:
     done = threading.Event()
 
     def write(**more: Any) -> None:
+        """Write the state with the time."""
         status["saved"] = files.checkpoint("last").is_file() or status["saved"]
         write_json(files.status, status | {"heartbeat": now()} | more)
 
     def beat() -> None:
+        """Write the state regularly; log a failure, which does not stop the run."""
         while not done.wait(HEARTBEAT):
             try:
                 write()

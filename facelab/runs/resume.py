@@ -198,6 +198,7 @@ def remove_results(folder: Path) -> None:
 
 
 def _is_of(key: str, nodes: Sequence[str]) -> bool:
+    """Return whether a key is one of the nodes or below one."""
     return any(f"{key}.".startswith(f"{node}.") for node in nodes)
 
 

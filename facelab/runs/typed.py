@@ -155,14 +155,17 @@ def _group_folders(argv: Sequence[str]) -> list[Path]:
 
 
 def _names_folder(option: str) -> bool:
+    """Return whether an option is ``--config-dir``, which may be abbreviated."""
     return option == "-cd" or (len(option) > len("--config-") and "--config-dir".startswith(option))
 
 
 def _is_group(override: Override, folders: Sequence[Path]) -> bool:
+    """Return whether an override chooses an option of a config group."""
     return _is_folder(override.key_or_group, folders)
 
 
 def _is_folder(key: str, folders: Sequence[Path]) -> bool:
+    """Return whether a key is the folder of a config group."""
     return "/" in key or any((folder / key).is_dir() for folder in folders)
 
 
@@ -196,6 +199,7 @@ def _group_fault(override: Override, sweep: bool, folders: Sequence[Path]) -> st
 
 
 def _plain(option: Any) -> Any:
+    """Return an option, or a list of them, without quotes."""
     if isinstance(option, list):
         return [_plain(one) for one in option]
     return option.text if isinstance(option, QuotedString) else option
