@@ -1,4 +1,4 @@
-"""Measure size and speed: ``python benchmark.py ckpt=RUN``, or ``python benchmark.py model=pipnet backbone=mbv2``."""
+"""Measurement of size and speed: ``python benchmark.py ckpt=RUN``, or ``model=pipnet backbone=mbv2``."""
 
 import csv
 import logging
@@ -110,9 +110,9 @@ def measurable_jobs(sweep: Path, cfg: DictConfig) -> list[Path]:
     Raises:
         RunError: no job can be measured, or the sweep or one of its checkpoints cannot be read.
     """
-    from facelab.runs.sweep import ledger
+    from facelab.runs.sweep import read_job_states
 
-    paths, jobs = [], ledger(sweep)
+    paths, jobs = [], read_job_states(sweep)
     for job in jobs:
         folder = RunFolder(sweep).job(job.number)
         path, reason = folder.path, ": ".join(filter(None, (job.status.state, job.status.reason)))
@@ -187,14 +187,14 @@ def measure(module: "LandmarkModule", size: int, cfg: DictConfig) -> Row:
     """
     import torch
 
-    from facelab.profiling.compile import prepare
+    from facelab.profiling.compile import set_format_and_compile
     from facelab.profiling.cost import cost, latency, machine
 
     if cfg.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device", "=cuda: torch finds no CUDA device; device=auto selects an existing one")
     device = cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     torch.compiler.reset()  # torch compiles a limited number of modules of a class
-    prepare(module.to(device), cfg.memory_format, cfg.compile)
+    set_format_and_compile(module.to(device), cfg.memory_format, cfg.compile)
     pose = cfg.with_pose
     one, many = (
         latency(module, size, batch, cfg.seconds, cfg.repeats, cfg.threads, pose=pose) for batch in (1, cfg.batch)

@@ -1,4 +1,4 @@
-"""Compare runs: ``python compare.py logs/train/multiruns/2026-11-20_07-17-00 'logs/train/runs/*wflw98*'``."""
+"""Comparison of runs: ``python compare.py logs/train/multiruns/2026-11-20_07-17-00 'logs/train/runs/*wflw98*'``."""
 
 import argparse
 from collections.abc import Sequence
@@ -165,6 +165,7 @@ def show_grid(console: "Console", rows: list[list[Cell]]) -> None:
     from rich.text import Text
 
     def text(cell: Cell) -> Text:
+        """Format a cell for the terminal."""
         # Break a metric's name before its yaw range, and a cost's name after "pose:".
         name = cell.text.replace("_yaw_", "_\nyaw_").replace("pose: ", "pose:\n") if cell.number else cell.text
         return Text.assemble((name, "bold" if cell.bold else ""), (f"\n{cell.below}" if cell.below else "", "dim"))

@@ -1,4 +1,4 @@
-"""Make a run folder of published weights: ``python import_weights.py model=pipnet weights=FILE meanface=FILE``."""
+"""Import of published weights as a run folder: ``python import_weights.py model=pipnet weights=FILE meanface=FILE``."""
 
 from pathlib import Path
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from facelab.bounds import Count, Device, Name, Positive, Text
 from facelab.errors import ConfigError, FacelabError, ImageError, visible
-from facelab.files import closed, expand_home, resolve_links, write_json
+from facelab.files import expand_home, resolve_links, why_not_writable, write_json
 from facelab.runs.build import build, check, write_config
 from facelab.runs.check import PATHS
 from facelab.runs.checkpoint import LoadedRun, load_run, needed
@@ -55,7 +55,7 @@ def main(cfg: DictConfig) -> None:
         check(cfg, PREDICT_KEYS)
         check_values(cfg)
         from facelab.inference.boxes_file import read_boxes
-        from facelab.inference.landmarks import find_photos, unknown
+        from facelab.inference.landmarks import boxes_without_photo, find_photos
 
         photos = find_photos(str(cfg.images))
         boxes = None if cfg.boxes is None else read_boxes(expand_home(str(cfg.boxes)))
@@ -64,7 +64,7 @@ def main(cfg: DictConfig) -> None:
         status["begun"] = True
         write_config(folder, cfg)
         predicted, speed = predict(run, cfg, crop, photos, boxes)
-        skipped = [skip for photo in predicted for skip in photo.skipped] + unknown(boxes or {}, photos)
+        skipped = [skip for photo in predicted for skip in photo.skipped] + boxes_without_photo(boxes or {}, photos)
         write(run, cfg, photos, predicted, skipped)
         report(cfg, crop, photos, predicted, skipped, speed)
         if not any(photo.faces for photo in predicted):
@@ -81,7 +81,7 @@ def check_values(cfg: DictConfig) -> None:
 
     if cfg.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device", "=cuda: torch finds no CUDA device here; device=auto uses the CPU then")
-    if reason := closed(Path(cfg.output)):
+    if reason := why_not_writable(Path(cfg.output)):
         raise ConfigError("output", f"={cfg.output}: nothing can be written there ({reason})")
     images, output = resolve_links(expand_home(str(cfg.images))), resolve_links(Path(cfg.output))
     if cfg.pictures and images.is_dir() and output.is_relative_to(images):

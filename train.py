@@ -117,12 +117,12 @@ def build_parts(cfg: DictConfig, *, resumed: bool = False) -> tuple[Any, Any, An
     """
     from lightning import seed_everything
 
-    from facelab.profiling.compile import prepare
+    from facelab.profiling.compile import set_format_and_compile
 
     seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule, module = build(cfg, "datamodule"), build_module(cfg, resumed=resumed)
     module.save_hyperparameters(OmegaConf.to_container(cfg, resolve=False), logger=False)
-    prepare(module, cfg.memory_format, cfg.compile)
+    set_format_and_compile(module, cfg.memory_format, cfg.compile)
     module.configure_optimizers()  # only to refuse invalid values now: Lightning calls it again before training
     return module, datamodule, build_trainer(cfg)
 

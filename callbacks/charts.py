@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from lightning import Callback, Trainer
 
-from callbacks.wandb_logger import ERROR, percent, show
+from callbacks.wandb_logger import ERROR_HEADING, log_to_wandb, percent
 from facelab.faces.geometry import Array
 from facelab.faces.layouts import Layout
 from facelab.metrics.face_table import FaceTable, Normaliser, nme_per_face
@@ -37,7 +37,7 @@ class Charts(Callback):
     ) -> None:
         """Log the charts of the test."""
         tags = trainer.datamodule.data.tags  # type: ignore[attr-defined]
-        show(trainer, lambda: charts(module.table, module.layout, tags))
+        log_to_wandb(trainer, lambda: charts(module.table, module.layout, tags))
 
 
 def charts(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[str, "CustomChart"]:
@@ -64,8 +64,8 @@ def _bars(name: str, parts: dict[str, Array]) -> "CustomChart":
     import wandb
 
     rows = [[part, percent(float(nme(e))), int((~np.isnan(e)).sum())] for part, e in parts.items()]
-    table = wandb.Table(["part", ERROR, "faces"], rows)
-    return wandb.plot.bar(table, "part", ERROR, title=f"{name}, {ERROR}")
+    table = wandb.Table(["part", ERROR_HEADING, "faces"], rows)
+    return wandb.plot.bar(table, "part", ERROR_HEADING, title=f"{name}, {ERROR_HEADING}")
 
 
 def _curves(curves: dict[str, Array]) -> "CustomChart":
@@ -73,4 +73,4 @@ def _curves(curves: dict[str, Array]) -> "CustomChart":
     import wandb
 
     x, y = (100 * ERRORS).tolist(), [(100 * curve).tolist() for curve in curves.values()]
-    return wandb.plot.line_series(x, y, list(curves), title="cumulative share of faces in percent", xname=ERROR)
+    return wandb.plot.line_series(x, y, list(curves), title="cumulative share of faces in percent", xname=ERROR_HEADING)

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from facelab.files import naming, replacing
+from facelab.files import name_in_errors, replacing
 
 
 class AppendingCSVLogger(Logger):
@@ -47,10 +47,11 @@ class AppendingCSVLogger(Logger):
         row = {"step": step, **metrics}
         if not self.path.is_file() or not row.keys() <= set(self.columns):
             self._add_columns(list(row))
-        with naming(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
+        with name_in_errors(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
 
     def _add_columns(self, names: list[str]) -> None:
+        """Rewrite the file with columns for these names, too."""
         rows = []
         if self.path.is_file():
             with self.path.open(newline="", encoding="utf-8") as file:

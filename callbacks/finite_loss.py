@@ -16,7 +16,7 @@ from facelab.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-MOST_SKIPPED = 10
+MAX_SKIPPED = 10
 """Maximum number of consecutive steps that are skipped; a training that skips more learns nothing."""
 LISTED_PHOTOS = 8
 """Maximum number of photos of a batch that a message lists."""
@@ -105,8 +105,8 @@ class FiniteLoss(Callback):
             return
         self.skips_step = False
         optimizer.zero_grad(set_to_none=True)
-        if self.consecutive_skips > MOST_SKIPPED:
-            self._stop(trainer, module, f"{MOST_SKIPPED} steps in a row were skipped before it")
+        if self.consecutive_skips > MAX_SKIPPED:
+            self._stop(trainer, module, f"{MAX_SKIPPED} steps in a row were skipped before it")
         # The forward pass has already updated the batch statistics.
         broken = [name for name, value in module.named_buffers() if value.is_floating_point() and _is_broken(value)]
         if broken:
@@ -148,4 +148,5 @@ class FiniteLoss(Callback):
 
 
 def _is_broken(value: Tensor) -> bool:
+    """Return whether a tensor contains a NaN or an infinite number."""
     return not bool(torch.isfinite(value).all())

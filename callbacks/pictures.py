@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from callbacks.wandb_logger import ERROR, number, percent, show
+from callbacks.wandb_logger import ERROR_HEADING, log_to_wandb, number, percent
 from datamodules.landmark import FaceDataset, LandmarkDataModule
 from facelab.bounds import Pixels
 from facelab.errors import printable
@@ -67,12 +67,14 @@ class FaceGrid(Callback):
         self.tiles: list[Array] = []
 
     def _draw_tiles(self, layout: Layout, outputs: Any, batch: LandmarkBatch) -> None:
+        """Draw the faces of a batch, until there are enough."""
         for row in range(min(len(batch.image), self.size - len(self.tiles))):
             image, truth = picture_of(batch, row)
             prediction = outputs.points[row].float().cpu().numpy()
             self.tiles.append(tile(image, layout, side=self.tile, truth=truth, prediction=prediction, caption=""))
 
     def _save(self, trainer: Trainer, file: str, name: str) -> None:
+        """Save the drawn tiles as one picture and clear them."""
         if self.tiles:
             save_picture(trainer, grid(self.tiles, self.columns), self.folder / file, name)
         self.tiles = []
@@ -134,7 +136,7 @@ class WorstFaces(Callback):
         tiles = self._tiles(data.faces["test"], worst, points)
         save_picture(trainer, grid(tiles, self.columns), self.folder / WORST_PICTURE, "test/worst_faces")
         photos = [printable(data.faces["test"].paths[row].name) for row in worst.face_id]
-        show(trainer, lambda: {"test/worst_faces_table": _table(tiles, photos, worst, data.data.tags)})
+        log_to_wandb(trainer, lambda: {"test/worst_faces_table": _table(tiles, photos, worst, data.data.tags)})
 
     def _predicted(self, trainer: Trainer, module: LandmarkModule, worst: FaceTable) -> Array:
         """Return the predicted points of these faces from all ranks, ``(F, N, 2)`` in pixels of their crops."""
@@ -167,4 +169,4 @@ def _table(tiles: Sequence[Array], photos: Sequence[str], faces: FaceTable, tags
         [wandb.Image(tiles[i]), photos[i], percent(errors[i]), *map(number, faces.pose[i]), ", ".join(tags_of_face[i])]
         for i in range(len(tiles))
     ]
-    return wandb.Table(["face", "photo", ERROR, "yaw", "pitch", "roll", "tags"], rows)
+    return wandb.Table(["face", "photo", ERROR_HEADING, "yaw", "pitch", "roll", "tags"], rows)

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.landmark import FaceDataset, LandmarkDataModule
 from facelab.errors import printable
-from facelab.faces.image import Orientation, has_mark
+from facelab.faces.image import Orientation, is_rotated_by_tag
 from facelab.faces.layouts import Layout
 from facelab.files import write_json
 from facelab.metrics import landmarks
@@ -109,7 +109,7 @@ def protocol(module: LandmarkModule, datamodule: LandmarkDataModule) -> dict[str
 
 def is_turned(path: Path, orientation: Orientation) -> bool:
     """Return whether a photo is rotated by its EXIF mark before it is measured."""
-    return orientation == "shown" and has_mark(path)
+    return orientation == "shown" and is_rotated_by_tag(path)
 
 
 def fingerprint(faces: FaceDataset, rows: Sequence[int]) -> str:

@@ -150,7 +150,7 @@ class ResumableCheckpoint(Checkpoint):
 
         Lightning's handler would communicate with other ranks in the middle of a step.
         """
-        self.previous_handlers = signals.current()
+        self.previous_handlers = signals.current_handlers()
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Install the handlers of the stop signals."""
@@ -218,10 +218,11 @@ class ResumableCheckpoint(Checkpoint):
         The run then gets the state ``stopped`` and not ``failed``.
         """
         if self.received_signal:
-            signals.blame(exception, self.received_signal)
+            signals.record_signal(exception, self.received_signal)
         self._restore_handlers()
 
     def _save(self, trainer: Trainer) -> None:
+        """Save last.ckpt and restart the clock."""
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             trainer.save_checkpoint(self.path)
         self.last_save = time.monotonic()
@@ -242,14 +243,16 @@ class ResumableCheckpoint(Checkpoint):
         return trainer.strategy.broadcast(is_due) if trainer.world_size > 1 else is_due
 
     def _store_signal(self, number: int, frame: FrameType | None) -> None:
+        """Store a received signal until the end of the step."""
         self.received_signal = number
 
     def _call_previous_handler(self, number: int) -> None:
         """Call the handler that was installed before, which usually ends the process."""
         self.replaced_handlers, self.received_signal = {}, 0
-        signals.hand_over(number, self.previous_handlers)
+        signals.call_handler(number, self.previous_handlers)
 
     def _restore_handlers(self) -> None:
+        """Restore Lightning's handlers of the stop signals."""
         signals.install(self.replaced_handlers)
         self.replaced_handlers = {}
 

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 DATA_DIR = "WANDB_DATA_DIR"
 """Environment variable with W&B's folder for files that await their upload."""
-ERROR = "error in percent"
+ERROR_HEADING = "error in percent"
 """Heading of an error in a table or a chart."""
 
 
@@ -67,7 +67,7 @@ class TolerantWandbLogger(WandbLogger):
 
 
 @rank_zero_only
-def show(trainer: Trainer, make: Callable[[], Mapping[str, Any]]) -> None:
+def log_to_wandb(trainer: Trainer, make: Callable[[], Mapping[str, Any]]) -> None:
     """Log tables and charts to W&B if it is one of the loggers.
 
     W&B copies each table to a folder for pending uploads, by default in the user's home. Here it is the folder of the

@@ -12,8 +12,8 @@ import numpy as np
 from facelab.faces.geometry import Array
 
 PERIOD = 48
-"""Period of the probe in pixels. The probe has a centre of symmetry every half period, so a displacement of more than
-a quarter is detected too, but with a wrong length."""
+"""Period in pixels of the probe, the pattern that a transform is applied to. The pattern has a centre of symmetry every
+half period, so a displacement over a quarter of a period is detected, but its measured length is wrong."""
 PERIODS = 4
 """Number of periods on each side of the probe: 192 pixels, the size of a usual crop."""
 SHORTEST_WAVE = 5
@@ -101,15 +101,15 @@ def _displacements(response: Array) -> Array:
 
 def _displacement(window: Array) -> complex:
     """Measure the displacement of the centre of a window in pixels; 0 if it cannot be measured."""
-    quarter = PERIOD // 2
-    turned = np.ascontiguousarray(window[quarter:-quarter, quarter:-quarter][::-1, ::-1])
+    margin = PERIOD // 2
+    turned = np.ascontiguousarray(window[margin:-margin, margin:-margin][::-1, ::-1])
     if float(np.std(turned)) < 0.5:  # less than one grey level is left
         return 0
     scores = cv2.matchTemplate(window, turned, cv2.TM_CCOEFF_NORMED)
     _, best, _, (x, y) = cv2.minMaxLoc(scores)
     if best < MIN_CORRELATION:
         return 0
-    return complex(_peak(scores[y], x) - quarter, _peak(scores[:, x], y) - quarter) / 2
+    return complex(_peak(scores[y], x) - margin, _peak(scores[:, x], y) - margin) / 2
 
 
 def _peak(scores: Array, at: int) -> float:

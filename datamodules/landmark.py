@@ -69,7 +69,7 @@ class FaceLoader(DataLoader[LandmarkBatch]):
         """Yield the batches of an epoch."""
         # With overfit_batches Lightning replaces the sampler by one without skip.
         self.used = getattr(self.sampler, "skip", 0) // (self.batch_size or 1)
-        with signals.held():
+        with signals.deferred():
             batches = super().__iter__()
         return self._count_used(batches)
 
@@ -288,7 +288,7 @@ def collate(samples: list[LandmarkBatch]) -> LandmarkBatch:
 
 def _start_worker(worker: int) -> None:
     """Prepare a worker process. OpenCV uses one thread: more would compete with the training for the cores."""
-    signals.obey_parent()
+    signals.end_with_pool_parent()
     cv2.setNumThreads(0)  # 0: no thread pool; 1 hangs in a forked process whose parent has used OpenCV (5.0.0)
 
 

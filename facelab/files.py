@@ -17,14 +17,14 @@ from uuid import uuid4
 
 import yaml
 
-LARGEST = 2**20
-"""Largest size in bytes of a YAML or JSON file that is read; those of a run have some ten thousand."""
-LARGEST_TABLE = 2**26
-"""Largest size in bytes of a CSV file that is read: 300 for each of 200,000 faces, as in the table of a test."""
-DEEPEST = 50
-"""Largest number of nested levels in a YAML or JSON file; the configuration of a run has about six."""
-MOST_NODES = 10_000
-"""Largest number of keys and values in a YAML file; the configuration of a run has about 600."""
+MAX_FILE_BYTES = 2**20
+"""Maximum size in bytes of a YAML or JSON file that is read; files of a run have about 10,000."""
+MAX_TABLE_BYTES = 2**26
+"""Maximum size in bytes of a CSV file that is read, enough for 200,000 faces at 300 bytes each."""
+MAX_DEPTH = 50
+"""Maximum number of nested levels in a YAML or JSON file; the configuration of a run has about six."""
+MAX_NODES = 10_000
+"""Maximum number of keys and values in a YAML file; the configuration of a run has about 600."""
 LONG_WORD = re.compile(r"[\w.:+-]{1000,}", re.ASCII)
 """Word in a YAML file that might be a number but is too long: parsing time grows with the square of its length."""
 
@@ -48,7 +48,7 @@ def replacing(path: Path) -> Iterator[Path]:
     stem = os.fsdecode(os.fsencode(path.stem)[:100])  # a name may have at most 255 bytes
     temporary = path.with_name(f".{stem}-{uuid4().hex}{path.suffix}")  # `remove_leftovers` matches this pattern
     try:
-        with naming(path, temporary):
+        with name_in_errors(path, temporary):
             temporary.touch(exist_ok=False)  # permissions of the umask; those of tempfile exclude all but the owner
             yield temporary
             with temporary.open("rb") as file:
@@ -104,7 +104,7 @@ def resolve_links(path: Path) -> Path:
     return Path(os.path.realpath(path))  # Path.resolve raises for these before Python 3.13
 
 
-def closed(folder: Path) -> str:
+def why_not_writable(folder: Path) -> str:
     """Return why no file can be written in a folder, which need not exist yet; empty if one can."""
     existing = folder.absolute()
     try:
@@ -117,7 +117,7 @@ def closed(folder: Path) -> str:
 
 
 @contextmanager
-def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+def name_in_errors(path: Path, temporary: Path | None = None) -> Iterator[None]:
     """Add the file's name to a write error, which names no file or the temporary one.
 
     Args:
@@ -168,6 +168,7 @@ def create_json(path: Path, content: Any) -> None:
 
 
 def _finite(content: Any) -> Any:
+    """Return JSON content with null for numbers that are not finite."""
     if isinstance(content, dict):
         return {key: _finite(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
@@ -196,10 +197,11 @@ def read_bytes(path: Path, most: int) -> bytes:
 
 
 def _open_at_once(path: str, flags: int) -> int:
+    """Open a file without waiting."""
     return os.open(path, flags | os.O_NONBLOCK)  # opening a pipe would wait for its writer
 
 
-def read_text(path: Path, most: int = LARGEST) -> str:
+def read_text(path: Path, most: int = MAX_FILE_BYTES) -> str:
     """Read a file as UTF-8, with unchanged newlines.
 
     Raises:
@@ -209,7 +211,7 @@ def read_text(path: Path, most: int = LARGEST) -> str:
     return read_bytes(path, most).decode("utf-8")
 
 
-def read_table(path: Path, *, torn: bool = False, most: int = LARGEST_TABLE) -> Iterator[list[str]]:
+def read_table(path: Path, *, torn: bool = False, most: int = MAX_TABLE_BYTES) -> Iterator[list[str]]:
     """Yield the rows of a CSV file, including the header.
 
     Args:
@@ -233,7 +235,7 @@ def read_table(path: Path, *, torn: bool = False, most: int = LARGEST_TABLE) -> 
         raise ValueError(f"{path}:{rows.line_num + 1}: {error}") from error
 
 
-def read_json(path: Path, most: int = LARGEST) -> Any:
+def read_json(path: Path, most: int = MAX_FILE_BYTES) -> Any:
     """Read a JSON file.
 
     Raises:
@@ -247,7 +249,7 @@ def parse_json(text: str) -> Any:
     """Parse JSON text.
 
     Raises:
-        ValueError: it is broken or nested too deeply.
+        ValueError: it is broken, is nested too deeply or contains an integer with too many digits.
     """
     try:
         content = json.loads(text)
@@ -256,20 +258,21 @@ def parse_json(text: str) -> Any:
     except ValueError as error:  # Python's limit of digits, whose message suggests calling a function
         raise ValueError(f"contains a whole number of over {sys.get_int_max_str_digits():,} digits") from error
     except RecursionError as error:
-        raise ValueError(f"is nested over {DEEPEST} levels deep") from error
+        raise ValueError(f"is nested over {MAX_DEPTH} levels deep") from error
     level = [content]
-    for _ in range(DEEPEST + 1):
+    for _ in range(MAX_DEPTH + 1):
         level = [child for node in level if isinstance(node, (dict, list)) for child in _children(node)]
     if level:
-        raise ValueError(f"is nested over {DEEPEST} levels deep")
+        raise ValueError(f"is nested over {MAX_DEPTH} levels deep")
     return content
 
 
 def _children(node: dict[str, Any] | list[Any]) -> Any:
+    """Return the values of a mapping or a list."""
     return node.values() if isinstance(node, dict) else node
 
 
-def read_yaml(path: Path, most: int = LARGEST) -> Any:
+def read_yaml(path: Path, most: int = MAX_FILE_BYTES) -> Any:
     """Read a YAML file of plain values, as a run writes it.
 
     Aliases and tags are refused: with aliases a file of some lines can expand to more values than fit into memory, and
@@ -307,9 +310,9 @@ def _check_yaml(text: str) -> None:
             raise ValueError(f"{line}: contains an alias, *{event.anchor}; write the value out")
         if getattr(event, "tag", None):
             raise ValueError(f"{line}: contains a tag, {event.tag}; only plain values are read")
-        if depth > DEEPEST:
-            raise ValueError(f"{line}: is nested over {DEEPEST} levels deep")
-        if nodes > MOST_NODES:
-            raise ValueError(f"{line}: contains over {MOST_NODES:,} keys and values")
+        if depth > MAX_DEPTH:
+            raise ValueError(f"{line}: is nested over {MAX_DEPTH} levels deep")
+        if nodes > MAX_NODES:
+            raise ValueError(f"{line}: contains over {MAX_NODES:,} keys and values")
         if isinstance(event, yaml.ScalarEvent) and LONG_WORD.fullmatch(event.value):
             raise ValueError(f"{line}: contains a word of {len(event.value):,} characters")

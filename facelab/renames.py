@@ -106,6 +106,7 @@ def renamed_config(config: Mapping[str, Any], steps: Sequence[Step] = STEPS) -> 
 
 
 def _moved(config: dict[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
+    """Rename keys of a configuration, in place."""
     for old, new in keys.items():
         *path, last = old.split(".")
         node: Any = config
@@ -126,6 +127,7 @@ def renamed_key(key: str, steps: Sequence[Step] = STEPS) -> str:
 
 
 def _renamed(node: Any, step: Step) -> Any:
+    """Return a copy of a node with the modules and arguments of a step renamed, and its arguments added."""
     if isinstance(node, (list, tuple)):
         return [_renamed(item, step) for item in node]
     if not isinstance(node, Mapping):
@@ -149,13 +151,11 @@ def renamed_checkpoint(content: dict[str, Any]) -> dict[str, Any]:
     """Convert the content of a checkpoint of any format to today's format.
 
     Raises:
-        CheckpointError: a later version wrote it.
+        CheckpointError: this version does not read the format of the checkpoint.
     """
     written = content.get("format", 1)
     if not isinstance(written, int) or not 1 <= written <= FORMAT:
-        raise CheckpointError(
-            f"the checkpoint has format {written}, and this version reads 1 to {FORMAT}: a later version wrote it"
-        )
+        raise CheckpointError(f"the checkpoint has format {written}; this version reads the formats 1 to {FORMAT}")
     steps = STEPS[written - 1 :]
     if isinstance(config := content.get("hyper_parameters"), Mapping):
         content = content | {"hyper_parameters": renamed_config(config, steps)}

@@ -41,10 +41,10 @@ HEARTBEAT = 60
 """Seconds between two heartbeats of a run."""
 LOST_AFTER = 300
 """Seconds without a heartbeat after which a run counts as lost: five missed ones."""
-MOST_JOBS = 10_000
+MAX_JOBS = 10_000
 """Largest number of jobs of a sweep that is read."""
-LARGEST_SWEEP = 2**24
-"""Largest size in bytes of a sweep.json that is read: 1.6 kB of overrides for each of :data:`MOST_JOBS` jobs."""
+MAX_SWEEP_BYTES = 2**24
+"""Largest size in bytes of a sweep.json that is read: 1.6 kB of overrides for each of :data:`MAX_JOBS` jobs."""
 
 
 @dataclass(frozen=True)
@@ -222,16 +222,17 @@ def read_jobs(folder: Path) -> dict[int, list[str]]:
     """
     path = RunFolder(folder).sweep
     try:
-        content = read_json(path, LARGEST_SWEEP)
+        content = read_json(path, MAX_SWEEP_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read: {error}") from error
+    # The key is `cells` because old sweeps have it; their jobs were called cells.
     jobs = content.get("cells") if isinstance(content, dict) else None
     if not isinstance(jobs, dict):
         raise RunError(f"{path} cannot be read: it has no `cells`")
-    if len(jobs) > MOST_JOBS:
-        raise RunError(f"{path} lists {len(jobs):,} jobs; {MOST_JOBS:,} are read at most")
+    if len(jobs) > MAX_JOBS:
+        raise RunError(f"{path} lists {len(jobs):,} jobs; {MAX_JOBS:,} are read at most")
     for name, overrides in jobs.items():
         if not re.fullmatch("0|[1-9][0-9]{0,8}", name):
             raise RunError(f"{path}: the job {name[:40]!r} has a name that is not a whole number")
@@ -275,6 +276,7 @@ def result_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_passive(callback: Any, config: Mapping[str, Any]) -> bool:
+    """Return whether a callback changes no result; that of best.ckpt changes one only if best.ckpt is tested."""
     if not isinstance(callback, Mapping):
         return False
     evaluated = config.get("evaluate")

@@ -21,7 +21,7 @@ PRIORITY = (0, signal.SIGTERM, signal.SIGUSR2)
 """Increasing priority when ranks received different signals: after a time limit the job must be requeued."""
 PARENT_CHECK = 1.0
 """Seconds between two checks of a process whether its parent is running."""
-BLAMED = "facelab_signal"
+SIGNAL_ATTRIBUTE = "facelab_signal"
 """Name of an attribute of an exception that was raised after a stop signal: the number of the signal."""
 
 
@@ -42,9 +42,9 @@ def name_of(number: int) -> str:
     return signal.Signals(number).name
 
 
-def blame(error: BaseException, number: int) -> None:
+def record_signal(error: BaseException, number: int) -> None:
     """Record in an exception the stop signal that was received before it was raised."""
-    setattr(error, BLAMED, number)
+    setattr(error, SIGNAL_ATTRIBUTE, number)
     error.add_note(stop_reason(number))
 
 
@@ -61,12 +61,12 @@ def find_stop_request(error: BaseException) -> "Stopped | Requeued | KeyboardInt
     return request
 
 
-def get_blamed_signal(error: BaseException) -> int | None:
-    """Return the number of the signal that :func:`blame` recorded in an exception."""
-    return getattr(error, BLAMED, None)
+def recorded_signal(error: BaseException) -> int | None:
+    """Return the number of the signal that :func:`record_signal` recorded in an exception."""
+    return getattr(error, SIGNAL_ATTRIBUTE, None)
 
 
-def current() -> Handlers:
+def current_handlers() -> Handlers:
     """Return the handlers of the stop signals."""
     return {number: signal.getsignal(number) for number in STOP_SIGNALS}
 
@@ -86,11 +86,11 @@ def ignore(*, interrupt: bool = False) -> None:
 
 
 @contextmanager
-def held() -> Iterator[None]:
+def deferred() -> Iterator[None]:
     """Defer the stop signals and Ctrl-C until the end of the block, which starts processes.
 
     Otherwise an exception of a handler could leave a started process without a reference. The new processes start with
-    these signals blocked: until they call :func:`obey_parent`, no such signal can end them.
+    these signals blocked: until they call :func:`end_with_pool_parent`, no such signal can end them.
     """
     numbers, received = (*STOP_SIGNALS, signal.SIGINT), list[int]()
     # The new processes inherit the mask; in this process, other threads may still receive the signals.
@@ -105,7 +105,7 @@ def held() -> Iterator[None]:
             signal.raise_signal(number)
 
 
-def obey_parent(tidy: Callable[[], None] = lambda: None) -> None:
+def end_with_pool_parent(clean_up: Callable[[], None] = lambda: None) -> None:
     """Ignore stop signals and Ctrl-C in a worker process, and end it with its parent.
 
     A cluster sends a signal to all processes of a job, but the parent still needs its workers to finish the step.
@@ -113,7 +113,7 @@ def obey_parent(tidy: Callable[[], None] = lambda: None) -> None:
     reason.
 
     Args:
-        tidy: called when the parent has ended without ending this process.
+        clean_up: called when the parent has ended without ending this process.
     """
     started_by = multiprocessing.parent_process()
     assert started_by is not None and started_by.pid, "only for a process that multiprocessing started"
@@ -125,11 +125,12 @@ def obey_parent(tidy: Callable[[], None] = lambda: None) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
     def wait() -> None:
+        """End this process when the parent sends SIGTERM or has ended."""
         while os.getppid() == parent:
             sent = signal.sigtimedwait([signal.SIGTERM], PARENT_CHECK)
             if sent and sent.si_pid == parent:
                 os._exit(0)  # the DataLoader treats any other code as a crash
-        tidy()
+        clean_up()
         os._exit(1)
 
     threading.Thread(target=wait, name="parent", daemon=True).start()
@@ -144,6 +145,7 @@ def end_with_parent(parent: int) -> None:
     ignore()
 
     def wait() -> None:
+        """End this process when the parent has ended."""
         while os.getppid() == parent:
             time.sleep(PARENT_CHECK)
         os._exit(1)
@@ -151,7 +153,7 @@ def end_with_parent(parent: int) -> None:
     threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
-def hand_over(number: int, handlers: Mapping[int, Any]) -> None:
+def call_handler(number: int, handlers: Mapping[int, Any]) -> None:
     """Install handlers and call the one of a received signal, which usually ends the process.
 
     Raises:
@@ -179,10 +181,12 @@ def stopping(requeueing: Callable[[], None]) -> Iterator[None]:
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
+        """Raise :class:`Stopped`."""
         received.append(number)
         raise Stopped(stop_reason(number))
 
     def unraisable(event: "sys.UnraisableHookArgs") -> None:
+        """Send the signal again if its exception was dropped."""
         if isinstance(event.exc_value, Stopped) and received:  # raised in a destructor, which drops it
             threading.Timer(0.1, os.kill, (os.getpid(), received[-1])).start()
         else:
@@ -193,6 +197,7 @@ def stopping(requeueing: Callable[[], None]) -> Iterator[None]:
     submitit = before[signal.SIGUSR2]
 
     def requeue(number: int, frame: FrameType | None) -> None:
+        """Call submitit's handler, which requeues the job."""
         # After the requeue Slurm ends all processes of the job, including the one that requested it. With several
         # ranks, each may receive a signal after another rank has already passed it on.
         ignore()

@@ -44,9 +44,10 @@ class GridSweeper(BasicSweeper):
             return self._sweep(arguments)
 
     def _sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
+        """Run the missing jobs, show the states of all, and raise if a job has not finished."""
         from facelab.errors import RunError
         from facelab.runs.overrides import RESUME_PREFIX
-        from facelab.runs.sweep import ledger, show, write_jobs
+        from facelab.runs.sweep import read_job_states, show, write_jobs
 
         assert self.config is not None
         assert self.launcher is not None
@@ -67,7 +68,7 @@ class GridSweeper(BasicSweeper):
                     words = str(error).strip().splitlines() or [type(error).__name__]
                     log.warning("error of the launcher: %s", words[-1])
         finally:
-            show(all_jobs := ledger(folder))
+            show(all_jobs := read_job_states(folder))
         if unfinished := [str(job.number) for job in all_jobs if job.status.state != "finished"]:
             raise RunError(
                 f"{len(unfinished)} of {len(all_jobs)} jobs are not finished: {', '.join(unfinished)}. "
@@ -87,7 +88,7 @@ class GridSweeper(BasicSweeper):
         from facelab.run_folder import RunFolder
         from facelab.runs.overrides import RESUMED_WORDS, check_links, check_words, first_job
         from facelab.runs.processes import restart_with_next_stamp
-        from facelab.runs.sweep import jobs_are_waiting, ledger
+        from facelab.runs.sweep import jobs_are_waiting, read_job_states
         from facelab.runs.typed import check_groups
 
         assert self.hydra_context is not None
@@ -106,7 +107,7 @@ class GridSweeper(BasicSweeper):
         overrides = parser.parse_overrides(arguments)
         if several := [str(word.input_line) for word in overrides if word.is_sweep_override()]:
             raise RunError(f"{folder} is a sweep with a fixed list of jobs; {', '.join(several)} would add others")
-        jobs = [job for job in ledger(folder) if job.status.state not in ("finished", "running", "queued")]
+        jobs = [job for job in read_job_states(folder) if job.status.state not in ("finished", "running", "queued")]
         if jobs_are_waiting(folder):
             started = [job for job in jobs if job.status.state != "missing"]
             if len(started) < len(jobs):

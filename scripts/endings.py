@@ -1,4 +1,4 @@
-"""Measure how a run ends after each signal and error, at each phase, with several numbers of workers.
+"""Measurement of the end of a run after each signal and error, at each phase, with several numbers of workers.
 
     python scripts/endings.py --workers 0 1 4 --devices 1 2
 

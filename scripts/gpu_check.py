@@ -1,4 +1,6 @@
-"""Measure the speed of every method on one machine: training, loader, latency. ``gpu_check.sh`` starts this script.
+"""Measurement of the speed of every method on one machine: training, loader, latency.
+
+``gpu_check.sh`` starts this script.
 
     python scripts/gpu_check.py --output gpu_check.json
     python scripts/gpu_check.py --rounds 1 --steps 2 --compile false model=pfld data.train=64 trainer=cpu

@@ -1,4 +1,4 @@
-"""Test the resume: a run that is killed at random times and resumed must equal an uninterrupted run.
+"""Test of the resume: a run that is killed at random times and resumed must equal an uninterrupted run.
 
     python scripts/kills.py --kills 40 --seed 0
     python scripts/kills.py --kinds ddp --methods pfld --kills 5

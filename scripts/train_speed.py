@@ -1,4 +1,4 @@
-"""Measure the speed of training: the whole loop, the bare step, the effect of options, and the loop of another code.
+"""Measurement of the speed of training: the whole loop, the bare step, the effect of options, the loop of another code.
 
     python scripts/train_speed.py --options precision=bf16-mixed,compile=true data=ytf68
     python scripts/train_speed.py --peer PATH:FUNCTION model=pipnet data=ytf68 backbone=mbv2 ...
@@ -35,7 +35,7 @@ from hydra import compose, initialize_config_dir
 from lightning import Callback, Trainer, seed_everything
 from omegaconf import DictConfig
 
-from facelab.profiling.compile import prepare
+from facelab.profiling.compile import set_format_and_compile
 from facelab.runs import resolvers  # noqa: F401  used by the configuration
 from facelab.runs.build import build
 
@@ -90,7 +90,7 @@ def configuration(overrides: list[str]) -> DictConfig:
 def build_module(cfg: DictConfig) -> Any:
     """Build and prepare the module as train.py does."""
     module = build(cfg, "model")
-    prepare(module, cfg.memory_format, cfg.compile)
+    set_format_and_compile(module, cfg.memory_format, cfg.compile)
     return module
 
 

@@ -8,7 +8,14 @@ from conftest import ROOT
 
 MODULES = [
     path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
-    for pattern in ("faces/geometry.py", "faces/boxes.py", "faces/pose.py", "metrics/*.py", "coders/*.py")
+    for pattern in (
+        "faces/geometry.py",
+        "faces/boxes.py",
+        "faces/pose.py",
+        "metrics/*.py",
+        "coders/*.py",
+        "losses/*.py",
+    )
     for path in sorted((ROOT / "facelab").glob(pattern))
 ]
 

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from facelab.files import (
-    DEEPEST,
-    LARGEST,
-    MOST_NODES,
+    MAX_DEPTH,
+    MAX_FILE_BYTES,
+    MAX_NODES,
     expand_home,
     read_bytes,
     read_json,
@@ -145,13 +145,13 @@ def test_read_bytes_refuses_special_files_without_waiting(tmp_path: Path, kind: 
     "content",
     [
         "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9) if n else 'x'}]\n" for n in range(12)),
-        "[" * (DEEPEST + 1) + "]" * (DEEPEST + 1),
+        "[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1),
         "[" * 100_000,
         "- " * 100_000,
         "a: 1:" + "1:" * 400_000 + "1",
         "a: 0x" + "f" * 100_000,
-        f"[{'a,' * (MOST_NODES + 1)}]",
-        "x" * (LARGEST + 1),
+        f"[{'a,' * (MAX_NODES + 1)}]",
+        "x" * (MAX_FILE_BYTES + 1),
         "? [a]\n: b",
         "!!int ''",
         "!!python/object/apply:os.getcwd []",
@@ -170,7 +170,7 @@ def test_read_yaml_refuses_hostile_files(tmp_path: Path, content: str) -> None:
     with pytest.raises(ValueError) as caught:
         read_yaml(tmp_path / "a.yaml")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
-    assert tracemalloc.get_traced_memory()[1] < 50 * LARGEST
+    assert tracemalloc.get_traced_memory()[1] < 50 * MAX_FILE_BYTES
     tracemalloc.stop()
     assert time.perf_counter() - start < 3
 

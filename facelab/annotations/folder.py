@@ -49,7 +49,7 @@ from facelab.bounds import Text
 from facelab.errors import ConfigError, DatasetError, ImageError
 from facelab.faces.face import Face, Photo, Split
 from facelab.faces.geometry import Array, from_cells
-from facelab.faces.image import SUFFIXES, Orientation, PhotoFile, has_mark
+from facelab.faces.image import SUFFIXES, Orientation, PhotoFile, is_rotated_by_tag
 from facelab.faces.layouts import Layout
 from facelab.files import walk
 
@@ -265,7 +265,7 @@ class Folder:
 
     def _log_orientation(self, images: Sequence[Path], split: str) -> None:
         """Log how many photos have an orientation tag that changes how they are shown."""
-        if rotated := sum(map(has_mark, images)):
+        if rotated := sum(map(is_rotated_by_tag, images)):
             log.info(
                 "%s %s: %d of %d photos have an orientation tag; their points are pixels of the photo as %s "
                 "(data.orientation)",
@@ -273,6 +273,7 @@ class Folder:
             )
 
     def _draw(self, name: str, test_share: float) -> str:
+        """Return the split of a photo or group by a hash of its name."""
         number = hash_fraction(name)
         if number < test_share:
             return "test"
@@ -322,4 +323,5 @@ def _without_ending(name: str) -> str:
 
 
 def _top_folder(name: str) -> str:
+    """Return the first folder of a path; empty if it has none."""
     return name.partition("/")[0] if "/" in name else ""

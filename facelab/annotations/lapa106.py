@@ -71,6 +71,7 @@ class LaPa:
         return self._part(split)
 
     def _part(self, part: str) -> list[Photo]:
+        """Return the photos in the folder of a split."""
         folder = self.root / part
         images = by_stem(folder / "images", {".jpg", ".jpeg"})
         points = by_stem(folder / "landmarks", {".txt"})
@@ -85,6 +86,7 @@ class LaPa:
         return [Photo(images[name], (self._face(points[name]),), "stored") for name in names]
 
     def _face(self, path: Path) -> Face:
+        """Read a file of points."""
         points = read_txt(path, self.layout, allow_nan=False)
         check_face(points, str(path), REMEDIES)
         return plain_face(points)

@@ -28,7 +28,7 @@ MIN_DISTANCE = 0.5
 MIN_SPREAD = 1.75
 """Negative points count as hidden (``negated``) if changing their signs makes the face smaller by more than this
 factor."""
-LARGEST_FRACTION = 1.5
+MAX_FRACTION = 1.5
 """Largest coordinate that is taken for a fraction of the photo: points may be outside of the photo."""
 
 
@@ -95,6 +95,7 @@ def read_table(
 
 
 def _check_line(fields: Sequence[str], width: int, meaning: str, place: str, allow_nan: bool) -> None:
+    """Refuse a line that does not contain ``width`` finite numbers."""
     if len(fields) != width:
         raise DatasetError(f"{place}: found {len(fields)} values, expected {width} ({meaning})")
     for field in fields:
@@ -157,6 +158,7 @@ def read_pts(path: Path, layout: Layout, *, origin: int, allow_nan: bool) -> Arr
 
 
 def _check_count(count: str, place: str, layout: Layout) -> None:
+    """Refuse another number of points than that of the layout."""
     if count != str(layout.num_points):
         raise DatasetError(
             f"{place}: expected the number of points of the layout {layout.name}, {layout.num_points}, found {count!r}"
@@ -164,6 +166,7 @@ def _check_count(count: str, place: str, layout: Layout) -> None:
 
 
 def _points(lines: Sequence[str], path: Path, first_line: int, layout: Layout, allow_nan: bool) -> Array:
+    """Parse one line ``x y`` per point; refuse another number of points and a point with one NaN."""
     points = np.empty((0, 2), np.float32)
     if lines:
         points = read_table(lines, 2, "x y", path, first_line, delimiter=None, allow_nan=allow_nan)
@@ -243,7 +246,7 @@ def check_face(points: Array, place: str, remedies: Mapping[str, str]) -> None:
             f"{place}: {int(negative.sum())} points have both coordinates below 0 and would be in the face with both "
             f"signs changed, so they are probably hidden or not annotated; {remedies['negated']}"
         )
-    if len(annotated) > 1 and (extent < 1 or abs(annotated).max() <= LARGEST_FRACTION):
+    if len(annotated) > 1 and (extent < 1 or abs(annotated).max() <= MAX_FRACTION):
         width, height = annotated.max(axis=0) - annotated.min(axis=0)
         raise DatasetError(f"{place}: the face is {width:.3g} x {height:.3g} pixels large; {remedies['fraction']}")
 
@@ -257,9 +260,9 @@ def check_box(box: Array, place: str, remedies: Mapping[str, str]) -> None:
         remedies: remedy for ``fraction``, for the message.
 
     Raises:
-        DatasetError: no number exceeds :data:`LARGEST_FRACTION`, and not all are 0.
+        DatasetError: no number exceeds :data:`MAX_FRACTION`, and not all are 0.
     """
-    if np.isfinite(box).all() and box.any() and abs(box).max() <= LARGEST_FRACTION:
+    if np.isfinite(box).all() and box.any() and abs(box).max() <= MAX_FRACTION:
         raise DatasetError(
             f"{place}: the box {[float(f'{value:.4g}') for value in box]} looks like fractions; {remedies['fraction']}"
         )
@@ -372,4 +375,5 @@ def report_unpaired(root: Path, unpaired: Mapping[str, Sequence[str]], *, comple
 
 
 def _first_three(names: Sequence[str]) -> str:
+    """Join the first three names for a message."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

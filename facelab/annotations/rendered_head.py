@@ -47,6 +47,7 @@ Piece = tuple[str, int, slice]
 
 
 def _eye(side: str, samples: int) -> tuple[Piece, ...]:
+    """Return the pieces of the outline of an eye."""
     return (f"eye_{side}_upper", samples, WHOLE), (f"eye_{side}_lower", samples, BACK_INNER)
 
 
@@ -179,6 +180,7 @@ def _relief(head: Head, x: Array, y: Array) -> Array:
     """Compute the height of the face above the plain head in head units, at frontal positions (x, y)."""
 
     def hill(at_x: float, at_y: float, width: float, height: float, top: float) -> Array:
+        """Compute a Gaussian hill and its copy on the other side of the face."""
         return top * np.exp(-(((np.abs(x) - at_x) / width) ** 2) - ((y - at_y) / height) ** 2)
 
     base, tip, low = head.nose_base, head.nose_base - 0.16, head.mouth + 0.5 * head.mouth_width * head.mouth_open
@@ -241,6 +243,7 @@ def curves(head: Head) -> dict[str, Array]:
 
 
 def _line(x: Array, y: Array) -> Array:
+    """Join coordinates ``(T,)`` to points ``(T, 2)``."""
     return np.stack([x, y], axis=-1)
 
 
@@ -295,6 +298,7 @@ def _nose_side_lines(head: Head) -> dict[str, Array]:
 
 
 def _nose_lines(head: Head) -> dict[str, Array]:
+    """Compute the lines in the middle of the nose."""
     across = 2 * T - 1
     y = head.nose_base - 0.015 + 0.015 * np.cos(2 * np.pi * across) - 0.02 * np.abs(across)
     return {
@@ -377,6 +381,7 @@ def _head_quads(head: Head, look: Look) -> tuple[Array, Array]:
 
 
 def _ear_quads(head: Head, look: Look) -> tuple[Array, Array]:
+    """Compute the quads and colours of both ears."""
     t = np.linspace(0, 1, 9)
     front = around(head, np.deg2rad(96 - 4 * t), -0.12 + 0.68 * t)
     rim = np.outer(np.sin(np.pi * t) ** 0.7 * (1.1 - 0.35 * t), [0.15, 0, 0.26])
@@ -449,6 +454,7 @@ def _to_canvas(points: Array) -> NDArray[np.int32]:
 
 
 def _steps(depth: Array) -> Array:
+    """Convert depths to grey values of the depth buffer, larger for nearer points."""
     return np.clip((DEPTH_FAR - depth) * DEPTH_STEPS, 1, OCCLUDER - 1)
 
 

@@ -28,7 +28,7 @@ from facelab.errors import ConfigError, DatasetError
 from facelab.faces.face import Face, Photo, Split
 from facelab.faces.geometry import Array, bounding_box, from_cells
 from facelab.faces.layouts import Layout
-from facelab.files import naming
+from facelab.files import name_in_errors
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ class Synthetic:
         log.info("rendering %d photos of faces into %s", len(jobs), self.folder)
         temporary = self.folder.with_name(f".{self.folder.name}-{uuid.uuid4().hex}")
         try:
-            with naming(self.folder):
+            with name_in_errors(self.folder):
                 for split in SPLITS:
                     (temporary / split).mkdir(parents=True)
                 paths = [(temporary / split / f"{index:05d}.jpg", split, index) for split, index in jobs]
@@ -195,6 +195,7 @@ class Synthetic:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def _rows(self, jobs: list[tuple[Path, Split, int]], temporary: Path) -> list[dict[str, Array]]:
+        """Render the photos in several processes, and return the labels of each."""
         # Only Linux has a safe fork: Windows has none, and the libraries of macOS may crash in a forked process.
         processes = min(len(os.sched_getaffinity(0)), len(jobs) // 20) if sys.platform == "linux" else 1
         if processes < 2:
@@ -202,7 +203,7 @@ class Synthetic:
         # fork, because spawn would import the caller's script again, which may have no __main__ guard.
         with ProcessPoolExecutor(processes, get_context("fork"), _start_renderer, (temporary,)) as pool:
             try:
-                with signals.held():
+                with signals.deferred():
                     rows = pool.map(self.write_photo, jobs, chunksize=20)
                 return _collect(rows, len(jobs))
             except BaseException:
@@ -242,13 +243,14 @@ def _start_renderer(temporary: Path) -> None:
     """Initialise a worker of the pool; if the parent is killed, the worker removes the temporary folder."""
 
     def remove() -> None:
+        """Remove the temporary folder; try again while other workers write to it."""
         for _ in range(20):  # other workers may still write files
             shutil.rmtree(temporary, ignore_errors=True)
             if not temporary.exists():
                 return
             time.sleep(0.1)
 
-    signals.obey_parent(remove)
+    signals.end_with_pool_parent(remove)
     # Not 1: OpenCV would wait for the threads of the parent to end, which do not exist in a forked process.
     cv2.setNumThreads(0)
 

@@ -102,9 +102,11 @@ class WFLW:
         return with_images(self.root, photos, skip=self.skip_unpaired)
 
     def _list(self, part: str) -> Path:
+        """Return the path of the list of a part."""
         return self.root / LISTS / f"list_98pt_rect_attr_{part}.txt"
 
     def _split(self, part: str, name: str) -> str:
+        """Return the split of a photo of the list of a part."""
         return "val" if part == "train" and hash_fraction(name) < self.val_share else part
 
     def _read(self, path: Path) -> dict[str, Photo]:
@@ -128,6 +130,7 @@ class WFLW:
         return {name: Photo(self.root / "WFLW_images" / name, tuple(its), "stored") for name, its in faces.items()}
 
     def _face(self, points: Array, box: Array, flags: Array) -> Face:
+        """Make a face of the columns of a line."""
         return Face(
             box=box,
             points=points,

@@ -76,9 +76,11 @@ class YTFaces:
         return with_images(self.root, photos, skip=self.skip_unpaired)
 
     def _csv(self, part: str) -> Path:
+        """Return the path of one of the two CSV files."""
         return self.root / f"{part}_frames_keypoints.csv"
 
     def _part(self, part: str, split: Split) -> list[Photo]:
+        """Read one of the two CSV files and return its photos in this split."""
         path = self._csv(part)
         header, *lines = [line.partition(",") for line in read_lines(path)]
         if not lines or FILE_NAME.fullmatch(header[0]):
@@ -106,6 +108,7 @@ class YTFaces:
 
 
 def _split(person: str) -> str:
+    """Return the split of a person by a hash of the name."""
     number = hash_fraction(person)
     if number < TEST_BELOW:
         return "test"

@@ -214,6 +214,7 @@ class HeatmapCoder(nn.Module):
 
 
 def _gaussian(distance: Tensor, sigma: float) -> Tensor:
+    """Compute a Gaussian with maximum 1."""
     return torch.exp(-(distance**2) / (2 * sigma**2))
 
 

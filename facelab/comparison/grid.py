@@ -56,6 +56,7 @@ def one_line(text: str) -> str:
 
 
 def _unbroken(text: str) -> str:
+    """Escape control characters, so that text is visible in one line."""
     return visible(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
@@ -141,10 +142,12 @@ def build_cells(table: Table, *, with_single_runs: bool = False) -> list[list[Ce
 
 
 def _visible(cells: list[list[Cell]]) -> list[list[Cell]]:
+    """Apply :func:`one_line` to all cells."""
     return [[cell._replace(text=one_line(cell.text), below=one_line(cell.below)) for cell in line] for line in cells]
 
 
 def _number_cell(row: Row, metric: str, bold: bool) -> Cell:
+    """Format a metric of a row, with its deviation or interval below."""
     value = row.metrics.get(metric, math.nan)
     if metric in WHOLE:
         return Cell(_rounded(value, 0), number=True)
@@ -157,6 +160,7 @@ def _number_cell(row: Row, metric: str, bold: bool) -> Cell:
 
 
 def _rounded(value: float, decimals: int) -> str:
+    """Format a number with so many decimals; NaN is a dash."""
     return "-" if math.isnan(value) else f"{value:.{decimals}f}"
 
 
@@ -172,10 +176,12 @@ def notes_of(row: Row) -> str:
 
 
 def _state(run: Run) -> str:
+    """Join the state of a run and its reason."""
     return ": ".join(filter(None, (run.state, run.reason)))
 
 
 def _short(text: str, width: int) -> str:
+    """Shorten text at a space."""
     return textwrap.shorten(text, width, placeholder=" ...")
 
 
@@ -211,7 +217,7 @@ def remarks(table: Table) -> list[str]:
         ]
     if angles := [metric for metric in table.metrics if metric.startswith(DEGREES)]:
         lines.append(f"{', '.join(angles)}: degrees, not percent.")
-    if sources := sorted({entry.source for entry in _published_values(table)}):
+    if sources := sorted({entry.source for entry in _shown_publications(table)}):
         lines.append(
             f"paper: the published result for the method and backbone on these faces; its crop, training set and frame "
             f"of measurement may differ. From {'; '.join(sources)}."
@@ -225,7 +231,8 @@ def remarks(table: Table) -> list[str]:
     return list(map(_unbroken, lines))
 
 
-def _published_values(table: Table) -> list[Published]:
+def _shown_publications(table: Table) -> list[Published]:
+    """Return the published results that appear in the column paper."""
     by_row = {(row.name, metric): paper_value(table, row, metric) for row in table.rows for metric in table.metrics}
     values = {(metric, value) for (_, metric), value in by_row.items()}
     return [entry for entry in table.published if (entry.metric, entry.value) in values]

@@ -89,6 +89,7 @@ def compare(runs: Sequence[Run], metrics: Sequence[str] | None) -> list[Table]:
 
 
 def _table(runs: list[Run], metrics: Sequence[str] | None) -> Table:
+    """Build the table of runs with one protocol."""
     names = list(dict.fromkeys(name for run in runs for name in run.metrics))
     keys = differing(runs)
     recipe = recipe_keys(runs, keys)
@@ -104,6 +105,7 @@ def _table(runs: list[Run], metrics: Sequence[str] | None) -> Table:
 
 
 def _rank(entry: Run | Row) -> tuple[bool, bool, float, str]:
+    """Return the sort key: ranked first, then by :data:`SORT_BY`, then by name."""
     value = entry.metrics.get(SORT_BY, math.nan)
     return not entry.ranked, math.isnan(value), 0.0 if math.isnan(value) else value, entry.name
 
@@ -158,6 +160,7 @@ def row_of(runs: Sequence[Run]) -> Row:
     """Compute means and sample standard deviations over runs of the metrics that all of them have."""
 
     def shared(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+        """List the names that all parts have."""
         return [name for name in parts[0] if all(name in part for part in parts)]
 
     metrics = {name: [run.metrics[name] for run in runs] for name in shared([run.metrics for run in runs])}
@@ -175,10 +178,12 @@ def row_of(runs: Sequence[Run]) -> Row:
 
 
 def _deviation(values: Sequence[float]) -> float:
+    """Compute the sample standard deviation; NaN if a value is not finite."""
     return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def _common_name(runs: Sequence[Run]) -> str:
+    """Return a name for runs that differ only in the seed."""
     if len(runs) == 1:
         return runs[0].name
     names = [re.sub(r"-s\d+$", "", STAMP.sub("", run.name)) for run in runs]
@@ -201,6 +206,7 @@ def differing(runs: Sequence[Run]) -> list[str]:
     nodes = [{"", *(key.rpartition(".")[0] for key in config)} for config in configs]
 
     def comparable(key: str) -> bool:
+        """Return whether the node of a key has one class in all runs, or all runs have the key."""
         node = key.rpartition(".")[0]
         classes = [config.get(f"{node}._target_") for config in configs]
         in_all = all(node in of_run for of_run in nodes) and all(class_ == classes[0] for class_ in classes)
@@ -219,6 +225,7 @@ def differing(runs: Sequence[Run]) -> list[str]:
 
 
 def _last(key: str) -> str:
+    """Return the last part of a dotted key."""
     return key.rpartition(".")[2]
 
 
@@ -229,6 +236,7 @@ def recipe_keys(runs: Sequence[Run], keys: Sequence[str]) -> list[str]:
     configs = [run.config for run in runs if run.config]
 
     def follows(key: str) -> bool:
+        """Return whether a key has one value per method."""
         of_method = {str(config.get(MODEL)): config.get(key) for config in configs}
         return all(of_method[str(config.get(MODEL))] == config.get(key) for config in configs)
 
@@ -273,6 +281,7 @@ def best(rows: Sequence[Row], metric: str) -> Row | None:
 
 
 def _apart(a: Row, b: Row, metric: str) -> bool:
+    """Return whether two rows differ by more than the noise, see :func:`best`."""
     tests = []
     if metric in a.intervals and metric in b.intervals:
         (a_low, a_high), (b_low, b_high) = a.intervals[metric], b.intervals[metric]

@@ -42,7 +42,7 @@ LOSS, MONITOR = "train/loss", "monitor.name"
 """Name of the training loss in ``metrics.csv``, and key of the name of the monitored metric in the configuration."""
 CURVE_POINTS = 150
 """Maximum number of points of a curve; a longer curve is averaged over sections of equal length."""
-MOST_FACES = 600_000
+MAX_FACES = 600_000
 """Limit of errors per normaliser in a page, to keep it small; the worst runs beyond it have no distribution."""
 DRAWN = 8
 """Number of rows that are drawn at first, one per colour."""
@@ -52,7 +52,7 @@ PICTURE_WIDTH, PICTURE_QUALITY = 768, 72
 """Maximum width in pixels and JPEG quality: a picture of the worst faces then has about 0.1 MB."""
 PICTURE_HEIGHT = 10 * PICTURE_WIDTH
 """Maximum height of a picture in pixels, which limits narrow pictures."""
-LARGEST_PICTURE, MOST_PIXELS = 2**26, 50_000_000
+MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS = 2**26, 50_000_000
 """Maximum size of a picture file in bytes and in pixels; a picture of 24 faces has 1 MB and 0.9 million pixels."""
 LAST_STEP = 2**53
 """Upper bound of steps and epochs of a curve, below which JSON numbers are exact."""
@@ -116,6 +116,7 @@ def read_curves(file: Path, names: Iterable[str]) -> Curves:
 
 
 def _count(text: str) -> int:
+    """Parse a step or an epoch."""
     if not 0 <= (number := int(text)) < LAST_STEP:
         raise ValueError(f"{text[:40]} is not a valid step or epoch")
     return number
@@ -127,6 +128,7 @@ def thin(steps: Sequence[int], values: Sequence[float], most: int) -> tuple[list
     starts = range(0, len(steps), size)
 
     def means(numbers: Sequence[float]) -> list[float]:
+        """Average over sections."""
         return [sum(part) / len(part) for part in (numbers[start : start + size] for start in starts)]
 
     return means(steps), means(values)
@@ -164,6 +166,7 @@ def labels_of(table: Table) -> list[str]:
 
 
 def _label(row: Row, table: Table, typed: str) -> str:
+    """Return a short name of a row, see :func:`labels_of`."""
     name = STAMP.sub("", row.name)
     keys = [key for key in table.settings if key != "seed" or len(row.runs) == 1]
     values = {key: text for key in keys if (text := brief_setting(row, key))}
@@ -210,6 +213,7 @@ def _metrics_of_figures(table: Table) -> list[str]:
 
 
 def _groups(table: Table) -> list[dict[str, Any]]:
+    """Collect the data of the breakdown figures."""
     groups = []
     for prefix, (title, parted_by) in GROUPS.items():
         items = []
@@ -253,6 +257,7 @@ def _costs(table: Table) -> list[dict[str, Any]]:
 
 
 def _curves_of(run: Run) -> dict[str, Any]:
+    """Return the data of a run's curves, or why they cannot be read."""
     names = [LOSS, str(run.config.get(MONITOR, "val/nme_box"))]
     try:
         curves = read_curves(RunFolder(run.folder).curves, names)
@@ -300,7 +305,7 @@ def section_data(table: Table) -> dict[str, Any]:
         }
         for row, label in zip(table.rows, labels_of(table), strict=True)
     ]
-    runs, first, remaining = [], None, MOST_FACES
+    runs, first, remaining = [], None, MAX_FACES
     for run in table.runs:
         errors: dict[str, Any] = {}
         if remaining > 0:
@@ -367,6 +372,7 @@ def write_page(path: Path, runs: Sequence[Run], tables: Sequence[Table], picture
 
 
 def _document(runs: Sequence[Run], tables: Sequence[Table], body: str, data: dict[str, Any]) -> str:
+    """Format the whole page."""
     module = Path(__file__)
     style, script = (module.with_suffix(suffix).read_text(encoding="utf-8") for suffix in (".css", ".js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -413,10 +419,12 @@ def _document(runs: Sequence[Run], tables: Sequence[Table], body: str, data: dic
 
 
 def _short_heading(table: Table) -> str:
+    """Return dataset and split of a table."""
     return "{} {}".format(*(one_line(str(table.protocol.get(key, "?"))) for key in ("dataset", "split")))
 
 
 def _section(number: int, heading: str, table: Table, data: dict[str, Any], pictures: int) -> str:
+    """Format the section of a table."""
     conditions = ", ".join(part.strip() for part in heading.split(",")[2:])
     count = one_line(f"{table.protocol.get('faces', '?')} faces")
     name = f"table-{number}"
@@ -433,6 +441,7 @@ def _section(number: int, heading: str, table: Table, data: dict[str, Any], pict
 
 
 def _toolbar(rows: int) -> str:
+    """Format the filter and the buttons above a table."""
     return f"""<div class="tools">
 <label>Filter <input type="search" placeholder="part of a name or setting"></label>
 <span class="quiet" role="status" data-count>{rows} rows</span>
@@ -444,6 +453,7 @@ def _toolbar(rows: int) -> str:
 
 
 def _results(table: Table, labels: Sequence[str]) -> str:
+    """Format a table of results; the rows of single seeds are hidden at first."""
     heading, *lines = build_cells(table, with_single_runs=True)
     bodies, start = [], 0
     for index, row in enumerate(table.rows):
@@ -471,6 +481,8 @@ def _name(text: str, beside: str) -> str:
 
 
 def _head(cells: Sequence[Cell]) -> str:
+    """Format the heading of a table of results, with buttons that sort."""
+
     def heading(cell: Cell) -> str:
         name = re.sub(r"(\.|_(?=yaw_|tag_|region_|size_))", r"\1<wbr>", escape(cell.text))
         below = f"<small>{escape(cell.below)}</small>" if cell.below else ""
@@ -482,6 +494,8 @@ def _head(cells: Sequence[Cell]) -> str:
 
 
 def _cells(cells: Sequence[Cell]) -> str:
+    """Format the cells of a row after its name."""
+
     def cell_html(cell: Cell) -> str:
         text = f"<b>{escape(cell.text)}</b>" if cell.bold else f"<span>{escape(cell.text)}</span>"
         below = f"<small>{escape(cell.below).replace('..', '–')}</small>" if cell.below else ""
@@ -497,6 +511,8 @@ def _wrap_in_scroll_box(table: str, name: str) -> str:
 
 
 def _plain_table(heading: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int], name: str) -> str:
+    """Format a table of text; ``numbers`` are indices of columns with numbers."""
+
     def line(tag: str, cells: Sequence[str]) -> str:
         kinds = ("number" if index in numbers else "long word" for index in range(len(cells)))
         return "".join(f'<{tag} class="{kind}">{escape(text)}</{tag}>' for kind, text in zip(kinds, cells, strict=True))
@@ -508,6 +524,7 @@ def _plain_table(heading: Sequence[str], rows: Sequence[Sequence[str]], numbers:
 
 
 def _published(table: Table) -> str:
+    """Format the published results on the faces of a table."""
     if not table.published:
         return ""
     rows = [
@@ -519,6 +536,7 @@ def _published(table: Table) -> str:
 
 
 def _unmeasured(runs: Sequence[Run], *, has_curves: bool, number: int) -> str:
+    """Format the section of runs without metrics."""
     heading, *rows = [[cell.text for cell in row] for row in grid_without_numbers(runs)]
     state = heading.index("state")
     body = "".join(
@@ -545,6 +563,7 @@ def _unmeasured(runs: Sequence[Run], *, has_curves: bool, number: int) -> str:
 
 
 def _pictures(table: Table, most: int) -> str:
+    """Format the pictures of the worst faces, one run per row and at most ``most``."""
     figures: list[str] = []
     labels = dict(zip((row.name for row in table.rows), labels_of(table), strict=True))
     for row in table.rows:
@@ -562,6 +581,7 @@ def _pictures(table: Table, most: int) -> str:
 
 
 def _picture(file: Path, caption: str) -> str:
+    """Format a picture as embedded JPEG with its caption, or the reason why it cannot be read."""
     try:
         image = read_picture(file)
     except ValueError as error:
@@ -584,10 +604,10 @@ def read_picture(file: Path) -> Image.Image:
             name.
     """
     try:
-        content = io.BytesIO(read_bytes(file, LARGEST_PICTURE))
+        content = io.BytesIO(read_bytes(file, MAX_PICTURE_BYTES))
         quiet = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
         with quiet, Image.open(content, formats=["PNG"]) as image:
-            if image.width * image.height > MOST_PIXELS:
+            if image.width * image.height > MAX_PICTURE_PIXELS:
                 raise ValueError(f"has {image.width} x {image.height} pixels, which is too many")
             image.thumbnail((PICTURE_WIDTH, PICTURE_HEIGHT))
             return image.convert("RGB")

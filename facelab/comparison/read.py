@@ -32,7 +32,7 @@ UNCOUNTED = frozenset(
 
 The number of workers belongs to them since all random draws of training are functions of seed, epoch and row.
 """
-MOST_ENTRIES = 1000
+MAX_ENTRIES = 1000
 """Maximum number of entries in a section of metrics.json; a test writes about a hundred."""
 
 
@@ -105,6 +105,7 @@ def read_runs(paths: Iterable[str | Path]) -> list[Run]:
 
 
 def _find(path: str) -> list[Path]:
+    """List the runs that a typed path or pattern means."""
     if Path(path).exists():
         return _jobs(Path(path))
     matches = sorted(Path(match) for match in glob.glob(path, recursive=True))  # noqa: PTH207  accepts absolute patterns
@@ -142,16 +143,18 @@ def _overrides_of_jobs(folder: Path) -> dict[str, tuple[str, ...]]:
 
 
 def _is_run(folder: Path) -> bool:
+    """Return whether a folder contains a main file of a run."""
     return any(file.exists() for file in _main_files(folder))
 
 
 def _main_files(folder: Path) -> list[Path]:
-    """List the files that every finished run has."""
+    """Return the paths of status, configuration and metrics; a finished run has all three."""
     files = RunFolder(folder)
     return [files.status, files.config, files.metrics]
 
 
 def _names(files: Iterable[Path]) -> str:
+    """Join the names of files for a message."""
     return ", ".join(file.name for file in files)
 
 
@@ -172,6 +175,7 @@ def read_run(folder: Path, typed: tuple[str, ...] = ()) -> Run:
 
 
 def _filled(run: Run) -> Run:
+    """Read all files of a run; a broken file makes the run unreadable."""
     folder, faults = run.folder, list[str]()
     if folder.exists() and not _is_run(folder):
         if fault := _sweep(folder)[1]:
@@ -209,6 +213,7 @@ def _readers(folder: Path) -> dict[Path, Callable[[Path], dict[str, Any]]]:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
+    """Read a JSON or YAML file that contains a mapping."""
     try:
         content = read_json(path) if path.suffix == ".json" else read_yaml(path)
     except ValueError as error:
@@ -219,11 +224,13 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 
 def _status(path: Path) -> dict[str, Any]:
+    """Read the fields of a :class:`Run` from ``status.json``."""
     status = read_status(path.parent)
     return {"state": status.state, "reason": status.reason}
 
 
 def _config(path: Path) -> dict[str, Any]:
+    """Read the fields of a :class:`Run` from ``config.yaml``."""
     return {"config": settings(_mapping(path))}
 
 
@@ -239,6 +246,7 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
     names = {str(paths[key]): f"<{key}>" for key in PATHS if paths.get(key)} if isinstance(paths, dict) else {}
 
     def walk(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        """Yield the dotted key and the value of each setting in a node."""
         for name, value in node.items():
             key = f"{prefix}{name}"
             if isinstance(value, dict):
@@ -263,6 +271,7 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_path(value: Any, names: dict[str, str]) -> Any:
+    """Replace a path of the run at the beginning of a value by its name."""
     for path, name in names.items():
         if isinstance(value, str) and (value == path or value.startswith(f"{path}/")):
             return name + value[len(path) :]
@@ -270,6 +279,7 @@ def _without_path(value: Any, names: dict[str, str]) -> Any:
 
 
 def _benchmark(path: Path) -> dict[str, Any]:
+    """Read a table of costs; refuse an integer that is too large for a float."""
     content = _mapping(path)
     for name, value in content.items():
         if isinstance(value, int):
@@ -278,6 +288,7 @@ def _benchmark(path: Path) -> dict[str, Any]:
 
 
 def _number(name: str, value: int | float) -> float:
+    """Convert a number to float."""
     try:
         return float(value)
     except OverflowError as error:
@@ -290,14 +301,15 @@ def _results(path: Path) -> dict[str, Any]:
     for part in ("protocol", "metrics", "counts", "intervals", "cost"):
         if not isinstance(content.get(part), dict) or (part == "protocol" and not content[part]):
             raise RunError(f"has no `{part}`")
-        if len(content[part]) > MOST_ENTRIES:
-            raise RunError(f"`{part}` has {len(content[part]):,} entries, expected at most {MOST_ENTRIES:,}")
+        if len(content[part]) > MAX_ENTRIES:
+            raise RunError(f"`{part}` has {len(content[part]):,} entries, expected at most {MAX_ENTRIES:,}")
     counts = content["counts"]
     for name, count in counts.items():
         if not isinstance(count, int):
             raise RunError(f"counts.{name} is {count!r}, expected an integer")
 
     def number(name: str, value: Any) -> float:
+        """Return a number; null is infinity or NaN, see :func:`is_infinite`."""
         if isinstance(value, (int, float)):
             return _number(name, value)
         if value is not None:
@@ -305,6 +317,7 @@ def _results(path: Path) -> dict[str, Any]:
         return math.inf if is_infinite(name, counts) else math.nan
 
     def interval(name: str, ends: Any) -> tuple[float, float]:
+        """Return both ends of an interval."""
         if not isinstance(ends, list) or len(ends) != 2:
             raise RunError(f"intervals.{name} is {ends!r}, expected two numbers")
         return number(name, ends[0]), number(name, ends[1])
@@ -319,11 +332,13 @@ def _results(path: Path) -> dict[str, Any]:
 
 
 def _skipped(metrics: dict[str, float]) -> str:
+    """Return a note on faces that could not be measured; empty if there are none."""
     skipped = metrics.get("faces_skipped", 0)
     return f"{skipped:.0f} faces could not be measured" if skipped else ""
 
 
 def _one_line(text: str) -> str:
+    """Replace newlines and repeated spaces by one space."""
     return " ".join(text.split())
 
 

@@ -51,12 +51,14 @@ def write_markdown(path: Path, runs: Sequence[Run], tables: Sequence[Table], *, 
 
 
 def _markdown(rows: list[list[Cell]]) -> str:
+    """Format a table in Markdown."""
     rule = ["---:" if cell.number else "---" for cell in rows[0]]
     heading, *body = [[_markdown_cell(cell) for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in [heading, rule, *body])
 
 
 def _markdown_cell(cell: Cell) -> str:
+    """Format a cell in Markdown."""
     text = f"**{_escape(cell.text)}**" if cell.bold else _escape(cell.text)
     return f"{text} ({cell.below})" if cell.below else text
 
@@ -114,10 +116,12 @@ def write_csv(path: Path, runs: Sequence[Run], tables: Sequence[Table]) -> None:
 
 
 def _any(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
+    """Return whether any row has a value in a column."""
     return any(row.get(name) for row in rows)
 
 
 def _columns(row: Row, metric: str, table: Table | None) -> dict[str, str]:
+    """Return the columns of a metric: value, interval, deviation, published result, faces."""
     columns = {metric: _plain(row.metrics.get(metric))}
     if metric in WHOLE:
         return columns
@@ -132,4 +136,5 @@ def _columns(row: Row, metric: str, table: Table | None) -> dict[str, str]:
 
 
 def _plain(value: Any) -> str:
+    """Format a value without rounding; None and NaN are empty."""
     return "" if value is None or value != value else str(value)

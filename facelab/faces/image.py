@@ -129,7 +129,7 @@ def _header(path: Path) -> tuple[tuple[int, int], bytes]:
     return size, exif if isinstance(exif, bytes) else b""
 
 
-def has_mark(path: Path) -> bool:
+def is_rotated_by_tag(path: Path) -> bool:
     """Return whether the orientation tag changes how a photo is shown; False if the photo cannot be read."""
     try:
         return not np.array_equal(upright(path)[0], np.eye(3))
@@ -334,5 +334,6 @@ class PhotoFile:
         width, height = photo
         corners = transform_points(np.linalg.inv(from_stored), image_box(*crop).astype(np.float64).reshape(2, 2))
         low, high = corners.min(axis=0), corners.max(axis=0)
-        if (high <= -0.5).any() or (low >= (width - 0.5, height - 0.5)).any():
+        photo_low, photo_high = image_box(width, height).reshape(2, 2)
+        if (high <= photo_low).any() or (low >= photo_high).any():
             raise CropError(f"{self.path}: the face is outside of the photo of {width} x {height} pixels")

@@ -61,6 +61,7 @@ class Layout:
         self._check_partners("regions", [sum(self.regions[name], ()) for name in names], partners)
 
     def _check_flip(self) -> None:
+        """Refuse a flip that is not a permutation and its own inverse."""
         if sorted(self.flip) != list(range(self.num_points)):
             raise ValueError(
                 f"layout {self.name!r}: flip is not a permutation of 0 .. {self.num_points - 1} "
@@ -106,10 +107,12 @@ def _flip(num_points: int, *swaps: tuple[Iterable[int], Iterable[int]]) -> tuple
 
 
 def _line(first: int, last: int) -> tuple[int, ...]:
+    """Return consecutive indices, both ends included."""
     return tuple(range(first, last + 1))
 
 
 def _ring(first: int, last: int) -> tuple[int, ...]:
+    """Return consecutive indices, and the first once more at the end."""
     return (*range(first, last + 1), first)
 
 
@@ -307,6 +310,7 @@ def _renumbered(name: str, layout: Layout, order: list[int]) -> Layout:
     new = {old: i for i, old in enumerate(order)}
 
     def rows(table: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+        """Renumber the indices of a table."""
         return tuple(tuple(new[i] for i in row) for row in table)
 
     left, right = layout.eye_corners
@@ -342,10 +346,12 @@ def _weights(source: Layout, target: Layout, mix: Mapping[int, Mapping[int, floa
 
 
 def _copied(targets: Iterable[int], sources: Iterable[int]) -> dict[int, dict[int, float]]:
+    """Return a table of copied points, see :func:`_weights`."""
     return {i: {j: 1.0} for i, j in zip(targets, sources, strict=True)}
 
 
 def _mixed(weights: tuple[float, float], *triples: tuple[int, int, int]) -> dict[int, dict[int, float]]:
+    """Return a table of points between two points: (target, source, source), with one pair of weights."""
     return {target: dict(zip(sources, weights, strict=True)) for target, *sources in triples}
 
 
@@ -359,6 +365,7 @@ def _chained(first: Array, second: Array) -> Array:
 
 
 def _conversions() -> dict[tuple[str, str], Array]:
+    """Build the matrices of all conversions."""
     halves, thirds = (1 / 2, 1 / 2), (2 / 3, 1 / 3)
     to_lapa = {
         WFLW98.name: _weights(WFLW98, LAPA106, _copied(_WFLW98_IN_LAPA, range(WFLW98.num_points))),

@@ -64,14 +64,17 @@ def _rotate(degrees: Array, start: int, end: int) -> Array:
 
 
 def _yaw(degrees: Array) -> Array:
+    """Return the rotations about y."""
     return _rotate(degrees, Z, X)  # moves the nose from -z towards -x
 
 
 def _pitch(degrees: Array) -> Array:
+    """Return the rotations about x."""
     return _rotate(degrees, Z, Y)
 
 
 def _roll(degrees: Array) -> Array:
+    """Return the rotations about z."""
     return _rotate(degrees, X, Y)
 
 

@@ -38,10 +38,12 @@ def read_boxes(path: Path) -> Boxes:
 
 
 def _name(text: str) -> str:
+    """Return a photo's name in the form of :class:`Photos`."""
     return unicodedata.normalize("NFC", printable(str(PurePosixPath(text.strip()))))
 
 
 def _boxes_of_csv(path: Path) -> Boxes:
+    """Read a CSV file of boxes."""
     rows = csv.reader(read_lines(path, "surrogateescape"))
     try:
         return _boxes_of_rows(rows, path)
@@ -50,6 +52,7 @@ def _boxes_of_csv(path: Path) -> Boxes:
 
 
 def _boxes_of_rows(rows: Any, path: Path) -> Boxes:
+    """Parse the rows of a CSV file of boxes, the header first."""
     boxes: Boxes = {}
     header = ",".join(COLUMNS)
     if tuple(field.strip() for field in next(rows)) != COLUMNS:
@@ -69,6 +72,7 @@ def _boxes_of_rows(rows: Any, path: Path) -> Boxes:
 
 
 def _boxes_of_json(path: Path) -> Boxes:
+    """Read a JSON file of boxes."""
     try:
         content = json.loads("\n".join(read_lines(path)), object_pairs_hook=lambda pairs: _unique(pairs, path))
     except json.JSONDecodeError as error:
@@ -91,16 +95,19 @@ def _boxes_of_json(path: Path) -> Boxes:
 
 
 def _unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    """Make a dict of the pairs of a JSON object; refuse a repeated name, of which Python keeps the last."""
     if repeated := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
         raise DatasetError(f"{path}: {repeated[0]!r} occurs more than once; put all boxes of a photo into one list")
     return dict(pairs)
 
 
 def _kind(content: Any) -> str:
+    """Describe JSON content for a message."""
     return "a mapping" if isinstance(content, dict) else "a list" if isinstance(content, list) else repr(content)
 
 
 def _is_box(box: Any) -> bool:
+    """Return whether JSON content is a list of four finite numbers."""
     return (
         isinstance(box, list)
         and len(box) == 4
@@ -109,6 +116,7 @@ def _is_box(box: Any) -> bool:
 
 
 def _is_finite(value: float) -> bool:
+    """Return whether a number is finite as a float."""
     try:
         return math.isfinite(value)
     except OverflowError:  # an integer too large for a float

@@ -22,7 +22,7 @@ from facelab.files import expand_home, walk
 from facelab.inference.boxes_file import Boxes
 from lightning_modules.landmark import LandmarkModule
 
-LARGEST = 50
+MAX_BOX_FACTOR = 50
 """Maximum side of a face box, as a multiple of the photo's longer side; a larger box is a mistake in its units."""
 
 
@@ -119,10 +119,12 @@ def find_photos(images: str) -> Photos:
 
 
 def _is_visible(file: Path, folder: Path) -> bool:
+    """Return whether no part of a path within the folder begins with a dot."""
     return not any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def _counted(counts: Mapping[str, int]) -> str:
+    """Join counts and names for a message."""
     return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
@@ -209,8 +211,8 @@ def _fault_of(box: Array, whole: Array) -> str | None:
     sides, photo = box[2:] - box[:2], whole[2:] - whole[:2]
     if (sides < 1).any():
         return f"the box {rounded} is smaller than a pixel; use units=fraction for fractions of the photo's sides"
-    if (sides > LARGEST * photo.max()).any():
-        return f"the box {rounded} is over {LARGEST} times as large as the photo"
+    if (sides > MAX_BOX_FACTOR * photo.max()).any():
+        return f"the box {rounded} is over {MAX_BOX_FACTOR} times as large as the photo"
     return None
 
 
@@ -225,6 +227,7 @@ def _predict_crops(module: LandmarkModule, crops: Sequence[Array], batch_size: i
 
 
 def _collect(name: str, path: Path, crops: FaceCrops, predictions: Iterator[_CropPrediction]) -> PredictedPhoto:
+    """Take the predictions of the faces of one photo from the iterator."""
     photo = PredictedPhoto(name, path, crops.size, [], list(crops.skipped))
     for face, box, to_photo in zip(crops.faces, crops.boxes, crops.to_photo, strict=True):
         points, confidence, pose = next(predictions)
@@ -235,7 +238,7 @@ def _collect(name: str, path: Path, crops: FaceCrops, predictions: Iterator[_Cro
     return photo
 
 
-def unknown(boxes: Boxes, photos: Photos) -> list[Skipped]:
+def boxes_without_photo(boxes: Boxes, photos: Photos) -> list[Skipped]:
     """List the photos of a file of boxes that are not among the photos to predict."""
     reason = f"the file of boxes contains it, but it is not among the photos of {photos.folder}"
     existing = {unicodedata.normalize("NFC", name) for name in photos.paths}

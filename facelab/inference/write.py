@@ -39,12 +39,14 @@ def contents(photos: Sequence[PredictedPhoto], layout: Layout) -> dict[str, Any]
 
 
 def _face_contents(face: PredictedFace) -> dict[str, Any]:
+    """Return a face as JSON content."""
     numbers = {"box": face.box, "points": face.points, "confidence": face.confidence}
     numbers |= {} if face.pose is None else {"pose": face.pose}
     return {"face": face.face, **{name: value.round(DECIMALS).tolist() for name, value in numbers.items()}}
 
 
 def _has_pose(photos: Iterable[PredictedPhoto]) -> bool:
+    """Return whether any face has a predicted pose."""
     return any(face.pose is not None for photo in photos for face in photo.faces)
 
 

@@ -59,6 +59,7 @@ def match_tensors(own: Mapping[str, Tensor], file: Mapping[str, Tensor], officia
 
 
 def _find_sources(name: str, official: Official) -> list[str]:
+    """Return the names in the published file of the tensors that make up one of this model."""
     layer, _, tensor = name.rpartition(".")
     if layer not in official.layers:
         raise CheckpointError(f"no published weights belong to {layer} of this model; choose the parts of their code")
@@ -85,5 +86,6 @@ def _join(name: str, own: Tensor, sources: list[str], file: Mapping[str, Tensor]
 
 
 def _list_names(names: list[str]) -> str:
+    """Join the first names for a message."""
     more = len(names) - LISTED
     return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")

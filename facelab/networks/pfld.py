@@ -30,7 +30,7 @@ Scales: TypeAlias = tuple[Channels, Channels, Channels]
 """Number of channels of S1, S2 and S3."""
 S1_STRIDE = 8
 """Stride of S1 in pixels of the crop (Table 1)."""
-LARGEST_KERNEL = 7
+MAX_KERNEL = 7
 """Largest side in cells of a convolution that covers a whole map: the side of S2 in a crop of 112 pixels (Table 1)."""
 
 
@@ -311,7 +311,7 @@ class MultiScaleHead(nn.Module):
             nn.Identity() if tuple(channels[self.first :]) == (s1,) else _projection(inputs, s1)
             for inputs in channels[self.first :]
         )
-        kernel = min(LARGEST_KERNEL, _side_after_stride_2(_cells(size, strides[self.first])))
+        kernel = min(MAX_KERNEL, _side_after_stride_2(_cells(size, strides[self.first])))
         self.to_s2: nn.Module = (
             nn.Conv2d(s1, s2, 3, stride=2, padding=1) if linear else Conv2dNormActivation(s1, s2, 3, stride=2)
         )
@@ -446,7 +446,7 @@ class AuxiliaryNet(nn.Module):
     def __init__(self, channels: Sequence[int], strides: Sequence[int], vector_size: int, size: Pixels) -> None:
         super().__init__()
         self.index = _feature_index(strides, S1_STRIDE // 2)
-        kernel = min(LARGEST_KERNEL, _side_after_stride_2(_side_after_stride_2(_cells(size, strides[self.index]))))
+        kernel = min(MAX_KERNEL, _side_after_stride_2(_side_after_stride_2(_cells(size, strides[self.index]))))
         self.layers = nn.Sequential(
             Conv2dNormActivation(channels[self.index], 128, 3, stride=2),
             Conv2dNormActivation(128, 128, 3),

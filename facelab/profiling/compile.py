@@ -12,7 +12,7 @@ MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.cont
 """Torch's memory formats by their name in the configuration."""
 
 
-def prepare(module: LandmarkModule, memory_format: str, compile: bool) -> None:
+def set_format_and_compile(module: LandmarkModule, memory_format: str, compile: bool) -> None:
     """Set the memory format of a module's weights and future images, and compile its networks, in place.
 
     Results are the same except for rounding. The names of the weights in a checkpoint do not change.

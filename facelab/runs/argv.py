@@ -19,6 +19,7 @@ _WITHOUT_VALUE = ("--help", "--hydra-help", "--version", "--resolve", "--run", "
 
 
 def _takes_value(option: str) -> bool:
+    """Return whether the next word is the value of an option."""
     if option in _WITH_VALUE.values():
         return True
     # argparse accepts an abbreviated long option: --config-n is --config-name.
@@ -43,7 +44,7 @@ def options_of(argv: Sequence[str]) -> list[str]:
     words, options = list(argv), list[str]()
     while words and words[0].startswith("-") and words[0] not in ("-", "--"):
         option = words.pop(0)
-        values = [words.pop(0)] if _takes_value(option) and words else []
+        values = [words.pop(0)] if (option in _INFO or _takes_value(option)) and words else []
         if option not in ("-m", "--multirun"):
             options += [option, *values]
     return options
@@ -84,7 +85,7 @@ def overrides_of(argv: Sequence[str]) -> list[str]:
     words = list(argv)
     while words and words[0].startswith("-") and words[0] not in ("-", "--"):
         option = words.pop(0)
-        if words and _takes_value(option):
+        if words and (option in _INFO or _takes_value(option)):
             words.pop(0)
     return words[1:] if words[:1] == ["--"] else words
 

@@ -49,7 +49,7 @@ def build(cfg: DictConfig, place: str, **parts: Any) -> Any:
             reason, and the original error is the cause.
         FacelabError: any other error of this type that a part raises.
     """
-    return _build(cfg, OmegaConf.select(cfg, place), own_place(cfg, place), parts)
+    return _build(cfg, OmegaConf.select(cfg, place), typed_key(cfg, place), parts)
 
 
 def _build(cfg: DictConfig, node: Any, place: str, parts: Mapping[str, Any]) -> Any:
@@ -61,7 +61,7 @@ def _build(cfg: DictConfig, node: Any, place: str, parts: Mapping[str, Any]) -> 
     if node.get("_target_") == GET_OBJECT:
         return layout_at(node.path)
     keys: list[Any] = [key for key in node if key not in SPECIAL and key not in parts]
-    places = {key: own_place(cfg, f"{place}.{key}") for key in keys}
+    places = {key: typed_key(cfg, f"{place}.{key}") for key in keys}
     if node.get("_recursive_", True):
         arguments = {key: _build(cfg, node[key], places[key], {}) for key in keys}
     else:
@@ -124,13 +124,13 @@ def _reason(error: Exception) -> tuple[str, str]:
     return "", str(error) or type(error).__name__
 
 
-def own_place(cfg: DictConfig, place: str) -> str:
+def typed_key(cfg: DictConfig, place: str) -> str:
     """Return the key where a part is chosen: ``model.backbone`` only refers to ``backbone``, which the user types."""
     keys = place.split(".")
     for depth in range(1, len(keys)):
         parent = OmegaConf.select(cfg, ".".join(keys[:depth]))
         if isinstance(parent, DictConfig) and (name := reference(parent, keys[depth])):
-            return own_place(cfg, ".".join([name, *keys[depth + 1 :]]))
+            return typed_key(cfg, ".".join([name, *keys[depth + 1 :]]))
     return place
 
 

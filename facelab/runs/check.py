@@ -19,8 +19,9 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
 from facelab.bounds import Seed, Text
+from facelab.renames import renamed_key
 from facelab.runs.argv import quoted
-from facelab.runs.stricter import LARGEST, STRICTER
+from facelab.runs.stricter import MAX_NUMBER, STRICTER
 from facelab.runs.targets import GET_OBJECT, PROJECT, Refused, buildable, hint, layout_at
 
 PATHS: dict[str, Any] = {
@@ -107,6 +108,7 @@ def check_config(cfg: DictConfig, names: Collection[str]) -> list[Fault]:
 
 
 def _fault(place: _Place, key: Any, message: str) -> Fault:
+    """Make a fault of a key of a node."""
     return Fault(_show((*place, key)), message)
 
 
@@ -114,15 +116,18 @@ def _fault(place: _Place, key: Any, message: str) -> Fault:
 
 
 def _show(place: _Place) -> str:
+    """Write a place as it is typed: ``a.b[0]``."""
     text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place)
     return text.lstrip(".")
 
 
 def _dotted(place: _Place) -> str:
+    """Write a place with dots only: ``a.b.0``."""
     return ".".join(map(str, place))
 
 
 def _keys(node: DictConfig | ListConfig) -> list[Any]:
+    """List the keys of a mapping or the indices of a list."""
     return list(range(len(node))) if isinstance(node, ListConfig) else list(node.keys())
 
 
@@ -147,6 +152,7 @@ def _containers(node: DictConfig | ListConfig, place: _Place) -> Iterator[tuple[
 
 
 def _value_faults(tree: list[tuple[_Place, DictConfig | ListConfig]]) -> Iterator[Fault]:
+    """Yield a fault for each value that is missing or cannot be read."""
     in_tree = {id(node) for _, node in tree}
     for place, node in tree:
         for key in _keys(node):
@@ -156,6 +162,7 @@ def _value_faults(tree: list[tuple[_Place, DictConfig | ListConfig]]) -> Iterato
 
 
 def _value_fault(node: DictConfig | ListConfig, key: Any, place: _Place, in_tree: set[int]) -> str | None:
+    """Return why a value cannot be used; None if it can."""
     try:
         value = node[key]
     except MissingMandatoryValue:
@@ -173,10 +180,12 @@ def _value_fault(node: DictConfig | ListConfig, key: Any, place: _Place, in_tree
 
 
 def _is_plain_list(value: Any) -> bool:
+    """Return whether a value is a list without nodes."""
     return isinstance(value, ListConfig) and not any(OmegaConf.is_config(_read(value, key)) for key in _keys(value))
 
 
 def _script_faults(cfg: DictConfig, types: Mapping[str, Any]) -> Iterator[Fault]:
+    """Yield the faults of the keys that the script reads, by their types."""
     for name, annotation in types.items():
         *above, key = name.split(".")
         node: Any = cfg
@@ -190,6 +199,7 @@ def _script_faults(cfg: DictConfig, types: Mapping[str, Any]) -> Iterator[Fault]
 
 
 def _node_faults(place: _Place, node: DictConfig) -> Iterator[Fault]:
+    """Yield the faults of one node: flags, class and arguments."""
     if "_target_" not in node.keys():  # noqa: SIM118 (`in node` is False where the value is missing)
         for key in _keys(node):
             if str(key).startswith("_") and key not in ("_recursive_", "_convert_"):
@@ -211,6 +221,7 @@ def _node_faults(place: _Place, node: DictConfig) -> Iterator[Fault]:
 
 
 def _flag_faults(place: _Place, node: DictConfig) -> Iterator[Fault]:
+    """Yield the faults of Hydra's keys of a node, such as ``_partial_``."""
     if "_args_" in node.keys():  # noqa: SIM118
         yield _fault(place, "_args_", "is not allowed: name each argument")
     for key, allowed in (("_partial_", (True, False)), ("_recursive_", (True, False)), ("_convert_", _CONVERT)):
@@ -220,6 +231,7 @@ def _flag_faults(place: _Place, node: DictConfig) -> Iterator[Fault]:
 
 
 def _arguments(node: DictConfig) -> dict[str, Any]:
+    """Return the arguments of a node with interpolations resolved."""
     return {str(key): _read(node, key) for key in _keys(node) if key not in (*SPECIAL, "_args_")}
 
 
@@ -228,6 +240,7 @@ def _is_partial(node: DictConfig) -> bool:
 
 
 def _get_object_faults(place: _Place, node: DictConfig) -> Iterator[Fault]:
+    """Yield the faults of a node that names a layout."""
     arguments = _arguments(node)
     for key in arguments.keys() - {"path"}:
         yield _fault(place, key, f"`get_object` has no argument `{key}`{hint(key, ['path'])}")
@@ -241,6 +254,7 @@ def _get_object_faults(place: _Place, node: DictConfig) -> Iterator[Fault]:
 
 
 def _argument_faults(place: _Place, node: DictConfig, target: Callable[..., Any]) -> Iterator[Fault]:
+    """Yield the faults of the arguments for a class: not accepted, of a wrong type, or missing."""
     arguments, name = _arguments(node), target.__qualname__
     parameters = inspect.signature(target).parameters.values()
     named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -261,6 +275,7 @@ def _argument_faults(place: _Place, node: DictConfig, target: Callable[..., Any]
 
 
 def _takes(names: Collection[str]) -> str:
+    """List the arguments of a class for a message."""
     return f"; it takes {', '.join(names)}" if names else "; it takes none"
 
 
@@ -274,6 +289,7 @@ def _has_no_constructor(target: Callable[..., Any]) -> bool:
 
 
 def _is_default(value: Any, parameter: inspect.Parameter) -> bool:
+    """Return whether a value equals the default of its parameter, which is always allowed."""
     default = parameter.default
     return default is not parameter.empty and type(value) is type(default) and value == default
 
@@ -326,6 +342,7 @@ def _expected(annotation: Any) -> str:
 
 
 def _bounded(match: re.Match[str]) -> str:
+    """Format an ``Annotated`` type with its bounds as signs."""
     bounds = re.findall(r"(gt|ge|lt|le|min_length)=([-\d.]+)", match[2])
     return f"{match[1]} {' and '.join(f'{_SIGNS[name]} {number}' for name, number in bounds)}"
 
@@ -340,6 +357,7 @@ def _text(value: Any, annotation: Any) -> Any:
 
 
 def _is_text(annotation: Any) -> bool:
+    """Return whether an annotation is text, with or without bounds."""
     return annotation is str or (get_origin(annotation) is Annotated and get_args(annotation)[0] is str)
 
 
@@ -369,6 +387,7 @@ def _typed_as_text(place: str, text: Any) -> str:
 
 
 def _number(text: str) -> Any:
+    """Parse text as a number; other text is returned unchanged."""
     try:
         return int(text) if text.strip().lstrip("+-").isdecimal() else float(text)
     except ValueError:
@@ -376,6 +395,7 @@ def _number(text: str) -> Any:
 
 
 def _given(value: Any) -> str:
+    """Describe a value for a message."""
     if isinstance(value, DictConfig) and "_target_" in value:
         return f"a {'partial ' if _is_partial(value) else ''}{value['_target_']}"
     return "null" if value is None else repr(value)
@@ -399,7 +419,7 @@ def _annotation(parameter: inspect.Parameter, target: Callable[..., Any]) -> Any
         hints = typing.get_type_hints(hint, globalns=vars(sys.modules[owner.__module__]), include_extras=True)
     except (AttributeError, NameError):
         return Any
-    largest = LARGEST.get(owner.__module__.partition(".")[0])
+    largest = MAX_NUMBER.get(owner.__module__.partition(".")[0])
     return Annotated[hints[parameter.name], Interval(ge=-largest, le=largest)] if largest else hints[parameter.name]
 
 
@@ -453,6 +473,7 @@ _COMPARED: dict[type, Callable[[Any, Any], bool]] = {
 
 
 def _scalar_fits(value: Any, kind: type) -> bool:
+    """Return whether a value that is neither list nor mapping is of a type."""
     if isinstance(value, bool) and kind is int:
         return False
     if isinstance(value, str) and kind is not str:
@@ -462,6 +483,7 @@ def _scalar_fits(value: Any, kind: type) -> bool:
 
 
 def _list_fits(value: ListConfig, kind: type, inner: tuple[Any, ...]) -> bool:
+    """Return whether a list and its items are of a type."""
     if not issubclass(list, kind) and kind is not tuple:
         return False
     items = [_read(value, key) for key in _keys(value)]
@@ -471,6 +493,7 @@ def _list_fits(value: ListConfig, kind: type, inner: tuple[Any, ...]) -> bool:
 
 
 def _mapping_fits(value: DictConfig, kind: type, inner: tuple[Any, ...]) -> bool:
+    """Return whether a mapping without ``_target_`` and its values are of a type."""
     if not issubclass(dict, kind):
         return False
     return not (inner and issubclass(kind, Mapping)) or all(_fits(_read(value, key), inner[1]) for key in _keys(value))
@@ -526,6 +549,7 @@ def _absolute_key(name: str, argument: str | None, place: _Place) -> str:
 
 
 def _unread_faults(node: DictConfig, place: _Place, names: Collection[str], references: set[str]) -> Iterator[Fault]:
+    """Yield a fault for each key that neither the script, a part nor an interpolation reads."""
     if "_target_" in node:
         return
     for key in _keys(node):
@@ -541,10 +565,13 @@ def _unread_faults(node: DictConfig, place: _Place, names: Collection[str], refe
         elif not (_dotted(place) in names and (value is None or (is_node and "_target_" in value))):
             beside = {name.rpartition(".") for name in {*names, *references}}
             options = [last for parent, _, last in beside if parent == _dotted(place)]
-            yield _fault(place, key, f"nothing reads this key{hint(key, options)}")
+            new = renamed_key(_dotted(here))
+            advice = hint(key, options) if new == _dotted(here) else f"; it is called {new} in this version"
+            yield _fault(place, key, f"nothing reads this key{advice}")
 
 
 def _is_above_reference(place: _Place, references: set[str]) -> bool:
+    """Return whether an interpolation refers to a key below this place."""
     return any(reference.startswith(f"{_dotted(place)}.") for reference in references)
 
 
@@ -602,6 +629,7 @@ def _annotated(function: Any, name: str) -> Any:
 
 
 def _class_at(cfg: DictConfig, name: str) -> Any:
+    """Return the class of a node; None if it has none that may be built."""
     node = _read(cfg, name) if name in cfg else None
     if not isinstance(node, DictConfig) or "_target_" not in node:
         return None

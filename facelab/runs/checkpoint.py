@@ -18,10 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from facelab.errors import CheckpointError, ConfigError, RunError
-from facelab.files import DEEPEST, MOST_NODES, read_yaml
+from facelab.files import MAX_DEPTH, MAX_NODES, read_yaml
 from facelab.renames import renamed_checkpoint, renamed_config
 from facelab.run_folder import RunFolder
-from facelab.runs.build import build, check, own_place
+from facelab.runs.build import build, check, typed_key
 from facelab.runs.check import check_config, copy_part
 from facelab.runs.resolvers import foreign_interpolation
 
@@ -131,7 +131,7 @@ def load_run(path: Path, paths: DictConfig) -> LoadedRun:
         CheckpointError: the file is not a checkpoint of train.py, or its weights do not fit its configuration.
         FacelabError: the needed nodes of its configuration have faults.
     """
-    from facelab.profiling.compile import prepare
+    from facelab.profiling.compile import set_format_and_compile
 
     file = find_checkpoint(path, "best" if _saved_config(path).get("test_ckpt") == "best" else "last")
     config, weights, _ = read_checkpoint(file)
@@ -147,7 +147,7 @@ def load_run(path: Path, paths: DictConfig) -> LoadedRun:
         memory_format = cfg.get("memory_format", "channels_last")
     except OmegaConfBaseException as error:
         raise CheckpointError(f"the configuration in {file} cannot be read: {error}") from error
-    prepare(module, memory_format, compile=False)  # a test is too short to make up for the compile time
+    set_format_and_compile(module, memory_format, compile=False)  # a test is too short to make up for the compile time
     return LoadedRun(cfg, module.eval(), file)
 
 
@@ -207,7 +207,7 @@ def _load(module: Any, weights: Mapping[str, Any], file: Path, fault: str) -> li
 
 def _loss_fault(opened: DictConfig) -> str:
     """Return why the loss of a model cannot be built; empty if it can, or if there is none."""
-    place = own_place(opened, "model.loss")
+    place = typed_key(opened, "model.loss")
     faults = check_config(opened, OPENED)
     if within := [fault for fault in faults if _is_in(fault.place, place)]:
         return "; ".join(within)
@@ -241,6 +241,7 @@ def needed(cfg: DictConfig, *nodes: str) -> DictConfig:
 
 
 def _is_in(place: str, node: str) -> bool:
+    """Return whether a place is a node or below it."""
     return place == node or place.startswith((f"{node}.", f"{node}["))
 
 
@@ -302,7 +303,7 @@ def _check_size(config: Any, file: Path) -> None:
         CheckpointError: the configuration is too large or too deep.
     """
     level, count = [config], 0
-    for _ in range(DEEPEST):
+    for _ in range(MAX_DEPTH):
         level = [
             child
             for node in level
@@ -312,9 +313,9 @@ def _check_size(config: Any, file: Path) -> None:
         count += len(level)
         if not level:
             return
-        if count > MOST_NODES:
+        if count > MAX_NODES:
             break
-    raise CheckpointError(f"{file}: its configuration has over {MOST_NODES:,} values or {DEEPEST} levels")
+    raise CheckpointError(f"{file}: its configuration has over {MAX_NODES:,} values or {MAX_DEPTH} levels")
 
 
 @contextmanager
@@ -339,5 +340,6 @@ _offline: list[bool] = []
 
 
 def _refuse_connection(event: str, arguments: Any) -> None:
+    """Refuse a connection to a server while a checkpoint is opened; a hook of :func:`sys.addaudithook`."""
     if event in ("socket.connect", "socket.getaddrinfo", "urllib.Request") and _offline:
         raise CheckpointError(f"refused: a part of the checkpoint contacts a server while it is opened ({event})")

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from facelab.files import LARGEST_TABLE, read_json, write_json
+from facelab.files import MAX_TABLE_BYTES, read_json, write_json
 from facelab.run_folder import now
 from facelab.runs.processes import slurm_job
 
@@ -36,7 +36,7 @@ PACKAGES = (
 def write_environment(path: Path) -> None:
     """Write the environment of the first start of a run, or append that of a resumed one."""
     with suppress(FileNotFoundError, ValueError):
-        first = read_json(path, LARGEST_TABLE)
+        first = read_json(path, MAX_TABLE_BYTES)
         if isinstance(first, dict) and isinstance(resumed := first.get("resumed", []), list):
             write_json(path, first | {"resumed": [*resumed, environment()]})
             return
@@ -63,6 +63,7 @@ def commit(folder: Path) -> dict[str, Any]:
     """Return the git commit of a folder and the files changed since; without a repository, None and no files."""
 
     def git(*words: str) -> str | None:
+        """Run git and return its output; None if it fails or is not installed."""
         if shutil.which("git") is None:
             return None
         result = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=False)

@@ -28,7 +28,7 @@ FILLED = ("backbone.", "head.")
 """Prefixes of the tensors that the file must fill; a coder has tables only."""
 WRAPPER = "module."
 """Prefix that ``torch.nn.DataParallel`` puts before the name of each tensor."""
-LARGEST_FACE = 2**20
+MAX_MEANFACE_BYTES = 2**20
 """Bytes of the largest file of a mean face that is read; one of 106 landmarks has 4 kB."""
 
 
@@ -134,6 +134,7 @@ def read_tensors(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def _is_state(value: Any) -> bool:
+    """Return whether a value is a mapping of names to tensors."""
     import torch
 
     return (
@@ -182,7 +183,7 @@ def set_mean_face(module: Any, meanface: Any) -> None:
             mounted=True,
         )
     try:
-        numbers = [float(word) for word in read_text(expand_home(str(meanface)), LARGEST_FACE).split()]
+        numbers = [float(word) for word in read_text(expand_home(str(meanface)), MAX_MEANFACE_BYTES).split()]
         coder.set_mean_shape(torch.tensor(numbers, dtype=torch.float64).reshape(-1, 2))
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError("meanface", f"={meanface}: {error}", mounted=True) from error

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from facelab import files
 from facelab.errors import RunError
 from facelab.renames import renamed_override
-from facelab.run_folder import LARGEST_SWEEP, RunFolder, read_jobs, read_status
+from facelab.run_folder import MAX_SWEEP_BYTES, RunFolder, read_jobs, read_status
 from facelab.runs.argv import as_typed, is_sweep, normalise_argv, quoted, unquoted
 from facelab.runs.environment import ROOT
 from facelab.runs.processes import STAMP
@@ -125,7 +125,8 @@ def check_words(words: Sequence[str], typed: Sequence[str], source: Path) -> Non
     """Refuse saved overrides that read the environment, unless their keys are typed now.
 
     Raises:
-        RunError: the folder, if from somebody else, would write a secret of this machine to a file.
+        RunError: an override reads the environment. The resumed run would write the value, which may be a secret, to a
+            file.
     """
     typed_keys = {_key(word) for word in typed}
     for word in words:
@@ -214,7 +215,7 @@ def check_writable(folder: Path) -> None:
     Raises:
         RunError: names the folder, or the log.
     """
-    if reason := files.closed(folder):
+    if reason := files.why_not_writable(folder):
         raise RunError(
             f"{folder} cannot be resumed: it is not writable ({reason}). "
             "Copy it to a writable place and resume the copy"
@@ -244,8 +245,9 @@ def read_yaml(path: Path) -> Any:
 
 
 def _read_sweep(path: Path) -> dict[str, Any]:
+    """Read sweep.json."""
     try:
-        content = files.read_json(path, LARGEST_SWEEP)
+        content = files.read_json(path, MAX_SWEEP_BYTES)
     except ValueError as error:
         raise RunError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):

@@ -155,10 +155,12 @@ def _beating(files: RunFolder, status: dict[str, Any]) -> Iterator[None]:
     done = threading.Event()
 
     def write(**more: Any) -> None:
+        """Write the state with the time."""
         status["saved"] = files.checkpoint("last").is_file() or status["saved"]
         write_json(files.status, status | {"heartbeat": now()} | more)
 
     def beat() -> None:
+        """Write the state regularly; log a failure, which does not stop the run."""
         while not done.wait(HEARTBEAT):
             try:
                 write()
@@ -198,7 +200,7 @@ def _ending(error: BaseException, message: str | None, state: str) -> dict[str, 
         return {"state": "stopped", "reason": "interrupted"}
     if isinstance(error, signals.Stopped):
         return {"state": "stopped", "reason": str(error)}
-    if number := signals.get_blamed_signal(error):
+    if number := signals.recorded_signal(error):
         return {"state": "stopped", "reason": f"{signals.stop_reason(number)}; then {type(error).__name__}: {error}"}
     if state == "queued" and isinstance(error, SystemExit):
         return {"state": "queued", "reason": "stopped by the cluster, which starts it again"}

@@ -41,6 +41,7 @@ def report(folder: Path) -> None:
 
 
 def _table(results: dict[str, Any]) -> "Table":
+    """Build the table of the metrics of a test."""
     from rich.table import Table
 
     metrics, counts = results["metrics"], results["counts"]
@@ -66,6 +67,7 @@ def _table(results: dict[str, Any]) -> "Table":
 
 
 def _notes(results: dict[str, Any], files: RunFolder) -> list[str]:
+    """Return remarks below the table: skipped and unreadable faces, and the signs for missing numbers."""
     metrics, counts, notes = results["metrics"], results["counts"], list[str]()
     if skipped := int(metrics["faces_skipped"]):
         notes.append(f"{skipped} faces could not be measured; they are listed in {files.faces.name} without an error")

@@ -29,7 +29,7 @@ RESTORED = (
 epoch, or would mix two networks."""
 RESUME_CALLBACK = "callbacks.resume.ResumableCheckpoint"
 """Class of the callback that writes ``last.ckpt``."""
-LARGEST_CURVES = 2**28
+MAX_CURVES_BYTES = 2**28
 """Maximum size in bytes of the metrics.csv of a resumed run: a million steps with a row each."""
 MAX_EPOCHS = "trainer.max_epochs"
 """The only key that may change in a finished run: it extends the training."""
@@ -198,6 +198,7 @@ def remove_results(folder: Path) -> None:
 
 
 def _is_of(key: str, nodes: Sequence[str]) -> bool:
+    """Return whether a key is one of the nodes or below one."""
     return any(f"{key}.".startswith(f"{node}.") for node in nodes)
 
 
@@ -250,7 +251,7 @@ def curves_until(path: Path, step: int) -> list[list[str]]:
         RunError: it is not such a table.
     """
     try:
-        names, *rows = [row for row in read_table(path, torn=True, most=LARGEST_CURVES) if row] or [[]]
+        names, *rows = [row for row in read_table(path, torn=True, most=MAX_CURVES_BYTES) if row] or [[]]
         if not rows:
             return []
         if odd := next((row for row in rows if len(row) != len(names)), None):

@@ -60,6 +60,7 @@ def start(resumable: bool = False) -> None:
 
 
 def _start(resumable: bool) -> None:
+    """Prepare a script, see :func:`start`; errors are raised, not converted."""
     argv = normalise_argv(sys.argv[1:])
     if RANKS in os.environ:  # Lightning started this process as a rank of one run, which sets its command line
         signals.end_with_parent(int(os.environ[RANKS_PARENT]))

@@ -36,6 +36,6 @@ STRICTER: dict[str, dict[str, Any]] = {
     "albumentations.core.composition.BaseCompose": {"p": Share},
 }
 """Annotations that replace those of the library, by argument, by name of the class or of one of its bases."""
-LARGEST = {"albumentations": 10_000.0}
+MAX_NUMBER = {"albumentations": 10_000.0}
 """Largest absolute value of a number in the arguments of a package's classes, by package: pixels of a crop, its grey
 values, or repetitions. Larger values would take minutes and gigabytes for the first face."""

@@ -22,7 +22,7 @@ class Job(NamedTuple):
     status: Status
 
 
-def ledger(folder: Path) -> list[Job]:
+def read_job_states(folder: Path) -> list[Job]:
     """Return the jobs of a sweep with the states of their folders; empty without a sweep.json.
 
     The overrides of a job are those of its last start, which may be more than the planned ones.
@@ -67,7 +67,7 @@ def write_jobs(folder: Path, jobs: Mapping[int, Sequence[str]]) -> None:
     numbered = {str(number): list(overrides) for number, overrides in jobs.items()}
     if RunFolder(folder).config.is_file():
         raise RunError(f"{folder} is the folder of a run; choose another hydra.sweep.dir")
-    try:
+    try:  # the key `cells` is that of old sweeps, whose jobs were called cells
         create_json(RunFolder(folder).sweep, {"stamp": os.environ.get(STAMP), "cells": numbered})
     except FileExistsError:
         restart_with_next_stamp(folder)

@@ -59,6 +59,7 @@ def locate(path: str) -> Any:
 
 
 def _member(module: ModuleType, name: str) -> Any:
+    """Return the member of a module, or import its submodule of this name."""
     if hasattr(module, name):
         return getattr(module, name)
     full = f"{module.__name__}.{name}"

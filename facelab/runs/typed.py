@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
 from hydra.errors import HydraException
 
 from facelab.errors import FacelabError
-from facelab.files import closed
+from facelab.files import why_not_writable
 from facelab.renames import renamed_key
 from facelab.runs.argv import as_typed, is_sweep, options_of, overrides_of
 from facelab.runs.environment import ROOT
@@ -32,6 +32,7 @@ EXTRAS = {
 """Extra of the package that an option needs, and the module that the extra installs, by group and option."""
 PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-/\\+.$%*@?|: \t")
 """Characters that Hydra accepts in a value without quotes."""
+_SHOWS = re.compile(r"-c|-i|--(?:cfg|info)(?:=.*)?")  # options that print a configuration and run nothing
 
 
 def check_typed(argv: Sequence[str], skip_prefix: str | None = None) -> None:
@@ -44,15 +45,19 @@ def check_typed(argv: Sequence[str], skip_prefix: str | None = None) -> None:
         skip_prefix: prefix of words that only this project reads, such as ``resume=``; they are not checked.
 
     Raises:
-        FacelabError: a word is faulty; the message contains each such word and what to type instead.
+        FacelabError: a word is faulty; the message contains each such word and what to type instead. Also ``--cfg`` or
+            ``--info`` with ``-m``.
     """
     if set(HELP) & set(argv):
         return
+    shown = [word.partition("=")[0] for word in options_of(argv) if _SHOWS.fullmatch(word)]
+    if shown and {"-m", "--multirun"} & set(argv):
+        raise FacelabError(f"{shown[0]} shows one configuration; leave out -m and the values with commas")
     words, sweep, folders = overrides_of(argv), is_sweep(argv), _group_folders(argv)
     read = [number for number, word in enumerate(words) if skip_prefix is None or not word.startswith(skip_prefix)]
     if faults := [fault for number in read if (fault := _word_fault(words, number, sweep, folders))]:
         raise FacelabError("\n".join(faults))
-    if not {"--cfg", "-c", "--info=all"} & set(argv) and (skip_prefix is None or len(read) == len(words)):
+    if not shown and (skip_prefix is None or len(read) == len(words)):
         _check_folders([words[number] for number in read])
 
 
@@ -67,7 +72,7 @@ def _check_folders(words: Sequence[str]) -> None:
     }
     for key, value in (typed or {RUN_FOLDER_KEYS[0]: "logs"}).items():
         path: Any = OverridesParser.create().parse_override(f"{key}={value}").value()
-        if isinstance(path, str) and (reason := closed(Path(path.partition("${")[0]))):
+        if isinstance(path, str) and (reason := why_not_writable(Path(path.partition("${")[0]))):
             raise FacelabError(f"{key}={value}: nothing can be written there ({reason})")
 
 
@@ -150,14 +155,17 @@ def _group_folders(argv: Sequence[str]) -> list[Path]:
 
 
 def _names_folder(option: str) -> bool:
+    """Return whether an option is ``--config-dir``, which may be abbreviated."""
     return option == "-cd" or (len(option) > len("--config-") and "--config-dir".startswith(option))
 
 
 def _is_group(override: Override, folders: Sequence[Path]) -> bool:
+    """Return whether an override chooses an option of a config group."""
     return _is_folder(override.key_or_group, folders)
 
 
 def _is_folder(key: str, folders: Sequence[Path]) -> bool:
+    """Return whether a key is the folder of a config group."""
     return "/" in key or any((folder / key).is_dir() for folder in folders)
 
 
@@ -191,6 +199,7 @@ def _group_fault(override: Override, sweep: bool, folders: Sequence[Path]) -> st
 
 
 def _plain(option: Any) -> Any:
+    """Return an option, or a list of them, without quotes."""
     if isinstance(option, list):
         return [_plain(one) for one in option]
     return option.text if isinstance(option, QuotedString) else option

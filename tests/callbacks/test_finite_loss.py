@@ -16,7 +16,7 @@ import torch
 from composing import small
 from conftest import PLAIN, ROOT, open_door
 
-from callbacks.finite_loss import MOST_SKIPPED
+from callbacks.finite_loss import MAX_SKIPPED
 from facelab.faces.batch import LandmarkBatch
 from facelab.run_folder import RunFolder
 from facelab.runs.checkpoint import read_checkpoint
@@ -94,7 +94,7 @@ def test_finite_loss_skips_the_whole_accumulated_step(tmp_path: Path, spoil: Spo
 def test_finite_loss_stops_after_too_many_skips(tmp_path: Path, spoil: Spoil) -> None:
     """Would catch a training that skips every step and has the state finished."""
     spoil(*range(1, 99))
-    with pytest.raises(SystemExit, match=f"{MOST_SKIPPED} steps in a row"):
+    with pytest.raises(SystemExit, match=f"{MAX_SKIPPED} steps in a row"):
         open_door("train", *small("pipnet"), *OVERRIDES, "on_nan=skip", "trainer.max_epochs=4", folder=tmp_path)
     assert status(tmp_path)["state"] == "failed"
 

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks.charts import charts
-from callbacks.wandb_logger import ERROR, TolerantWandbLogger
+from callbacks.wandb_logger import ERROR_HEADING, TolerantWandbLogger
 from facelab.faces.layouts import FIVE5, IBUG68
 from facelab.metrics.face_table import FaceTable, nme_per_face, read_faces
 from facelab.metrics.landmarks import auc, ced
@@ -132,7 +132,7 @@ def test_charts_of_subsets_match_the_results(trained: Path, logged: Path, record
         for row in rows(logged, records, f"test/{kind}_table"):
             name = f"{kind}_{row['part']}"
             value = results["metrics"][name]
-            assert row[ERROR] == (None if value is None else pytest.approx(100 * value, rel=1e-6)), name
+            assert row[ERROR_HEADING] == (None if value is None else pytest.approx(100 * value, rel=1e-6)), name
             assert row["faces"] == results["counts"][name]
             drawn.add(name)
     of_all_faces = {"nme_ioc", "nme_ipd", "nme_box", "nme_diag", "nme_box_yaw_mean"}
@@ -163,7 +163,7 @@ def test_worst_faces_table_matches_the_results(trained: Path, logged: Path, reco
     order = np.argsort(-faces["nme_box"])
     worst = list(rows(logged, records, "test/worst_faces_table"))
     assert [row["photo"] for row in worst] == faces["photo"][order].tolist()
-    assert [row[ERROR] for row in worst] == pytest.approx((100 * faces["nme_box"][order]).tolist())
+    assert [row[ERROR_HEADING] for row in worst] == pytest.approx((100 * faces["nme_box"][order]).tolist())
     for angle in ("yaw", "pitch", "roll"):
         assert [row[angle] for row in worst] == pytest.approx(faces[angle][order].tolist(), rel=1e-5)
     tags = [name for name in faces if name.startswith("tag_")]

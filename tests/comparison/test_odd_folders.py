@@ -22,7 +22,7 @@ from run_folders import CONFIG, METRICS, QUICK, all_outputs, with_values, write_
 
 from facelab.comparison.page import read_picture
 from facelab.comparison.read import read_runs
-from facelab.run_folder import MOST_JOBS
+from facelab.run_folder import MAX_JOBS
 
 NESTED_ALIASES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{x: *a{n - 1}, y: *a{n - 1}}}\n" for n in range(1, 40))
 """A YAML file of two kilobytes that expands to 2 ** 39 values."""
@@ -188,7 +188,7 @@ def test_write_page_reports_a_damaged_file_beside_the_metrics(
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ({"cells": {str(n): [] for n in range(MOST_JOBS + 1)}}, "10,001 jobs"),
+        ({"cells": {str(n): [] for n in range(MAX_JOBS + 1)}}, "10,001 jobs"),
         ({"cells": {"../../x": []}}, "'../../x' has a name that is not a whole number"),
         ({"cells": {"-1": []}}, "not a whole number"),
         ({"cells": {"9" * 300: []}}, "not a whole number"),

@@ -334,7 +334,7 @@ def test_write_page_handles_hundreds_of_runs(tmp_path: Path) -> None:
 
 def test_section_data_limits_the_errors_of_faces(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch errors of single faces that make the page of a large sweep too big to open."""
-    monkeypatch.setattr("facelab.comparison.page.MOST_FACES", 200)
+    monkeypatch.setattr("facelab.comparison.page.MAX_FACES", 200)
     data = section_data(compare(read_runs([sweep]), None)[0])
     assert ["errors" in run for run in data["runs"]] == [True] * 3 + [False] * 9 and data["small"]
     assert read_run(sweep / "0").ranked

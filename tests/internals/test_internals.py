@@ -122,7 +122,7 @@ def test_grid_sweeper_extends_the_methods_of_hydra() -> None:
 
 def test_keep_handlers_leaves_the_signal_handlers_of_the_process(tmp_path: Path) -> None:
     """Would catch a SIGTERM that Lightning broadcasts during a test, and a process that waits endlessly."""
-    before, during = signals.current(), list[signals.Handlers]()
+    before, during = signals.current_handlers(), list[signals.Handlers]()
     trainer = Trainer(
         default_root_dir=tmp_path,
         fast_dev_run=1,
@@ -130,7 +130,7 @@ def test_keep_handlers_leaves_the_signal_handlers_of_the_process(tmp_path: Path)
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[LambdaCallback(on_train_start=lambda *_: during.append(signals.current()))],
+        callbacks=[LambdaCallback(on_train_start=lambda *_: during.append(signals.current_handlers()))],
     )
     keep_handlers(trainer)
     trainer.fit(ProgressProbe(), DataLoader(torch.ones(2, 1)), DataLoader(torch.ones(2, 1)))

@@ -171,9 +171,17 @@ def test_method_ignores_unreadable_faces(model: str, rows: list[int]) -> None:
     assert all(parameter.grad.isfinite().all() for parameter in module.parameters())
 
 
+def draw_weights(module: torch.nn.Module) -> None:
+    """Draw random weights: an untrained network may predict the same points for every image."""
+    for weight in module.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.kaiming_normal_(weight)
+
+
 def test_flip_test(model: str) -> None:
     """Would catch left and right exchanged in the flip test, or half a pixel lost by the flip."""
     module, batch = fitted_module(model)
+    draw_weights(module)
 
     def flipped(points: Tensor) -> Tensor:
         x, y = points[:, list(module.layout.flip)].unbind(-1)

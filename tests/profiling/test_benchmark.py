@@ -23,7 +23,7 @@ from facelab.comparison.page import section_data
 from facelab.comparison.read import read_runs
 from facelab.errors import ConfigError
 from facelab.faces.batch import LandmarkBatch
-from facelab.profiling.compile import prepare
+from facelab.profiling.compile import set_format_and_compile
 from facelab.profiling.cost import cost, latency, predicts_pose
 from facelab.runs.build import build
 from lightning_modules.landmark import Prediction
@@ -127,7 +127,7 @@ def test_cost_counts_pipnet_completely_and_once(pipnet: Any) -> None:
 @pytest.mark.parametrize("memory_format", ["channels_last", "contiguous"])
 def test_cost_and_latency_leave_the_module_unchanged(pipnet: Any, memory_format: str) -> None:
     """Would catch changed training modes, statistics, strides or hooks, and another number of threads in torch."""
-    prepare(pipnet, memory_format, False)
+    set_format_and_compile(pipnet, memory_format, False)
     pipnet.train()
     pipnet.backbone.eval()
     pipnet.flip_test = True
@@ -164,7 +164,7 @@ def test_prepare_applies_the_memory_format_to_weights_and_images(pipnet: Any, me
     """Would catch images that keep the memory format of the loader, so that the option has no effect."""
     images: list[Tensor] = []
     pipnet.backbone.pyramid.register_forward_pre_hook(lambda _, args: images.append(args[0]))
-    prepare(pipnet, memory_format, False)
+    set_format_and_compile(pipnet, memory_format, False)
     weights = [parameter for parameter in pipnet.parameters() if parameter.ndim == 4]
     assert all(weight.is_contiguous(memory_format=layout) for weight in weights)
     for other in (torch.channels_last, torch.contiguous_format):
@@ -186,16 +186,16 @@ def test_prepare_compiles_only_networks(pipnet: Any, monkeypatch: pytest.MonkeyP
     compiled: list[nn.Module] = []
     monkeypatch.setattr(nn.Module, "compile", lambda part: compiled.append(part))
     monkeypatch.setattr(torch, "compile", lambda function: function)
-    prepare(pipnet, "channels_last", True)
+    set_format_and_compile(pipnet, "channels_last", True)
     assert compiled == [pipnet.backbone, pipnet.head, pipnet.stages[0]]
 
 
 def test_prepare_refuses_invalid_options_and_a_missing_compiler(pipnet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch a mistyped option taken for the default, and a traceback of the compiler in the first step."""
     with pytest.raises(ConfigError, match="memory_format=nhwc: channels_last or contiguous expected"):
-        prepare(pipnet, "nhwc", False)
+        set_format_and_compile(pipnet, "nhwc", False)
     with pytest.raises(ConfigError, match="compile=yes: true or false expected"):
-        prepare(pipnet, "contiguous", "yes")  # type: ignore[arg-type]
+        set_format_and_compile(pipnet, "contiguous", "yes")  # type: ignore[arg-type]
 
     def no_compiler(_: Tensor) -> Tensor:
         raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found\n\nSet TORCHDYNAMO_VERBOSE=1")
@@ -204,7 +204,7 @@ def test_prepare_refuses_invalid_options_and_a_missing_compiler(pipnet: Any, mon
     with pytest.raises(
         ConfigError, match=r"(?s)compile=true: .*No working C\+\+ compiler found\nIt needs .*compile=fal"
     ):
-        prepare(pipnet, "contiguous", True)
+        set_format_and_compile(pipnet, "contiguous", True)
 
 
 @pytest.mark.slow
@@ -213,7 +213,7 @@ def test_prepare_compiles_without_changing_the_network(pipnet: Any) -> None:
     pipnet.eval()
     image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     names, points, cost_before = list(pipnet.state_dict()), pipnet(image).offset, cost(pipnet, 64, pose=False)
-    prepare(pipnet, "channels_last", True)
+    set_format_and_compile(pipnet, "channels_last", True)
     assert list(pipnet.state_dict()) == names
     torch.testing.assert_close(pipnet(image).offset, points, atol=1e-4, rtol=1e-3)
     assert cost(pipnet, 64, pose=False) == cost_before

@@ -395,6 +395,9 @@ def test_check_config_refuses_a_key_that_nothing_reads() -> None:
     """Would catch `+typo=3`, which Hydra silently drops."""
     assert changed("sead=3") == ["sead: nothing reads this key; did you mean `seed`?"]
     assert changed("monitor.nam=3") == ["monitor.nam: nothing reads this key; did you mean `name`?"]
+    assert changed("landmarks=run") == ["landmarks: nothing reads this key; it is called landmarker in this version"]
+    (old,) = changed("callbacks.resumption.minutes=1")
+    assert old.endswith("nothing reads this key; it is called callbacks.resume.minutes in this version")
     assert changed("callbacks.extra=3") == ["callbacks.extra: nothing reads this key"]
     assert changed("backbone._target_=torch.nn.Identity") == ["backbone: nothing reads this key"]
     assert changed("paths.other=${seed}") == ["paths.other: nothing reads this key"]

@@ -245,9 +245,9 @@ def test_checkpoint_io_writes_the_format_and_refuses_a_later_one(tmp_path: Path,
         "the recorded checkpoint is older than the format number"
     )
     late = written({}, format=renames.FORMAT + 1)
-    with pytest.raises(CheckpointError, match=rf"changed\.ckpt: .* format {renames.FORMAT + 1}, .* a later version"):
+    with pytest.raises(CheckpointError, match=rf"changed\.ckpt: .* format {renames.FORMAT + 1}; this version reads"):
         load_run(late, PATHS)
-    with pytest.raises(CheckpointError, match="a later version"):
+    with pytest.raises(CheckpointError, match="this version reads the formats 1 to"):
         files.load_checkpoint(late, weights_only=True)
 
 

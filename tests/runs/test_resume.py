@@ -449,7 +449,7 @@ def test_resumed_argv_refuses_a_read_only_folder(tmp_path: Path, monkeypatch: py
     """Would catch the traceback of Hydra, which opens its log in a folder on a read-only medium."""
     (tmp_path / "overrides.yaml").write_text("- seed=3\n")
     (tmp_path / "sweep.json").write_text('{"cells": {"0": ["seed=3"]}}')
-    monkeypatch.setattr("facelab.files.closed", lambda folder: f"{folder}: Read-only file system")
+    monkeypatch.setattr("facelab.files.why_not_writable", lambda folder: f"{folder}: Read-only file system")
     monkeypatch.setenv("FACELAB_STAMP", "later")
     monkeypatch.setenv("FACELAB_RESUMED", "[]")
     with pytest.raises(RunError, match=r"it is not writable \(.*Read-only file system\)"):

@@ -170,7 +170,7 @@ def test_slurm_resumes_failed_and_cancelled_jobs(slurm: Path, tmp_path: Path) ->
         output, _ = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert "stopped by SIGTERM" in output, "the ledger was not printed"
+    assert "stopped by SIGTERM" in output, "the list of the jobs was not printed"
     assert "broken" in read_status(sweep / "2").reason
     finished = {path: path.read_bytes() for path in (sweep / "0").glob("*.*") if path.is_file()}
 

@@ -21,7 +21,7 @@ from facelab.files import write_json
 from facelab.run_folder import now, read_status
 from facelab.runs import snapshot
 from facelab.runs.snapshot import CODE, copy_code, run_from_copy
-from facelab.runs.sweep import ledger
+from facelab.runs.sweep import read_job_states
 from lightning_modules.pipnet import PIPNet
 
 OVERRIDES = [*small("pipnet"), *PLAIN, "+trainer.enable_progress_bar=false", "trainer.max_epochs=1"]
@@ -34,7 +34,7 @@ def load(path: Path) -> Any:
 
 def states(folder: Path) -> dict[int, str]:
     """Return the states of the jobs by number."""
-    return {job.number: job.status.state for job in ledger(folder)}
+    return {job.number: job.status.state for job in read_job_states(folder)}
 
 
 def starts(job: Path) -> int:
@@ -86,7 +86,7 @@ def test_sweep_continues_after_a_failed_job(tmp_path: Path, capsys: pytest.Captu
     assert states(tmp_path / SWEEP) == {0: "finished", 1: "failed", 2: "finished"}
     (line,) = [line for line in output.out.splitlines() if "crop.size=50" in line and "failed" in line]
     assert "finished" not in line
-    assert ledger(tmp_path / SWEEP)[1].status.reason.startswith("crop.size=50")
+    assert read_job_states(tmp_path / SWEEP)[1].status.reason.startswith("crop.size=50")
 
     before = {number: (tmp_path / SWEEP / number / "status.json").read_bytes() for number in "02"}
     with pytest.raises(SystemExit):
@@ -97,8 +97,8 @@ def test_sweep_continues_after_a_failed_job(tmp_path: Path, capsys: pytest.Captu
     assert [starts(tmp_path / SWEEP / number) for number in "012"] == [1, 3, 1]
     assert {number: (tmp_path / SWEEP / number / "status.json").read_bytes() for number in "02"} == before
     assert OmegaConf.load(tmp_path / SWEEP / "1" / "config.yaml").crop.size == 64
-    assert ledger(tmp_path / SWEEP)[1].overrides[-1] == "crop.size=64", "the next resume would use 50 again"
-    assert ledger(tmp_path / SWEEP)[0].overrides.count("crop.size=64") == 1
+    assert read_job_states(tmp_path / SWEEP)[1].overrides[-1] == "crop.size=64", "the next resume would use 50 again"
+    assert read_job_states(tmp_path / SWEEP)[0].overrides.count("crop.size=64") == 1
     train("-m", f"resume={SWEEP}", folder=tmp_path)
     assert [starts(tmp_path / SWEEP / number) for number in "012"] == [1, 3, 1]
 
@@ -129,7 +129,7 @@ def test_sweep_records_why_a_job_was_refused(tmp_path: Path, capsys: pytest.Capt
     """Would catch a job without results and without a reason."""
     with pytest.raises(SystemExit):
         train(*OVERRIDES, "-m", "optimizer.lr=fast,slow", folder=tmp_path)
-    reasons = [job.status.reason for job in ledger(tmp_path / SWEEP)]
+    reasons = [job.status.reason for job in read_job_states(tmp_path / SWEEP)]
     for reason, value in zip(reasons, ("fast", "slow"), strict=True):
         assert reason.startswith("The configuration has faults:")
         assert f"optimizer.lr: '{value}'" in reason

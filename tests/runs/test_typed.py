@@ -165,6 +165,15 @@ def test_check_typed_gives_the_new_name_of_an_option(word: str) -> None:
     check_typed([f"++{word}"])  # a custom class may have this argument
 
 
+@pytest.mark.parametrize("option", ["--cfg job", "-c all", "--cfg=job", "--info searchpath", "--info"])
+def test_check_typed_refuses_to_show_the_configuration_of_a_sweep(option: str) -> None:
+    """Would catch a traceback of Hydra, which shows a configuration or starts a sweep, but not both."""
+    name = option.replace("=", " ").split()[0]
+    message = f"{name} shows one configuration; leave out -m and the values with commas"
+    assert message_of("-m", *option.split(), "seed=1,2") == message
+    assert message_of(*option.split(), "seed=1") == ""
+
+
 def test_check_typed_lists_all_faults() -> None:
     """Would catch a check that stops at the first fault."""
     assert len(message_of("images=(", "data=[lapa106]", "seed=1,2").splitlines()) == 3

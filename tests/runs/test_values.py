@@ -19,7 +19,7 @@ import predict
 import train
 from evaluate import EVALUATE_KEYS, build_data
 from facelab.errors import FacelabError
-from facelab.profiling.compile import prepare
+from facelab.profiling.compile import set_format_and_compile
 from facelab.runs.build import build, build_trainer, check
 from facelab.runs.check import TRAIN_KEYS, check_config, copy_part
 from facelab.runs.checkpoint import load_run
@@ -156,7 +156,7 @@ def run_checks(cfg: DictConfig, place: Place, model: str) -> None:
         build(cfg, "datamodule")
     if is_in(place, places_of(model, "model")) or place[0] in ("memory_format", "compile"):
         module = build(cfg, "model")
-        prepare(module, cfg.memory_format, cfg.compile)
+        set_format_and_compile(module, cfg.memory_format, cfg.compile)
         module.configure_optimizers()
     if any(is_in(place, places_of(model, node)) for node in ("trainer", "callbacks", "logger")):
         build_trainer(cfg)
