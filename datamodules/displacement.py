@@ -89,7 +89,8 @@ def _response(drawn: albumentations.BasicTransform, seed: int, number: int) -> A
         changed = np.asarray(drawn(image=image.copy())["image"], dtype=np.float32)
         if changed.shape != image.shape:
             raise ValueError(f"it converts an image {image.shape} to {changed.shape}")
-        grey.append(changed.mean(axis=2))
+        red, green, blue = np.moveaxis(changed, 2, 0)
+        grey.append((red + green + blue) / 3)  # mean() over three values takes ten times as long
     return np.asarray(grey[0] - grey[1])
 
 

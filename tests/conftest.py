@@ -1,6 +1,6 @@
 """Fixtures and helpers of several test files: a cache of rendered faces, doors in this process, and a trained run."""
 
-import copy
+import gc
 import os
 import runpy
 import signal
@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 # isort: off
 import facelab  # noqa: F401  before OpenCV, whose limit on the size of a photo it sets
@@ -23,6 +22,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ.setdefault("WANDB_SILENT", "true")
 cv2.setNumThreads(1)
+# With its default thresholds the garbage collector takes a fifth of the time: configurations are full of cycles.
+gc.set_threshold(100_000, 50, 50)
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell that starts the tests in the background ignores it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -35,6 +36,11 @@ PLAIN = (
     *(f"callbacks.{name}=null" for name in ("progress", "face_grid", "worst_faces", "charts")),
 )
 """Overrides of a run without pictures that can be resumed."""
+
+
+def pytest_collection_finish() -> None:
+    """Exempt the imported modules from garbage collection."""
+    gc.freeze()
 
 
 def open_door(name: str, *words: object, folder: Path) -> None:
@@ -117,30 +123,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def files_of_conf() -> Iterator[None]:
-    """Parse each file of conf/ once and compose once for a door; Hydra parses thirty files and composes twice.
+def hydra_caches() -> Iterator[None]:
+    """Compose configurations with the caches of :mod:`warm_hydra`."""
+    from warm_hydra import warm_hydra  # imported late: it imports Hydra
 
-    Doors in separate processes use Hydra unchanged.
-    """
-    from hydra._internal.core_plugins.file_config_source import FileConfigSource
-    from hydra._internal.hydra import Hydra
-
-    original, parsed = FileConfigSource.load_config, {}
-
-    def load_config(self: FileConfigSource, config_path: str) -> Any:
-        file = Path(self.path, config_path).with_suffix(".yaml")
-        if not file.is_file():
-            return original(self, config_path)
-        key = (self.provider, self.path, config_path, file.stat().st_mtime_ns, file.stat().st_size)
-        if key not in parsed:
-            parsed[key] = original(self, config_path)
-        return copy.deepcopy(parsed[key])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FileConfigSource, "load_config", load_config)
-        patch.setattr(
-            Hydra, "get_mode", lambda *_, **__: None
-        )  # it composes only for `hydra.mode`, which no test in this process sets
+    with warm_hydra():
         yield
 
 

@@ -1,0 +1,121 @@
+"""Caches of Hydra and OmegaConf: the process of the tests composes hundreds of configurations of one conf/."""
+
+import copy
+import functools
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import omegaconf._utils
+import omegaconf.base
+import pytest
+from hydra._internal import config_loader_impl, defaults_list
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository, IConfigRepository
+from hydra._internal.defaults_list import DefaultsList, Overrides
+from hydra._internal.hydra import Hydra
+from hydra.core.default_element import ResultDefault
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, grammar_parser
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+@contextmanager
+def warm_hydra() -> Iterator[None]:
+    """Do once for the whole process what Hydra repeats for every configuration.
+
+    Each file and each interpolation is parsed once, and the same options are chosen and merged once. Every composition
+    receives a copy. Doors in separate processes use Hydra unchanged.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConfigRepository, "load_config", _load_once(ConfigRepository.load_config))
+        patch.setattr(config_loader_impl, "create_defaults_list", _choose_once(config_loader_impl.create_defaults_list))
+        merge = ConfigLoaderImpl._compose_config_from_defaults_list
+        patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", _merge_once(merge))
+        patch.setattr(CachingConfigRepository, "__init__", _share_sources)
+        create_map = defaults_list._create_interpolation_map
+        patch.setattr(defaults_list, "_create_interpolation_map", _map_if_read(create_map))
+        parse = functools.lru_cache(maxsize=10_000)(grammar_parser.parse)  # its trees are only read
+        patch.setattr(omegaconf.base, "parse", parse)
+        patch.setattr(omegaconf._utils, "parse", parse)
+        # A door composes an additional time for `hydra.mode`, which no test in this process sets.
+        patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
+        yield
+
+
+def _load_once(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Cache parsed files; a changed file is parsed again."""
+    parsed: dict[Any, bytes] = {}
+
+    def load_config(self: ConfigRepository, config_path: str) -> Any:
+        source = self._find_object_source(config_path, ObjectType.CONFIG)
+        if source is None or source.scheme() not in ("file", "pkg"):
+            return load(self, config_path)
+        key = [source.scheme(), source.provider, source.path, config_path]
+        if source.scheme() == "file":
+            status = Path(source.path, source._normalize_file_name(config_path)).stat()
+            key += [status.st_mtime_ns, status.st_size]
+        if tuple(key) not in parsed:
+            parsed[tuple(key)] = pickle.dumps(load(self, config_path))  # read four times as fast as deepcopy copies
+        return pickle.loads(parsed[tuple(key)])
+
+    return load_config
+
+
+def _share_sources(self: CachingConfigRepository, delegate: ConfigRepository) -> None:
+    """Copy the list of sources, which a composition may replace, but not the sources: one contains all schemas."""
+    self.delegate, self.cache = copy.copy(delegate), {}
+
+
+def _sources(repo: IConfigRepository) -> tuple[tuple[str, str, str], ...] | None:
+    """Return the places of a configuration's files; None if a test may write into one of them."""
+    sources = tuple((source.scheme(), source.provider, source.path) for source in repo.get_sources())
+    return None if any(scheme == "file" and Path(path) != CONF for scheme, _, path in sources) else sources
+
+
+def _choose_once(create: Callable[..., DefaultsList]) -> Callable[..., DefaultsList]:
+    """Cache the list of files for each set of options; overrides of values have no influence on it."""
+    chosen: dict[Any, DefaultsList] = {}
+
+    def create_defaults_list(
+        repo: IConfigRepository, config_name: str, overrides_list: list[Override], **flags: bool
+    ) -> DefaultsList:
+        values = Overrides(repo, overrides_list).config_overrides
+        options = tuple(word.input_line for word in overrides_list if not any(word is value for value in values))
+        key = (_sources(repo), config_name, options, *flags.items())
+        if key[0] is None:
+            return create(repo, config_name, overrides_list, **flags)
+        if key not in chosen:
+            chosen[key] = create(repo, config_name, overrides_list, **flags)
+        return DefaultsList(**{**vars(chosen[key]), "config_overrides": values})
+
+    return create_defaults_list
+
+
+def _merge_once(merge: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
+    """Cache the merged files of a list."""
+    merged: dict[Any, bytes] = {}
+
+    def compose(self: ConfigLoaderImpl, defaults: Sequence[ResultDefault], repo: IConfigRepository) -> DictConfig:
+        key = (_sources(repo), repr(defaults))
+        if key[0] is None:
+            return merge(self, defaults, repo)
+        if key not in merged:
+            merged[key] = pickle.dumps(merge(self, defaults, repo))
+        cfg: DictConfig = pickle.loads(merged[key])
+        return cfg
+
+    return compose
+
+
+def _map_if_read(create: Callable[..., Any]) -> Callable[..., Any]:
+    """Create the map for interpolations of a file's list only if the list contains one."""
+
+    def create_map(overrides: Overrides, defaults: list[Any], self_added: bool) -> Any:
+        return create(overrides, defaults, self_added) if any(item.is_interpolation() for item in defaults) else None
+
+    return create_map
