@@ -158,7 +158,7 @@ def measure_run(path: Path, cfg: DictConfig) -> Row:
         try:
             write_row(owner.path, row)
         except OSError as error:
-            log.warning("%s: %s; its numbers are in benchmark.csv alone", error.filename, error.strerror)
+            log.warning("%s: %s; the results are only in benchmark.csv", error.filename, error.strerror)
     source = (owner.path if owner else run.checkpoint).resolve()
     return {"name": f"{source.parent.name}/{source.name}" if source.name.isdecimal() else source.name, **row}
 
@@ -191,7 +191,7 @@ def measure(module: "LandmarkModule", size: int, cfg: DictConfig) -> Row:
     from facelab.profiling.cost import cost, latency, machine
 
     if cfg.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device", "=cuda: torch finds no CUDA device; device=auto selects an existing one")
+        raise ConfigError("device", "=cuda: torch finds no CUDA device; use device=auto or device=cpu")
     device = cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     torch.compiler.reset()  # torch compiles a limited number of modules of a class
     set_format_and_compile(module.to(device), cfg.memory_format, cfg.compile)

@@ -80,7 +80,7 @@ def check_values(cfg: DictConfig) -> None:
     import torch
 
     if cfg.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device", "=cuda: torch finds no CUDA device here; device=auto uses the CPU then")
+        raise ConfigError("device", "=cuda: torch finds no CUDA device; use device=auto or device=cpu")
     if reason := why_not_writable(Path(cfg.output)):
         raise ConfigError("output", f"={cfg.output}: nothing can be written there ({reason})")
     images, output = resolve_links(expand_home(str(cfg.images))), resolve_links(Path(cfg.output))

@@ -163,7 +163,7 @@ def read_data(datamodule: Any, cfg: DictConfig) -> None:
     if cfg.test:
         datamodule.setup("test")
     if cfg.test and cfg.test_ckpt == "best" and "val" not in datamodule.faces:
-        raise ConfigError("test_ckpt", "=best: without a validation there is no best checkpoint; test_ckpt=last")
+        raise ConfigError("test_ckpt", "=best: without a validation there is no best checkpoint; use test_ckpt=last")
 
 
 def fit(

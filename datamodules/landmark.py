@@ -329,7 +329,7 @@ class LandmarkDataModule(LightningDataModule):
         if not 0 <= max_unreadable <= 1:
             raise ConfigError("max_unreadable", f"={max_unreadable} must be in [0, 1]")
         if not 0 <= seed < 2**32:
-            raise ConfigError("seed", f"={seed}: choose a whole number from 0 to {2**32 - 1}")
+            raise ConfigError("seed", f"={seed} must be a whole number from 0 to {2**32 - 1}")
         self.data, self.crop, self.augment = data, crop, augment
         self.batch_size, self.num_workers, self.seed, self.test_split = batch_size, num_workers, seed, test_split
         self.max_unreadable = max_unreadable

@@ -153,8 +153,8 @@ def build_trainer(cfg: DictConfig) -> Any:
     if os.environ.get("SUBMITIT_LOCAL_NTASKS") == "1" and cfg.trainer.get("strategy") == "ddp":
         raise ConfigError(
             "trainer.devices",
-            f"={cfg.trainer.devices}: a job of this launcher cannot start other processes; "
-            f"hydra.launcher.tasks_per_node={cfg.trainer.devices} starts them with the job",
+            f"={cfg.trainer.devices}: a job of this launcher has one process; set "
+            f"hydra.launcher.tasks_per_node={cfg.trainer.devices} to start one per device",
         )
     callbacks = build_all(cfg, "callbacks")
     trainer = build(

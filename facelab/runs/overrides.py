@@ -131,7 +131,7 @@ def check_words(words: Sequence[str], typed: Sequence[str], source: Path) -> Non
     typed_keys = {_key(word) for word in typed}
     for word in words:
         if _key(word) not in typed_keys and foreign_interpolation(word):
-            raise RunError(f"{source}: {word!r} reads the environment; type it too if it is meant")
+            raise RunError(f"{source}: {word!r} reads the environment; to allow this, type it on the command line too")
 
 
 def check_reach(cfg: DictConfig, folder: Path) -> None:
