@@ -465,7 +465,7 @@ def test_load_run_refuses_weights_larger_than_the_file(content: dict[str, Any], 
     """Would catch a small file whose weights fill the memory."""
     name = next(name for name, value in content["state_dict"].items() if value.ndim == 4)
     weights = content["state_dict"] | {name: torch.zeros(1).expand(2**14, 2**14, 3, 3)}
-    with pytest.raises(CheckpointError, match="smaller than its weights that it lists"):
+    with pytest.raises(CheckpointError, match="is smaller than its weights; it is damaged"):
         load_run(written({}, state_dict=weights), PATHS)
 
 
