@@ -60,6 +60,11 @@ class RunFolder:
     path: Path
 
     @property
+    def name(self) -> str:
+        """Return the name of the folder; for a job of a sweep, after the name of the sweep: ``SWEEP/0``."""
+        return f"{self.path.parent.name}/{self.path.name}" if self.path.name.isdecimal() else self.path.name
+
+    @property
     def config(self) -> Path:
         """Return the path of the resolved configuration of the run."""
         return self.path / "config.yaml"
