@@ -15,9 +15,10 @@ from facelab.bounds import Device, Name, Text
 from facelab.errors import ConfigError, FacelabError, RunError
 from facelab.files import expand_home, replacing, write_json
 from facelab.run_folder import RunFolder, owner_of
-from facelab.runs.build import build, check, write_config
+from facelab.runs.build import build, check, choose_device, write_config
 from facelab.runs.check import TRAIN_KEYS
 from facelab.runs.checkpoint import clear_initial_weights, load_run
+from facelab.runs.overrides import key_of
 from facelab.runs.recording import track_run
 from facelab.runs.resolvers import run_name
 from facelab.runs.start import exits, start
@@ -74,7 +75,7 @@ def check_values(cfg: DictConfig) -> None:
     if cfg.ckpt is not None:
         if not checkpoints(cfg):
             raise ConfigError("ckpt", "=[]: a run folder, a checkpoint file or the folder of a sweep expected")
-        typed = [word.lstrip("+~").partition("=")[0] for word in HydraConfig.get().overrides.task]
+        typed = [key_of(word) for word in HydraConfig.get().overrides.task]
         if others := [key for key in typed if key not in OPTIONS and not key.startswith("paths")]:
             raise ConfigError(
                 others[0],
@@ -158,9 +159,9 @@ def measure_run(path: Path, cfg: DictConfig) -> Row:
         try:
             write_row(owner.path, row)
         except OSError as error:
-            log.warning("%s: %s; its numbers are in benchmark.csv alone", error.filename, error.strerror)
+            log.warning("%s: %s; the results are only in benchmark.csv", error.filename, error.strerror)
     source = (owner.path if owner else run.checkpoint).resolve()
-    return {"name": f"{source.parent.name}/{source.name}" if source.name.isdecimal() else source.name, **row}
+    return {"name": RunFolder(source).name, **row}
 
 
 def measure_model(folder: Path, cfg: DictConfig) -> Row:
@@ -190,9 +191,7 @@ def measure(module: "LandmarkModule", size: int, cfg: DictConfig) -> Row:
     from facelab.profiling.compile import set_format_and_compile
     from facelab.profiling.cost import cost, latency, machine
 
-    if cfg.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device", "=cuda: torch finds no CUDA device; device=auto selects an existing one")
-    device = cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(cfg.device)
     torch.compiler.reset()  # torch compiles a limited number of modules of a class
     set_format_and_compile(module.to(device), cfg.memory_format, cfg.compile)
     pose = cfg.with_pose

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from facelab.bounds import Count, Device, Name, Positive, Text
 from facelab.errors import ConfigError, FacelabError, ImageError, visible
 from facelab.files import expand_home, resolve_links, why_not_writable, write_json
-from facelab.runs.build import build, check, write_config
+from facelab.runs.build import build, check, choose_device, write_config
 from facelab.runs.check import PATHS
 from facelab.runs.checkpoint import LoadedRun, load_run, needed
 from facelab.runs.recording import track_run
@@ -77,10 +77,7 @@ def check_values(cfg: DictConfig) -> None:
     Raises:
         ConfigError: a value is refused; the message contains the value and what is expected.
     """
-    import torch
-
-    if cfg.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device", "=cuda: torch finds no CUDA device here; device=auto uses the CPU then")
+    choose_device(cfg.device)
     if reason := why_not_writable(Path(cfg.output)):
         raise ConfigError("output", f"={cfg.output}: nothing can be written there ({reason})")
     images, output = resolve_links(expand_home(str(cfg.images))), resolve_links(Path(cfg.output))
@@ -113,12 +110,11 @@ def predict(
     run: LoadedRun, cfg: DictConfig, crop: "Crop", photos: "Photos", boxes: "Boxes | None"
 ) -> "tuple[list[PredictedPhoto], str]":
     """Predict all photos and draw their pictures; return the predicted photos, and the speed as text."""
-    import torch
     from rich.progress import track
 
     from facelab.inference import landmarks
 
-    device = cfg.device if cfg.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(cfg.device)
     module, pictures = run.module.to(device), Path(cfg.output) / "pictures"
     predicted: list[PredictedPhoto] = []
     started = time.perf_counter()

@@ -13,7 +13,7 @@ from facelab.errors import CheckpointError, ConfigError, RunError
 from facelab.runs.build import build, build_trainer, check
 from facelab.runs.check import TRAIN_KEYS
 from facelab.runs.checkpoint import clear_initial_weights, find_checkpoint, offline, read_checkpoint
-from facelab.runs.overrides import check_reach, plain_overrides
+from facelab.runs.overrides import check_reach, key_of, plain_overrides
 from facelab.runs.recording import track_run
 from facelab.runs.report import report
 from facelab.runs.resume import Once, ResumePoint, begin, check_weights, find_resume_point
@@ -75,7 +75,7 @@ def check_not_grid_base() -> None:
         RunError: it would be trained; the message contains the keys of the grid.
     """
     hydra_cfg: Any = HydraConfig.get()
-    typed = {word.lstrip("+~").partition("=")[0] for word in hydra_cfg.overrides.task}
+    typed = {key_of(word) for word in hydra_cfg.overrides.task}
     params = OmegaConf.select(hydra_cfg, "sweeper.params") or {}
     grid = [key for key in map(str, params) if key.lstrip("+~") not in typed]
     if hydra_cfg.mode == RunMode.RUN and grid:
@@ -163,7 +163,7 @@ def read_data(datamodule: Any, cfg: DictConfig) -> None:
     if cfg.test:
         datamodule.setup("test")
     if cfg.test and cfg.test_ckpt == "best" and "val" not in datamodule.faces:
-        raise ConfigError("test_ckpt", "=best: without a validation there is no best checkpoint; test_ckpt=last")
+        raise ConfigError("test_ckpt", "=best: without a validation there is no best checkpoint; use test_ckpt=last")
 
 
 def fit(

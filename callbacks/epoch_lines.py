@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 
 
 class EpochLines(Callback):
-    """Logs a line per epoch if standard output is not a terminal, which a progress bar needs.
+    """Log line per epoch, for output that is not a terminal and has no progress bar.
 
     The line contains the metrics of the progress bar and the seconds of the epoch with its validation.
     """

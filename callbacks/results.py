@@ -108,7 +108,7 @@ def protocol(module: LandmarkModule, datamodule: LandmarkDataModule) -> dict[str
 
 
 def is_turned(path: Path, orientation: Orientation) -> bool:
-    """Return whether a photo is rotated by its EXIF mark before it is measured."""
+    """Return whether a photo is rotated by its orientation tag (EXIF) before it is measured."""
     return orientation == "shown" and is_rotated_by_tag(path)
 
 

@@ -159,7 +159,8 @@ class FaceDataset(Dataset[LandmarkBatch]):
         A photo that was read before or is missing is retried: its disk may be unavailable for seconds.
         """
         epoch, row = key
-        for wait in (*RETRY_AFTER, None):
+        waits = iter(RETRY_AFTER)
+        while True:
             try:
                 sample = self._sample(row, np.random.default_rng((self.seed, epoch, row)))
             except (MissingBoxError, CropError) as error:
@@ -168,7 +169,7 @@ class FaceDataset(Dataset[LandmarkBatch]):
                 # Pillow's UnidentifiedImageError is an OSError without errno: the file exists but is not an image.
                 missing = isinstance(error.__cause__, OSError) and error.__cause__.errno is not None
                 retry = (missing or bool(self._read[row])) and not self._unreadable[row] and not self._lost.any()
-                if wait is not None and retry:
+                if retry and (wait := next(waits, None)) is not None:
                     time.sleep(wait)
                     continue
                 self._unreadable[row] = True
@@ -176,7 +177,6 @@ class FaceDataset(Dataset[LandmarkBatch]):
                 return self._skip(row, error)
             self._read[row] = True
             return sample
-        raise AssertionError("the last attempt returns")
 
     def _skip(self, row: int, error: Exception) -> LandmarkBatch:
         """Log a face that is left out, once, and return a black sample."""
@@ -329,7 +329,7 @@ class LandmarkDataModule(LightningDataModule):
         if not 0 <= max_unreadable <= 1:
             raise ConfigError("max_unreadable", f"={max_unreadable} must be in [0, 1]")
         if not 0 <= seed < 2**32:
-            raise ConfigError("seed", f"={seed}: choose a whole number from 0 to {2**32 - 1}")
+            raise ConfigError("seed", f"={seed} must be a whole number from 0 to {2**32 - 1}")
         self.data, self.crop, self.augment = data, crop, augment
         self.batch_size, self.num_workers, self.seed, self.test_split = batch_size, num_workers, seed, test_split
         self.max_unreadable = max_unreadable

@@ -21,8 +21,8 @@ from facelab.faces.pose import estimate_pose, official_pnp
 PoseTarget = Literal["labelled", "estimated", "official_pnp"]
 """Sources of the pose that the pose branch learns, see :class:`PFLDDataModule`."""
 MAX_DRAWS = 512
-"""Maximum number of draws per face. If no square contains all its points, the face stays unchanged. About three of ten
-squares do."""
+"""Maximum number of draws per face. If no square contains all its points, the face stays unchanged. About 3 of 10
+squares contain all points."""
 DRAWS_PER_ROUND = 16
 """Number of draws computed at once; single draws are slow."""
 

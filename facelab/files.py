@@ -45,8 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: writing failed; the error names ``path`` and not the temporary file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    stem = os.fsdecode(os.fsencode(path.stem)[:100])  # a name may have at most 255 bytes
-    temporary = path.with_name(f".{stem}-{uuid4().hex}{path.suffix}")  # `remove_leftovers` matches this pattern
+    temporary = _temporary_beside(path)
     try:
         with name_in_errors(path, temporary):
             temporary.touch(exist_ok=False)  # permissions of the umask; those of tempfile exclude all but the owner
@@ -147,13 +146,19 @@ def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
         temporary.write_text(json.dumps(_finite(content), indent=indent, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def _temporary_beside(path: Path) -> Path:
+    """Return a new path in the same folder with the same suffix; :func:`remove_leftovers` matches its pattern."""
+    stem = os.fsdecode(os.fsencode(path.stem)[:100])  # a name may have at most 255 bytes
+    return path.with_name(f".{stem}-{uuid4().hex}{path.suffix}")
+
+
 def create_json(path: Path, content: Any) -> None:
     """Create a JSON file atomically; if two processes do so at once, only one succeeds.
 
     Raises:
         FileExistsError: the file exists.
     """
-    temporary = path.with_name(f".{path.stem}-{uuid4().hex}{path.suffix}")
+    temporary = _temporary_beside(path)
     try:
         write_json(temporary, content)
         try:

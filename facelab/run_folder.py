@@ -21,7 +21,7 @@ TEST_PICTURE, WORST_PICTURE = "test.png", "worst.png"
 LAST_CHECKPOINT = "last.ckpt"
 """Checkpoint from which a run resumes, in the folder ``checkpoints``."""
 PASSIVE_NODES = ("paths", "logger")
-"""Nodes of a configuration that change the places of files and the logging, but no result."""
+"""Nodes of a configuration that set paths and logging and change no result."""
 PASSIVE_CALLBACKS = frozenset(
     {
         *("callbacks.charts.Charts", "callbacks.pictures.FaceGrid", "callbacks.pictures.WorstFaces"),
@@ -58,6 +58,11 @@ class RunFolder:
     """
 
     path: Path
+
+    @property
+    def name(self) -> str:
+        """Return the name of the folder; for a job of a sweep, after the name of the sweep: ``SWEEP/0``."""
+        return f"{self.path.parent.name}/{self.path.name}" if self.path.name.isdecimal() else self.path.name
 
     @property
     def config(self) -> Path:
@@ -232,7 +237,7 @@ def read_jobs(folder: Path) -> dict[int, list[str]]:
     if not isinstance(jobs, dict):
         raise RunError(f"{path} cannot be read: it has no `cells`")
     if len(jobs) > MAX_JOBS:
-        raise RunError(f"{path} lists {len(jobs):,} jobs; {MAX_JOBS:,} are read at most")
+        raise RunError(f"{path} lists {len(jobs):,} jobs; the maximum is {MAX_JOBS:,}")
     for name, overrides in jobs.items():
         if not re.fullmatch("0|[1-9][0-9]{0,8}", name):
             raise RunError(f"{path}: the job {name[:40]!r} has a name that is not a whole number")

@@ -16,7 +16,7 @@ Handlers = dict[int, Any]
 """Handlers by signal number; a handler may be a constant of :mod:`signal` or None."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
-"""Stop signals: of a shutdown or a cancelled job, and of the time limit of a cluster."""
+"""Stop signals: SIGTERM at a shutdown or for a cancelled job, SIGUSR2 before the time limit of a cluster."""
 PRIORITY = (0, signal.SIGTERM, signal.SIGUSR2)
 """Increasing priority when ranks received different signals: after a time limit the job must be requeued."""
 PARENT_CHECK = 1.0
@@ -49,7 +49,7 @@ def record_signal(error: BaseException, number: int) -> None:
 
 
 def stop_reason(number: int) -> str:
-    """Return the reason of the stop of a run after a signal."""
+    """Return the reason for a stop by a signal."""
     return f"stopped by {name_of(number)}"
 
 

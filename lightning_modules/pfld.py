@@ -30,7 +30,7 @@ class PoseAwareLoss(Protocol):
     trains_angles: bool
     """Whether the loss supervises the predicted angles."""
 
-    def count(self, names: Sequence[str], tags: Tensor, pose: Tensor) -> None:
+    def fit(self, names: Sequence[str], tags: Tensor, pose: Tensor) -> None:
         """Compute statistics from the tags ``(F, T)`` and the pose ``(F, 3)`` of all training faces."""
         ...
 
@@ -115,7 +115,7 @@ class PFLD(LandmarkModule):
                 "and a loss that needs no angles, such as loss=l2"
             )
         if isinstance(self.loss, PoseAwareLoss):
-            self.loss.count(names, tags, pose)
+            self.loss.fit(names, tags, pose)
 
     def official(self) -> Official:
         """Return the correspondence of the layers and those of the public codes; see :func:`official_pfld`."""

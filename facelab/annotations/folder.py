@@ -152,7 +152,8 @@ class Folder:
             return []
         if not names:
             raise DatasetError(
-                f"{self.root}: the split {split!r} has no photo, unlike {', '.join(sorted(set(splits.values())))}"
+                f"{self.root}: the split {split!r} has no photo; there are photos in "
+                f"{', '.join(sorted(set(splits.values())))}"
                 + (f"; data.val_share={self.val_share} is too small for so few photos" if split == "val" else "")
                 + ("; test=false trains without a test" if split == "test" else "")
             )
@@ -230,8 +231,10 @@ class Folder:
             target = os.path.realpath(images[name])
             other = first.setdefault(target, name)
             if other != name and splits.get(other) != splits.get(name):
-                where = f"in {splits[other]} and {splits[name]}"
-                raise DatasetError(f"{self.root}: {images[other]} and {images[name]} are one photo, {where}")
+                where = f"in the splits {splits[other]} and {splits[name]}"
+                raise DatasetError(
+                    f"{self.root}: {images[other]} and {images[name]} are one photo, {where}; remove one"
+                )
             if other != name:
                 duplicates.add(name)
         return duplicates

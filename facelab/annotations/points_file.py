@@ -24,7 +24,8 @@ MIN_CODED = 3
 """Minimum number of equal points of a face, such as 0 0, that count as a code for 'not annotated'; fewer may be real
 positions."""
 MIN_DISTANCE = 0.5
-"""Minimum distance of these equal points from the box of the other points, as a fraction of its longer side."""
+"""Minimum distance of :data:`MIN_CODED` equal points from the box of the others that marks them as a code, as a
+fraction of the longer side of that box."""
 MIN_SPREAD = 1.75
 """Negative points count as hidden (``negated``) if changing their signs makes the face smaller by more than this
 factor."""

@@ -32,7 +32,7 @@ MIDDLE = np.array([0.0, 0.5, -0.6])
 OVERSAMPLING, SUBPIXEL_BITS = 2, 4
 """Canvas pixels per pixel of the photo, and fractional bits of OpenCV's fixed-point drawing coordinates."""
 RIM = 0.05
-"""Head units from an outline within which a point behind it is still visible."""
+"""Distance in head units to an outline up to which a point behind the outline counts as visible."""
 OVERLAP = 0.15
 """Minimum distance in head units from a point to a surface in front that hides it: the depth range of an oblique
 quad."""

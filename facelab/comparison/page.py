@@ -43,7 +43,8 @@ LOSS, MONITOR = "train/loss", "monitor.name"
 CURVE_POINTS = 150
 """Maximum number of points of a curve; a longer curve is averaged over sections of equal length."""
 MAX_FACES = 600_000
-"""Limit of errors per normaliser in a page, to keep it small; the worst runs beyond it have no distribution."""
+"""Maximum number of errors per normaliser in a page, to keep it small; runs after this number, the worst, have no error
+distribution."""
 DRAWN = 8
 """Number of rows that are drawn at first, one per colour."""
 LONG = 40

@@ -165,9 +165,7 @@ def read_run(folder: Path, typed: tuple[str, ...] = ()) -> Run:
         folder: folder of the run; it does not exist if the run is a job of a sweep that has not started.
         typed: overrides of the job.
     """
-    path = resolve_links(folder)
-    name = f"{path.parent.name}/{path.name}" if path.name.isdecimal() else path.name
-    run = Run(name, folder, "unknown", "", {}, {}, {}, {}, {}, {}, {}, {}, typed)
+    run = Run(RunFolder(resolve_links(folder)).name, folder, "unknown", "", {}, {}, {}, {}, {}, {}, {}, {}, typed)
     try:
         return _filled(run)
     except OSError as error:  # without permission to enter the folder

@@ -31,7 +31,7 @@ class Photos(NamedTuple):
 
     folder: Path
     paths: dict[str, Path]  # name relative to the folder, with / on every system -> file
-    left_aside: dict[str, int]  # ending -> number of files in the folder that have it and are therefore not photos
+    left_aside: dict[str, int]  # number of other files in the folder, by their ending
 
 
 class Skipped(NamedTuple):

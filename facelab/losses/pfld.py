@@ -156,7 +156,9 @@ class HardExampleWeight(nn.Module):
     def __init__(self, exponent: float, momentum: float) -> None:
         super().__init__()
         if exponent < 0:
-            raise ConfigError("exponent", f"={exponent} must not be negative: easy faces would count most")
+            raise ConfigError(
+                "exponent", f"={exponent} must not be negative, because easy faces would then have the largest weights"
+            )
         if not 0 <= momentum < 1:
             raise ConfigError("momentum", f"={momentum} must be in [0, 1)")
         self.exponent, self.momentum = exponent, momentum
@@ -232,7 +234,7 @@ class PFLDLoss(nn.Module):
         self.uses_angles = self.trains_angles = by_pose
         self.classes, self.class_weight = classes, class_weight
 
-    def count(self, names: Sequence[str], tags: Tensor, pose: Tensor) -> None:
+    def fit(self, names: Sequence[str], tags: Tensor, pose: Tensor) -> None:
         """Compute the weights of the classes from the annotations of the training set.
 
         Args:
@@ -270,7 +272,7 @@ class PFLDLoss(nn.Module):
             valid: ``(B, N)`` bool, True where annotated.
             angles: ``(B, 3)`` predicted yaw, pitch, roll in radians; None without a pose branch.
             pose: ``(B, 3)`` true yaw, pitch, roll in **degrees**, NaN if unknown.
-            tags: ``(B, T)`` bool, columns as in :meth:`count`.
+            tags: ``(B, T)`` bool, columns as in :meth:`fit`.
 
         Returns:
             The scalar term ``points``; 0 if nothing is annotated.
@@ -306,7 +308,7 @@ class OfficialPFLDLoss(nn.Module):
         self.columns: list[int] = []  # columns of the flags that the dataset has
         self.points = LandmarkLoss(nn.MSELoss(reduction="none"), 1.0)
 
-    def count(self, names: Sequence[str], tags: Tensor, pose: Tensor) -> None:
+    def fit(self, names: Sequence[str], tags: Tensor, pose: Tensor) -> None:
         """Find the columns of the flags.
 
         Args:

@@ -147,7 +147,7 @@ def nme_per_face(table: FaceTable, normaliser: Normaliser, points: Sequence[int]
 
 
 def write_faces(table: FaceTable, path: Path, photos: Sequence[str], tags: tuple[str, ...]) -> None:
-    """Write one row per face. The file has its final name only when it is complete.
+    """Write one row per face; the file is written atomically.
 
     Lengths and ``error_px`` are pixels of the photo, ``nme_*`` fractions, angles degrees, ``points`` the number of
     annotated points, ``tag_*`` 0 or 1. NaN is an empty cell. Numbers are not rounded.

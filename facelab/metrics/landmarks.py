@@ -109,7 +109,7 @@ RATES: dict[str, Statistic] = {
     "fr10_ioc": partial(failure_rate, threshold=THRESHOLDS["10"]),
     "auc10_ioc": partial(auc, threshold=THRESHOLDS["10"]),
 }
-"""Function that computes a number from the errors ``nme_ioc`` of all faces, by name of the number."""
+"""Metrics computed from the ``nme_ioc`` of all faces: name to function."""
 
 
 def yaw_buckets(table: FaceTable) -> dict[str, Array]:

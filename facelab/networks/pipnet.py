@@ -34,9 +34,9 @@ class PIPHead(nn.Module):
         num_neighbours: C.
         stride: stride of the grid in pixels. Half the stride of the last feature map (one transposed convolution), the
             same, twice or four times (one or two 3x3 convolutions of stride 2), each with 512 output channels.
-        trunk: layers before these. ``"classifier"`` uses the backbone's last 1x1 convolution with its pretrained
-            weights, if there is one, as the reference code does (MobileNetV2: 1280 channels); a number adds a new 1x1
-            convolution with so many output channels; None adds nothing.
+        trunk: layers between the backbone and the change of stride. ``"classifier"`` uses the backbone's last 1x1
+            convolution with its pretrained weights, if there is one, as the reference code does (MobileNetV2: 1280
+            channels); a number adds a new 1x1 convolution with so many output channels; None adds nothing.
 
     Raises:
         ConfigError: ``stride`` or ``trunk`` is not one of these.

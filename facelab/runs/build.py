@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from facelab.bounds import Device
 from facelab.errors import ConfigError, FacelabError
 from facelab.files import replacing
 from facelab.run_folder import RunFolder
@@ -153,8 +154,8 @@ def build_trainer(cfg: DictConfig) -> Any:
     if os.environ.get("SUBMITIT_LOCAL_NTASKS") == "1" and cfg.trainer.get("strategy") == "ddp":
         raise ConfigError(
             "trainer.devices",
-            f"={cfg.trainer.devices}: a job of this launcher cannot start other processes; "
-            f"hydra.launcher.tasks_per_node={cfg.trainer.devices} starts them with the job",
+            f"={cfg.trainer.devices}: a job of this launcher has one process; set "
+            f"hydra.launcher.tasks_per_node={cfg.trainer.devices} to start one per device",
         )
     callbacks = build_all(cfg, "callbacks")
     trainer = build(
@@ -167,6 +168,19 @@ def build_trainer(cfg: DictConfig) -> Any:
     )
     keep_handlers(trainer)
     return trainer
+
+
+def choose_device(device: Device) -> str:
+    """Return ``cuda`` or ``cpu``: ``auto`` is cuda where torch finds a CUDA device.
+
+    Raises:
+        ConfigError: ``cuda`` is chosen and torch finds no CUDA device.
+    """
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device", "=cuda: torch finds no CUDA device; use device=auto or device=cpu")
+    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def write_config(folder: Path, cfg: DictConfig) -> None:

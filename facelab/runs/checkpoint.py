@@ -110,7 +110,7 @@ def read_checkpoint(file: Path) -> Checkpoint:
         raise CheckpointError(f"{file} contains no number of optimizer steps; it was not written by train.py")
     # A tensor can repeat one stored number over its whole shape.
     if sum(value.numel() * value.element_size() for value in weights.values()) > file.stat().st_size:
-        raise CheckpointError(f"{file} is smaller than the weights that it lists")
+        raise CheckpointError(f"{file} is smaller than its weights; it is damaged or was not written by train.py")
     return Checkpoint(config, weights, step)
 
 
@@ -342,4 +342,6 @@ _offline: list[bool] = []
 def _refuse_connection(event: str, arguments: Any) -> None:
     """Refuse a connection to a server while a checkpoint is opened; a hook of :func:`sys.addaudithook`."""
     if event in ("socket.connect", "socket.getaddrinfo", "urllib.Request") and _offline:
-        raise CheckpointError(f"refused: a part of the checkpoint contacts a server while it is opened ({event})")
+        raise CheckpointError(
+            f"a part of the checkpoint connects to a server ({event}), which is not allowed while it is opened"
+        )

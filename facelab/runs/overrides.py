@@ -128,10 +128,10 @@ def check_words(words: Sequence[str], typed: Sequence[str], source: Path) -> Non
         RunError: an override reads the environment. The resumed run would write the value, which may be a secret, to a
             file.
     """
-    typed_keys = {_key(word) for word in typed}
+    typed_keys = {key_of(word) for word in typed}
     for word in words:
-        if _key(word) not in typed_keys and foreign_interpolation(word):
-            raise RunError(f"{source}: {word!r} reads the environment; type it too if it is meant")
+        if key_of(word) not in typed_keys and foreign_interpolation(word):
+            raise RunError(f"{source}: {word!r} reads the environment; to allow this, type it on the command line too")
 
 
 def check_reach(cfg: DictConfig, folder: Path) -> None:
@@ -149,7 +149,7 @@ def check_reach(cfg: DictConfig, folder: Path) -> None:
     """
     if RESUMED_WORDS not in os.environ:
         return
-    typed_keys = {_key(word) for word in json.loads(os.environ[RESUMED_WORDS])}
+    typed_keys = {key_of(word) for word in json.loads(os.environ[RESUMED_WORDS])}
     machine: Any = OmegaConf.load(ROOT / "conf" / "paths" / "default.yaml")
     allowed = [files.resolve_links(folder), files.resolve_links(files.expand_home(machine.cache))]
     allowed += [files.resolve_links(Path(str(cfg.paths.cache)))] if typed_keys & {"paths.cache", "paths"} else []
@@ -227,7 +227,7 @@ def check_writable(folder: Path) -> None:
             raise RunError(f"{path} cannot be written to: {error.strerror}; remove it") from error
 
 
-def _key(word: str) -> str:
+def key_of(word: str) -> str:
     """Return the key of an override, without ``+`` or ``~``."""
     return word.lstrip("+~").partition("=")[0]
 

@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from facelab.files import expand_home, resolve_links
-from facelab.run_folder import STAMPED, owner_of
+from facelab.run_folder import STAMPED, RunFolder, owner_of
 
 INNERMOST = re.compile(r"\$\{([^${}]*)\}")
 """Interpolation that contains no other interpolation."""
@@ -41,7 +41,7 @@ def run_name(checkpoint: str) -> str:
     path = resolve_links(expand_home(str(checkpoint)))
     if owner := owner_of(path):
         path = owner.path
-    name = f"{path.parent.name}-{path.name}" if path.name.isdecimal() else path.name.removesuffix(".ckpt")
+    name = RunFolder(path).name.replace("/", "-").removesuffix(".ckpt")
     return re.sub(f"{STAMPED}_", "", name)
 
 
@@ -51,7 +51,7 @@ def _folder_id(folder: str) -> str:
     A folder name without a stamp gets a hash of its path appended.
     """
     path = Path(folder).absolute()
-    name = f"{path.parent.name}-{path.name}" if path.name.isdecimal() else path.name
+    name = RunFolder(path).name.replace("/", "-")
     unique = name if re.match(STAMPED, name) else f"{name}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
     return re.sub(r"[^\w.-]", "-", unique)
 

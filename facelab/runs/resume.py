@@ -15,7 +15,7 @@ from facelab.renames import STEPS, renamed_config
 from facelab.run_folder import RunFolder, read_status, result_settings
 from facelab.runs.build import write_config
 from facelab.runs.checkpoint import INITIAL_WEIGHTS, kind_of, read_checkpoint
-from facelab.runs.overrides import read_yaml
+from facelab.runs.overrides import key_of, read_yaml
 from facelab.runs.processes import is_first
 
 log = logging.getLogger(__name__)
@@ -207,7 +207,7 @@ def _pin(cfg: DictConfig, before: dict[str, Any], renamed: dict[str, Any]) -> No
 
     Options that are typed now keep their typed value.
     """
-    typed = {word.lstrip("+~").partition("=")[0] for word in HydraConfig.get().overrides.task}
+    typed = {key_of(word) for word in HydraConfig.get().overrides.task}
     added = {key for step in STEPS for _, key in step.added}
     old, new = _flat(before), _flat(renamed)
     for key in new.keys() - old.keys():

@@ -51,9 +51,9 @@ def locate(path: str) -> Any:
     for part in rest:
         # A module that an allowed one imports is not itself allowed (`torch.os`).
         if not isinstance(target, ModuleType) or sys.modules.get(target.__name__) is not target:
-            raise Refused(f"`{path}` is not allowed: it leads into `{getattr(target, '__name__', target)}`")
+            raise Refused(f"`{path}` is not allowed: it refers to `{getattr(target, '__name__', target)}`")
         if target.__name__.partition(".")[0] != root:
-            raise Refused(f"`{path}` is not allowed: it leads into the module `{target.__name__}`")
+            raise Refused(f"`{path}` is not allowed: it refers to the module `{target.__name__}`")
         target = _member(target, part)
     return target
 

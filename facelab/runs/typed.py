@@ -100,9 +100,9 @@ def _word_fault(words: Sequence[str], number: int, sweep: bool, folders: Sequenc
     parser = OverridesParser.create()
     try:
         if not parser.parse_override(f"{key}=").key_or_group:
-            return f"{word}: there is no key before the =; KEY=VALUE is typed without spaces"
+            return f"{word}: there is no key before the =; type KEY=VALUE without spaces; --cfg job lists the keys"
     except HydraException:
-        return f"{word}: {key!r} is not a key; KEY=VALUE is typed without spaces, KEY as in --cfg job"
+        return f"{word}: {key!r} is not a key; type KEY=VALUE without spaces; --cfg job lists the keys"
     try:
         override = parser.parse_override(word)
     except HydraException:

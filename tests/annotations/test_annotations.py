@@ -494,7 +494,7 @@ def test_folder_draws_stable_splits_and_uses_split_folders(tmp_path: Path) -> No
     assert [photo.path.name for photo in folder(tmp_path / "parts").photos("val")] == ["x.jpg"]
     assert len(folder(tmp_path / "parts").photos("train")) == 40
     shutil.rmtree(tmp_path / "parts" / "test")
-    with pytest.raises(DatasetError, match="the split 'test' has no photo, unlike train, val"):
+    with pytest.raises(DatasetError, match="the split 'test' has no photo; there are photos in train, val"):
         folder(tmp_path / "parts").photos("test")
 
 
@@ -718,7 +718,9 @@ def test_folder_refuses_an_empty_test_or_val_split(tmp_path: Path) -> None:
     """Would catch a missing split that is reported only after the training, or without a remedy."""
     (tmp_path / "train").mkdir()
     write_one(tmp_path / "train", random_face())
-    with pytest.raises(DatasetError, match="the split 'test' has no photo, unlike train; test=false trains"):
+    with pytest.raises(
+        DatasetError, match="the split 'test' has no photo; there are photos in train; test=false trains"
+    ):
         folder(tmp_path, val_share=0.0).photos("test")
     with pytest.raises(DatasetError, match=r"data\.val_share=0\.01 is too small for so few photos"):
         folder(tmp_path, val_share=0.01).photos("val")
@@ -750,7 +752,9 @@ def test_folder_reads_splits_made_of_links(tmp_path: Path) -> None:
     assert [photo.path for photo in read.photos("test")] == [root / "test" / "c.png"]
     for ending in ("png", "txt"):
         (root / "test" / f"a.{ending}").symlink_to(pool / f"a.{ending}")
-    with pytest.raises(DatasetError, match=r"test/a\.png and .*train/a\.png are one photo, in test and train"):
+    with pytest.raises(
+        DatasetError, match=r"test/a\.png and .*train/a\.png are one photo, in the splits test and train"
+    ):
         folder(root, val_share=0.0).photos("train")
 
 

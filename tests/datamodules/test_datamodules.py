@@ -591,7 +591,7 @@ def test_mean_shape_refuses_photos_that_cannot_be_cropped() -> None:
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_datamodule_refuses_an_invalid_seed(faces: InMemory, seed: int) -> None:
     """Would catch a traceback from numpy in the middle of the first epoch."""
-    with pytest.raises(ConfigError, match=f"^seed={seed}: "):
+    with pytest.raises(ConfigError, match=f"^seed={seed} must be a whole number"):
         module(faces, seed=seed)
 
 

@@ -247,7 +247,7 @@ def test_official_pfld_loss_matches_the_reference_code() -> None:
     prediction, target, valid = random_batch()
     loss = OfficialPFLDLoss(["expression", "illumination", "makeup", "occlusion", "blur"], 256)
     flags = tags_of((1, 1, 0, 0, 1, 0), (0, 1, 1, 0, 0, 0), (1, 0, 0, 0, 0, 0), (0, 0, 1, 0, 0, 0))
-    loss.count(WFLW_TAGS, flags, POSE)
+    loss.fit(WFLW_TAGS, flags, POSE)
     value = loss(prediction, target, valid, ANGLES, POSE, flags)["points"]
     value.backward()
     expected = reference_official(256, *to_numpy(prediction, target, ANGLES, POSE, flags))
