@@ -24,6 +24,8 @@ os.environ.setdefault("WANDB_SILENT", "true")
 cv2.setNumThreads(1)
 # With its default thresholds the garbage collector takes a fifth of the time: configurations are full of cycles.
 gc.set_threshold(100_000, 50, 50)
+START = str(Path(__file__).parent / "start")  # the same in the processes that the tests start
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [START, os.environ.get("PYTHONPATH")]))
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell that starts the tests in the background ignores it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
