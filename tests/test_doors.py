@@ -70,7 +70,7 @@ def check_two_runs(multirun: Path) -> None:
 
 def test_train_accepts_overrides_on_both_sides_of_m(lapa: Path, tmp_path: Path) -> None:
     """Would catch overrides on both sides of `-m`, which Hydra 1.3 refuses, or runs that share a folder."""
-    open_door("train", *SWEEP_LINE.split(), f"data.root={lapa}", *SHORT, "logger=csv", folder=tmp_path)
+    open_door("train", *SWEEP_LINE.split(), f"data.root={lapa}", *SHORT, *PLAIN, folder=tmp_path)
     (multirun,) = (tmp_path / "logs" / "train" / "multiruns").iterdir()
     check_two_runs(multirun)
 

@@ -45,7 +45,7 @@ def written(content: dict[str, Any], tmp_path: Path) -> Callable[..., Path]:
     """
 
     def write(changes: dict[str, Any], **entries: Any) -> Path:
-        changed = copy.deepcopy(content) | entries
+        changed = content | {"hyper_parameters": copy.deepcopy(content["hyper_parameters"])} | entries
         for key, value in changes.items():
             *parents, last = key.split(".")
             node = changed["hyper_parameters"]

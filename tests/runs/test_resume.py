@@ -840,6 +840,7 @@ def test_train_keeps_the_last_checkpoint_on_a_full_disk(
     same_runs(disk / "run", uninterrupted(*words))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("disk")
 def test_train_reports_a_folder_that_becomes_read_only(
     tmp_path: Path, interrupt: Interrupt, uninterrupted: Callable[..., Path]
@@ -1212,7 +1213,7 @@ def test_resume_refuses_metrics_without_a_checkpoint(tmp_path: Path, crashed: Pa
 
 def test_resume_restarts_an_unfinished_run_without_checkpoints(tmp_path: Path) -> None:
     """Would catch a requeued job without checkpoints that is refused, or whose results a new training removes."""
-    overrides = [*small("pipnet"), "logger=csv", "callbacks=none", "trainer.max_epochs=3", "hydra.run.dir=run"]
+    overrides = [*small("pipnet"), "logger=csv", "callbacks=none", "trainer.max_epochs=1", "hydra.run.dir=run"]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
         patch.setattr("callbacks.results.results", lambda *_: crash())
         train(*overrides, folder=tmp_path)
