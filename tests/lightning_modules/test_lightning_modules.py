@@ -35,6 +35,10 @@ def build_small(model: str, *words: str) -> tuple[Any, Any]:
     return build(cfg, "model"), build(cfg, "datamodule")
 
 
+FAST_STEPS = 200
+"""Steps up to which a method overfits a batch in the fast tests; HRNet's take half a minute."""
+
+
 def fitted_module(model: str, *words: str) -> tuple[Any, LandmarkBatch]:
     """Return a module with the statistics of its training set, in evaluation mode, and a batch of that set."""
     module, datamodule = build_small(model, *words)
@@ -95,6 +99,10 @@ PIPNet and PFLD reach a tenth of the landmark error that follows. For a coder th
 that error."""
 
 
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(model, marks=pytest.mark.slow if method(model).steps > FAST_STEPS else ()) for model in MODELS],
+)
 def test_method_overfits_one_batch(model: str) -> None:
     """Would catch a target, loss and decoding that do not fit each other, so the network learns something else."""
     recipe = {"augment": "augment=none", "scheduler": "scheduler=cosine", "optimizer": "optimizer.lr=0.003"}

@@ -320,7 +320,7 @@ def test_build_data_compares_layouts_by_name(trained: Path, monkeypatch: pytest.
         (["head.trunk=nothing"], "model", "head.trunk=nothing: must be"),
         (["crop.scale=0"], "datamodule", "crop.scale"),
         (["crop.shift=[1]"], "datamodule", "crop"),
-        (["seed=-1"], "datamodule", "seed=-1: choose"),
+        (["seed=-1"], "datamodule", "seed=-1 must be a whole number"),
         (["augment.flip_probability=3"], "datamodule", "augment.flip_probability=3 must be"),
         (["backbone.weights=nowhere.pth"], "model", "backbone.weights=nowhere.pth: there is no such file"),
     ],
