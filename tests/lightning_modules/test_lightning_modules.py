@@ -102,6 +102,7 @@ that error."""
 @pytest.mark.parametrize(
     "model",
     [pytest.param(model, marks=pytest.mark.slow if method(model).steps > FAST_STEPS else ()) for model in MODELS],
+    indirect=True,
 )
 def test_method_overfits_one_batch(model: str) -> None:
     """Would catch a target, loss and decoding that do not fit each other, so the network learns something else."""
