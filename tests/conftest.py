@@ -45,6 +45,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    """Collect them at the end again; a library of torch reports what it finds left."""
+    gc.unfreeze()
+
+
 def open_door(name: str, *words: object, folder: Path) -> None:
     """Run a door in a folder, in this process, which saves the seconds of importing torch.
 

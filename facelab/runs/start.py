@@ -3,8 +3,6 @@
 This is the only file below the scripts that exits.
 """
 
-import atexit
-import gc
 import json
 import logging
 import os
@@ -78,7 +76,6 @@ def _start(resumable: bool) -> None:
             f"{STAMP} for all, for instance by: export {STAMP}=$(date +{STAMP_FORMAT})"
         )
     choose_stamp()
-    atexit.register(gc.freeze)  # Python collects garbage once more when it ends: over a second with torch's objects
     if is_sweep(argv):
         run_from_copy()
     logging.raiseExceptions = False  # a full disk is reported once, by the code that needed it, not by every log line
