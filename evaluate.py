@@ -64,6 +64,8 @@ def build_data(run: LoadedRun, cfg: DictConfig) -> Any:
         ConfigError: the other dataset has other landmarks than the run predicts.
         FacelabError: the configuration of the datamodule has faults.
     """
+    from facelab.faces.crop import BoxJitter
+
     if (data := cfg.get("data")) is not None:
         run.cfg.data = OmegaConf.merge(data)
         data_layout, layout = build(cfg, "data.layout"), run.module.layout
@@ -89,7 +91,10 @@ def build_data(run: LoadedRun, cfg: DictConfig) -> Any:
     check(measured, nodes, absent=ABSENT)
     run.module.flip_test = run.cfg.model.flip_test
     datamodule = build(measured, "datamodule")
-    datamodule.box_jitter = build(cfg, "box_jitter")
+    jitter = build(cfg, "box_jitter")
+    if not isinstance(jitter, BoxJitter):
+        raise ConfigError("box_jitter", f"={jitter} must be like {{scale:[0.9,1.3],shift:0.1}}", mounted=True)
+    datamodule.box_jitter = jitter
     return datamodule
 
 

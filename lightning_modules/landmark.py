@@ -176,7 +176,19 @@ class LandmarkModule(LightningModule):
     def predict_step(self, batch: LandmarkBatch, batch_index: int) -> Prediction:
         """Predict a batch in pixels of the photos."""
         prediction = self.predict(batch.image)
-        return prediction._replace(points=transform_points(batch.to_photo, prediction.points))
+        return prediction._replace(points=self.map_to_photo(prediction.points, batch.to_photo))
+
+    def map_to_photo(self, points: Tensor, to_photo: Tensor) -> Tensor:
+        """Convert points from pixels of the crop to pixels of the photo.
+
+        Args:
+            points: ``(..., N, 2)``.
+            to_photo: ``(..., 3, 3)``.
+
+        Returns:
+            ``(..., N, 2)``.
+        """
+        return transform_points(to_photo, points)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer of all parameters and the scheduler, which is stepped once per epoch."""

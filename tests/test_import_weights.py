@@ -416,6 +416,7 @@ def test_evaluate_records_box_jitter_in_the_protocol(imported: Path, capsys: pyt
         (["box_jitter.scale=[1.3,0.9]"], "box_jitter.scale"),
         (["box_jitter.scale=[0,1]"], "box_jitter.scale"),
         (["box_jitter.shift=-0.1"], "box_jitter.shift"),
+        (["box_jitter=5"], "box_jitter"),
     ],
 )
 def test_evaluate_refuses_an_impossible_box_jitter(words: list[str], message: str, imported: Path) -> None:
@@ -470,6 +471,8 @@ def test_import_weights_refuses_a_file_that_does_not_fit(
         (["model=pfld", "head=multiscale_lite"], "the public codes have"),
         (["model=pfld", "backbone=resnet18"], "the public codes have"),
         (["model=hrnet", "backbone=resnet18"], "HRNet-Facial-Landmark-Detection has backbone=hrnet_w18"),
+        (["model=pipnet", "backbone=resnet18", "backbone.weights=a.pth"], "has no effect: the file of weights="),
+        (["model=pipnet", "backbone=resnet18", "meanface=short.txt"], "short.txt: it has 3 numbers; 136 are needed"),
         (["model=pfld", "trainer.max_epochs=3"], "has no effect: an imported run is not trained"),
     ],
 )
@@ -478,6 +481,7 @@ def test_import_weights_refuses_options_that_do_not_fit(words: list[str], messag
     points = SMALL_FACES if "model=pipnet" in words else PFLD_POINTS
     state = resnet(torchvision.models.resnet18, 512).state_dict() if "model=pipnet" in words else pfld().state_dict()
     torch.save(state, tmp_path / "weights.pth")
+    (tmp_path / "short.txt").write_text("0.1 0.2 0.3")
     with pytest.raises(SystemExit, match=message):
         open_door("import_weights", *points, "weights=weights.pth", "hydra.run.dir=run", *words, folder=tmp_path)
 

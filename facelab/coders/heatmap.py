@@ -16,19 +16,21 @@ from facelab.errors import ConfigError
 from facelab.faces.geometry import from_grid, to_cells, to_grid
 
 Decoder: TypeAlias = Literal["dark", "quarter", "soft_argmax"]
-Sigma: TypeAlias = Annotated[float, Interval(gt=0, le=16)]
-"""Standard deviation of a peak in cells. A larger peak would fill the maps of every method."""
+Sigma: TypeAlias = Annotated[float, Interval(ge=0.8, le=16)]
+"""Standard deviation of a peak in cells. Below 0.8 too few cells show the peak: decoded points are more than 0.05
+pixels off. A larger peak would fill the maps of every method."""
 REACH = 3.0
 """Half width of the reference target, the smoothing and the centre of gravity, in standard deviations of the peak."""
-SMALLEST = 1e-10
-"""Lower bound of a heat before its logarithm, as in the reference code of DARK."""
+MIN_HEAT = 1e-10
+"""Lower bound of a cell's value before its logarithm, as in the reference code of DARK."""
 QUARTER = 0.25
 """Cells between a cell's centre and the decoded point, as in the reference code of HRNet."""
 NEWTON_STEPS = 3
 """Steps after which the centre of a Gaussian at the border is exact to 0.003 pixels of the crop."""
-LEAST_SPREAD = 0.05
-"""Smallest variance of the visible part of a peak as a fraction of the whole, against steps without end."""
-LEAST_CELLS = 3
+MIN_SPREAD = 0.05
+"""Lower bound of the variance of the visible part of a peak, as a fraction of that of the whole peak. It limits a
+Newton step at the border."""
+MIN_CELLS = 3
 """Cells per side of the smallest map: a parabola needs three."""
 
 
@@ -101,10 +103,10 @@ class HeatmapCoder(nn.Module):
             ConfigError: the crop is not a whole number of cells, or of fewer than three.
         """
         side, rest = divmod(image_size, self.stride)
-        if rest or side < LEAST_CELLS:
+        if rest or side < MIN_CELLS:
             raise ConfigError(
                 "crop.size",
-                f"={image_size} must be a multiple of coder.stride={self.stride}, and {LEAST_CELLS} cells or more",
+                f"={image_size} must be a multiple of coder.stride={self.stride}, and {MIN_CELLS} cells or more",
                 mounted=True,
             )
         points = points.float()
@@ -138,7 +140,7 @@ class HeatmapCoder(nn.Module):
         """Find the peaks.
 
         Returns:
-            points: ``(B, N, 2)`` float32 in pixels of the crop.
+            points: ``(B, N, 2)`` float32 in pixels of the crop; NaN for a map with NaN or infinity.
             confidence: ``(B, N)`` the highest value, clamped to 0..1; 0 for a map of equal values.
         """
         with torch.autocast(heatmaps.maps.device.type, enabled=False):
@@ -149,6 +151,8 @@ class HeatmapCoder(nn.Module):
             find = {"dark": self._dark, "quarter": self._quarter, "soft_argmax": self._centre_of_gravity}
             points = from_grid(find[self.decoder](maps, cell, highest), self.stride)
             confidence = torch.where(highest > maps.amin((2, 3)), highest.clamp(0, 1), 0.0)
+            finite = highest.isfinite()  # the maximum of a map with NaN is NaN
+            points, confidence = torch.where(finite[..., None], points, torch.nan), torch.where(finite, confidence, 0.0)
         return points, confidence
 
     def _quarter(self, maps: Tensor, cell: Tensor, highest: Tensor) -> Tensor:
@@ -194,7 +198,7 @@ class HeatmapCoder(nn.Module):
             weight = _gaussian(offsets - centre[..., None], variance**0.5) * on_map
             weight = weight / weight.sum(-1, keepdim=True)
             expected = (weight * offsets).sum(-1)
-            spread = (weight * (offsets - expected[..., None]) ** 2).sum(-1).clamp(min=variance * LEAST_SPREAD)
+            spread = (weight * (offsets - expected[..., None]) ** 2).sum(-1).clamp(min=variance * MIN_SPREAD)
             step = (mean - expected) * variance / spread
             centre = torch.minimum(torch.maximum(centre + step, lowest), largest)
         return centre
@@ -208,7 +212,7 @@ class HeatmapCoder(nn.Module):
         far = self.radius + 1
         whole = ((middle >= far) & (middle <= last - far)).all(-1)[..., None, None]
         heat = torch.where(whole, smooth, patch[..., self.radius : self.radius + 3, self.radius : self.radius + 3])
-        offset, is_peak = _find_top(heat.clamp(min=SMALLEST).log())
+        offset, is_peak = _find_top(heat.clamp(min=MIN_HEAT).log())
         place = torch.where(is_peak[..., None], middle + offset, cell.to(offset.dtype))
         return torch.minimum(torch.maximum(place, cell - 1.0), cell + 1.0)
 

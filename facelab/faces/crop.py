@@ -144,6 +144,7 @@ def box_corners(box: Array) -> Array:
 
 
 JitterScale = Annotated[float, Interval(gt=0, le=MAX_FACTOR)]
+"""Factor on the sides of a box."""
 
 
 @dataclass(frozen=True)

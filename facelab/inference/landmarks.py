@@ -16,7 +16,7 @@ import torch
 
 from facelab.errors import ConfigError, DatasetError, ImageError, printable
 from facelab.faces.crop import Crop
-from facelab.faces.geometry import Array, from_cells, transform_points
+from facelab.faces.geometry import Array, from_cells
 from facelab.faces.image import SUFFIXES, CropError, PhotoFile
 from facelab.files import expand_home, walk
 from facelab.inference.boxes_file import Boxes
@@ -158,7 +158,10 @@ def predict(
         chunk = names[start : start + batch_size]
         cut = list(pool.map(lambda name: cut_photo(name, photos.paths[name], boxes, crop, fractions=fractions), chunk))
         predictions = _predict_crops(module, [image for faces in cut for image in faces.images], batch_size)
-        yield [_collect(name, photos.paths[name], faces, predictions) for name, faces in zip(chunk, cut, strict=True)]
+        yield [
+            _collect(module, name, photos.paths[name], faces, predictions)
+            for name, faces in zip(chunk, cut, strict=True)
+        ]
 
 
 def cut_photo(name: str, path: Path, boxes: Boxes | None, crop: Crop, *, fractions: bool) -> FaceCrops:
@@ -226,13 +229,16 @@ def _predict_crops(module: LandmarkModule, crops: Sequence[Array], batch_size: i
         yield from map(_CropPrediction, points.double().cpu().numpy(), confidence.double().cpu().numpy(), poses)
 
 
-def _collect(name: str, path: Path, crops: FaceCrops, predictions: Iterator[_CropPrediction]) -> PredictedPhoto:
+def _collect(
+    module: LandmarkModule, name: str, path: Path, crops: FaceCrops, predictions: Iterator[_CropPrediction]
+) -> PredictedPhoto:
     """Take the predictions of the faces of one photo from the iterator."""
     photo = PredictedPhoto(name, path, crops.size, [], list(crops.skipped))
     for face, box, to_photo in zip(crops.faces, crops.boxes, crops.to_photo, strict=True):
         points, confidence, pose = next(predictions)
         if np.isfinite(points).all():
-            photo.faces.append(PredictedFace(face, box, transform_points(to_photo, points), confidence, pose))
+            in_photo = module.map_to_photo(torch.from_numpy(points), torch.from_numpy(to_photo)).numpy()
+            photo.faces.append(PredictedFace(face, box, in_photo, confidence, pose))
         else:
             photo.skipped.append(Skipped(name, face, "the predicted points are not finite; did the training diverge?"))
     return photo

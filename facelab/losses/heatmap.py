@@ -46,21 +46,21 @@ class HeatmapMSE(nn.Module):
 class AdaptiveWing(nn.Module):
     """Adaptive Wing loss with its weight map (Wang, Bo, Fuxin, ICCV 2019, arXiv 1904.07399).
 
-    Where the target y is high the loss is like Wing, so that small errors count; on the ground it is like the square.
-    For an error d up to ``theta`` it is ``omega * log(1 + (d / epsilon) ** (alpha - y))``, beyond it is a line with the
-    same value and slope. Cells on and next to a peak have the weight ``foreground_weight + 1``, others 1.
+    Where the target y is high the loss is like Wing, so that small errors count; where it is 0, it is like the squared
+    error. For an error d up to ``theta`` it is ``omega * log(1 + (d / epsilon) ** (alpha - y))``, beyond it is a line
+    with the same value and slope. Cells on and next to a peak have the weight ``foreground_weight + 1``, others 1.
     Computed in float32 also under autocast.
 
     Args:
         omega: factor of the logarithm; 14 in the paper.
         theta: error at which the line begins; 0.5 in the paper.
-        epsilon: error around which the logarithm bends; 1 in the paper.
+        epsilon: error at which the loss changes from a power to a logarithm; 1 in the paper.
         alpha: exponent for a target of 0; above 1, so that the loss is smooth at an error of 0; 2.1 in the paper.
         foreground_weight: added weight of cells on and next to a peak; 10 in the paper.
         threshold: height of the target from which a cell belongs to the peak; 0.2 in the paper.
 
     Raises:
-        ConfigError: ``alpha`` is not over 2, and the exponent of a peak not over 1.
+        ConfigError: ``alpha`` is 2 or less, so that the exponent on a peak is 1 or less.
     """
 
     def __init__(

@@ -43,8 +43,8 @@ class HRNetTrunk(nn.Module):
     (``align_corners=False``); timm and the code for ImageNet repeat pixels. The tensors have the same names in all
     three. The image is normalised by the mean and standard deviation of ImageNet.
 
-    Without published weights the layers are initialised as for ImageNet (He et al., ICCV 2015). Departure: if the file
-    is missing, the code for faces starts from weights of standard deviation 0.001 without a message.
+    Without published weights the layers are initialised as for ImageNet (He et al., ICCV 2015). Departure: a
+    missing file is an error; the code for faces then starts from weights of standard deviation 0.001 without a message.
 
     Args:
         width: channels of the finest branch, 18, 32 or 48 in the paper; the others have 2, 4 and 8 times as many.

@@ -56,6 +56,8 @@ def check_import(cfg: DictConfig) -> None:
     groups = ("experiment", "official", "model")
     if others := [key for key in typed if key.partition(".")[0].partition("/")[0] not in (*part, *groups)]:
         raise ConfigError(others[0], "=... has no effect: an imported run is not trained")
+    if others := [key for key in typed if key.endswith(".weights")]:
+        raise ConfigError(others[0], "=... has no effect: the file of weights=... contains all weights")
     check(part, {**IMPORT_KEYS, **dict.fromkeys(NODES, Any)}, absent=(*ABSENT, "model.pose"))
 
 
@@ -123,8 +125,8 @@ def read_tensors(file: Path) -> dict[str, dict[str, Any]]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types of exceptions for other files
         raise CheckpointError(
-            f"{file} is not a file of tensors by name; a network that was saved as a whole is not read, as this would "
-            "run code of the file"
+            f"{file} is not a file of tensors by name; it contains other objects, such as a network that was saved as "
+            "a whole, and is not read, as this could run code of the file"
         ) from error
     nested = {"": content, **content} if isinstance(content, Mapping) else {}
     states = {str(key): dict(value) for key, value in nested.items() if _is_state(value)}
@@ -184,6 +186,8 @@ def set_mean_face(module: Any, meanface: Any) -> None:
         )
     try:
         numbers = [float(word) for word in read_text(expand_home(str(meanface)), MAX_MEANFACE_BYTES).split()]
+        if len(numbers) != 2 * module.layout.num_points:
+            raise ValueError(f"it has {len(numbers)} numbers; {2 * module.layout.num_points} are needed")
         coder.set_mean_shape(torch.tensor(numbers, dtype=torch.float64).reshape(-1, 2))
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError("meanface", f"={meanface}: {error}", mounted=True) from error

@@ -38,7 +38,7 @@ def round_trip(decoder: Decoder, sigma: float, **options: bool) -> tuple[Tensor,
 
 
 @pytest.mark.parametrize("decoder", ["dark", "soft_argmax"])
-@pytest.mark.parametrize("sigma", [1.0, 1.5, 2.0, 3.0])
+@pytest.mark.parametrize("sigma", [0.8, 1.0, 1.5, 2.0, 3.0])
 def test_heatmap_coder_is_exact_in_the_whole_crop(decoder: Decoder, sigma: float) -> None:
     """Would catch a shift by half a cell, a small window, and peaks at the border that are moved inwards."""
     error, length, _ = round_trip(decoder, sigma)
@@ -198,3 +198,14 @@ def test_quarter_equals_the_reference_code() -> None:
     points, _ = coder("quarter").decode(Heatmaps(maps))
     cells = [[20.25, 9.75], [20, 10], [20, 0], [61.75, 62], [63, 10], [-1, -1]]
     torch.testing.assert_close(points[0], from_grid(torch.tensor(cells), STRIDE))
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_decode_gives_no_point_for_a_diverged_map(decoder: Decoder, value: float) -> None:
+    """Would catch a diverged network whose points look like those of a face."""
+    maps = encoded(torch.full((1, 2, 2), 100.0), coder()).maps
+    maps[0, 0, 3, 4] = value
+    points, confidence = coder(decoder).decode(Heatmaps(maps))
+    assert points[0, 0].isnan().all() and points[0, 1].isfinite().all()
+    assert confidence[0, 0] == 0 < confidence[0, 1]
