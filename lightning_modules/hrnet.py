@@ -12,8 +12,8 @@ from facelab.errors import ConfigError
 from facelab.faces.batch import LandmarkBatch
 from facelab.faces.geometry import transform_points
 from facelab.faces.layouts import Layout
-from facelab.networks.hrnet import HRNetHead, HRNetTrunk, check_size, official_hrnet
-from facelab.networks.official import Official
+from facelab.networks.hrnet import HRNetHead, HRNetTrunk, check_size, match_hrnet_layers
+from facelab.networks.official import OfficialLayers
 from facelab.networks.simple_baseline import SimpleBaselineHead
 from lightning_modules.landmark import LandmarkModule, Prediction
 
@@ -63,9 +63,9 @@ class HRNet(LandmarkModule):
                 mounted=True,
             )
 
-    def official(self) -> Official:
-        """Return the correspondence of the layers and those of the reference code; see :func:`official_hrnet`."""
-        return official_hrnet(self.backbone, self.head)
+    def official(self) -> OfficialLayers:
+        """Return the correspondence of the layers and those of the reference code; see :func:`match_hrnet_layers`."""
+        return match_hrnet_layers(self.backbone, self.head)
 
     def forward(self, image: Tensor) -> Heatmaps:
         """Predict the heatmaps of crops ``(B, 3, H, W)`` uint8.

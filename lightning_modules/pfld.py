@@ -14,8 +14,8 @@ from facelab.errors import ConfigError, DatasetError
 from facelab.faces.batch import LandmarkBatch
 from facelab.faces.layouts import Layout
 from facelab.losses.pfld import angle_errors
-from facelab.networks.official import Official
-from facelab.networks.pfld import AuxiliaryNet, LiteHead, MultiScaleHead, SeparatePose, SharedPose, official_pfld
+from facelab.networks.official import OfficialLayers
+from facelab.networks.pfld import AuxiliaryNet, LiteHead, MultiScaleHead, SeparatePose, SharedPose, match_pfld_layers
 from lightning_modules.landmark import LandmarkModule, Prediction
 
 log = logging.getLogger(__name__)
@@ -117,9 +117,9 @@ class PFLD(LandmarkModule):
         if isinstance(self.loss, PoseAwareLoss):
             self.loss.fit(names, tags, pose)
 
-    def official(self) -> Official:
-        """Return the correspondence of the layers and those of the public codes; see :func:`official_pfld`."""
-        return official_pfld(self.backbone, self.head)
+    def official(self) -> OfficialLayers:
+        """Return the correspondence of the layers and those of the public codes; see :func:`match_pfld_layers`."""
+        return match_pfld_layers(self.backbone, self.head)
 
     def forward(self, image: Tensor) -> Tensor:
         """Predict the landmarks ``(B, N, 2)`` of crops ``(B, 3, H, W)`` uint8 as fractions of the crop."""

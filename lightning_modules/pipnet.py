@@ -12,8 +12,8 @@ from facelab.coders.pipnet import PIPCoder, PIPMaps
 from facelab.faces.geometry import Array
 from facelab.faces.layouts import Layout
 from facelab.networks.backbone import TimmBackbone
-from facelab.networks.official import Official
-from facelab.networks.pipnet import PIPHead, official_pipnet
+from facelab.networks.official import OfficialLayers
+from facelab.networks.pipnet import PIPHead, match_pipnet_layers
 from lightning_modules.landmark import LandmarkModule
 
 
@@ -68,9 +68,9 @@ class PIPNet(LandmarkModule):
         """Compute the neighbours from the mean shape of the training faces."""
         self.coder.set_mean_shape(torch.from_numpy(datamodule.mean_shape()))
 
-    def official(self) -> Official:
-        """Return the correspondence of the layers and those of jhb86253817/PIPNet; see :func:`official_pipnet`."""
-        return official_pipnet(self.backbone, self.head)
+    def official(self) -> OfficialLayers:
+        """Return the correspondence of the layers and those of jhb86253817/PIPNet; see :func:`match_pipnet_layers`."""
+        return match_pipnet_layers(self.backbone, self.head)
 
     def forward(self, image: Tensor) -> PIPMaps:
         """Predict the maps of crops ``(B, 3, H, W)`` uint8."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from facelab.errors import CheckpointError
-from facelab.networks.official import Official, match_tensors
+from facelab.networks.official import OfficialLayers, match_tensors
 from facelab.runs.build import build
 from facelab.runs.checkpoint import load_run
 
@@ -489,7 +489,7 @@ def test_import_weights_refuses_options_that_do_not_fit(words: list[str], messag
 def test_fitted_lists_few_names_in_its_message() -> None:
     """Would catch an error message of hundreds of names."""
     state = {f"a{i}.weight": torch.zeros(1) for i in range(100)}
-    official = Official({f"a{i}": (f"b{i}",) for i in range(100)})
+    official = OfficialLayers({f"a{i}": (f"b{i}",) for i in range(100)})
     with pytest.raises(CheckpointError) as raised:
         match_tensors(state, {f"c{i}.weight": torch.zeros(1) for i in range(100)}, official)
     assert str(raised.value).count("weight") == 16 and str(raised.value).count("92 more") == 2

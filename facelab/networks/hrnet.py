@@ -20,7 +20,7 @@ from facelab.bounds import Share
 from facelab.coders.heatmap import Heatmaps
 from facelab.errors import ConfigError
 from facelab.networks.backbone import published_network, read_tensors
-from facelab.networks.official import Official
+from facelab.networks.official import OfficialLayers
 
 Width: TypeAlias = Annotated[int, Interval(ge=1, le=128)]
 """Channels of the finest branch; the coarsest has 8 times as many. 64 is the largest published width."""
@@ -171,16 +171,16 @@ class HRNetHead(nn.Module):
             else each
             for each, factor in zip(features[self.first :], self.factors, strict=True)
         ]
-        return predict_in_full_precision(self.predict, self.mix(torch.cat(enlarged, 1)))
+        return predict_without_autocast(self.predict, self.mix(torch.cat(enlarged, 1)))
 
 
-def predict_in_full_precision(predict: nn.Conv2d, features: Tensor) -> Heatmaps:
+def predict_without_autocast(predict: nn.Conv2d, features: Tensor) -> Heatmaps:
     """Compute the last layer without autocast, because bfloat16 rounds the top of a peak by 0.004 and so moves it."""
     with torch.autocast(features.device.type, enabled=False):
         return Heatmaps(predict(features.to(predict.weight.dtype)))
 
 
-def official_hrnet(backbone: nn.Module, head: nn.Module) -> Official:
+def match_hrnet_layers(backbone: nn.Module, head: nn.Module) -> OfficialLayers:
     """Return the correspondence of the layers and those of HRNet/HRNet-Facial-Landmark-Detection.
 
     Args:
@@ -199,7 +199,7 @@ def official_hrnet(backbone: nn.Module, head: nn.Module) -> Official:
         )
     names = dict.fromkeys(name.rpartition(".")[0] for name in backbone.pyramid.state_dict())
     layers = {f"backbone.pyramid.{name}": (name,) for name in names}
-    return Official(layers | {"head.mix.0": ("head.0",), "head.mix.1": ("head.1",), "head.predict": ("head.3",)})
+    return OfficialLayers(layers | {"head.mix.0": ("head.0",), "head.mix.1": ("head.1",), "head.predict": ("head.3",)})
 
 
 def _describe_trunk(channels: Sequence[int], modules: Sequence[int]) -> dict[str, object]:

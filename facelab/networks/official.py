@@ -14,7 +14,7 @@ COUNTER = "num_batches_tracked"
 """Buffer of a batch normalisation without effect on a trained network; files of old versions of torch lack it."""
 
 
-class Official(NamedTuple):
+class OfficialLayers(NamedTuple):
     """Correspondence of the layers of a module and of a public code."""
 
     layers: Mapping[
@@ -29,7 +29,7 @@ class Official(NamedTuple):
         return sum(name.rpartition(".")[0] in theirs for name in names)
 
 
-def match_tensors(own: Mapping[str, Tensor], file: Mapping[str, Tensor], official: Official) -> dict[str, Tensor]:
+def match_tensors(own: Mapping[str, Tensor], file: Mapping[str, Tensor], official: OfficialLayers) -> dict[str, Tensor]:
     """Return the tensors of a file under the names of a module.
 
     Args:
@@ -58,7 +58,7 @@ def match_tensors(own: Mapping[str, Tensor], file: Mapping[str, Tensor], officia
     return {name: _join(name, own[name], sources[name], file, official) for name in own}
 
 
-def _find_sources(name: str, official: Official) -> list[str]:
+def _find_sources(name: str, official: OfficialLayers) -> list[str]:
     """Return the names in the published file of the tensors that make up one of this model."""
     layer, _, tensor = name.rpartition(".")
     if layer not in official.layers:
@@ -66,7 +66,7 @@ def _find_sources(name: str, official: Official) -> list[str]:
     return [f"{theirs}.{tensor}" for theirs in official.layers[layer]]
 
 
-def _join(name: str, own: Tensor, sources: list[str], file: Mapping[str, Tensor], official: Official) -> Tensor:
+def _join(name: str, own: Tensor, sources: list[str], file: Mapping[str, Tensor], official: OfficialLayers) -> Tensor:
     """Return one tensor of the module from the file."""
     if name.endswith(COUNTER):
         return file.get(sources[0], own)

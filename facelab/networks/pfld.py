@@ -22,7 +22,7 @@ from torchvision.ops.misc import Conv2dNormActivation
 
 from facelab.bounds import Channels, Pixels
 from facelab.errors import ConfigError
-from facelab.networks.official import Official
+from facelab.networks.official import OfficialLayers
 
 Width: TypeAlias = Annotated[float, Interval(gt=0, le=8)]
 """Factor on the channels of a trunk; a layer with a larger one would fill the memory."""
@@ -514,7 +514,7 @@ _STAGE4 = ("conv3_1", "block3_2", "block3_3", "block3_4", "block3_5")
 _STAGE8 = ("conv4_1", "conv5_1", "block5_2", "block5_3", "block5_4")
 
 
-def official_pfld(backbone: nn.Module, head: nn.Module) -> Official:
+def match_pfld_layers(backbone: nn.Module, head: nn.Module) -> OfficialLayers:
     """Return the correspondence of the layers and those of polarisZhao's and Hsintao's PFLD.
 
     Both codes read images as BGR. Their pose branch is left out: its angles are degrees of a faulty estimate.
@@ -562,7 +562,7 @@ def official_pfld(backbone: nn.Module, head: nn.Module) -> Official:
         )
     layers = {f"backbone.{name}": (theirs,) for name, theirs in trunk.items()}
     layers |= {f"head.{name}": (theirs,) for name, theirs in (ends | {"predict": "fc"}).items()}
-    return Official(layers, bgr=frozenset({"backbone.fine.0.0"}), unused=unused)
+    return OfficialLayers(layers, bgr=frozenset({"backbone.fine.0.0"}), unused=unused)
 
 
 def _pairs(places: Mapping[str, tuple[str, str]]) -> dict[str, str]:

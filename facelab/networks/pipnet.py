@@ -10,7 +10,7 @@ from facelab.bounds import Channels
 from facelab.coders.pipnet import PIPMaps
 from facelab.errors import ConfigError
 from facelab.networks.backbone import PIPMobileNetV3, TimmBackbone
-from facelab.networks.official import Official
+from facelab.networks.official import OfficialLayers
 
 RESAMPLED_CHANNELS = 512
 """Output channels of the layers that change the stride, as in the reference code."""
@@ -139,7 +139,7 @@ _MBV3 = {"conv_pw": "0", "bn1": "1", "conv_dw": "3", "bn2": "4", "conv_pwl": "7"
 _MBV3 |= {"se.0.conv_reduce": "5.fc.0", "se.0.conv_expand": "5.fc.2"}
 
 
-def official_pipnet(backbone: TimmBackbone, head: PIPHead) -> Official:
+def match_pipnet_layers(backbone: TimmBackbone, head: PIPHead) -> OfficialLayers:
     """Return the correspondence of the layers and those of jhb86253817/PIPNet.
 
     Args:
@@ -168,7 +168,7 @@ def official_pipnet(backbone: TimmBackbone, head: PIPHead) -> Official:
     transposed = len(head.resample) > 0 and isinstance(head.resample[0], nn.ConvTranspose2d)
     resampled = ("deconv1", "bn_deconv1") if transposed else ("layer5", "bn5", "", "layer6", "bn6")
     layers |= {f"head.resample.{index}": (theirs,) for index, theirs in enumerate(resampled) if theirs}
-    return Official(layers | {"head.predict": OFFICIAL_HEAD})
+    return OfficialLayers(layers | {"head.predict": OFFICIAL_HEAD})
 
 
 def _mobile_layers(own: Sequence[str], first: Mapping[str, str], others: Mapping[str, str]) -> dict[str, str]:

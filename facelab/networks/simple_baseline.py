@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from facelab.coders.heatmap import Heatmaps
 from facelab.errors import ConfigError
-from facelab.networks.hrnet import predict_in_full_precision
+from facelab.networks.hrnet import predict_without_autocast
 
 Width: TypeAlias = Annotated[int, Interval(ge=1, le=2**11)]
 """Channels of a transposed convolution; two layers of 2048 share 270 MB of weights."""
@@ -69,4 +69,4 @@ class SimpleBaselineHead(nn.Module):
         Returns:
             Heatmaps ``(B, N, h, w)``.
         """
-        return predict_in_full_precision(self.predict, self.enlarge(features[-1]))
+        return predict_without_autocast(self.predict, self.enlarge(features[-1]))

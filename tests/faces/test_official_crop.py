@@ -214,3 +214,19 @@ def test_official_crop_image_matrix_matches_the_cut_image(rule: str, tmp_path: P
     official = crop.cut_out(file, box, photo).astype(float)
     warped = file.cut_out(crop.image_matrix(box, photo), crop.size).astype(float)
     assert np.abs(official - warped)[4:-4, 4:-4].max() <= 3
+
+
+@pytest.mark.parametrize("rule", ["HRNet", "HRNet .pts"])
+def test_official_hrnet_crop_shrinks_large_photos(rule: str, tmp_path: Path) -> None:
+    """Would catch another factor, centre or contrast of photos that the public code shrinks before it cuts them."""
+    rng, path = np.random.default_rng(0), tmp_path / "photo.png"
+    noise = rng.integers(20, 200, (22, 28, 3), np.uint8)
+    cv2.imwrite(str(path), cv2.resize(noise, (1400, 1100), interpolation=cv2.INTER_CUBIC))
+    points = np.array([700.0, 560.0]) + rng.uniform(-300, 300, (20, 2))
+    face = Face(bounding_box(points), points, np.ones(20, bool), np.full(3, np.nan), frozenset())
+    check(rule, path, face)
+    crop, photo = RULES[rule][0], image_box(1400, 1100)
+    box, file = crop.reference_box(face, photo), PhotoFile(path, "stored")
+    cut, warped = crop.cut_out(file, box, photo), file.cut_out(crop.image_matrix(box, photo), crop.size)
+    stretched_again = (warped.astype(float) - warped.min()) * 255 / (int(warped.max()) - int(warped.min()))
+    assert np.abs(cut - stretched_again)[4:-4, 4:-4].max() <= 6
