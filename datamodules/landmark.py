@@ -220,7 +220,10 @@ class FaceDataset(Dataset[LandmarkBatch]):
             MissingBoxError: the face has no box that the crop needs.
             ImageError: the crop is built around the whole photo, and the header of the photo cannot be read.
         """
-        box, photo = self._boxes(row)
+        return self._to_crop(row, *self._boxes(row))
+
+    def _to_crop(self, row: int, box: Array, photo: Array | None) -> Array:
+        """Compute the matrix of :meth:`to_crop` from the boxes of the face."""
         try:
             return self.crop.matrix(box, photo)
         except ValueError as error:
@@ -239,9 +242,10 @@ class FaceDataset(Dataset[LandmarkBatch]):
     def _sample(self, row: int, rng: np.random.Generator) -> LandmarkBatch:
         """Read, cut out and augment a face."""
         face, size = self.faces[row], self.crop.size
-        to_crop, truth = self.to_crop(row), face.points.astype(np.float64)
+        boxes = self._boxes(row)
+        to_crop, truth = self._to_crop(row, *boxes), face.points.astype(np.float64)
         warp = self.augment.draw(rng, size, transform_points(to_crop, truth)) if self.augment else UNCHANGED
-        matrix, boxes = warp.matrix @ to_crop, self._boxes(row)
+        matrix = warp.matrix @ to_crop
         file = PhotoFile(self.paths[row], self.orientations[row])
         if self.augment:
             cut = file.cut_out(warp.matrix @ self.crop.image_matrix(*boxes), size)

@@ -15,6 +15,7 @@ import torchvision
 from composing import SMALL_FACES, compose_config
 from conftest import open_door
 from omegaconf import OmegaConf
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -329,8 +330,10 @@ def test_import_weights_keeps_the_output_of_pfld(name: str, key: str, tmp_path: 
     torch.testing.assert_close(points, expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_import_weights_keeps_the_output_of_hrnet(prefix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("prefix", "file"), [("", "HR18.pth"), ("module.", "HR18.pth"), ("", "HR18.safetensors")], ids=str
+)
+def test_import_weights_keeps_the_output_of_hrnet(prefix: str, file: str, tmp_path: Path) -> None:
     """Would catch exchanged layers of the head, and a refused file of a network in ``DataParallel``."""
     overrides = [
         "model=hrnet",
@@ -347,8 +350,8 @@ def test_import_weights_keeps_the_output_of_hrnet(prefix: str, tmp_path: Path) -
     for name, value in module.state_dict().items():
         if part := next((part for part in names if name.startswith(part)), None):
             state[prefix + names[part] + name.removeprefix(part)] = value
-    torch.save(state, tmp_path / "HR18.pth")
-    open_door("import_weights", *overrides, "weights=HR18.pth", "hydra.run.dir=run", folder=tmp_path)
+    torch.save(state, tmp_path / file) if file.endswith(".pth") else save_file(state, tmp_path / file)
+    open_door("import_weights", *overrides, f"weights={file}", "hydra.run.dir=run", folder=tmp_path)
     run = load_imported(tmp_path)
     assert run.cfg.crop._target_.endswith("OfficialHRNetCrop") and run.module.official_rounding
     image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)

@@ -1,5 +1,6 @@
 """Crops that equal those of the public codes, for networks with their published weights."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -27,7 +28,7 @@ class Rectangle(NamedTuple):
 
 
 @dataclass(frozen=True)
-class OfficialCrop(Crop):
+class OfficialCrop(Crop, ABC):
     """Base class of crops that equal those of a public code, to run its published weights.
 
     The public codes cut whole pixels and resize them, without averaging in large photos. They divide a label by the
@@ -38,12 +39,13 @@ class OfficialCrop(Crop):
     PIPNet and PFLD also store the crop as an image file. A JPEG changes its pixels; this step is not reproduced.
 
     Args:
-        first_pixel: number of the top-left pixel in the annotation that the public code reads: 1 for the .pts files of
-            300W, which it uses as they are, so that the image is one more pixel right and below; 0 for other sets.
+        first_pixel: number of the top-left pixel in the annotation that the public code reads: 1 for 300W and COFW,
+            whose numbers it uses as they are, so that the image is one more pixel right and below; 0 for other sets.
     """
 
     first_pixel: Literal[0, 1]
 
+    @abstractmethod
     def rectangle(self, box: Array, photo: Array | None) -> Rectangle:
         """Compute the part of the photo that the public code cuts out.
 
@@ -55,7 +57,6 @@ class OfficialCrop(Crop):
             ValueError: the box has no area or is not finite.
             CropError: not one whole pixel of the photo is left.
         """
-        raise NotImplementedError
 
     def matrix(self, box: Array, photo: Array | None = None) -> Array:
         """Compute the map of landmarks; see :meth:`Crop.matrix`."""

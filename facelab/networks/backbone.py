@@ -223,22 +223,33 @@ def _check_hub(name: str) -> None:
         raise ConnectionError(f"{constants.ENDPOINT} is not reachable ({error})") from error
 
 
+def read_weights_file(path: Path) -> Any:
+    """Read a file of torch or safetensors; no code in the file is run.
+
+    Raises:
+        ConfigError: the file is missing, or contains other objects than tensors and plain values.
+    """
+    if not path.is_file():
+        raise ConfigError("weights", f"={path}: there is no such file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises various types for other files
+        raise ConfigError(
+            "weights",
+            f"={path}: not a file of tensors written by torch or safetensors; a network that was saved as a whole is "
+            "not read, as this could run code of the file",
+        ) from error
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read the named tensors of a file.
 
     Raises:
         ConfigError: the file is missing, or its content is not tensors by name.
     """
-    if not path.is_file():
-        raise ConfigError("weights", f"={path}: there is no such file")
-    try:
-        content = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except Exception as error:  # torch raises various types for other files
-        raise ConfigError("weights", f"={path}: not a file of tensors written by torch or safetensors") from error
+    content = read_weights_file(path)
     content = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ConfigError("weights", f"={path}: expected tensors by name, got {type(content).__name__}")

@@ -17,9 +17,8 @@ COUNTER = "num_batches_tracked"
 class OfficialLayers(NamedTuple):
     """Correspondence of the layers of a module and of a public code."""
 
-    layers: Mapping[
-        str, tuple[str, ...]
-    ]  # layer of the module -> layers of the file, joined along their output channels
+    # Layer of the module -> layers of the file, joined along their output channels.
+    layers: Mapping[str, tuple[str, ...]]
     bgr: frozenset[str] = frozenset()  # layers of the module whose input channels are RGB, and in the file BGR
     unused: frozenset[str] = frozenset()  # layers of the file that the public code does not use
 

@@ -17,6 +17,7 @@ from facelab.run_folder import RunFolder
 from facelab.runs.build import build, check, write_config
 from facelab.runs.check import PATHS
 from facelab.runs.checkpoint import ABSENT, clear_initial_weights, needed
+from facelab.runs.overrides import key_of
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def check_import(cfg: DictConfig) -> None:
     """
     part = select_imported(cfg)
     names = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
-    typed = [word.lstrip("+~").partition("=")[0] for word in names]
+    typed = [key_of(word) for word in names]
     groups = ("experiment", "official", "model")
     if others := [key for key in typed if key.partition(".")[0].partition("/")[0] not in (*part, *groups)]:
         raise ConfigError(others[0], "=... has no effect: an imported run is not trained")
@@ -85,7 +86,7 @@ def import_run(folder: Path, cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError("model", f": no published weights of {type(module).__name__} are supported", mounted=True)
     official = module.official()
     own = {name: value for name, value in module.state_dict().items() if name.startswith(FILLED)}
-    tensors = _choose_state(read_tensors(file), official)
+    tensors = _choose_state(read_states(file), official)
     try:
         weights = match_tensors(own, tensors, official)
     except CheckpointError as error:
@@ -107,27 +108,16 @@ def import_run(folder: Path, cfg: DictConfig) -> dict[str, Any]:
     return {"begun": True, "imported": source}
 
 
-def read_tensors(file: Path) -> dict[str, dict[str, Any]]:
-    """Read the tensors of a published file; nothing in the file is run.
-
-    Returns:
-        The state dicts of the file by their key; an empty key for a file that is a state dict itself.
+def read_states(file: Path) -> dict[str, dict[str, Any]]:
+    """Read the state dicts of a published file by their key; the key is empty for a file that is a state dict itself.
 
     Raises:
-        ConfigError: the file is missing.
+        ConfigError: the file cannot be read, see :func:`facelab.networks.backbone.read_weights_file`.
         CheckpointError: the file contains no state dict.
     """
-    import torch
+    from facelab.networks.backbone import read_weights_file
 
-    if not file.is_file():
-        raise ConfigError("weights", f"={file}: there is no such file", mounted=True)
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types of exceptions for other files
-        raise CheckpointError(
-            f"{file} is not a file of tensors by name; it contains other objects, such as a network that was saved as "
-            "a whole, and is not read, as this could run code of the file"
-        ) from error
+    content = read_weights_file(file)
     nested = {"": content, **content} if isinstance(content, Mapping) else {}
     states = {str(key): dict(value) for key, value in nested.items() if _is_state(value)}
     if not states:
