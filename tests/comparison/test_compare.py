@@ -433,6 +433,7 @@ def test_paper_value_requires_the_same_test_set_and_method() -> None:
     assert shown("nme_ioc", official) == 0.0457
     for entry in ({"split": "val"}, {"faces": 2499}, {"dataset": "mine"}, {"layout": "ibug68"}):
         assert math.isnan(shown("nme_ioc", official | entry))
+    assert math.isnan(shown("nme_ioc", official | {"box_jitter": "scale 0.9 to 1.3, shift 0.1, seed 0"}))
     assert math.isnan(shown("nme_box", official))
     assert math.isnan(shown("nme_ioc", official, **{"backbone.name": "resnet10t"}))
     hrnet = {MODEL: "lightning_modules.hrnet.HRNet"}

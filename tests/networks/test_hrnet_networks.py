@@ -178,6 +178,13 @@ def test_hrnet_trunk_finds_the_names_of_published_weights(width: int) -> None:
     assert hrnet._published_name(width, PAPER) == f"hrnet_w{width}.ms_in1k"
 
 
+def test_hrnet_trunk_refuses_images_that_its_branches_do_not_divide() -> None:
+    """Would catch an error of timm about sizes of tensors, for instance of PFLD on this trunk with crops of 112 px."""
+    trunk = HRNetTrunk(4, SMALL, 0.01, pretrained=False, weights=None)
+    with pytest.raises(ConfigError, match=r"crop.size=112 must be a multiple of 32"):
+        trunk(torch.zeros(1, 3, 112, 112, dtype=torch.uint8))
+
+
 @pytest.mark.parametrize("stride", [4, 8, 16, 32])
 def test_heatmap_heads_give_the_size_of_the_coder_on_any_backbone(stride: int) -> None:
     """Would catch heatmaps of another size than those of the coder."""
