@@ -255,10 +255,13 @@ PFLDS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
 
 
 def jittered(network: nn.Module) -> nn.Module:
-    """Set the batch normalisations as after a training, so that none is near the identity; return the network."""
+    """Set weights and normalisations so that the output depends on the image and on every layer; return the network."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+                # torch's default shrinks the image in each layer, until the output depends on the biases only.
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
             if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
                 for value, low, high in (
                     *((module.running_mean, -0.2, 0.2), (module.running_var, 0.5, 1.5)),
@@ -323,13 +326,15 @@ def test_import_weights_keeps_the_output_of_pfld(name: str, key: str, tmp_path: 
     torch.save(content, tmp_path / "checkpoint.pth.tar")
     overrides = ("model=pfld", *PFLD_POINTS, *options, f"weights={tmp_path}/checkpoint.pth.tar", "hydra.run.dir=run")
     open_door("import_weights", *overrides, folder=tmp_path)
-    # Channels of different brightness: the points of grey noise are almost the same with red and blue exchanged.
+    # Channels of different brightness: noise looks almost the same with red and blue exchanged.
     image = torch.randint(0, 86, (2, 3, 112, 112)) + torch.tensor([170, 85, 0]).view(3, 1, 1)
     image = image.to(torch.uint8)
     with torch.inference_mode():
-        expected = network(image.float()).view(2, -1, 2)
+        expected, of_black = (network(each).view(2, -1, 2) for each in (image.float(), torch.zeros(image.shape)))
         points = load_imported(tmp_path).module(image)
-    torch.testing.assert_close(points, expected, atol=1e-5, rtol=1e-4)
+    scale = float(expected.abs().max())
+    assert (expected - of_black).abs().max() > 0.01 * scale, "the output does not depend on the image"
+    torch.testing.assert_close(points, expected, atol=1e-4 * scale, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -358,7 +363,9 @@ def test_import_weights_keeps_the_output_of_hrnet(prefix: str, file: str, tmp_pa
     assert run.cfg.crop._target_.endswith("OfficialHRNetCrop") and run.module.official_rounding
     image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
-        torch.testing.assert_close(run.module(image).maps, module(image).maps)
+        expected = module(image).maps
+        scale = float(expected.abs().max())  # rounding differs by the memory format
+        torch.testing.assert_close(run.module(image).maps, expected, atol=1e-4 * scale, rtol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -405,9 +412,9 @@ def test_evaluate_records_box_jitter_in_the_protocol(imported: Path, capsys: pyt
         open_door("evaluate", "ckpt=run", "num_workers=0", *overrides, f"hydra.run.dir={name}", folder=imported)
         results = json.loads((imported / name / "metrics.json").read_text())
         numbers.append((results["protocol"].get("box_jitter"), results["metrics"]["nme_box"]))
-    assert numbers[0] == ("scale 0.9 to 1.3, shift 0.1, seed 0", pytest.approx(numbers[1][1], abs=1e-6))
+    assert numbers[0] == ("scale 0.9 to 1.3, shift 0.1, seed 0", pytest.approx(numbers[1][1], rel=1e-6))
     assert numbers[2][0] is None and numbers[3][0] == "scale 0.9 to 1.3, shift 0.1, seed 1"
-    assert len({round(value, 6) for _, value in numbers}) == 3
+    assert len({round(value, 2) for _, value in numbers}) == 3
     assert "box_jitter" not in OmegaConf.load(imported / "c" / "config.yaml").evaluate
     capsys.readouterr()
     open_door("compare", "a", "b", "c", "d", folder=imported)
