@@ -303,13 +303,13 @@ def test_import_weights_keeps_the_output_of_pipnet(name: str, tmp_path: Path, me
     assert run.cfg.coder.official_merge and run.cfg.crop._target_.endswith("OfficialPIPNetCrop")
     image = torch.randint(0, 256, (2, 3, 128, 128), dtype=torch.uint8)
     with torch.inference_mode():
-        cls, x, y, nb_x, nb_y = network(image.float())
-        maps = run.module(image)
+        cls, x, y, nb_x, nb_y = network.double()(image.double())
+        maps = run.module.double()(image)
     scale = float(cls.abs().max())
-    torch.testing.assert_close(maps.score, cls, atol=1e-4 * scale, rtol=1e-4)
-    torch.testing.assert_close(maps.offset, torch.stack([x, y], 2), atol=1e-4 * scale, rtol=1e-4)
+    torch.testing.assert_close(maps.score, cls, atol=1e-5 * scale, rtol=1e-5)
+    torch.testing.assert_close(maps.offset, torch.stack([x, y], 2), atol=1e-5 * scale, rtol=1e-5)
     neighbour = torch.stack([v.unflatten(1, (POINTS, NEIGHBOURS)) for v in (nb_x, nb_y)], 3)
-    torch.testing.assert_close(maps.neighbour, neighbour, atol=1e-4 * scale, rtol=1e-4)
+    torch.testing.assert_close(maps.neighbour, neighbour, atol=1e-5 * scale, rtol=1e-5)
     shape = torch.tensor([float(v) for v in meanface.read_text().split()]).view(-1, 2)
     nearest = torch.cdist(shape, shape).argsort(1)[:, 1 : 1 + NEIGHBOURS]
     assert torch.equal(run.module.coder.neighbours, nearest)
@@ -330,11 +330,12 @@ def test_import_weights_keeps_the_output_of_pfld(name: str, key: str, tmp_path: 
     image = torch.randint(0, 86, (2, 3, 112, 112)) + torch.tensor([170, 85, 0]).view(3, 1, 1)
     image = image.to(torch.uint8)
     with torch.inference_mode():
-        expected, of_black = (network(each).view(2, -1, 2) for each in (image.float(), torch.zeros(image.shape)))
-        points = load_imported(tmp_path).module(image)
+        network.double()
+        expected, of_black = (network(each.double()).view(2, -1, 2) for each in (image, torch.zeros_like(image)))
+        points = load_imported(tmp_path).module.double()(image)
     scale = float(expected.abs().max())
     assert (expected - of_black).abs().max() > 0.01 * scale, "the output does not depend on the image"
-    torch.testing.assert_close(points, expected, atol=1e-4 * scale, rtol=1e-4)
+    torch.testing.assert_close(points, expected, atol=1e-5 * scale, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -363,9 +364,9 @@ def test_import_weights_keeps_the_output_of_hrnet(prefix: str, file: str, tmp_pa
     assert run.cfg.crop._target_.endswith("OfficialHRNetCrop") and run.module.official_rounding
     image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
-        expected = module(image).maps
-        scale = float(expected.abs().max())  # rounding differs by the memory format
-        torch.testing.assert_close(run.module(image).maps, expected, atol=1e-4 * scale, rtol=1e-4)
+        expected = module.double()(image).maps
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(run.module.double()(image).maps, expected, atol=1e-5 * scale, rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
