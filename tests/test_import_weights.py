@@ -25,6 +25,9 @@ from facelab.runs.build import build
 from facelab.runs.checkpoint import load_run
 
 POINTS, NEIGHBOURS = 68, 10
+PRECISION = 1e-4
+"""Largest error of an output, as a share of the largest output. The networks run in float64, but normalise the image
+with float32 constants in another order (a relative error of 1e-7), which random weights amplify up to 200 times."""
 PFLD_POINTS = ("data=synthetic98", *SMALL_FACES[1:])
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
@@ -271,6 +274,11 @@ def jittered(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
+def noise(side: int) -> Tensor:
+    """Return the same two random images ``(2, 3, side, side)`` uint8 in every call."""
+    return torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
 @pytest.fixture
 def meanface(tmp_path: Path) -> Path:
     """Write a mean face of 68 random landmarks."""
@@ -301,15 +309,15 @@ def test_import_weights_keeps_the_output_of_pipnet(name: str, tmp_path: Path, me
     import_pipnet(tmp_path / "epoch59.pth", meanface, tmp_path, *overrides)
     run = load_imported(tmp_path)
     assert run.cfg.coder.official_merge and run.cfg.crop._target_.endswith("OfficialPIPNetCrop")
-    image = torch.randint(0, 256, (2, 3, 128, 128), dtype=torch.uint8)
+    image = noise(128)
     with torch.inference_mode():
         cls, x, y, nb_x, nb_y = network.double()(image.double())
         maps = run.module.double()(image)
     scale = float(cls.abs().max())
-    torch.testing.assert_close(maps.score, cls, atol=1e-5 * scale, rtol=1e-5)
-    torch.testing.assert_close(maps.offset, torch.stack([x, y], 2), atol=1e-5 * scale, rtol=1e-5)
+    torch.testing.assert_close(maps.score, cls, atol=PRECISION * scale, rtol=0)
+    torch.testing.assert_close(maps.offset, torch.stack([x, y], 2), atol=PRECISION * scale, rtol=0)
     neighbour = torch.stack([v.unflatten(1, (POINTS, NEIGHBOURS)) for v in (nb_x, nb_y)], 3)
-    torch.testing.assert_close(maps.neighbour, neighbour, atol=1e-5 * scale, rtol=1e-5)
+    torch.testing.assert_close(maps.neighbour, neighbour, atol=PRECISION * scale, rtol=0)
     shape = torch.tensor([float(v) for v in meanface.read_text().split()]).view(-1, 2)
     nearest = torch.cdist(shape, shape).argsort(1)[:, 1 : 1 + NEIGHBOURS]
     assert torch.equal(run.module.coder.neighbours, nearest)
@@ -327,15 +335,14 @@ def test_import_weights_keeps_the_output_of_pfld(name: str, key: str, tmp_path: 
     overrides = ("model=pfld", *PFLD_POINTS, *options, f"weights={tmp_path}/checkpoint.pth.tar", "hydra.run.dir=run")
     open_door("import_weights", *overrides, folder=tmp_path)
     # Channels of different brightness: noise looks almost the same with red and blue exchanged.
-    image = torch.randint(0, 86, (2, 3, 112, 112)) + torch.tensor([170, 85, 0]).view(3, 1, 1)
-    image = image.to(torch.uint8)
+    image = noise(112) // 3 + torch.tensor([170, 85, 0], dtype=torch.uint8).view(3, 1, 1)
     with torch.inference_mode():
         network.double()
         expected, of_black = (network(each.double()).view(2, -1, 2) for each in (image, torch.zeros_like(image)))
         points = load_imported(tmp_path).module.double()(image)
     scale = float(expected.abs().max())
     assert (expected - of_black).abs().max() > 0.01 * scale, "the output does not depend on the image"
-    torch.testing.assert_close(points, expected, atol=1e-5 * scale, rtol=1e-5)
+    torch.testing.assert_close(points, expected, atol=PRECISION * scale, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -362,11 +369,11 @@ def test_import_weights_keeps_the_output_of_hrnet(prefix: str, file: str, tmp_pa
     open_door("import_weights", *overrides, f"weights={file}", "hydra.run.dir=run", folder=tmp_path)
     run = load_imported(tmp_path)
     assert run.cfg.crop._target_.endswith("OfficialHRNetCrop") and run.module.official_rounding
-    image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    image = noise(64)
     with torch.inference_mode():
         expected = module.double()(image).maps
         scale = float(expected.abs().max())
-        torch.testing.assert_close(run.module.double()(image).maps, expected, atol=1e-5 * scale, rtol=1e-5)
+        torch.testing.assert_close(run.module.double()(image).maps, expected, atol=PRECISION * scale, rtol=0)
 
 
 @pytest.fixture(scope="module")
