@@ -143,7 +143,7 @@ def check_monitors(cfg: DictConfig, module: Any, datamodule: Any) -> None:
     """
     from facelab.metrics.landmarks import names
 
-    logged = {f"val/{name}" for name in names(module.layout, datamodule.data.tags)}
+    logged = {f"val/{name}" for name in (*names(module.layout, datamodule.data.tags), *module.extra_names)}
     for name, callback in {"monitor": {"monitor": cfg.monitor.name}, **(cfg.callbacks or {})}.items():
         monitored = str(callback.get("monitor")) if callback else ""
         # A custom method may log other names, and Lightning logs `step` and `epoch`.

@@ -74,17 +74,18 @@ def results(module: LandmarkModule, datamodule: LandmarkDataModule) -> dict[str,
     Returns:
         protocol, metrics (fractions), counts (number of faces of each mean error), left_out (faces of a metric's group
         without a defined error), intervals (95 % bootstrap over faces), cost (of one face) and unreadable (faces of
-        each split whose photo this process could not read).
+        each split whose photo this process could not read), and remarks of the method if it has any.
     """
     table, layout, tags = module.table, module.layout, datamodule.data.tags
     return {
         "protocol": protocol(module, datamodule),
-        "metrics": landmarks.summary(table, layout, tags),
+        "metrics": {**landmarks.summary(table, layout, tags), **module.extra_metrics},
         "counts": landmarks.counts(table, layout, tags),
         "left_out": landmarks.left_out(table, layout, tags),
         "intervals": intervals(table, layout, tags),
         "cost": cost(module, datamodule.crop.size, pose=False),
         "unreadable": {role: faces.unreadable for role, faces in datamodule.faces.items()},
+        **({"remarks": list(module.remarks)} if module.remarks else {}),
     }
 
 

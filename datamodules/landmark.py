@@ -290,7 +290,7 @@ def collate(samples: list[LandmarkBatch]) -> LandmarkBatch:
     return LandmarkBatch(image.permute(0, 3, 1, 2), *rest)
 
 
-def _start_worker(worker: int) -> None:
+def start_worker(worker: int) -> None:
     """Prepare a worker process. OpenCV uses one thread: more would compete with the training for the cores."""
     signals.end_with_pool_parent()
     cv2.setNumThreads(0)  # 0: no thread pool; 1 hangs in a forked process whose parent has used OpenCV (5.0.0)
@@ -395,7 +395,7 @@ class LandmarkDataModule(LightningDataModule):
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=collate,
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
             drop_last=shuffle and len(faces) >= self.batch_size * world,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),

@@ -1,6 +1,6 @@
 """Base class of the landmark methods: training, validation, test and prediction steps, optimizer."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -49,9 +49,15 @@ class LandmarkModule(LightningModule):
     Attributes:
         memory_format: memory format of images; ``facelab.profiling.compile`` sets it together with that of the weights.
         table: errors of the last validation or test.
+        extra_names: metrics that this method logs beside those of the table.
+        extra_metrics: their values in the last validation or test, fractions of lower-is-better errors.
+        remarks: sentences about the last test for its table.
     """
 
     memory_format = torch.channels_last
+    extra_names: tuple[str, ...] = ()
+    extra_metrics: Mapping[str, float] = {}
+    remarks: Sequence[str] = ()
     table: FaceTable
     flip: Tensor  # (N,) int64
 
@@ -133,8 +139,11 @@ class LandmarkModule(LightningModule):
         """Average the points and confidence with those of the flipped crops if ``flip_test``; the pose is unchanged."""
         if not self.flip_test:
             return prediction
-        flipped = Prediction(*self.coder.decode(self(image.flip(-1))))
-        back = torch.as_tensor(flip_image(image.shape[-1]), dtype=torch.float32, device=image.device)
+        return self.average(prediction, Prediction(*self.coder.decode(self(image.flip(-1)))), image.shape[-1])
+
+    def average(self, prediction: Prediction, flipped: Prediction, width: int) -> Prediction:
+        """Average the points and confidence of crops of a width in pixels with those predicted on the flipped crops."""
+        back = torch.as_tensor(flip_image(width), dtype=torch.float32, device=flipped.points.device)
         points = transform_points(back, flipped.points)[:, self.flip]
         confidence = flipped.confidence[:, self.flip]
         return prediction._replace(

@@ -61,6 +61,7 @@ class Method(NamedTuple):
     small: list[str]  # overrides that make it small; the last of a key counts
     steps: int = 120  # steps in which it overfits one batch
     overfit: tuple[str, ...] = ()  # overrides for these steps
+    untrained: tuple[str, ...] = ()  # beginnings of the names of parameters that a step does not train
     refused: Mapping[str, list[Any]] = MappingProxyType({})  # keys to values that check_config refuses
     refused_when_built: Mapping[str, list[Any]] = MappingProxyType({})  # keys to values that constructors refuse
 

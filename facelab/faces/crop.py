@@ -130,6 +130,36 @@ class Crop:
         return file.cut_out(self.image_matrix(box, photo), self.size)
 
 
+@dataclass(frozen=True)
+class ShapeCrop(Crop):
+    """Crop around the mean shape of faces, which is put into the reference box; the crop of DAN (arXiv 1706.01789).
+
+    The mean shape keeps its proportions: its scale is the mean of the ratios of the widths and of the heights, and the
+    centre of its box is that of the reference box. ``scale`` and ``shift`` then refer to the box of the mean shape.
+
+    Args:
+        aspect: width of the mean shape divided by its height.
+
+    Raises:
+        ConfigError: ``square`` is false, or see :class:`Crop`.
+    """
+
+    aspect: Annotated[float, Interval(ge=0.1, le=10)]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.square:
+            raise ConfigError("square", "=false: the crop around a shape is square")
+
+    def matrix(self, box: Array, photo: Array | None = None) -> Array:
+        """Compute the map of landmarks; see :meth:`Crop.matrix`."""
+        top_left, bottom_right = box_corners(box)
+        width, height = bottom_right - top_left
+        half = np.array([self.aspect, 1.0]) * (width / self.aspect + height) / 4
+        centre = (top_left + bottom_right) / 2
+        return super().matrix(np.concatenate([centre - half, centre + half]), photo)
+
+
 def box_corners(box: Array) -> Array:
     """Return the corners of a box, ``(2, 2)`` float64.
 

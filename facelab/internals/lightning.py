@@ -6,7 +6,9 @@ from subprocess import Popen
 from typing import Any
 
 from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.connectors import checkpoint_connector
 
 
@@ -31,6 +33,20 @@ def failed_in_restoring(error: BaseException) -> bool:
     """Return whether an error was raised while a trainer restored the state of a checkpoint."""
     frames = traceback.walk_tb(error.__traceback__)
     return any(frame.f_code.co_filename == checkpoint_connector.__file__ for frame, _ in frames)
+
+
+def allow_unused_parameters(trainer: Trainer) -> None:
+    """Let some parameters be without a gradient in a distributed training, before the strategy wraps the module."""
+    if isinstance(trainer.strategy, DDPStrategy):
+        trainer.strategy._ddp_kwargs["find_unused_parameters"] = True
+
+
+def forget_best(trainer: Trainer) -> None:
+    """Let each ``ModelCheckpoint`` choose its best checkpoint anew; the next one replaces the file."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint):
+            callback.best_k_models, callback.kth_best_model_path, callback.kth_value = {}, "", None
+            callback.best_model_path, callback.best_model_score = "", None
 
 
 def release_children() -> list["Popen[Any]"]:
