@@ -101,7 +101,7 @@ def align_shapes(shapes: Array) -> Array:
     Raises:
         ValueError: a point is annotated in no shape.
     """
-    annotated = np.isfinite(shapes).all(-1)  # (F, N)
+    annotated = np.asarray(np.isfinite(shapes).all(-1))  # (F, N)
     usable = annotated.sum(1) >= 2
     shapes, annotated = shapes[usable], annotated[usable]
     if not annotated.any(0).all():
@@ -163,8 +163,9 @@ class ShapePerturbation(Augmentation):
 
     The initial shape is shifted, scaled about its centroid and rotated about it, each by a normally distributed amount;
     the crop follows the shape. Before, the face may be flipped. Departures from MarekKowalski/DeepAlignmentNetwork:
-    the shift is relative to the true landmarks' box in the crop, where that code shifts a photo of any size by 11 pixels
-    (``0.2`` of the mean shape in the crop); the factor on the size is at least 0.25; a flip moves x to ``width - 1 - x``.
+    the shift is relative to the box of the true landmarks, where that code shifts photos of all sizes by the same
+    number of pixels (0.2 of the mean shape in the crop); the factor on the size is at least 0.25; a flip moves x to
+    ``width - 1 - x``.
 
     Args:
         flip_probability: probability of a left-right flip.

@@ -100,7 +100,9 @@ class DAN(LandmarkModule):
             raise ConfigError("stage_shares", f"={list(stage_shares)} must be numbers over 0 with the sum 1")
         count, size = len(stage_shares), coder.size
         if 2 * heatmap_radius >= size:
-            raise ConfigError("heatmap_radius", f"={heatmap_radius}: the squares must be smaller than the crop ({size})")
+            raise ConfigError(
+                "heatmap_radius", f"={heatmap_radius}: the squares must be smaller than the crop ({size})"
+            )
         self.stages = nn.ModuleList([stage(num_points=layout.num_points, first=k == 0) for k in range(count)])
         self.stage_shares, self.max_epochs = tuple(stage_shares), max_epochs
         self.heatmap_radius, self.official_training_mode = heatmap_radius, official_training_mode
@@ -119,7 +121,8 @@ class DAN(LandmarkModule):
         super().setup(stage)
         if stage != "predict":
             tags = self.trainer.datamodule.data.tags  # type: ignore[attr-defined]
-            self.stage_errors = nn.ModuleList([FaceErrors(self.layout, len(tags)) for _ in self.stages[:-1]])
+            errors = [FaceErrors(self.layout, len(tags)) for _ in range(len(self.stages) - 1)]
+            self.stage_errors: Any = nn.ModuleList(errors)  # of all stages but the last
         if stage == "fit":
             allow_unused_parameters(self.trainer)  # those of the stages that are not trained
 
@@ -176,7 +179,9 @@ class DAN(LandmarkModule):
         """
         if image.shape[-2:] != self.image_mean.shape:
             size = self.image_mean.shape[-1]
-            raise ConfigError("stage.size", f"={size} must be the crop's side, which is {image.shape[-1]}", mounted=True)
+            raise ConfigError(
+                "stage.size", f"={size} must be the crop's side, which is {image.shape[-1]}", mounted=True
+            )
         precision = torch.promote_types(self.image_mean.dtype, torch.float32)
         grey = image.to(precision).mean(1, keepdim=True)
         return (grey - self.image_mean) / self.image_deviation
@@ -192,25 +197,36 @@ class DAN(LandmarkModule):
         Returns:
             One ``(B, N, 2)`` float32 per stage, in pixels of the crop.
         """
-        grey, points = self.normalise(image), self.mean_shape.expand(len(image), -1, -1) if start is None else start
-        hidden, results = None, list[Tensor]()
-        for number, stage in enumerate(self.stages[: self.num_active]):
+        grey, points, hidden = self.normalise(image), start, None
+        results = list[Tensor]()
+        for number in range(self.num_active):
             frozen = self.training and number < self.num_active - 1
             with torch.no_grad() if frozen else nullcontext():
-                if number == 0 and start is None:
-                    correction, hidden = stage(grey)
-                    points = points + correction.to(grey.dtype)
-                else:
-                    to_mean, back = fit_similarity(points, self.mean_shape)
-                    parts = (warp(grey, back),)
-                    aligned = self.mean_shape
-                    if number > 0:
-                        aligned = transform_points(to_mean, points)
-                        parts += (draw_heatmap(aligned, grey.shape[-1], self.heatmap_radius), hidden)
-                    correction, hidden = stage(*parts)
-                    points = transform_points(back, aligned + correction.to(grey.dtype))
+                points, hidden = self._run_stage(number, grey, points, hidden)
             results.append(points)
         return results
+
+    def _run_stage(
+        self, number: int, grey: Tensor, points: Tensor | None, hidden: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the corrected landmarks of one stage and its hidden vector; None are the landmarks of the mean shape.
+
+        Section 3.2 of the paper: the stage works on the image in which the landmarks match the mean shape, and its
+        result is mapped back.
+        """
+        stage = self.stages[number]
+        if points is None:
+            correction, hidden = stage(grey)
+            return self.mean_shape + correction.to(grey.dtype), hidden
+        to_mean, back = fit_similarity(points, self.mean_shape)
+        image = warp(grey, back)
+        if number == 0:
+            aligned = self.mean_shape
+            correction, hidden = stage(image)
+        else:
+            aligned = transform_points(to_mean, points)
+            correction, hidden = stage(image, draw_heatmap(aligned, image.shape[-1], self.heatmap_radius), hidden)
+        return transform_points(back, aligned + correction.to(grey.dtype)), hidden
 
     def forward(self, image: Tensor) -> Tensor:
         """Predict the landmarks ``(B, N, 2)`` of crops ``(B, 3, S, S)`` uint8 as fractions of the crop."""

@@ -45,8 +45,8 @@ def forget_best(trainer: Trainer) -> None:
     """Let each ``ModelCheckpoint`` choose its best checkpoint anew; the next one replaces the file."""
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint):
-            callback.best_k_models, callback.kth_best_model_path, callback.kth_value = {}, "", None
-            callback.best_model_path, callback.best_model_score = "", None
+            callback.best_k_models, callback.best_model_score = {}, None
+            callback.best_model_path = callback.kth_best_model_path = ""
 
 
 def release_children() -> list["Popen[Any]"]:

@@ -67,7 +67,7 @@ def _table(results: dict[str, Any]) -> "Table":
 
 
 def _notes(results: dict[str, Any], files: RunFolder) -> list[str]:
-    """Return remarks below the table: those of the method, skipped and unreadable faces, and the signs for missing numbers."""
+    """Return remarks below the table: of the method, skipped and unreadable faces, signs for missing numbers."""
     metrics, counts, notes = results["metrics"], results["counts"], list(map(visible, results.get("remarks", [])))
     if skipped := int(metrics["faces_skipped"]):
         notes.append(f"{skipped} faces could not be measured; they are listed in {files.faces.name} without an error")

@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from facelab.errors import ConfigError
-from facelab.faces.crop import BoxSource, Crop
+from facelab.faces.crop import BoxSource, Crop, ShapeCrop
 from facelab.faces.face import Face
 from facelab.faces.geometry import Array, bounding_box, image_box, transform_points
 from facelab.faces.image import PhotoFile, image_size
@@ -119,3 +119,28 @@ def test_letterbox_config_shows_the_whole_photo(tmp_path: Path, width: int, heig
         # A side that fills the crop loses up to half a pixel at each end, where interpolation includes black pixels.
         assert profile.sum() == pytest.approx(high - low, abs=1.1)
         assert (profile * np.arange(256)).sum() / profile.sum() == pytest.approx((low + high) / 2, abs=0.1)
+
+
+def test_shape_crop_matches_the_reference_code() -> None:
+    """Would catch the larger of the two side ratios, or the box's centre in the middle instead of the centroid.
+
+    A loop-free copy of the steps of MarekKowalski/DeepAlignmentNetwork: the mean shape is put into the box and the
+    similarity from it to the canonical shape, whose longer side is half of the crop, is the map.
+    """
+    mean_sides, centroid = np.array([150.02, 144.52]), np.array([0.5, 0.446])  # of meanFaceShape.npz
+    crop = ShapeCrop(
+        size=112, scale=2.0, square=True, shift=(0.0, -0.054), box="given", aspect=mean_sides[0] / mean_sides[1]
+    )
+    for box in ([10.0, 20, 110, 120], [10.0, 20, 210, 120], [-5.0, 7, 45, 207]):
+        corners = np.array(box).reshape(2, 2)
+        scale = ((corners[1] - corners[0]) / mean_sides).mean()
+        initial = corners.mean(0) + (np.array([[0, 0], [1, 1]]) - 0.5) * mean_sides * scale  # its box
+        longer = mean_sides.max()
+        canonical = 55.5 + (np.array([[0, 0], [1, 1]]) - centroid) * mean_sides * 56 / longer
+        np.testing.assert_allclose(transform_points(crop.matrix(np.array(box)), initial), canonical, atol=1e-9)
+
+
+def test_shape_crop_refuses_to_stretch() -> None:
+    """Would catch a crop whose similarity to the mean shape is none."""
+    with pytest.raises(ConfigError, match="square=false: the crop around a shape is square"):
+        ShapeCrop(size=112, scale=2.0, square=False, shift=(0.0, 0.0), box="points", aspect=1.0)
