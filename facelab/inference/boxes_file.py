@@ -12,7 +12,7 @@ import numpy as np
 
 from facelab.annotations.points_file import read_lines, read_table
 from facelab.errors import DatasetError, printable
-from facelab.faces.geometry import Array
+from facelab.faces.geometry import Array, bounding_box
 
 COLUMNS = ("image", "x0", "y0", "x1", "y1")
 """Columns of a CSV file of boxes."""
@@ -26,6 +26,8 @@ def read_boxes(path: Path) -> Boxes:
     Args:
         path: a CSV file with the header ``image,x0,y0,x1,y1`` and one face per line, or a JSON file,
             ``{"photo.jpg": [[x0, y0, x1, y1], ...], ...}``. Names of photos are relative to the folder of the photos.
+            Also a ``landmarks.json`` of predict.py, whose boxes are the tight boxes of its landmarks: a method can
+            start from the prediction of another.
 
     Raises:
         DatasetError: the file has another format; the message contains the line, or the photo and the face.
@@ -81,6 +83,8 @@ def _boxes_of_json(path: Path) -> Boxes:
         raise DatasetError(f"{path}: the JSON cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise DatasetError(f'{path}: expected {{"photo.jpg": [[x0, y0, x1, y1], ...], ...}}, found {_kind(content)}')
+    if isinstance(content.get("images"), dict):
+        content = {name: _boxes_of_landmarks(path, name, photo) for name, photo in content["images"].items()}
     boxes: Boxes = {}
     for name, faces in content.items():
         if not isinstance(faces, list):
@@ -92,6 +96,15 @@ def _boxes_of_json(path: Path) -> Boxes:
                 )
         boxes.setdefault(_name(name), []).extend(np.array(box, np.float64) for box in faces)
     return boxes
+
+
+def _boxes_of_landmarks(path: Path, name: str, photo: Any) -> list[list[float]]:
+    """Return the tight boxes of the landmarks of a photo in a ``landmarks.json``."""
+    try:
+        points = [np.array(face["points"], np.float64).reshape(-1, 2) for face in photo["faces"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DatasetError(f"{path}, {name!r}: expected the faces of a landmarks.json, each with points") from error
+    return [bounding_box(face).tolist() for face in points]
 
 
 def _unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:

@@ -375,6 +375,9 @@ def test_find_photos_refuses_a_place_without_photos(images: str, tmp_path: Path)
         ("b.json", '{"a.jpg": [[1, 2, NaN, 4]]}', "'a.jpg', face 0: expected"),
         ("b.json", '{"a.jpg": [[1, 2, true, 4]]}', "'a.jpg', face 0: expected"),
         ("b.json", '{"a.jpg": [], "a.jpg": [[1, 2, 3, 4]]}', "'a.jpg' occurs more than once"),
+        ("b.json", '{"images": {"a.jpg": {"faces": [{"box": [1, 2, 3, 4]}]}}}', "'a.jpg': expected the faces of a"),
+        ("b.json", '{"images": {"a.jpg": {"faces": [{"points": [[1, 2, 3]]}]}}}', "'a.jpg': expected the faces of a"),
+        ("b.json", '{"images": {"a.jpg": {"faces": [{"points": [[null, 2]]}]}}}', "'a.jpg', face 0: expected"),
         ("b.txt", "a.jpg 1 2 3 4", "the ending .csv or .json"),
     ],
 )
@@ -385,6 +388,15 @@ def test_read_boxes_refuses_a_malformed_file(name: str, text: str, expected: str
     with pytest.raises(DatasetError, match=name) as error:
         boxes_file.read_boxes(path)
     assert expected in str(error.value)
+
+
+def test_read_boxes_takes_the_landmarks_of_another_prediction(tmp_path: Path) -> None:
+    """Would catch the boxes that the other method started from instead of those of its landmarks."""
+    face = {"box": [0, 0, 50, 50], "points": [[10.5, 21], [30, 20], [15, 44.25]], "confidence": [1, 1, 1]}
+    content = {"units": "pixels", "images": {"a.jpg": {"size": [90, 80], "faces": [face]}, "b.jpg": {"faces": []}}}
+    (tmp_path / "landmarks.json").write_text(json.dumps(content))
+    boxes = read_boxes(tmp_path / "landmarks.json")
+    assert boxes["b.jpg"] == [] and [box.tolist() for box in boxes["a.jpg"]] == [[10.5, 20, 30, 44.25]]
 
 
 def test_read_boxes_refuses_a_missing_file(tmp_path: Path) -> None:

@@ -12,14 +12,16 @@ import torch
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from lightning import LightningModule, Trainer
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
-from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from torch import nn
 from torch.utils.data import DataLoader
 
 from facelab import signals
 from facelab.internals.lightning import (
+    allow_unused_parameters,
     drop_wandb_setting,
+    forget_best,
     is_last_batch,
     keep_handlers,
     processed_epochs,
@@ -135,3 +137,30 @@ def test_keep_handlers_leaves_the_signal_handlers_of_the_process(tmp_path: Path)
     keep_handlers(trainer)
     trainer.fit(ProgressProbe(), DataLoader(torch.ones(2, 1)), DataLoader(torch.ones(2, 1)))
     assert during == [before]
+
+
+def test_forget_best_lets_a_worse_checkpoint_win(tmp_path: Path) -> None:
+    """Would catch a score of the callback that a release of Lightning renames, so that the old best stays."""
+    callback = ModelCheckpoint(tmp_path, monitor="error", mode="min", save_top_k=1)
+    trainer = Trainer(callbacks=[callback], logger=False, accelerator="cpu")
+    callback.best_k_models = {"best.ckpt": torch.tensor(1.0)}
+    callback.kth_best_model_path, callback.best_model_path = "best.ckpt", "best.ckpt"
+    callback.best_model_score = callback.kth_value = torch.tensor(1.0)
+    worse = torch.tensor(2.0)
+    assert not callback.check_monitor_top_k(trainer, worse)
+    forget_best(trainer)
+    assert callback.check_monitor_top_k(trainer, worse)
+    assert callback.best_model_path == "" and callback.best_model_score is None
+
+
+def test_allow_unused_parameters_reaches_the_wrapper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch an option that a release of Lightning no longer passes to torch, so that the second stage hangs."""
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "lightning.pytorch.strategies.ddp.DistributedDataParallel", lambda **options: seen.update(options)
+    )
+    trainer = Trainer(strategy="ddp", accelerator="cpu", devices=2, logger=False)
+    allow_unused_parameters(trainer)
+    strategy: Any = trainer.strategy
+    strategy._setup_model(nn.Linear(1, 1))
+    assert seen["find_unused_parameters"] is True
