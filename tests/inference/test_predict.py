@@ -395,7 +395,7 @@ def test_read_boxes_takes_the_landmarks_of_another_prediction(tmp_path: Path) ->
     face = {"box": [0, 0, 50, 50], "points": [[10.5, 21], [30, 20], [15, 44.25]], "confidence": [1, 1, 1]}
     content = {"units": "pixels", "images": {"a.jpg": {"size": [90, 80], "faces": [face]}, "b.jpg": {"faces": []}}}
     (tmp_path / "landmarks.json").write_text(json.dumps(content))
-    boxes = read_boxes(tmp_path / "landmarks.json")
+    boxes = boxes_file.read_boxes(tmp_path / "landmarks.json")
     assert boxes["b.jpg"] == [] and [box.tolist() for box in boxes["a.jpg"]] == [[10.5, 20, 30, 44.25]]
 
 
