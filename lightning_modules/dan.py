@@ -1,7 +1,7 @@
 """DAN: Deep Alignment Network (Kowalski, Naruniec, Trzcinski, CVPR Workshops 2017, arXiv 1706.01789)."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
 from typing import Annotated, Any, Protocol
@@ -22,7 +22,7 @@ from facelab.internals.lightning import allow_unused_parameters, forget_best
 from facelab.metrics.face_errors import FaceErrors
 from facelab.metrics.face_table import nme_per_face
 from facelab.metrics.landmarks import nme
-from facelab.networks.dan import DANStage, draw_heatmap, fit_similarity, warp
+from facelab.networks.dan import DANStage, draw_heatmap, fit_similarity, match_arrays, warp
 from lightning_modules.landmark import LandmarkModule, Prediction
 
 log = logging.getLogger(__name__)
@@ -113,6 +113,19 @@ class DAN(LandmarkModule):
         self.register_buffer("trained_stages", torch.tensor(count))
         self.num_active = count
         self.register_load_state_dict_post_hook(_use_loaded_stages)
+
+    def match_arrays(self, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the numbered arrays of a file of the reference code under the names of this module.
+
+        Raises:
+            CheckpointError: see :func:`facelab.networks.dan.match_arrays`; a shape is another.
+        """
+        found, own = match_arrays(self.stages, arrays), self.state_dict()  # type: ignore[arg-type]
+        for name, value in found.items():
+            if value.shape != own[name].shape:
+                shapes = f"{tuple(value.shape)} instead of {tuple(own[name].shape)}"
+                raise CheckpointError(f"{name} has the shape {shapes}; do data.layout, crop.size and stage.width fit?")
+        return found
 
     # Training
 

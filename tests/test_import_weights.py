@@ -14,6 +14,7 @@ import torch
 import torchvision
 from composing import SMALL_FACES, compose_config
 from conftest import open_door
+from dan_reference import lasagne_arrays, public_dan
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -374,6 +375,54 @@ def test_import_weights_keeps_the_output_of_hrnet(prefix: str, file: str, tmp_pa
         expected = module.double()(image).maps
         scale = float(expected.abs().max())
         torch.testing.assert_close(run.module.double()(image).maps, expected, atol=PRECISION * scale, rtol=0)
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("confidence", [False, True])
+def test_import_weights_keeps_the_output_of_dan(stages: int, confidence: bool, tmp_path: Path) -> None:
+    """Would catch kernels that are not flipped, exchanged arrays of a normalisation, and another order of layers."""
+    arrays = lasagne_arrays(stages, width=4 if not confidence else 64, size=64, points=POINTS)
+    content = dict(arrays)
+    if confidence:  # of the published network for tracking
+        content |= {f"arr_{len(arrays) - 5}": np.zeros((256, 2)), f"arr_{len(arrays) - 4}": np.zeros(2)}
+    np.savez(tmp_path / "network.npz", **content)
+    shares = f"model.stage_shares=[{','.join(['1.0'] if stages == 1 else ['0.5', '0.5'])}]"
+    overrides = ["model=dan", *SMALL_FACES, "crop.size=64", f"stage.width={64 if confidence else 4}", shares]
+    open_door("import_weights", *overrides, "weights=network.npz", "hydra.run.dir=run", folder=tmp_path)
+    run = load_imported(tmp_path)
+    assert run.cfg.crop._target_.endswith("OfficialDANCrop") and int(run.module.trained_stages) == stages
+    image = noise(64)
+    grey = image.double().mean(1)
+    expected, of_black = (public_dan(arrays, each.numpy(), stages) for each in (grey, torch.zeros_like(grey)))
+    with torch.inference_mode():
+        points = run.module.double().predict_points(image).points
+    assert np.abs(expected - of_black).max() > 0.1, "the output does not depend on the image"
+    np.testing.assert_allclose(points, expected, atol=PRECISION * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda arrays: arrays.pop("arr_46"), r"has 46 arrays, and a network of 1 stages has 47; .*stage_shares"),
+        (lambda arrays: arrays.update(arr_47=np.zeros(3)), "has 48 arrays"),
+        (lambda arrays: arrays.pop("meanImg"), "has no array meanImg"),
+        (lambda arrays: arrays.update(arr_45=np.zeros((16, 196))), r"points.weight has the shape \(196, 16\) instead"),
+        (lambda arrays: arrays.update(arr_3=np.full(4, np.nan)), "running_mean has values that are not finite"),
+        (lambda arrays: arrays.update(arr_4=np.zeros(4)), "running_var has values that are not finite"),
+        (lambda arrays: arrays.update(errors=np.array([{}], object)), "not a file of arrays written by numpy.savez"),
+    ],
+)
+def test_import_weights_refuses_arrays_that_do_not_fit(
+    change: Callable[[dict[str, Any]], object], message: str, tmp_path: Path
+) -> None:
+    """Would catch a traceback, and a network that is filled in part or with wrong arrays."""
+    arrays: dict[str, Any] = dict(lasagne_arrays(1, width=4, size=64, points=POINTS))
+    change(arrays)
+    np.savez(tmp_path / "network.npz", **arrays)
+    overrides = ["model=dan", *SMALL_FACES, "crop.size=64", "stage.width=4", "model.stage_shares=[1.0]"]
+    with pytest.raises(SystemExit, match=message):
+        open_door("import_weights", *overrides, "weights=network.npz", "hydra.run.dir=run", folder=tmp_path)
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 @pytest.fixture(scope="module")

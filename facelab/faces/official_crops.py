@@ -10,14 +10,26 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from facelab.errors import ConfigError
-from facelab.faces.crop import Crop, box_corners
-from facelab.faces.geometry import Array, box_to_image, from_cells
+from facelab.faces.crop import Crop, ShapeCrop, box_corners
+from facelab.faces.geometry import (
+    Array,
+    affine_about_centre,
+    bounding_box,
+    box_to_image,
+    from_cells,
+    image_box,
+    transform_points,
+)
 from facelab.faces.image import CropError, PhotoFile, cut_rectangle
 
 HRNET_UNIT = 200.0
 """Pixels per unit of the scale in the lists of HRNet-Facial-Landmark-Detection."""
 HRNET_SHRINK = 2.0
 """Photo pixels per crop pixel from which HRNet-Facial-Landmark-Detection shrinks the photo before it cuts."""
+
+DAN_SHIFT = 0.5
+"""Shift in x and y in crop pixels: DeepAlignmentNetwork puts the centroid at half of the side, counted from the centre
+of the first pixel."""
 
 
 class Rectangle(NamedTuple):
@@ -222,6 +234,36 @@ class OfficialHRNetCrop(OfficialCrop):
         if min(width, height) < 1:
             raise CropError(f"the face is {shrink * self.size:.3g} pixels large, too large for the photo")
         return width, height
+
+
+@dataclass(frozen=True)
+class OfficialDANCrop(ShapeCrop):
+    """Crop as MarekKowalski/DeepAlignmentNetwork prepares it.
+
+    The photo is grey, the truncated mean of its channels, and interpolated by cubic splines, without averaging in large
+    photos; outside it is black. The centroid of the initial shape is half a pixel right of and below the centre of the
+    crop.
+    """
+
+    def matrix(self, box: Array, photo: Array | None = None) -> Array:
+        """Compute the map of landmarks; see :meth:`Crop.matrix`."""
+        return affine_about_centre(self.size, shift=(DAN_SHIFT, DAN_SHIFT)) @ super().matrix(box, photo)
+
+    def cut_out(self, file: PhotoFile, box: Array, photo: Array | None = None) -> Array:
+        """Cut the crop from a photo; see :meth:`Crop.cut_out`."""
+        from scipy import ndimage  # takes a tenth of a second
+
+        from_crop = np.linalg.inv(self.matrix(box, photo))
+        whole = file.box() if photo is None else photo
+        crop = bounding_box(transform_points(from_crop, image_box(self.size, self.size).reshape(2, 2)))
+        if not ((crop[:2] < whole[2:]) & (whole[:2] < crop[2:])).all():
+            raise CropError("the crop and the photo do not overlap")
+        width, height = (whole[2:] - whole[:2]).round().astype(int).tolist()
+        grey = file.rectangle(0, 0, width, height).mean(axis=2).astype(np.uint8)
+        # Rows before columns, that is y before x.
+        linear, offset = from_crop[1::-1, 1::-1], from_crop[1::-1, 2]
+        cut = ndimage.affine_transform(grey, linear, offset, output_shape=(self.size, self.size))
+        return np.repeat(cut[..., None], 3, axis=2)
 
 
 def _build_rectangle(labels: Array, pixels: Array) -> Rectangle:

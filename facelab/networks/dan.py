@@ -5,6 +5,8 @@ Workshops 2017, arXiv 1706.01789), as in the authors' code, MarekKowalski/DeepAl
 whole batch, on any device, and can be differentiated and exported. Points are in pixels of the crop.
 """
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Annotated, TypeAlias
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from facelab.bounds import Pixels, Positive, Share
-from facelab.errors import ConfigError
+from facelab.errors import CheckpointError, ConfigError
 from facelab.faces.geometry import to_cells, transform_points
 
 Width: TypeAlias = Annotated[int, Interval(ge=1, le=1024)]
@@ -31,6 +33,8 @@ MIN_RADIUS = 0.01
 """Root mean square distance of a shape to its centroid in pixels; a smaller shape has no size and direction."""
 MIN_FACTOR = 0.001
 """Smallest factor of a similarity; a smaller one has no usable inverse."""
+CONFIDENCE_SHAPES = [(256, 2), (2,)]
+"""Shapes of the last layer of a published network for tracking, a confidence that is not used here."""
 DISTANCE_EPSILON = 1e-6
 """Added to the squared distance of a heatmap, whose root then has a gradient at 0; as in the reference code."""
 
@@ -145,8 +149,8 @@ class DANStage(nn.Module):
         super().__init__()
         if size % STRIDE:
             raise ConfigError("size", f"={size} must be a multiple of {STRIDE}")
-        hidden = HIDDEN_FACTOR * width
-        if not first:
+        hidden, self.later = HIDDEN_FACTOR * width, not first
+        if self.later:
             self.feature = nn.Linear(hidden, (size // FEATURE_STRIDE) ** 2)
             self.norm = nn.BatchNorm2d(3, norm_epsilon)
         layers: list[nn.Module] = []
@@ -195,6 +199,60 @@ class DANStage(nn.Module):
             x = self.norm(torch.cat([x, heatmap.to(dtype), feature.to(dtype)], 1))
         vector = self.hidden(self.trunk(x).contiguous())
         return self.points(vector).unflatten(-1, (-1, 2)), vector
+
+
+def match_arrays(stages: Sequence[DANStage], arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the arrays of a file of the reference code under the names of the module.
+
+    That code numbers the arrays of its network (Lasagne). Convolutions there flip their kernels, dense weights are
+    (inputs, outputs), and a normalisation has the inverse of its deviation instead of the variance.
+
+    Args:
+        stages: the stages of the module.
+        arrays: content of the file: ``arr_0`` and following, ``meanImg``, ``stdDevImg`` and ``initLandmarks``.
+
+    Raises:
+        CheckpointError: the file belongs to another network, or has values that are not finite.
+    """
+    numbered = [arrays[name] for name in map("arr_{}".format, range(len(arrays))) if name in arrays]
+    expected = [entry for number, stage in enumerate(stages) for entry in _list_arrays(f"stages.{number}.", stage)]
+    extra = [tuple(array.shape) for array in numbered[len(expected) :]]
+    if len(numbered) < len(expected) or extra not in ([], CONFIDENCE_SHAPES):
+        raise CheckpointError(
+            f"the file has {len(numbered)} arrays, and a network of {len(stages)} stages has {len(expected)}; does the "
+            "number of model.stage_shares fit? One stage is model.stage_shares=[1.0]"
+        )
+    found = {name: convert(array.float()) for (name, convert), array in zip(expected, numbered, strict=False)}
+    for name, key in (("mean_shape", "initLandmarks"), ("image_mean", "meanImg"), ("image_deviation", "stdDevImg")):
+        if key not in arrays:
+            raise CheckpointError(f"the file has no array {key}")
+        found[name] = arrays[key].float() if name == "mean_shape" else arrays[key].float()[0]
+    if faulty := [name for name, value in found.items() if not value.isfinite().all()]:
+        raise CheckpointError(f"{faulty[0]} has values that are not finite")
+    return found
+
+
+def _list_arrays(prefix: str, stage: DANStage) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
+    """Yield the tensors of a stage in the order of the reference code, with the functions that convert its arrays."""
+    parts: list[tuple[str, nn.Module]] = [("feature", stage.feature), ("norm", stage.norm)] if stage.later else []
+    parts += [(f"trunk.{name}", layer) for name, layer in stage.trunk.named_children()]
+    parts += [(f"hidden.{name}", layer) for name, layer in stage.hidden.named_children()] + [("points", stage.points)]
+    for name, layer in parts:
+        if isinstance(layer, nn.Conv2d):
+            yield f"{prefix}{name}.weight", lambda array: array.flip(-2, -1)
+        elif isinstance(layer, nn.Linear):
+            yield f"{prefix}{name}.weight", lambda array: array.mT
+            if layer.bias is not None:
+                yield f"{prefix}{name}.bias", lambda array: array
+        elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            for tensor in ("bias", "weight", "running_mean"):
+                yield f"{prefix}{name}.{tensor}", lambda array: array
+            yield f"{prefix}{name}.running_var", partial(_variance, epsilon=layer.eps)
+
+
+def _variance(inverse_deviation: Tensor, epsilon: float) -> Tensor:
+    """Compute the variance whose normalisation divides by the given inverse deviation."""
+    return (inverse_deviation.double().pow(-2) - epsilon).clamp(min=0).float()
 
 
 def _precise(x: Tensor) -> Tensor:

@@ -2,9 +2,11 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -78,19 +80,9 @@ def import_run(folder: Path, cfg: DictConfig) -> dict[str, Any]:
     """
     import torch
 
-    from facelab.networks.official import match_tensors
-
     part, file = select_imported(cfg), expand_home(str(cfg.weights))
     module: Any = build(part, "model")
-    if not hasattr(module, "official"):
-        raise ConfigError("model", f": no published weights of {type(module).__name__} are supported", mounted=True)
-    official = module.official()
-    own = {name: value for name, value in module.state_dict().items() if name.startswith(FILLED)}
-    tensors = _choose_state(read_states(file), official)
-    try:
-        weights = match_tensors(own, tensors, official)
-    except CheckpointError as error:
-        raise CheckpointError(f"{file} does not fit this model: {error}") from error
+    weights = match_weights(module, file)
     module.load_state_dict(module.state_dict() | weights)
     set_mean_face(module, cfg.meanface)
     source = {"file": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
@@ -106,6 +98,54 @@ def import_run(folder: Path, cfg: DictConfig) -> dict[str, Any]:
         torch.save(content, path)
     log.info("%d tensors of %s are in %s", len(weights), file, folder)
     return {"begun": True, "imported": source}
+
+
+def match_weights(module: Any, file: Path) -> dict[str, Any]:
+    """Return the tensors of a published file under the names of a module.
+
+    Raises:
+        ConfigError: the file cannot be read, or no published weights belong to the method.
+        CheckpointError: the file does not fit the model.
+    """
+    from facelab.networks.official import match_tensors
+
+    match: Callable[[], dict[str, Any]]
+    if hasattr(module, "match_arrays"):
+        match = partial(module.match_arrays, read_arrays(file))
+    elif hasattr(module, "official"):
+        official = module.official()
+        own = {name: value for name, value in module.state_dict().items() if name.startswith(FILLED)}
+        match = partial(match_tensors, own, _choose_state(read_states(file), official), official)
+    else:
+        raise ConfigError("model", f": no published weights of {type(module).__name__} are supported", mounted=True)
+    try:
+        return match()
+    except CheckpointError as error:
+        raise CheckpointError(f"{file} does not fit this model: {error}") from error
+
+
+def read_arrays(file: Path) -> dict[str, Any]:
+    """Read the arrays of an ``.npz`` of numpy as tensors; no code in the file is run.
+
+    Raises:
+        ConfigError: the file is missing or not an ``.npz`` of plain arrays, or has compressed arrays, which may be far
+            larger than the file.
+    """
+    import numpy as np
+    import torch
+
+    if not file.is_file():
+        raise ConfigError("weights", f"={file}: there is no such file", mounted=True)
+    try:
+        with ZipFile(file) as archive:
+            if sum(member.file_size for member in archive.infolist()) > file.stat().st_size:
+                raise ValueError("its arrays are compressed")
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(np.atleast_1d(arrays[name])) for name in arrays.files}
+    except Exception as error:  # zipfile and numpy raise many types for other files
+        raise ConfigError(
+            "weights", f"={file}: not a file of arrays written by numpy.savez ({error})", mounted=True
+        ) from error
 
 
 def read_states(file: Path) -> dict[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import pytest
+import scipy.ndimage
 from conftest import face_data
 from PIL import Image
 
@@ -19,7 +20,13 @@ from facelab.faces.face import Face
 from facelab.faces.geometry import Array, bounding_box, image_box, to_cells, transform_points
 from facelab.faces.image import CropError, PhotoFile
 from facelab.faces.layouts import IBUG68, WFLW98
-from facelab.faces.official_crops import OfficialCrop, OfficialHRNetCrop, OfficialPFLDCrop, OfficialPIPNetCrop
+from facelab.faces.official_crops import (
+    OfficialCrop,
+    OfficialDANCrop,
+    OfficialHRNetCrop,
+    OfficialPFLDCrop,
+    OfficialPIPNetCrop,
+)
 
 
 class Prepared(NamedTuple):
@@ -230,3 +237,58 @@ def test_official_hrnet_crop_shrinks_large_photos(rule: str, tmp_path: Path) -> 
     cut, warped = crop.cut_out(file, box, photo), file.cut_out(crop.image_matrix(box, photo), crop.size)
     stretched_again = (warped.astype(float) - warped.min()) * 255 / (int(warped.max()) - int(warped.min()))
     assert np.abs(cut - stretched_again)[4:-4, 4:-4].max() <= 6
+
+
+def official_dan(grey: Array, initial: Array, mean_shape: Array) -> tuple[Array, Array]:
+    """Cut the crop of a grey photo as DeepAlignmentNetwork's ``CropResizeRotate``; return it with its map ``(2, 3)``.
+
+    Args:
+        grey: ``(H, W)`` uint8.
+        initial: ``(N, 2)`` initial shape in the photo.
+        mean_shape: ``(N, 2)`` in any unit.
+    """
+    scaled = mean_shape * (112 * 0.5 / np.ptp(mean_shape, axis=0).max())
+    destination = scaled - scaled.mean(0) + 56
+    source_mean, destination_mean = initial.mean(0), destination.mean(0)
+    p, q = initial - source_mean, destination - destination_mean
+    a = (p * q).sum() / np.square(p).sum()
+    b = (p[:, 0] * q[:, 1] - p[:, 1] * q[:, 0]).sum() / np.square(p).sum()
+    linear = np.array([[a, b], [-b, a]])  # multiplies rows
+    shift = destination_mean - source_mean @ linear
+    back = np.linalg.inv(linear)
+    offset = -shift @ back
+    # The linear part is the same for x, y and y, x because of its form.
+    crop = scipy.ndimage.affine_transform(grey, back, offset[[1, 0]], output_shape=(112, 112))
+    return crop, np.concatenate([linear.T, shift[:, None]], axis=1)
+
+
+@pytest.mark.parametrize("box", [[30.0, 40, 130, 150], [-40.5, 20, 60, 170], [50.0, 60, 300.25, 250]])
+def test_official_dan_crop_equals_the_public_code(box: list[float], tmp_path: Path) -> None:
+    """Would catch bilinear interpolation, luma, a centroid at the centre of the crop, or averaged pixels."""
+    rng = np.random.default_rng(0)
+    noise = cv2.resize(rng.integers(0, 256, (40, 50, 3), np.uint8), (260, 210), interpolation=cv2.INTER_CUBIC)
+    cv2.imwrite(str(tmp_path / "a.png"), noise)
+    mean_shape = rng.normal(size=(68, 2)) * (1.0, 1.1)
+    sides = np.ptp(mean_shape, axis=0)
+    centre = (mean_shape.max(0) + mean_shape.min(0)) / 2
+    corners = np.array(box).reshape(2, 2)
+    initial = (mean_shape - centre) * ((corners[1] - corners[0]) / sides).mean() + corners.mean(0)
+    shift = ((mean_shape.mean(0) - centre) / sides).tolist()
+    crop = OfficialDANCrop(
+        size=112, scale=2.0, square=True, shift=shift, box="given", aspect=float(sides[0] / sides[1])
+    )
+    grey = (noise[..., ::-1].astype(np.int64).sum(-1) // 3).astype(np.uint8)
+    expected, matrix = official_dan(grey, initial, mean_shape)
+    np.testing.assert_allclose(crop.matrix(np.array(box))[:2], matrix, atol=1e-9)
+    image = crop.cut_out(PhotoFile(tmp_path / "a.png", "stored"), np.array(box))
+    assert image.shape == (112, 112, 3) and (image == image[..., :1]).all()
+    difference = np.abs(image[..., 0].astype(int) - expected)
+    assert difference.max() <= 1 and (difference > 0).mean() < 0.002
+
+
+def test_official_dan_crop_refuses_a_box_outside_the_photo(tmp_path: Path) -> None:
+    """Would catch a black crop whose points are reported as a face."""
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((50, 60, 3), np.uint8))
+    crop = OfficialDANCrop(size=112, scale=2.0, square=True, shift=(0.0, -0.05), box="given", aspect=1.04)
+    with pytest.raises(CropError, match="do not overlap"):
+        crop.cut_out(PhotoFile(tmp_path / "a.png", "stored"), np.array([500.0, 500, 550, 560]))

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dan_reference import slow_heatmap, slow_similarity, slow_warp
 from torch import Tensor
 
 from facelab.errors import ConfigError
-from facelab.faces.geometry import Array, transform_points
+from facelab.faces.geometry import transform_points
 from facelab.networks.dan import DANStage, draw_heatmap, fit_similarity, warp
 
 SIZE = 112
@@ -25,38 +26,6 @@ def shapes(count: int, points: int = 68, seed: int = 0) -> tuple[Tensor, Tensor]
     x, y = ((target - 56) * 0.9).unbind(-1)
     turned = torch.stack([x * angle[..., 0].cos() - y * angle[..., 0].sin(), x * angle[..., 0].sin() + y], -1)
     return turned + 53 + torch.randn(count, points, 2, dtype=torch.float64, generator=generator), target
-
-
-def slow_similarity(points: Array, target: Array) -> Array:
-    """Solve the least squares of x' = a x - b y + c, y' = b x + a y + d with numpy's general solver."""
-    rows = [row for x, y in points for row in ([x, -y, 1, 0], [y, x, 0, 1])]
-    a, b, c, d = np.linalg.lstsq(np.array(rows), target.ravel(), rcond=None)[0]
-    return np.array([[a, -b, c], [b, a, d], [0, 0, 1]])
-
-
-def slow_warp(image: Array, to_source: Array) -> Array:
-    """Interpolate each pixel of an image ``(S, S)`` on its own."""
-    size, result = len(image), np.zeros_like(image)
-    for row in range(size):
-        for column in range(size):
-            x, y = np.clip((to_source @ [column, row, 1])[:2], 0, size - 2)
-            i, j = int(y), int(x)
-            v, u = y - i, x - j
-            upper = (1 - u) * image[i, j] + u * image[i, j + 1]
-            lower = (1 - u) * image[i + 1, j] + u * image[i + 1, j + 1]
-            result[row, column] = (1 - v) * upper + v * lower
-    return result
-
-
-def slow_heatmap(points: Array, size: int, radius: int) -> Array:
-    """Draw each landmark of a face ``(N, 2)`` pixel by pixel."""
-    result = np.zeros((size, size))
-    for x, y in np.clip(points, radius, size - 1 - radius):
-        for row in range(int(y) - radius, int(y) + radius + 1):
-            for column in range(int(x) - radius, int(x) + radius + 1):
-                distance = math.sqrt((column - x) ** 2 + (row - y) ** 2 + 1e-6)
-                result[row, column] = max(result[row, column], 1 / (1 + distance))
-    return result
 
 
 def test_fit_similarity_matches_least_squares() -> None:
