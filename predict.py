@@ -4,22 +4,23 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from facelab.bounds import Count, Device, Name, Positive, Text
 from facelab.errors import ConfigError, FacelabError, ImageError, visible
 from facelab.files import expand_home, resolve_links, why_not_writable, write_json
-from facelab.runs.build import build, check, choose_device, write_config
+from facelab.runs.build import check, choose_device, write_config
 from facelab.runs.check import PATHS
-from facelab.runs.checkpoint import LoadedRun, load_run, needed
 from facelab.runs.recording import track_run
 from facelab.runs.start import exits, start
 
 if TYPE_CHECKING:  # importing torch takes seconds
+    from facelab.api import Landmarker
     from facelab.faces.crop import Crop
     from facelab.faces.layouts import Layout
     from facelab.inference.boxes_file import Boxes
@@ -54,18 +55,19 @@ def main(cfg: DictConfig) -> None:
     with exits(), track_run(folder, cfg.task) as status:
         check(cfg, PREDICT_KEYS)
         check_values(cfg)
+        from facelab import api
         from facelab.inference.boxes_file import read_boxes
         from facelab.inference.landmarks import boxes_without_photo, find_photos
 
         photos = find_photos(str(cfg.images))
         boxes = None if cfg.boxes is None else read_boxes(expand_home(str(cfg.boxes)))
-        run = load_run(expand_home(str(cfg.landmarker)), cfg.paths)
-        crop = build_crop(run, cfg)
+        landmarker = api.load(str(cfg.landmarker), device=cfg.device, crop=cfg.crop, paths=cfg.paths)
+        crop = landmarker.whole if boxes is None else landmarker.crop
         status["begun"] = True
         write_config(folder, cfg)
-        predicted, speed = predict(run, cfg, crop, photos, boxes)
+        predicted, speed = predict(landmarker, cfg, photos, boxes)
         skipped = [skip for photo in predicted for skip in photo.skipped] + boxes_without_photo(boxes or {}, photos)
-        write(run, cfg, photos, predicted, skipped)
+        write(landmarker, crop, cfg, photos, predicted, skipped)
         report(cfg, crop, photos, predicted, skipped, speed)
         if not any(photo.faces for photo in predicted):
             raise FacelabError("no face was predicted; the reasons are above and in landmarks.json")
@@ -89,48 +91,24 @@ def check_values(cfg: DictConfig) -> None:
         )
 
 
-def build_crop(run: LoadedRun, cfg: DictConfig) -> "Crop":
-    """Build the crop of the training around another box, with the requested changes.
-
-    Raises:
-        FacelabError: a value of ``crop`` is invalid.
-    """
-    requested = {key: value for key, value in cfg.crop.items() if value is not None}
-    box = "given" if cfg.boxes is not None else "image"
-    if box == "image" and run.cfg.crop.box != "image":
-        requested = {"scale": 1.0, "shift": [0.0, 0.0]} | requested
-    run.cfg.crop = OmegaConf.merge(run.cfg.crop, requested, {"box": box})
-    part = needed(run.cfg, "crop")
-    check(part, ("crop",))
-    crop: Crop = build(part, "crop")
-    return crop
-
-
 def predict(
-    run: LoadedRun, cfg: DictConfig, crop: "Crop", photos: "Photos", boxes: "Boxes | None"
+    landmarker: "Landmarker", cfg: DictConfig, photos: "Photos", boxes: "Boxes | None"
 ) -> "tuple[list[PredictedPhoto], str]":
     """Predict all photos and draw their pictures; return the predicted photos, and the speed as text."""
     from rich.progress import track
 
-    from facelab.inference import landmarks
-
-    device = choose_device(cfg.device)
-    module, pictures = run.module.to(device), Path(cfg.output) / "pictures"
-    predicted: list[PredictedPhoto] = []
+    pictures, predicted = Path(cfg.output) / "pictures", list["PredictedPhoto"]()
     started = time.perf_counter()
     with ThreadPoolExecutor() as pool:
-        batches = landmarks.predict(
-            module, crop, photos, boxes, cfg.batch_size, pool, fractions=cfg.units == "fraction"
-        )
+        fractions = cfg.units == "fraction"
+        batches = landmarker.predict_photos(photos, boxes, cfg.batch_size, pool, fractions=fractions)
         for batch in track(batches, "predict", total=-(-len(photos.paths) // cfg.batch_size), transient=True):
             predicted += batch
             if cfg.pictures:
-                list(
-                    pool.map(
-                        lambda photo: draw(photo, module.layout, pictures), filter(lambda photo: photo.faces, batch)
-                    )
-                )
-    return predicted, f"{len(predicted) / (time.perf_counter() - started):.1f} photos a second on {device}"
+                with_faces = [photo for photo in batch if photo.faces]
+                list(pool.map(lambda photo: draw(photo, landmarker.layout, pictures), with_faces))
+    seconds = time.perf_counter() - started
+    return predicted, f"{len(predicted) / seconds:.1f} photos a second on {landmarker.module.device}"
 
 
 def draw(photo: "PredictedPhoto", layout: "Layout", pictures: Path) -> None:
@@ -144,15 +122,20 @@ def draw(photo: "PredictedPhoto", layout: "Layout", pictures: Path) -> None:
 
 
 def write(
-    run: LoadedRun, cfg: DictConfig, photos: "Photos", predicted: "list[PredictedPhoto]", skipped: "list[Skipped]"
+    landmarker: "Landmarker",
+    crop: "Crop",
+    cfg: DictConfig,
+    photos: "Photos",
+    predicted: "list[PredictedPhoto]",
+    skipped: "list[Skipped]",
 ) -> None:
     """Write ``landmarks.csv`` and ``landmarks.json``."""
     from facelab.inference.write import contents, write_csv
 
-    output, layout = Path(cfg.output), run.module.layout
+    output, layout = Path(cfg.output), landmarker.layout
     origin = {
-        "checkpoint": str(run.checkpoint.resolve()),
-        "crop": OmegaConf.to_container(run.cfg.crop, resolve=True),
+        "checkpoint": str(landmarker.checkpoint.resolve()),
+        "crop": {"_target_": f"{type(crop).__module__}.{type(crop).__qualname__}", **asdict(crop)},
         "folder": str(photos.folder.resolve()),
         "skipped": [skip._asdict() for skip in skipped],
         "left_aside": photos.left_aside,

@@ -4,6 +4,10 @@ Within this package only ``facelab.runs`` imports Hydra.
 """
 
 import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from facelab.api import Landmarker, load
 
 __version__ = "0.1.0"
 
@@ -14,3 +18,18 @@ MAX_PIXELS = 300_000_000
 decompression bomb."""
 # OpenCV reads this once, when it is imported.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
+__all__ = ["MAX_PIXELS", "Landmarker", "__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import :func:`load` and :class:`Landmarker` when they are used: importing torch takes seconds."""
+    if name in ("Landmarker", "load"):
+        from facelab import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List the names for the completion of a notebook, also those that are imported later."""
+    return sorted({*globals(), *__all__})

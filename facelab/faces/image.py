@@ -337,3 +337,28 @@ class PhotoFile:
         photo_low, photo_high = image_box(width, height).reshape(2, 2)
         if (high <= photo_low).any() or (low >= photo_high).any():
             raise CropError(f"{self.path}: the face is outside of the photo of {width} x {height} pixels")
+
+
+class PhotoArray(PhotoFile):
+    """Photo in memory from which crops are cut.
+
+    Args:
+        image: ``(H, W, 3)`` uint8 RGB.
+        name: name of the photo in error messages.
+
+    Raises:
+        ImageError: ``image`` is not such an array, or has no pixel.
+    """
+
+    def __init__(self, image: Array, name: str) -> None:
+        super().__init__(Path(name), "stored")
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise ImageError(
+                f"{name}: expected an RGB image (height, width, 3) of uint8, found {image.shape} of {image.dtype}"
+            )
+        self._decoded[1] = np.ascontiguousarray(image)
+
+    def box(self) -> Array:
+        """Return the box ``(4,)`` of the whole image."""
+        height, width = self._decoded[1].shape[:2]
+        return image_box(width, height)

@@ -62,7 +62,7 @@ class PredictedPhoto(NamedTuple):
     skipped: list[Skipped]
 
 
-class _CropPrediction(NamedTuple):
+class CropPrediction(NamedTuple):
     """The prediction for one crop, see :class:`PredictedFace`."""
 
     points: Array  # (N, 2) in pixels of the crop
@@ -157,24 +157,37 @@ def predict(
     for start in range(0, len(names), batch_size):
         chunk = names[start : start + batch_size]
         cut = list(pool.map(lambda name: cut_photo(name, photos.paths[name], boxes, crop, fractions=fractions), chunk))
-        predictions = _predict_crops(module, [image for faces in cut for image in faces.images], batch_size)
+        predictions = predict_crops(module, [image for faces in cut for image in faces.images], batch_size)
         yield [
-            _collect(module, name, photos.paths[name], faces, predictions)
+            collect(module, name, photos.paths[name], faces, predictions)
             for name, faces in zip(chunk, cut, strict=True)
         ]
 
 
 def cut_photo(name: str, path: Path, boxes: Boxes | None, crop: Crop, *, fractions: bool) -> FaceCrops:
-    """Crop the faces of a photo. A face that fails is skipped without effect on the others."""
-    crops = FaceCrops(None, [], [], [], [], [])
+    """Crop the faces of a photo file, see :func:`cut_faces`; without its boxes the photo is skipped."""
     key = unicodedata.normalize("NFC", name)
     if boxes is not None and key not in boxes:
-        crops.skipped.append(Skipped(name, None, "the file of boxes does not contain it"))
-        return crops
-    photo = PhotoFile(path, "shown")
+        return FaceCrops(None, [], [], [], [], [Skipped(name, None, "the file of boxes does not contain it")])
+    return cut_faces(name, PhotoFile(path, "shown"), None if boxes is None else boxes[key], crop, fractions=fractions)
+
+
+def cut_faces(
+    name: str, photo: PhotoFile, boxes: Sequence[Array] | None, crop: Crop, *, fractions: bool = False
+) -> FaceCrops:
+    """Crop the faces of a photo. A face that fails is skipped without effect on the others.
+
+    Args:
+        name: name of the photo in the list of skipped faces.
+        photo: the photo.
+        boxes: boxes ``(4,)`` of its faces; with None the whole photo is one face.
+        crop: crop of a face around its box.
+        fractions: whether boxes are fractions of the photo's width and height instead of pixels.
+    """
+    crops = FaceCrops(None, [], [], [], [], [])
     try:
         whole = photo.box()
-        for face, given in enumerate([whole] if boxes is None else boxes[key]):
+        for face, given in enumerate([whole] if boxes is None else boxes):
             box = given.astype(np.float64)
             if fractions and boxes is not None:
                 box = from_cells(box.reshape(2, 2), whole[2:] - whole[:2]).ravel()
@@ -185,14 +198,14 @@ def cut_photo(name: str, path: Path, boxes: Boxes | None, crop: Crop, *, fractio
                 matrix = crop.matrix(box, whole)
                 image = crop.cut_out(photo, box, whole)
             except CropError as error:
-                crops.skipped.append(Skipped(name, face, _reason_of(path, error)))
+                crops.skipped.append(Skipped(name, face, _reason_of(photo.path, error)))
                 continue
             crops.faces.append(face)
             crops.boxes.append(box)
             crops.images.append(image)
             crops.to_photo.append(np.linalg.inv(matrix))
     except ImageError as error:
-        return FaceCrops(None, [], [], [], [], [Skipped(name, None, _reason_of(path, error))])
+        return FaceCrops(None, [], [], [], [], [Skipped(name, None, _reason_of(photo.path, error))])
     width, height = (whole[2:] - whole[:2]).round().astype(int).tolist()
     return crops._replace(size=(width, height))
 
@@ -219,18 +232,18 @@ def _fault_of(box: Array, whole: Array) -> str | None:
     return None
 
 
-def _predict_crops(module: LandmarkModule, crops: Sequence[Array], batch_size: int) -> Iterator[_CropPrediction]:
+def predict_crops(module: LandmarkModule, crops: Sequence[Array], batch_size: int) -> Iterator[CropPrediction]:
     """Yield the prediction of each crop, in the order of the crops."""
     for start in range(0, len(crops), batch_size):
         with torch.inference_mode():
             image = torch.from_numpy(np.stack(crops[start : start + batch_size])).permute(0, 3, 1, 2)
             points, confidence, pose = module.predict(image.to(module.device))
         poses = [None] * len(points) if pose is None else pose.double().cpu().numpy()
-        yield from map(_CropPrediction, points.double().cpu().numpy(), confidence.double().cpu().numpy(), poses)
+        yield from map(CropPrediction, points.double().cpu().numpy(), confidence.double().cpu().numpy(), poses)
 
 
-def _collect(
-    module: LandmarkModule, name: str, path: Path, crops: FaceCrops, predictions: Iterator[_CropPrediction]
+def collect(
+    module: LandmarkModule, name: str, path: Path, crops: FaceCrops, predictions: Iterator[CropPrediction]
 ) -> PredictedPhoto:
     """Take the predictions of the faces of one photo from the iterator."""
     photo = PredictedPhoto(name, path, crops.size, [], list(crops.skipped))

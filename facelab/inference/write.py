@@ -75,7 +75,7 @@ def write_picture(photo: PredictedPhoto, layout: Layout, folder: Path) -> None:
     """
     image = read_image(photo.path, orientation="shown")
     for face in photo.faces:
-        _draw(image, face.points, layout)
+        draw_face(image, face.points, layout)
     keeps_format = PurePosixPath(photo.name).suffix.lower() in {".jpg", ".jpeg", ".png"}
     path = folder / (photo.name if keeps_format else f"{photo.name}.png")
     # Python writes the file because OpenCV cannot open every file name that the system allows.
@@ -87,7 +87,7 @@ def write_picture(photo: PredictedPhoto, layout: Layout, folder: Path) -> None:
         temporary.write_bytes(content.tobytes())
 
 
-def _draw(image: Array, points: Array, layout: Layout) -> None:
+def draw_face(image: Array, points: Array, layout: Layout) -> None:
     """Draw a face into an image, only on the part around it: the size of the part determines the size of the dots."""
     low, high = bounding_box(points).reshape(2, 2)
     margin = max(8.0, 0.1 * (high - low).max())

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from zipfile import ZIP_STORED, ZipFile
 
 from omegaconf import DictConfig, OmegaConf
@@ -25,10 +25,15 @@ from facelab.runs.build import build, check, typed_key
 from facelab.runs.check import check_config, copy_part
 from facelab.runs.resolvers import foreign_interpolation
 
+if TYPE_CHECKING:  # importing OpenCV takes a tenth of a second
+    from facelab.faces.crop import BoxSource, Crop
+
 log = logging.getLogger(__name__)
 
 INITIAL_WEIGHTS = {"pretrained": False, "weights": None}
 """Keys that name initial weights, with the values that mean no initial weights."""
+NO_PATHS = {"data": "data", "cache": "data", "run": ".", "name": "", "group": "", "id": "", "tags": []}
+"""Node ``paths`` of a run that is opened outside of a script; nothing that is opened reads or writes there."""
 TRAINING = ("model.optimizer", "model.scheduler", "datamodule.augment")
 """Dotted keys of parts that only training needs."""
 OPENED = ("model", "crop", "data.layout")
@@ -114,7 +119,7 @@ def read_checkpoint(file: Path) -> Checkpoint:
     return Checkpoint(config, weights, step)
 
 
-def load_run(path: Path, paths: DictConfig) -> LoadedRun:
+def load_run(path: Path, paths: DictConfig | None) -> LoadedRun:
     """Open a checkpoint: read its configuration, insert this machine's paths, and build the trained module.
 
     No server is contacted. Keys that name initial weights are cleared, because the checkpoint contains the trained
@@ -124,7 +129,7 @@ def load_run(path: Path, paths: DictConfig) -> LoadedRun:
 
     Args:
         path: a run folder or a checkpoint file.
-        paths: the ``paths`` node of the script that opens it.
+        paths: the ``paths`` node of the script that opens it; None outside of a script.
 
     Raises:
         RunError: there is no checkpoint, or the configuration of its run cannot be read.
@@ -135,7 +140,7 @@ def load_run(path: Path, paths: DictConfig) -> LoadedRun:
 
     file = find_checkpoint(path, "best" if _saved_config(path).get("test_ckpt") == "best" else "last")
     config, weights, _ = read_checkpoint(file)
-    machine: Any = OmegaConf.to_container(paths, resolve=True)
+    machine: Any = NO_PATHS if paths is None else OmegaConf.to_container(paths, resolve=True)
     config = {key: clear_initial_weights(node) for key, node in config.items()} | {"paths": machine}
     for key in [key for key, node in config.items() if foreign_interpolation(node)]:
         log.warning("%s: %s is left out: %s reads the environment", file, key, foreign_interpolation(config[key]))
@@ -149,6 +154,28 @@ def load_run(path: Path, paths: DictConfig) -> LoadedRun:
         raise CheckpointError(f"the configuration in {file} cannot be read: {error}") from error
     set_format_and_compile(module, memory_format, compile=False)  # a test is too short to make up for the compile time
     return LoadedRun(cfg, module.eval(), file)
+
+
+def build_crop(run: LoadedRun, box: "BoxSource", changes: Mapping[str, Any]) -> "Crop":
+    """Build the crop of the training around another box.
+
+    Args:
+        run: the run.
+        box: ``given`` or ``image``. A training with boxes has the scale 1 and no shift around a whole photo, unless
+            they are changed.
+        changes: arguments of the crop to change, by name; None keeps the value.
+
+    Raises:
+        FacelabError: a value is invalid.
+    """
+    wanted = {key: value for key, value in changes.items() if value is not None}
+    if box == "image" and run.cfg.crop.box != "image":
+        wanted = {"scale": 1.0, "shift": [0.0, 0.0]} | wanted
+    cfg = OmegaConf.merge(run.cfg, {"crop": {**wanted, "box": box}})
+    part = needed(cfg, "crop")  # type: ignore[arg-type]
+    check(part, ("crop",))
+    crop: Crop = build(part, "crop")
+    return crop
 
 
 def _saved_config(folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from composing import compose_config, faults, small
 from datamodules.hrnet import ResizedCrop
 from facelab.errors import ConfigError
 from facelab.faces.geometry import transform_points
-from facelab.inference.landmarks import FaceCrops, _collect, _CropPrediction
+from facelab.inference.landmarks import CropPrediction, FaceCrops, collect
 from facelab.runs.build import build
 
 
@@ -60,8 +60,8 @@ def test_hrnet_official_rounding_gives_whole_pixels_of_the_photo() -> None:
     assert torch.equal(points[1], points[0].trunc() + 1)
     torch.testing.assert_close(transform_points(batch.to_photo, recorded[0]), points[1], atol=1e-3, rtol=0)
     crops = FaceCrops((9, 9), [0], [np.zeros(4)], [], [batch.to_photo[0].double().numpy()], [])
-    prediction = _CropPrediction(rounded.predict_points(batch.image).points[0].detach().double().numpy(), None, None)
-    face = _collect(rounded, "a", Path("a"), crops, iter([prediction])).faces[0]
+    prediction = CropPrediction(rounded.predict_points(batch.image).points[0].detach().double().numpy(), None, None)
+    face = collect(rounded, "a", Path("a"), crops, iter([prediction])).faces[0]
     assert np.array_equal(face.points, np.trunc(face.points))
 
 
