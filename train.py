@@ -13,6 +13,7 @@ from facelab.errors import CheckpointError, ConfigError, RunError
 from facelab.runs.build import build, build_trainer, check
 from facelab.runs.check import TRAIN_KEYS
 from facelab.runs.checkpoint import clear_initial_weights, find_checkpoint, offline, read_checkpoint
+from facelab.runs.initial import build_initialised
 from facelab.runs.overrides import check_reach, key_of, plain_overrides
 from facelab.runs.recording import track_run
 from facelab.runs.report import report
@@ -130,7 +131,7 @@ def build_parts(cfg: DictConfig, *, resumed: bool = False) -> tuple[Any, Any, An
 def build_module(cfg: DictConfig, *, resumed: bool) -> Any:
     """Build the module; without initial weights for a resumed run, because its checkpoint replaces them."""
     if not resumed:
-        return build(cfg, "model")
+        return build(cfg, "model") if cfg.get("init") is None else build_initialised(cfg)
     with offline():
         return build(OmegaConf.create(clear_initial_weights(OmegaConf.to_container(cfg))), "model")
 

@@ -250,6 +250,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ConfigError: the file is missing, or its content is not tensors by name.
     """
     content = read_weights_file(path)
+    if isinstance(content, Mapping) and "hyper_parameters" in content:
+        raise ConfigError("weights", f"={path}: a checkpoint of a whole model; train.py init=FILE starts from it")
     content = content.get("state_dict", content) if isinstance(content, Mapping) else content
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ConfigError("weights", f"={path}: expected tensors by name, got {type(content).__name__}")

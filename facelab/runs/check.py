@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
-from facelab.bounds import Seed, Text
+from facelab.bounds import Name, Seed, Text
 from facelab.renames import renamed_key
 from facelab.runs.argv import quoted
 from facelab.runs.stricter import MAX_NUMBER, STRICTER
@@ -32,6 +32,7 @@ PATHS: dict[str, Any] = {
 TRAIN_KEYS: dict[str, Any] = {
     "task": Text,
     "seed": Seed,
+    "init": Name | None,
     "test": bool,
     "test_ckpt": Literal["last", "best"],
     "on_nan": Literal["stop", "skip", "continue"],

@@ -80,6 +80,15 @@ def find_checkpoint(path: Path, name: str) -> Path:
     raise RunError(f"{path} has no {file.relative_to(path)}; did its training complete an epoch?")
 
 
+def tested_checkpoint(path: Path) -> Path:
+    """Return the checkpoint of a run folder that its test uses (``test_ckpt``), or the file itself.
+
+    Raises:
+        RunError: there is no checkpoint, or the configuration of the run cannot be read.
+    """
+    return find_checkpoint(path, "best" if _saved_config(path).get("test_ckpt") == "best" else "last")
+
+
 def read_checkpoint(file: Path) -> Checkpoint:
     """Read a checkpoint of train.py without executing code from the file.
 
@@ -138,7 +147,7 @@ def load_run(path: Path, paths: DictConfig | None) -> LoadedRun:
     """
     from facelab.profiling.compile import set_format_and_compile
 
-    file = find_checkpoint(path, "best" if _saved_config(path).get("test_ckpt") == "best" else "last")
+    file = tested_checkpoint(path)
     config, weights, _ = read_checkpoint(file)
     machine: Any = NO_PATHS if paths is None else OmegaConf.to_container(paths, resolve=True)
     config = {key: clear_initial_weights(node) for key, node in config.items()} | {"paths": machine}

@@ -17,7 +17,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 
 from facelab import signals
-from facelab.errors import FacelabError, RunError
+from facelab.errors import ConfigError, FacelabError, RunError
 from facelab.runs import resolvers  # noqa: F401  registers them
 from facelab.runs.argv import is_sweep, normalise_argv
 from facelab.runs.overrides import RESUME_PREFIX, resumed_argv
@@ -68,6 +68,11 @@ def _start(resumable: bool) -> None:
         argv = [*json.loads(os.environ[RANKS]), f"hydra.job.name={Path(sys.argv[0]).stem}_rank_{rank}"]
     else:
         check_typed(argv, RESUME_PREFIX if resumable else None)
+    if resumable and (words := [word for word in argv if word.startswith("ckpt=")]):
+        raise ConfigError(
+            words[0],
+            ": train.py has no such option; init=RUN starts from the weights of a run, and resume=RUN continues it",
+        )
     sys.argv[1:] = resumed_argv(argv) if resumable else argv
     started = max(int(os.environ.get(name, 1)) for name in ("SLURM_STEP_NUM_TASKS", "WORLD_SIZE"))
     if started > 1 and STAMP not in os.environ and not any(word.startswith("hydra.run.dir=") for word in sys.argv):
