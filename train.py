@@ -122,6 +122,7 @@ def build_parts(cfg: DictConfig, *, resumed: bool = False) -> tuple[Any, Any, An
 
     seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule, module = build(cfg, "datamodule"), build_module(cfg, resumed=resumed)
+    module.resumed = resumed
     module.save_hyperparameters(OmegaConf.to_container(cfg, resolve=False), logger=False)
     set_format_and_compile(module, cfg.memory_format, cfg.compile)
     module.configure_optimizers()  # only to refuse invalid values now: Lightning calls it again before training
@@ -144,7 +145,7 @@ def check_monitors(cfg: DictConfig, module: Any, datamodule: Any) -> None:
     """
     from facelab.metrics.landmarks import names
 
-    logged = {f"val/{name}" for name in (*names(module.layout, datamodule.data.tags), *module.extra_names)}
+    logged = {f"val/{name}" for name in names(module.layout, datamodule.data.tags)}
     for name, callback in {"monitor": {"monitor": cfg.monitor.name}, **(cfg.callbacks or {})}.items():
         monitored = str(callback.get("monitor")) if callback else ""
         # A custom method may log other names, and Lightning logs `step` and `epoch`.

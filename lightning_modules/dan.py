@@ -1,5 +1,6 @@
 """DAN: Deep Alignment Network (Kowalski, Naruniec, Trzcinski, CVPR Workshops 2017, arXiv 1706.01789)."""
 
+import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -24,11 +25,14 @@ from facelab.metrics.face_table import nme_per_face
 from facelab.metrics.landmarks import nme
 from facelab.networks.dan import DANStage, draw_heatmap, fit_similarity, match_arrays, warp
 from lightning_modules.landmark import LandmarkModule, Prediction
+from lightning_modules.schedule import first_epochs
 
 log = logging.getLogger(__name__)
 
 PLACEHOLDER_RADIUS = 0.25
 """Radius of the circle that stands for the mean shape before the statistics are computed, as a share of the crop."""
+LOSS_ARGUMENTS = 3
+"""Number of arguments that a loss gets: prediction, target and valid."""
 NEUTRAL_GREY = 127.5
 """Mean and deviation of the crops in grey levels before the statistics of the training faces are computed."""
 
@@ -72,8 +76,8 @@ class DAN(LandmarkModule):
         num_active: number of stages in use, equal to the buffer ``trained_stages``.
 
     Raises:
-        ConfigError: the shares are not positive or their sum is not 1, or the heatmap's squares are larger than the
-            crop.
+        ConfigError: the shares are not positive or their sum is not 1, the heatmap's squares are larger than the crop,
+            sizes differ, or the loss needs other arguments than prediction, target and valid.
     """
 
     mean_shape: Tensor  # (N, 2) float32, pixels of the crop
@@ -99,14 +103,19 @@ class DAN(LandmarkModule):
         if not stage_shares or min(stage_shares) <= 0 or abs(sum(stage_shares) - 1) > 1e-6:
             raise ConfigError("stage_shares", f"={list(stage_shares)} must be numbers over 0 with the sum 1")
         count, size = len(stage_shares), coder.size
+        required = [] if loss is None else [*_required_arguments(loss.forward)][LOSS_ARGUMENTS:]
+        if required:
+            raise ConfigError("loss", f": {type(loss).__name__} needs {', '.join(required)}, which DAN does not have")
         if 2 * heatmap_radius >= size:
             raise ConfigError(
                 "heatmap_radius", f"={heatmap_radius}: the squares must be smaller than the crop ({size})"
             )
         self.stages = nn.ModuleList([stage(num_points=layout.num_points, first=k == 0) for k in range(count)])
-        self.stage_shares, self.max_epochs = tuple(stage_shares), max_epochs
+        if self.stages[0].size != size:
+            given = self.stages[0].size
+            raise ConfigError("stage.size", f"={given} must be coder.size={size}, the crop's side", mounted=True)
+        self.first_epochs, self.max_epochs = first_epochs(stage_shares, max_epochs), max_epochs
         self.heatmap_radius, self.official_training_mode = heatmap_radius, official_training_mode
-        self.extra_names = tuple(f"nme_box_stage{k + 1}" for k in range(count)) if count > 1 else ()
         self.register_buffer("mean_shape", _placeholder(layout.num_points, size))
         self.register_buffer("image_mean", torch.full((size, size), NEUTRAL_GREY))
         self.register_buffer("image_deviation", torch.full((size, size), NEUTRAL_GREY))
@@ -136,38 +145,36 @@ class DAN(LandmarkModule):
             tags = self.trainer.datamodule.data.tags  # type: ignore[attr-defined]
             errors = [FaceErrors(self.layout, len(tags)) for _ in range(len(self.stages) - 1)]
             self.stage_errors: Any = nn.ModuleList(errors)  # of all stages but the last
-        if stage == "fit":
+        if stage == "fit" and len(self.stages) > 1:
             allow_unused_parameters(self.trainer)  # those of the stages that are not trained
 
     def fit_statistics(self, datamodule: HasStatistics) -> None:
         """Compute mean shape, mean and deviation of the training crops."""
-        buffers = (self.mean_shape, self.image_mean, self.image_deviation)
-        for buffer, value in zip(buffers, datamodule.statistics(), strict=True):
-            buffer.copy_(torch.from_numpy(value))
-
-    def first_epochs(self) -> list[int]:
-        """Return the first epoch of each stage, counted from 0; every stage has at least one epoch."""
-        first, share = [0], 0.0
-        for part in self.stage_shares[:-1]:
-            share += part
-            first.append(max(first[-1] + 1, round(share * self.max_epochs)))
-        return first
-
-    def on_train_start(self) -> None:
-        """Warn of stages that are never trained; see :class:`LandmarkModule`."""
-        super().on_train_start()
-        if missing := sum(epoch >= self.max_epochs for epoch in self.first_epochs()):
-            log.warning("max_epochs=%d is too short: the last %d stages are not trained", self.max_epochs, missing)
+        shape, mean, deviation = map(torch.from_numpy, datamodule.statistics())
+        if mean.shape != self.image_mean.shape:
+            size, side = self.coder.size, len(mean)
+            raise ConfigError("coder.size", f"={size} must be the crop's side, which is {side}", mounted=True)
+        for buffer, value in zip(
+            (self.mean_shape, self.image_mean, self.image_deviation), (shape, mean, deviation), strict=True
+        ):
+            buffer.copy_(value)
 
     def on_train_epoch_start(self) -> None:
-        """Start the next stage when its first epoch is reached."""
-        scheduled = sum(epoch <= self.current_epoch for epoch in self.first_epochs())
-        if self.current_epoch == 0:
+        """Start the next stage when its first epoch is reached; a check of all parts uses all stages at once."""
+        scheduled = sum(epoch <= self.current_epoch for epoch in self.first_epochs)
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.use_stages(len(self.stages))
+        elif self.current_epoch == 0:
             self.use_stages(1)
         elif scheduled > self.num_active:  # not fewer stages: a run may be extended
             forget_best(self.trainer)
             self.use_stages(scheduled)
             log.info("epoch %d: stage %d is trained, the earlier stages are frozen", self.current_epoch + 1, scheduled)
+
+    def on_train_end(self) -> None:
+        """Warn of stages that were not trained."""
+        if remark := self._name_missing_stages():
+            log.warning(remark)
 
     def use_stages(self, count: int) -> None:
         """Use the first ``count`` stages from now on; training changes the last of these."""
@@ -184,20 +191,18 @@ class DAN(LandmarkModule):
 
     # Prediction
 
-    def normalise(self, image: Tensor) -> Tensor:
-        """Convert crops ``(B, 3, S, S)`` uint8 to normalised grey images ``(B, 1, S, S)`` float32.
+    def grey(self, image: Tensor) -> Tensor:
+        """Convert crops ``(B, 3, S, S)`` uint8 to grey levels ``(B, 1, S, S)``, the plain mean of the channels.
 
         Raises:
             ConfigError: the crops have another size than the stages.
         """
-        if image.shape[-2:] != self.image_mean.shape:
-            size = self.image_mean.shape[-1]
+        if image.shape[-1] != self.coder.size or image.shape[-2] != self.coder.size:
+            side = image.shape[-1]
             raise ConfigError(
-                "stage.size", f"={size} must be the crop's side, which is {image.shape[-1]}", mounted=True
+                "coder.size", f"={self.coder.size} must be the crop's side, which is {side}", mounted=True
             )
-        precision = torch.promote_types(self.image_mean.dtype, torch.float32)
-        grey = image.to(precision).mean(1, keepdim=True)
-        return (grey - self.image_mean) / self.image_deviation
+        return image.to(torch.promote_types(self.image_mean.dtype, torch.float32)).mean(1, keepdim=True)
 
     def run_stages(self, image: Tensor, start: Tensor | None = None) -> list[Tensor]:
         """Predict the landmarks of crops by each stage in use.
@@ -205,41 +210,41 @@ class DAN(LandmarkModule):
         Args:
             image: ``(B, 3, S, S)`` uint8.
             start: ``(B, N, 2)`` landmarks in pixels of the crop to start from, such as those of another method or of
-                the frame before; the mean shape fitted to them replaces the mean shape of the crop.
+                the frame before: the crop is warped so that they match the mean shape, also in their rotation.
 
         Returns:
             One ``(B, N, 2)`` float32 per stage, in pixels of the crop.
         """
-        grey, points, hidden = self.normalise(image), start, None
-        results = list[Tensor]()
+        grey, back = self.grey(image), None
+        if start is not None:
+            _, back = fit_similarity(start, self.mean_shape)
+            grey = warp(grey, back)
+        normalised = (grey - self.image_mean) / self.image_deviation
+        points, hidden, results = None, None, list[Tensor]()
         for number in range(self.num_active):
             frozen = self.training and number < self.num_active - 1
             with torch.no_grad() if frozen else nullcontext():
-                points, hidden = self._run_stage(number, grey, points, hidden)
+                points, hidden = self._run_stage(number, normalised, points, hidden)
             results.append(points)
-        return results
+        return results if back is None else [transform_points(back, points) for points in results]
 
     def _run_stage(
-        self, number: int, grey: Tensor, points: Tensor | None, hidden: Tensor | None
+        self, number: int, normalised: Tensor, points: Tensor | None, hidden: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Return the corrected landmarks of one stage and its hidden vector; None are the landmarks of the mean shape.
+        """Return the corrected landmarks of a stage and its hidden vector; the first stage gets neither.
 
-        Section 3.2 of the paper: the stage works on the image in which the landmarks match the mean shape, and its
+        Section 3.2 of the paper: a later stage works on the image in which the landmarks match the mean shape, and its
         result is mapped back.
         """
         stage = self.stages[number]
         if points is None:
-            correction, hidden = stage(grey)
-            return self.mean_shape + correction.to(grey.dtype), hidden
+            correction, hidden = stage(normalised)
+            return self.mean_shape + correction.to(normalised.dtype), hidden
         to_mean, back = fit_similarity(points, self.mean_shape)
-        image = warp(grey, back)
-        if number == 0:
-            aligned = self.mean_shape
-            correction, hidden = stage(image)
-        else:
-            aligned = transform_points(to_mean, points)
-            correction, hidden = stage(image, draw_heatmap(aligned, image.shape[-1], self.heatmap_radius), hidden)
-        return transform_points(back, aligned + correction.to(grey.dtype)), hidden
+        aligned = transform_points(to_mean, points)
+        heatmap = draw_heatmap(aligned, normalised.shape[-1], self.heatmap_radius)
+        correction, hidden = stage(warp(normalised, back), heatmap, hidden)
+        return transform_points(back, aligned + correction.to(normalised.dtype)), hidden
 
     def forward(self, image: Tensor) -> Tensor:
         """Predict the landmarks ``(B, N, 2)`` of crops ``(B, 3, S, S)`` uint8 as fractions of the crop."""
@@ -275,27 +280,44 @@ class DAN(LandmarkModule):
         return last
 
     def _log_table(self, role: str) -> None:
-        """Log the metrics of the last stage in use, and the mean error of every stage beside them."""
+        """Log the metrics of the last stage in use, and the mean error of every stage in use beside them."""
         super()._log_table(role)
-        self.extra_metrics, self.remarks = {}, []
-        if self.num_active == 1:
-            return
         tables = [self.table]
         for errors in reversed(self.stage_errors[: self.num_active - 1]):
             tables.insert(0, errors.compute())
             errors.reset()
         means = [float(nme(nme_per_face(table, "box"))) for table in tables]
-        self.extra_metrics = dict(zip(self.extra_names, means, strict=False))
+        self.extra_metrics = {f"nme_box_stage{number}": mean for number, mean in enumerate(means, 1)}
+        if len(self.stages) == 1:
+            self.extra_metrics = {}
         for name, value in self.extra_metrics.items():
             self.log(f"{role}/{name}", value, sync_dist=True)
-        for number, (before, after) in enumerate(pairwise(means), 1):
-            if after > before:
-                self.remarks.append(
-                    f"stage {number + 1} is worse than stage {number}: nme_box {after:.2%} instead of {before:.2%}"
-                )
-        ends = role == "test" or self.current_epoch + 1 in (*self.first_epochs(), self.max_epochs)
-        for remark in self.remarks if ends else ():
-            log.warning("%s: %s", role, remark)
+        self.remarks = list(filter(None, [self._name_missing_stages(), *_name_worse_stages(means)]))
+        is_end_of_stage = self.current_epoch + 1 in (*self.first_epochs[1:], self.max_epochs)
+        if self.trainer.is_global_zero and (role == "test" or is_end_of_stage):
+            for remark in _name_worse_stages(means):
+                log.warning("%s: %s", role, remark)
+
+    def _name_missing_stages(self) -> str:
+        """Return a sentence on stages that are not trained; empty if all are."""
+        if self.num_active == len(self.stages):
+            return ""
+        return f"the training ended in stage {self.num_active} of {len(self.stages)}; the later stages are not used"
+
+
+def _name_worse_stages(means: Sequence[float]) -> list[str]:
+    """Return a sentence for each stage whose mean error, as it is printed, is larger than that of the stage before."""
+    return [
+        f"stage {number + 1} is worse than stage {number}: nme_box {after:.2%} instead of {before:.2%}"
+        for number, (before, after) in enumerate(pairwise(means), 1)
+        if after > before and f"{after:.2%}" != f"{before:.2%}"
+    ]
+
+
+def _required_arguments(function: Callable[..., Any]) -> list[str]:
+    """Return the names of the arguments without a default."""
+    parameters = inspect.signature(function).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.default is parameter.empty]
 
 
 def _placeholder(num_points: int, size: int) -> Tensor:

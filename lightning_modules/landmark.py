@@ -49,13 +49,13 @@ class LandmarkModule(LightningModule):
     Attributes:
         memory_format: memory format of images; ``facelab.profiling.compile`` sets it together with that of the weights.
         table: errors of the last validation or test.
-        extra_names: metrics that this method logs beside those of the table.
-        extra_metrics: their values in the last validation or test, fractions of lower-is-better errors.
+        resumed: whether a checkpoint replaces the statistics, so that they need not be computed.
+        extra_metrics: metrics of the last validation or test beside those of the table, errors as fractions.
         remarks: sentences about the last test for its table.
     """
 
     memory_format = torch.channels_last
-    extra_names: tuple[str, ...] = ()
+    resumed = False
     extra_metrics: Mapping[str, float] = {}
     remarks: Sequence[str] = ()
     table: FaceTable
@@ -89,7 +89,7 @@ class LandmarkModule(LightningModule):
         if stage != "predict":
             datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
             self.errors = FaceErrors(self.layout, len(datamodule.data.tags))
-            if stage == "fit":
+            if stage == "fit" and not self.resumed:
                 self.fit_statistics(datamodule)
 
     def on_train_start(self) -> None:

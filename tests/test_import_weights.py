@@ -377,8 +377,7 @@ def test_import_weights_keeps_the_output_of_hrnet(prefix: str, file: str, tmp_pa
         torch.testing.assert_close(run.module.double()(image).maps, expected, atol=PRECISION * scale, rtol=0)
 
 
-@pytest.mark.parametrize("stages", [1, 2])
-@pytest.mark.parametrize("confidence", [False, True])
+@pytest.mark.parametrize(("stages", "confidence"), [(1, False), (1, True), (2, False), (3, False)])
 def test_import_weights_keeps_the_output_of_dan(stages: int, confidence: bool, tmp_path: Path) -> None:
     """Would catch kernels that are not flipped, exchanged arrays of a normalisation, and another order of layers."""
     arrays = lasagne_arrays(stages, width=4 if not confidence else 64, size=64, points=POINTS)
@@ -386,7 +385,7 @@ def test_import_weights_keeps_the_output_of_dan(stages: int, confidence: bool, t
     if confidence:  # of the published network for tracking
         content |= {f"arr_{len(arrays) - 5}": np.zeros((256, 2)), f"arr_{len(arrays) - 4}": np.zeros(2)}
     np.savez(tmp_path / "network.npz", **content)
-    shares = f"model.stage_shares=[{','.join(['1.0'] if stages == 1 else ['0.5', '0.5'])}]"
+    shares = f"model.stage_shares={[1 / stages] * stages}"
     overrides = ["model=dan", *SMALL_FACES, "crop.size=64", f"stage.width={64 if confidence else 4}", shares]
     open_door("import_weights", *overrides, "weights=network.npz", "hydra.run.dir=run", folder=tmp_path)
     run = load_imported(tmp_path)
@@ -408,6 +407,7 @@ def test_import_weights_keeps_the_output_of_dan(stages: int, confidence: bool, t
         (lambda arrays: arrays.pop("meanImg"), "has no array meanImg"),
         (lambda arrays: arrays.update(arr_45=np.zeros((16, 196))), r"points.weight has the shape \(196, 16\) instead"),
         (lambda arrays: arrays.update(arr_3=np.full(4, np.nan)), "running_mean has values that are not finite"),
+        (lambda arrays: arrays.update(stdDevImg=np.zeros((1, 64, 64))), "stdDevImg has values that are not over 0"),
         (lambda arrays: arrays.update(arr_4=np.zeros(4)), "running_var has values that are not finite"),
         (lambda arrays: arrays.update(errors=np.array([{}], object)), "not a file of arrays written by numpy.savez"),
     ],

@@ -102,6 +102,8 @@ def _boxes_of_landmarks(path: Path, name: str, photo: Any) -> list[list[float]]:
     """Return the tight boxes of the landmarks of a photo in a ``landmarks.json``."""
     try:
         points = [np.array(face["points"], np.float64).reshape(-1, 2) for face in photo["faces"]]
+        if not all(len(face) and np.isfinite(face).all() for face in points):
+            raise ValueError("a point is missing")
     except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(f"{path}, {name!r}: expected the faces of a landmarks.json, each with points") from error
     return [bounding_box(face).tolist() for face in points]

@@ -5,8 +5,9 @@ import traceback
 from subprocess import Popen
 from typing import Any
 
+import torch
 from lightning import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.connectors import checkpoint_connector
@@ -42,7 +43,11 @@ def allow_unused_parameters(trainer: Trainer) -> None:
 
 
 def forget_best(trainer: Trainer) -> None:
-    """Let each ``ModelCheckpoint`` choose its best checkpoint anew; the next one replaces the file."""
+    """Let each ``ModelCheckpoint`` and ``EarlyStopping`` judge anew; a file of a fixed name is then replaced."""
+    for stopping in trainer.early_stopping_callbacks:
+        if isinstance(stopping, EarlyStopping):
+            stopping.wait_count = 0
+            stopping.best_score = torch.tensor(torch.inf if stopping.mode == "min" else -torch.inf)
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint):
             callback.best_k_models, callback.best_model_score = {}, None

@@ -118,7 +118,7 @@ def draw_heatmap(points: Tensor, size: int, radius: int) -> Tensor:
     points = _precise(points).clamp(radius, size - 1 - radius)
     pixels = torch.arange(size, dtype=points.dtype, device=points.device)
     far = torch.full((), torch.inf, dtype=points.dtype, device=points.device)
-    # Squares are products of intervals, so that (B, N, S, S) is touched only twice.
+    # The squared distance is that of the column plus that of the row; outside of the square one of them is infinite.
     inside = (pixels - points.detach().trunc()[..., None]).abs() <= radius  # (B, N, 2, S)
     squared = torch.where(inside, (pixels - points[..., None]).square(), far)
     nearest = (squared[:, :, 1, :, None] + squared[:, :, 0, None, :]).amin(1, keepdim=True)  # (B, 1, S, S)
@@ -149,7 +149,7 @@ class DANStage(nn.Module):
         super().__init__()
         if size % STRIDE:
             raise ConfigError("size", f"={size} must be a multiple of {STRIDE}")
-        hidden, self.later = HIDDEN_FACTOR * width, not first
+        hidden, self.size, self.later = HIDDEN_FACTOR * width, size, not first
         if self.later:
             self.feature = nn.Linear(hidden, (size // FEATURE_STRIDE) ** 2)
             self.norm = nn.BatchNorm2d(3, norm_epsilon)
@@ -197,7 +197,7 @@ class DANStage(nn.Module):
             feature = self.feature(hidden).relu().view(-1, 1, side, side)
             feature = functional.interpolate(feature, scale_factor=FEATURE_STRIDE, mode="nearest")
             x = self.norm(torch.cat([x, heatmap.to(dtype), feature.to(dtype)], 1))
-        vector = self.hidden(self.trunk(x).contiguous())
+        vector = self.hidden(self.trunk(x))
         return self.points(vector).unflatten(-1, (-1, 2)), vector
 
 
@@ -229,6 +229,8 @@ def match_arrays(stages: Sequence[DANStage], arrays: Mapping[str, Tensor]) -> di
         found[name] = arrays[key].float() if name == "mean_shape" else arrays[key].float()[0]
     if faulty := [name for name, value in found.items() if not value.isfinite().all()]:
         raise CheckpointError(f"{faulty[0]} has values that are not finite")
+    if not (found["image_deviation"] > 0).all():
+        raise CheckpointError("stdDevImg has values that are not over 0")
     return found
 
 

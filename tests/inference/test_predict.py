@@ -377,7 +377,12 @@ def test_find_photos_refuses_a_place_without_photos(images: str, tmp_path: Path)
         ("b.json", '{"a.jpg": [], "a.jpg": [[1, 2, 3, 4]]}', "'a.jpg' occurs more than once"),
         ("b.json", '{"images": {"a.jpg": {"faces": [{"box": [1, 2, 3, 4]}]}}}', "'a.jpg': expected the faces of a"),
         ("b.json", '{"images": {"a.jpg": {"faces": [{"points": [[1, 2, 3]]}]}}}', "'a.jpg': expected the faces of a"),
-        ("b.json", '{"images": {"a.jpg": {"faces": [{"points": [[null, 2]]}]}}}', "'a.jpg', face 0: expected"),
+        (
+            "b.json",
+            '{"images": {"a.jpg": {"faces": [{"points": [[null, 2], [3, 4]]}]}}}',
+            "'a.jpg': expected the faces of",
+        ),
+        ("b.json", '{"images": {"a.jpg": {"faces": [{"points": []}]}}}', "'a.jpg': expected the faces of a"),
         ("b.txt", "a.jpg 1 2 3 4", "the ending .csv or .json"),
     ],
 )

@@ -13,13 +13,14 @@ import torch
 from composing import compose_config, small
 from conftest import PLAIN, ROOT, open_door, start_door
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, LambdaCallback, ModelCheckpoint
 from torch import Tensor, nn
 
-from facelab.errors import CheckpointError
+from callbacks.results import results
+from facelab.errors import CheckpointError, ConfigError
 from facelab.faces.geometry import affine_about_centre, transform_points
 from facelab.runs.build import build
-from lightning_modules.dan import DAN
+from lightning_modules.dan import DAN, _name_worse_stages
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
 
@@ -122,21 +123,93 @@ def test_dan_selects_the_best_checkpoint_anew_for_each_stage(tmp_path: Path) -> 
 
 
 def test_dan_measures_every_stage_and_names_a_worse_one(caplog: pytest.LogCaptureFixture) -> None:
-    """Would catch the last stage's number for all, stages exchanged, or a silent loss by the second stage."""
-    module, datamodule = build_dan("trainer.max_epochs=2", "model.stage_shares=[0.5,0.5]", "optimizer.lr=0.0")
+    """Would catch the last stage's number for all, stages exchanged, or a stage that loses without a word."""
+    overrides = ("trainer.max_epochs=3", "model.stage_shares=[0.4,0.3,0.3]", "optimizer.lr=0.0")
+    module, datamodule = build_dan(*overrides)
     with torch.no_grad():
         module.stages[1].points.bias.fill_(20.0)
+        module.stages[2].points.bias.fill_(-5.0)
     caplog.set_level(logging.WARNING)
-    trainer = fit(module, datamodule, 2)
+    trainer = fit(module, datamodule, 3)
     metrics = trainer.callback_metrics
-    one, two = float(metrics["val/nme_box_stage1"]), float(metrics["val/nme_box_stage2"])
-    assert two == float(metrics["val/nme_box"]) > one + 0.1
-    module.use_stages(1)
-    alone = trainer.validate(module, datamodule, verbose=False)[0]
-    assert alone["val/nme_box"] == pytest.approx(one, abs=1e-6)
-    assert "val/nme_box_stage1" not in alone
-    expected = f"val: stage 2 is worse than stage 1: nme_box {two:.2%} instead of {one:.2%}"
-    assert [record.message for record in caplog.records if "worse" in record.message] == [expected]
+    one, two, three = (float(metrics[f"val/nme_box_stage{number}"]) for number in (1, 2, 3))
+    assert three == float(metrics["val/nme_box"]) and two > one + 0.1 and two > three + 0.01
+    for count, expected in ((1, one), (2, two)):
+        module.use_stages(count)
+        alone = trainer.validate(module, datamodule, verbose=False)[0]
+        assert alone["val/nme_box"] == pytest.approx(expected, abs=1e-6)
+        assert alone[f"val/nme_box_stage{count}"] == alone["val/nme_box"]
+        assert f"val/nme_box_stage{count + 1}" not in alone
+    worse = [record.message for record in caplog.records if "worse" in record.message]
+    sentence = f"stage 2 is worse than stage 1: nme_box {two:.2%} instead of {one:.2%}"
+    assert worse == [f"val: {sentence}"] * 2  # at the end of stage 2 and of stage 3
+    module.use_stages(3)
+    trainer.test(module, datamodule, verbose=False)
+    assert len(module.remarks) == 1 and module.remarks[0].startswith("stage 2 is worse than stage 1")
+    assert f"test: {module.remarks[0]}" in caplog.text
+    assert results(module, datamodule)["remarks"] == module.remarks
+
+
+def test_dan_names_equal_stages_neither_better_nor_worse() -> None:
+    """Would catch a remark with twice the same number."""
+    assert _name_worse_stages([0.28251, 0.28254, 0.2825, 0.3]) == [
+        "stage 4 is worse than stage 3: nme_box 30.00% instead of 28.25%"
+    ]
+
+
+def build_constant(*words: str) -> tuple[DAN, Any]:
+    """Build a small configuration whose training changes nothing, not even running statistics."""
+    module, datamodule = build_dan("optimizer.lr=0.0", *words)
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+            layer.momentum = 0.0
+    return module, datamodule
+
+
+def test_dan_names_stages_that_early_stopping_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    """Would catch a run that ends in stage 1 and is tested with one stage as if it were whole."""
+    module, datamodule = build_constant("trainer.max_epochs=8", "model.stage_shares=[0.5,0.5]")
+    stopping = EarlyStopping("val/nme_box", patience=2)
+    trainer = fit(module, datamodule, 8, callbacks=[stopping])
+    assert trainer.current_epoch == 3
+    sentence = "the training ended in stage 1 of 2; the later stages are not used"
+    assert sentence in caplog.text
+    trainer.test(module, datamodule, verbose=False)
+    assert module.remarks == [sentence]
+
+
+def test_dan_gives_early_stopping_a_new_start_in_each_stage() -> None:
+    """Would catch a patience that stage 1 has used up, or a score of stage 1 that stage 2 must beat at once."""
+    module, datamodule = build_constant("trainer.max_epochs=8", "model.stage_shares=[0.5,0.5]")
+    with torch.no_grad():
+        module.stages[1].points.bias.fill_(20.0)  # stage 2 is worse
+    stopping = EarlyStopping("val/nme_box", patience=4)
+    trainer = fit(module, datamodule, 8, callbacks=[stopping])
+    assert trainer.current_epoch == 8 and stopping.stopped_epoch == 0
+
+
+def test_dan_checks_all_stages(caplog: pytest.LogCaptureFixture) -> None:
+    """Would catch trainer=check that never runs the second stage, whose faults then appear after hours."""
+    module, datamodule = build_dan("trainer=check", "datamodule.batch_size=2")
+    fit(module, datamodule, 1, fast_dev_run=2)
+    assert module.num_active == 2 and "stage" not in caplog.text
+    faces = datamodule.faces["train"]
+    assert int(faces._read.sum()) <= 8 < len(faces), "the statistics read more than some batches"
+
+
+def test_dan_does_not_return_to_an_earlier_stage(tmp_path: Path) -> None:
+    """Would catch an extended run whose later boundary makes it train stage 1 again."""
+    module, datamodule = build_dan("trainer.max_epochs=4", "model.stage_shares=[0.5,0.5]")
+    fit(module, datamodule, 3).save_checkpoint(tmp_path / "a.ckpt")
+    longer, datamodule = build_dan("trainer.max_epochs=20", "model.stage_shares=[0.5,0.5]")
+    before = copy.deepcopy(frozen_state(module))
+    trainer = Trainer(
+        max_epochs=4, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.fit(longer, datamodule, ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    assert longer.num_active == 2
+    assert all(torch.equal(before[name], value) for name, value in frozen_state(longer).items())
 
 
 def test_dan_checkpoint_opens_with_the_trained_stages_only() -> None:
@@ -154,52 +227,39 @@ def test_dan_checkpoint_opens_with_the_trained_stages_only() -> None:
         loaded.load_state_dict(state)
 
 
-def test_dan_warns_of_a_training_that_is_too_short(caplog: pytest.LogCaptureFixture) -> None:
-    """Would catch one epoch whose result is that of stage 1 without a word."""
-    module, datamodule = build_dan("trainer.max_epochs=1")
-    fit(module, datamodule, 1)
-    assert "max_epochs=1 is too short: the last 1 stages are not trained" in caplog.text
-    assert int(module.trained_stages) == 1
+def with_statistics(module: DAN) -> DAN:
+    """Give a module statistics that differ from pixel to pixel, and return it in evaluation mode."""
+    generator = torch.Generator().manual_seed(3)
+    module.mean_shape.copy_(16 + 32 * torch.rand(68, 2, generator=generator))
+    module.image_mean.copy_(100 * torch.rand(SIZE, SIZE, generator=generator))
+    module.image_deviation.copy_(50 + 20 * torch.rand(SIZE, SIZE, generator=generator))
+    return module.eval()
 
 
-@pytest.mark.parametrize(
-    ("shares", "epochs", "first"),
-    [
-        ([0.25, 0.75], 600, [0, 150]),
-        ([0.2, 0.3, 0.5], 10, [0, 2, 5]),
-        ([0.01, 0.01, 0.98], 10, [0, 1, 2]),
-        ([1.0], 7, [0]),
-    ],
-)
-def test_dan_divides_the_epochs_by_the_shares(shares: list[float], epochs: int, first: list[int]) -> None:
-    """Would catch a stage without an epoch, or shares that are not added up."""
-    module, _ = build_dan(f"model.stage_shares={shares}", f"trainer.max_epochs={epochs}", "stage.width=1")
-    assert module.first_epochs() == first
-
-
-def test_dan_normalises_the_plain_mean_of_the_channels() -> None:
+def test_dan_normalises_the_plain_mean_of_the_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch luma instead of the plain mean, or a division by the variance."""
-    module, _ = build_dan()
-    module.image_mean.copy_(torch.rand(SIZE, SIZE) * 100)
-    module.image_deviation.copy_(torch.rand(SIZE, SIZE) + 50)
-    image = crops(1)
+    module = with_statistics(build_dan("model.stage_shares=[1.0]")[0])
+    image, seen = crops(1), list[Tensor]()
+    stage = module.stages[0]
+    monkeypatch.setattr(stage, "forward", lambda x: seen.append(x) or type(stage).forward(stage, x))
+    with torch.no_grad():
+        module.run_stages(image)
     expected = (image[0].double().numpy().mean(0) - module.image_mean.numpy()) / module.image_deviation.numpy()
-    np.testing.assert_allclose(module.normalise(image)[0, 0], expected, atol=1e-5)
+    np.testing.assert_allclose(seen[0][0, 0], expected, atol=1e-5)
 
 
 def test_dan_starts_from_given_landmarks() -> None:
     """Would catch a start without effect, or one whose rotation and scale are turned round."""
-    module, _ = build_dan("model.stage_shares=[1.0]")
-    module.eval().mean_shape.copy_(16 + 32 * torch.rand(68, 2, generator=torch.Generator().manual_seed(3)))
+    module = with_statistics(build_dan()[0])
     image = crops(1, seed=2)
     with torch.no_grad():
-        plain = module.run_stages(image)[0]
-        same = module.run_stages(image, module.mean_shape[None])[0]
+        plain = module.run_stages(image)[-1]
+        same = module.run_stages(image, module.mean_shape[None])[-1]
         # The last row and column of a warped image are those before them, so that equal is not bit for bit.
         torch.testing.assert_close(same, plain, atol=0.02, rtol=0)
         turn = torch.tensor(affine_about_centre(SIZE, 90), dtype=torch.float32)
         turned = image.rot90(-1, (2, 3))  # clockwise, as a positive angle
-        started = module.run_stages(turned, transform_points(turn, module.mean_shape)[None])[0]
+        started = module.run_stages(turned, transform_points(turn, module.mean_shape)[None])[-1]
         torch.testing.assert_close(started, transform_points(turn, plain), atol=0.02, rtol=0)
 
 
@@ -211,6 +271,22 @@ def test_dan_predicts_the_same_alone_and_in_a_batch() -> None:
         batch = module.eval().predict(image).points
         for row in range(3):
             torch.testing.assert_close(module.predict(image[[row]]).points[0], batch[row], atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("stage.size=96",), "stage.size=96 must be coder.size=64"),
+        (("coder.size=80", "stage.size=80"), "coder.size=80 must be the crop's side, which is 64"),
+        (("loss=pfld_paper",), "loss: PFLDLoss needs angles, pose, tags, which DAN does not have"),
+    ],
+)
+def test_dan_refuses_parts_that_do_not_fit(words: tuple[str, ...], message: str) -> None:
+    """Would catch a traceback in the first step."""
+    with pytest.raises(ConfigError, match=message):
+        module, datamodule = build_dan(*words)
+        datamodule.setup("fit")
+        module.fit_statistics(datamodule)
 
 
 class Points(nn.Module):
@@ -257,7 +333,7 @@ LOGGING_TRAIN = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 import torch
-from lightning_modules.dan import DAN
+from lightning_modules.dan import DAN, _name_worse_stages
 def logging_end(self, *_):
     state = {{k: v for k, v in self.state_dict().items() if "num_batches" not in k}}
     grads = [n for n, p in self.named_parameters() if p.requires_grad]
