@@ -62,7 +62,8 @@ def _build(cfg: DictConfig, node: Any, place: str, parts: Mapping[str, Any]) -> 
     if node.get("_target_") == GET_OBJECT:
         return layout_at(node.path)
     keys: list[Any] = [key for key in node if key not in SPECIAL and key not in parts]
-    places = {key: typed_key(cfg, f"{place}.{key}") for key in keys}
+    names = {key: reference(node, key) for key in keys}
+    places = {key: typed_key(cfg, name) if name else f"{place}.{key}" for key, name in names.items()}
     if node.get("_recursive_", True):
         arguments = {key: _build(cfg, node[key], places[key], {}) for key in keys}
     else:

@@ -642,22 +642,21 @@ def _class_at(cfg: DictConfig, name: str) -> Any:
 # Part of a configuration
 
 
-def copy_part(cfg: DictConfig, paths: Iterable[str]) -> DictConfig:
+def copy_part(cfg: Mapping[str, Any], paths: Iterable[str]) -> DictConfig:
     """Copy some nodes and everything that they refer to; the other nodes are neither checked nor built.
 
     Args:
-        cfg: a whole configuration.
+        cfg: a whole configuration in plain containers, with unresolved interpolations.
         paths: dotted paths of nodes. Missing nodes are skipped.
 
     Returns:
         A new configuration of these nodes, and of those that their interpolations refer to, at the same places.
     """
-    raw: Any = OmegaConf.to_container(cfg, resolve=False)
     part: dict[str, Any] = {}
     copied: set[_Place] = set()
     waiting = [tuple(path.split(".")) for path in paths]
     while waiting:
-        place, value = _find(raw, waiting.pop())
+        place, value = _find(cfg, waiting.pop())
         if value is _UNKNOWN or any(place[: len(other)] == other for other in copied):
             continue
         copied.add(place)

@@ -232,10 +232,10 @@ def needed(cfg: DictConfig, *nodes: str) -> DictConfig:
     """
     if missing := [node for node in nodes if not isinstance(OmegaConf.select(cfg, node), DictConfig)]:
         raise CheckpointError(f"the configuration of the checkpoint has no {', '.join(missing)}")
-    cleared = copy.deepcopy(cfg)
+    cleared: Any = OmegaConf.to_container(cfg, resolve=False)
     for place in TRAINING:
         node, _, part = place.partition(".")
-        if isinstance(owner := cleared.get(node), DictConfig) and part in owner:
+        if isinstance(owner := cleared.get(node), dict) and part in owner:
             owner[part] = None
     return copy_part(cleared, nodes)
 

@@ -146,8 +146,8 @@ def test_pfld_multiply_adds_grow_with_the_area() -> None:
     """Would catch a layer with another resolution than that of the crop: 96 pixels cost 0.735 of 112."""
     costs = {}
     with FakeTensorMode():
+        body = trunk("pfld")
         for size in SIZES:
-            body = trunk("pfld")
             costs[size] = multiply_adds(nn.Sequential(body, head_on(body, WFLW98.num_points, size)), size)
     for size in SIZES:
         assert costs[size] / costs[112] == pytest.approx((size / 112) ** 2, rel=0.005)
