@@ -14,8 +14,9 @@ from facelab.bounds import Device
 from facelab.errors import ConfigError, FacelabError
 from facelab.files import replacing
 from facelab.run_folder import RunFolder
-from facelab.runs.check import SPECIAL, check_config, reference
+from facelab.runs.check import SPECIAL, check_config
 from facelab.runs.processes import is_first
+from facelab.runs.references import reference
 from facelab.runs.targets import GET_OBJECT, PROJECT, buildable, layout_at
 
 

@@ -5,7 +5,6 @@ removed logger, callback or option therefore does not prevent opening. :mod:`fac
 earlier versions.
 """
 
-import copy
 import logging
 import sys
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,8 @@ from facelab.files import MAX_DEPTH, MAX_NODES, read_yaml
 from facelab.renames import renamed_checkpoint, renamed_config
 from facelab.run_folder import RunFolder
 from facelab.runs.build import build, check, typed_key
-from facelab.runs.check import check_config, copy_part
+from facelab.runs.check import check_config
+from facelab.runs.references import copy_part
 from facelab.runs.resolvers import foreign_interpolation
 
 log = logging.getLogger(__name__)

@@ -21,8 +21,8 @@ from callbacks.resume import STATES, AtomicCheckpointIO
 from facelab import renames
 from facelab.errors import CheckpointError, FacelabError
 from facelab.renames import Step, renamed_config, renamed_override, renamed_path, renamed_weights
-from facelab.runs.check import copy_part
 from facelab.runs.checkpoint import load_run, offline, read_checkpoint
+from facelab.runs.references import copy_part
 from lightning_modules import pfld
 
 RECORDED = ROOT / "tests" / "recorded"
@@ -382,7 +382,8 @@ def test_part_of_includes_the_references_of_a_part() -> None:
             "paths": {"data": "somewhere"},
         }
     )
-    part = copy_part(cfg, ("model", "data.layout", "absent"))
+    raw: Any = OmegaConf.to_container(cfg, resolve=False)
+    part = copy_part(raw, ("model", "data.layout", "absent"))
     assert OmegaConf.to_container(part, resolve=False) == {
         "model": {"_target_": "x", "layout": "${data.layout}", "head": "${head}", "epochs": "${trainer.epochs}"},
         "head": {"size": "${crop.size}", "parts": [{"width": "${..width}"}, "${widths[1]}"], "width": 3},
@@ -391,7 +392,7 @@ def test_part_of_includes_the_references_of_a_part() -> None:
         "widths": [1, 2],
         "trainer": {"epochs": 5},
     }
-    assert OmegaConf.to_container(copy_part(cfg, ("data",)), resolve=True)["data"]["root"] == "somewhere"  # type: ignore[index,call-overload]
+    assert OmegaConf.to_container(copy_part(raw, ("data",)), resolve=True)["data"]["root"] == "somewhere"  # type: ignore[index,call-overload]
 
 
 # Received checkpoints

@@ -21,8 +21,9 @@ from evaluate import EVALUATE_KEYS, build_data
 from facelab.errors import FacelabError
 from facelab.profiling.compile import set_format_and_compile
 from facelab.runs.build import build, build_trainer, check
-from facelab.runs.check import TRAIN_KEYS, check_config, copy_part
+from facelab.runs.check import TRAIN_KEYS, check_config
 from facelab.runs.checkpoint import load_run
+from facelab.runs.references import copy_part
 
 Place = tuple[str | int, ...]
 NUMBERS = (math.nan, math.inf, -1, 0, 1e9, 10**9)
@@ -141,7 +142,8 @@ def composed(model: str) -> DictConfig:
 @cache
 def places_of(model: str, node: str) -> set[Place]:
     """Return the leaves of a node and of its references."""
-    return {place for place, _ in leaves(OmegaConf.to_container(copy_part(composed(model), [node]), resolve=False))}
+    raw: Any = OmegaConf.to_container(composed(model), resolve=False)
+    return {place for place, _ in leaves(OmegaConf.to_container(copy_part(raw, [node]), resolve=False))}
 
 
 def is_in(place: Place, places: set[Place]) -> bool:
