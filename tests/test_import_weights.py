@@ -321,7 +321,7 @@ def test_import_weights_keeps_the_output_of_pipnet(name: str, tmp_path: Path, me
     import_pipnet(tmp_path / "epoch59.pth", meanface, tmp_path, *overrides)
     run = load_imported(tmp_path)
     assert run.cfg.coder.official_merge and run.cfg.crop._target_.endswith("OfficialPIPNetCrop")
-    image = noise(128)
+    image = noise(64)
     with torch.inference_mode():
         cls, x, y, nb_x, nb_y = network.double()(image.double())
         maps = run.module.double()(image)
