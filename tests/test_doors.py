@@ -193,8 +193,16 @@ sys.exit(f"imported {heavy}" if heavy else code)
 """
 
 
-@pytest.mark.parametrize("door", ["train", "evaluate"])
-@pytest.mark.parametrize("words", ["--help", "model=pipnet --cfg job trainer.max_epochs=7"])
+CFG = "model=pipnet --cfg job trainer.max_epochs=7"
+
+
+@pytest.mark.parametrize(
+    ("door", "words"),
+    [
+        *(("train", "--help"), ("evaluate", CFG)),  # the imports of each door, and each of Hydra's flags
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("train", CFG), ("evaluate", "--help"))),
+    ],
+)
 def test_doors_show_help_without_heavy_imports(door: str, words: str, tmp_path: Path) -> None:
     """Would catch six seconds of imports before a list of options."""
     arguments = (

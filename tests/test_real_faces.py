@@ -57,7 +57,7 @@ def test_evaluate_on_portraits(tmp_path: Path, trained_on: Callable[[str], Path]
     assert 0.05 < results["metrics"]["nme_box"] < 1
 
 
-@pytest.mark.parametrize("box", ["given", "points"])
+@pytest.mark.parametrize("box", ["given", pytest.param("points", marks=pytest.mark.slow)])
 def test_evaluate_on_wflw(box: str, tmp_path: Path, trained_on: Callable[[str], Path]) -> None:
     """Would catch errors of several faces in one photo, of boxes of a detector, or of the six attributes as subsets."""
     root, run = face_data("WFLW"), trained_on("98")
