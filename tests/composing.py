@@ -1,7 +1,7 @@
 """Configurations of conf/ for tests: its options, compositions for a door, and methods that train in seconds."""
 
-import copy
 import functools
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,8 +104,13 @@ def stamped() -> Iterator[None]:
 
 
 @functools.cache
-def _composed(words: tuple[str, ...], name: str, cwd: Path) -> DictConfig:
-    return _compose(words, name, CONF)
+def _composed(words: tuple[str, ...], name: str, cwd: Path) -> tuple[bytes, DictConfig]:
+    """Compose once; return the whole configuration, pickled to be copied faster than by deepcopy, and Hydra's own."""
+    whole = _compose(words, name, CONF)
+    HydraConfig.instance().set_config(whole)
+    hydra = HydraConfig.instance().cfg
+    assert hydra is not None
+    return pickle.dumps(whole), hydra
 
 
 def _compose(words: Sequence[str], name: str, folder: Path) -> DictConfig:
@@ -115,9 +120,12 @@ def _compose(words: Sequence[str], name: str, folder: Path) -> DictConfig:
 
 def compose_config(words: Sequence[str], name: str = "train", folder: Path = CONF) -> DictConfig:
     """Compose the configuration that Hydra passes to a door."""
-    whole = _composed(tuple(words), name, Path.cwd()) if folder == CONF else _compose(words, name, folder)
-    cfg = copy.deepcopy(whole)
-    HydraConfig.instance().set_config(whole)
+    if folder == CONF:
+        whole, HydraConfig.instance().cfg = _composed(tuple(words), name, Path.cwd())
+        cfg: DictConfig = pickle.loads(whole)
+    else:
+        cfg = _compose(words, name, folder)
+        HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg["hydra"]
     return cfg

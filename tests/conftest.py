@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 # isort: off
 import facelab  # noqa: F401  before OpenCV, whose limit on the size of a photo it sets
@@ -142,6 +143,26 @@ def hydra_caches() -> Iterator[None]:
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the seconds before a missing photo is read again."""
     monkeypatch.setattr("datamodules.landmark.RETRY_AFTER", (0.01,))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def displacements() -> Iterator[None]:
+    """Measure the displacement by a transform of the default augmentation once, not for every network that is built."""
+    from datamodules import augmentation  # imported late: it imports OpenCV
+
+    measure, measured = augmentation.displacement, {}
+
+    def measure_once(transform: Any) -> float:
+        if not type(transform).__module__.startswith("albumentations."):  # a test may change its own transform
+            return measure(transform)
+        key = repr(transform)
+        if key not in measured:
+            measured[key] = measure(transform)
+        return measured[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(augmentation, "displacement", measure_once)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -56,9 +56,9 @@ def lapa(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     return root
 
 
-def check_two_runs(multirun: Path) -> None:
-    """Assert that the sweep has two finished runs with two backbones."""
-    for number, backbone in enumerate(("mobilenetv2_100", "resnet18")):
+def check_two_runs(multirun: Path, *backbones: str) -> None:
+    """Assert that the sweep has two finished runs with these backbones."""
+    for number, backbone in enumerate(backbones):
         run = multirun / str(number)
         assert load(run / "status.json")["state"] == "finished"
         assert f"name: {backbone}\n" in (run / "config.yaml").read_text()
@@ -70,9 +70,10 @@ def check_two_runs(multirun: Path) -> None:
 
 def test_train_accepts_overrides_on_both_sides_of_m(lapa: Path, tmp_path: Path) -> None:
     """Would catch overrides on both sides of `-m`, which Hydra 1.3 refuses, or runs that share a folder."""
-    open_door("train", *SWEEP_LINE.split(), f"data.root={lapa}", *SHORT, *PLAIN, folder=tmp_path)
+    line = "model=pipnet data=lapa106 backbone=timm -m backbone.name=test_resnet,test_efficientnet coder.stride=32"
+    open_door("train", *line.split(), f"data.root={lapa}", *SHORT, *PLAIN, folder=tmp_path)
     (multirun,) = (tmp_path / "logs" / "train" / "multiruns").iterdir()
-    check_two_runs(multirun)
+    check_two_runs(multirun, "test_resnet", "test_efficientnet")
 
 
 @pytest.mark.slow
@@ -83,7 +84,7 @@ def test_train_runs_the_sweep_line_in_a_shell(lapa: Path, tmp_path: Path) -> Non
     done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (multirun,) = (tmp_path / "logs" / "train" / "multiruns").iterdir()
-    check_two_runs(multirun)
+    check_two_runs(multirun, "mobilenetv2_100", "resnet18")
     groups = [len(list((multirun / str(number) / "wandb").glob("offline-run-*"))) for number in (0, 1)]
     assert groups == [1, 1], "the W&B runs of two jobs are mixed up"
     assert (multirun / "0" / "metrics.json").read_text() != (multirun / "1" / "metrics.json").read_text()
@@ -192,8 +193,16 @@ sys.exit(f"imported {heavy}" if heavy else code)
 """
 
 
-@pytest.mark.parametrize("door", ["train", "evaluate"])
-@pytest.mark.parametrize("words", ["--help", "model=pipnet --cfg job trainer.max_epochs=7"])
+CFG = "model=pipnet --cfg job trainer.max_epochs=7"
+
+
+@pytest.mark.parametrize(
+    ("door", "words"),
+    [
+        *(("train", "--help"), ("evaluate", CFG)),  # the imports of each door, and each of Hydra's flags
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("train", CFG), ("evaluate", "--help"))),
+    ],
+)
 def test_doors_show_help_without_heavy_imports(door: str, words: str, tmp_path: Path) -> None:
     """Would catch six seconds of imports before a list of options."""
     arguments = (

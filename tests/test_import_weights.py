@@ -288,6 +288,14 @@ def meanface(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the weights of a PIPNet with ResNet-18."""
+    path = tmp_path_factory.mktemp("resnet18") / "weights.pth"
+    torch.save(resnet(torchvision.models.resnet18, 512).state_dict(), path)
+    return path
+
+
 def import_pipnet(file: Path, meanface: Path, folder: Path, *options: str) -> None:
     overrides = ("model=pipnet", *SMALL_FACES, f"weights={file}", f"meanface={meanface}", "hydra.run.dir=run", *options)
     open_door("import_weights", *overrides, folder=folder)
@@ -301,7 +309,11 @@ def load_imported(folder: Path) -> Any:
     return load_run(folder / "run", paths)
 
 
-@pytest.mark.parametrize("name", PIPNETS)
+@pytest.mark.parametrize(
+    "name",
+    # Those of the other strides contain all layers of this one.
+    [pytest.param(name, marks=pytest.mark.slow if name == "resnet18" else ()) for name in PIPNETS],
+)
 def test_import_weights_keeps_the_output_of_pipnet(name: str, tmp_path: Path, meanface: Path) -> None:
     """Would catch exchanged layers or outputs, and squeeze-and-excitation in another place."""
     make, overrides = PIPNETS[name]
@@ -310,7 +322,7 @@ def test_import_weights_keeps_the_output_of_pipnet(name: str, tmp_path: Path, me
     import_pipnet(tmp_path / "epoch59.pth", meanface, tmp_path, *overrides)
     run = load_imported(tmp_path)
     assert run.cfg.coder.official_merge and run.cfg.crop._target_.endswith("OfficialPIPNetCrop")
-    image = noise(128)
+    image = noise(64)
     with torch.inference_mode():
         cls, x, y, nb_x, nb_y = network.double()(image.double())
         maps = run.module.double()(image)
@@ -324,8 +336,19 @@ def test_import_weights_keeps_the_output_of_pipnet(name: str, tmp_path: Path, me
     assert torch.equal(run.module.coder.neighbours, nearest)
 
 
-@pytest.mark.parametrize("name", PFLDS)
-@pytest.mark.parametrize("key", ["pfld_backbone", "plfd_backbone", ""])
+KEYS = ("pfld_backbone", "plfd_backbone", "")
+"""Names of the state dict of PFLD in a file with two networks; empty for a file with one."""
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        # Each network once and each key once: the code that reads the key is the same for all networks.
+        pytest.param(name, key, marks=() if row == column else pytest.mark.slow)
+        for row, name in enumerate(PFLDS)
+        for column, key in enumerate(KEYS)
+    ],
+)
 def test_import_weights_keeps_the_output_of_pfld(name: str, key: str, tmp_path: Path) -> None:
     """Would catch RGB for BGR, exchanged layers, and the wrong state dict of a file with two networks."""
     make, options = PFLDS[name]
@@ -347,7 +370,9 @@ def test_import_weights_keeps_the_output_of_pfld(name: str, key: str, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("prefix", "file"), [("", "HR18.pth"), ("module.", "HR18.pth"), ("", "HR18.safetensors")], ids=str
+    ("prefix", "file"),
+    [pytest.param("", "HR18.pth", marks=pytest.mark.slow), ("module.", "HR18.pth"), ("", "HR18.safetensors")],
+    ids=str,
 )
 def test_import_weights_keeps_the_output_of_hrnet(prefix: str, file: str, tmp_path: Path) -> None:
     """Would catch exchanged layers of the head, and a refused file of a network in ``DataParallel``."""
@@ -451,7 +476,8 @@ def test_import_weights_writes_a_run_that_every_script_opens(
     open_door("predict", *overrides, folder=imported)
     faces = json.loads((imported / "predicted" / "landmarks.json").read_text())
     assert len(faces["images"]["a.png"]["faces"]) == 2
-    open_door("benchmark", "ckpt=run", "seconds=0", "repeats=1", "batch=1", "hydra.run.dir=timed", folder=imported)
+    quick = ("threads=1", "seconds=0", "repeats=1", "batch=1")
+    open_door("benchmark", "ckpt=run", *quick, "hydra.run.dir=timed", folder=imported)
     open_door("compare", "measured", folder=imported)
     assert "synthetic98 test, 8 faces" in capsys.readouterr().out
 
@@ -545,14 +571,14 @@ def test_import_weights_refuses_a_file_that_does_not_fit(
         (["model=pfld", "trainer.max_epochs=3"], "has no effect: an imported run is not trained"),
     ],
 )
-def test_import_weights_refuses_options_that_do_not_fit(words: list[str], message: str, tmp_path: Path) -> None:
+def test_import_weights_refuses_options_that_do_not_fit(
+    words: list[str], message: str, imported: Path, resnet18: Path, tmp_path: Path
+) -> None:
     """Would catch a PIPNet without its neighbours, and an option without effect."""
-    points = SMALL_FACES if "model=pipnet" in words else PFLD_POINTS
-    state = resnet(torchvision.models.resnet18, 512).state_dict() if "model=pipnet" in words else pfld().state_dict()
-    torch.save(state, tmp_path / "weights.pth")
+    points, file = (SMALL_FACES, resnet18) if "model=pipnet" in words else (PFLD_POINTS, imported / "pfld.pth")
     (tmp_path / "short.txt").write_text("0.1 0.2 0.3")
     with pytest.raises(SystemExit, match=message):
-        open_door("import_weights", *points, "weights=weights.pth", "hydra.run.dir=run", *words, folder=tmp_path)
+        open_door("import_weights", *points, f"weights={file}", "hydra.run.dir=run", *words, folder=tmp_path)
 
 
 def test_fitted_lists_few_names_in_its_message() -> None:
@@ -564,10 +590,8 @@ def test_fitted_lists_few_names_in_its_message() -> None:
     assert str(raised.value).count("weight") == 16 and str(raised.value).count("92 more") == 2
 
 
-def test_import_weights_keeps_the_epsilon_in_the_run(tmp_path: Path, meanface: Path) -> None:
+def test_import_weights_keeps_the_epsilon_in_the_run(resnet18: Path, tmp_path: Path, meanface: Path) -> None:
     """Would catch an epsilon that is set by the import and lost when the checkpoint is opened."""
-    torch.save(resnet(torchvision.models.resnet18, 512).state_dict(), tmp_path / "weights.pth")
-    overrides = ("backbone=resnet18", "backbone.norm_epsilon=0.001")
-    import_pipnet(tmp_path / "weights.pth", meanface, tmp_path, *overrides)
+    import_pipnet(resnet18, meanface, tmp_path, "backbone=resnet18", "backbone.norm_epsilon=0.001")
     layers = [layer for layer in load_imported(tmp_path).module.modules() if isinstance(layer, nn.BatchNorm2d)]
     assert layers and {layer.eps for layer in layers} == {0.001}

@@ -1,6 +1,8 @@
 """Tests of the doors on real photos; the environment variable FACE_DATA names the folder of the datasets."""
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,17 @@ def load(run: Path) -> Any:
     return json.loads((run / "metrics.json").read_text())
 
 
-def trained_on(layout: str, folder: Path) -> Path:
-    """Train a network of this layout on a few rendered faces."""
-    open_door("train", *small("pipnet"), f"data=synthetic{layout}", *SHORT, folder=folder)
-    return folder / "run"
+@pytest.fixture(scope="module")
+def trained_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function that trains a network of a layout on a few rendered faces, once for each layout."""
+
+    @cache
+    def train(layout: str) -> Path:
+        folder = tmp_path_factory.mktemp("trained")
+        open_door("train", *small("pipnet"), f"data=synthetic{layout}", *SHORT, folder=folder)
+        return folder / "run"
+
+    return train
 
 
 def test_train_on_ytf(tmp_path: Path) -> None:
@@ -37,9 +46,9 @@ def test_train_on_ytf(tmp_path: Path) -> None:
     assert 0.05 < results["metrics"]["nme_box"] < 1
 
 
-def test_evaluate_on_portraits(tmp_path: Path) -> None:
+def test_evaluate_on_portraits(tmp_path: Path, trained_on: Callable[[str], Path]) -> None:
     """Would catch errors of 106 landmarks in photos much larger than the crop, which are decoded at reduced size."""
-    root, run = face_data("frl106"), trained_on("106", tmp_path)
+    root, run = face_data("frl106"), trained_on("106")
     overrides = ["data=lapa106", f"data.root={root}", "data.name=frl106", "hydra.run.dir=test"]
     open_door("evaluate", f"ckpt={run}", *overrides, folder=tmp_path)
     results = load(tmp_path / "test")
@@ -48,10 +57,10 @@ def test_evaluate_on_portraits(tmp_path: Path) -> None:
     assert 0.05 < results["metrics"]["nme_box"] < 1
 
 
-@pytest.mark.parametrize("box", ["given", "points"])
-def test_evaluate_on_wflw(box: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("box", ["given", pytest.param("points", marks=pytest.mark.slow)])
+def test_evaluate_on_wflw(box: str, tmp_path: Path, trained_on: Callable[[str], Path]) -> None:
     """Would catch errors of several faces in one photo, of boxes of a detector, or of the six attributes as subsets."""
-    root, run = face_data("WFLW"), trained_on("98", tmp_path)
+    root, run = face_data("WFLW"), trained_on("98")
     overrides = ["data=wflw98", f"data.root={root}", f"box={box}", "hydra.run.dir=test"]
     open_door("evaluate", f"ckpt={run}", *overrides, folder=tmp_path)
     results, faces = load(tmp_path / "test"), read_faces(tmp_path / "test" / "faces.csv")

@@ -3,7 +3,7 @@
 import copy
 import functools
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,9 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository, IConfigRepository
 from hydra._internal.defaults_list import DefaultsList, Overrides
 from hydra._internal.hydra import Hydra
-from hydra.core.default_element import ResultDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, grammar_parser
+from omegaconf import grammar_parser
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -34,8 +33,8 @@ def warm_hydra() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ConfigRepository, "load_config", _load_once(ConfigRepository.load_config))
         patch.setattr(config_loader_impl, "create_defaults_list", _choose_once(config_loader_impl.create_defaults_list))
-        merge = ConfigLoaderImpl._compose_config_from_defaults_list
-        patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", _merge_once(merge))
+        for name in ("_load_single_config", "_compose_config_from_defaults_list"):  # one file, and the merged files
+            patch.setattr(ConfigLoaderImpl, name, _once(getattr(ConfigLoaderImpl, name)))
         patch.setattr(CachingConfigRepository, "__init__", _share_sources)
         create_map = defaults_list._create_interpolation_map
         patch.setattr(defaults_list, "_create_interpolation_map", _map_if_read(create_map))
@@ -96,20 +95,20 @@ def _choose_once(create: Callable[..., DefaultsList]) -> Callable[..., DefaultsL
     return create_defaults_list
 
 
-def _merge_once(merge: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
-    """Cache the merged files of a list."""
-    merged: dict[Any, bytes] = {}
+def _once(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Cache what a method makes of an argument and the files of a repository."""
+    made: dict[Any, bytes] = {}
 
-    def compose(self: ConfigLoaderImpl, defaults: Sequence[ResultDefault], repo: IConfigRepository) -> DictConfig:
-        key = (_sources(repo), repr(defaults))
+    def cached(self: ConfigLoaderImpl, *given: Any, **named: Any) -> Any:
+        argument, repo = *given, *named.values()
+        key = (_sources(repo), repr(argument))
         if key[0] is None:
-            return merge(self, defaults, repo)
-        if key not in merged:
-            merged[key] = pickle.dumps(merge(self, defaults, repo))
-        cfg: DictConfig = pickle.loads(merged[key])
-        return cfg
+            return method(self, argument, repo)
+        if key not in made:
+            made[key] = pickle.dumps(method(self, argument, repo))
+        return pickle.loads(made[key])
 
-    return compose
+    return cached
 
 
 def _map_if_read(create: Callable[..., Any]) -> Callable[..., Any]:

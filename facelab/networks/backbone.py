@@ -127,8 +127,9 @@ def _network(name: str, pretrained: bool, weights: str | None) -> Any:
     Raises:
         ConfigError: see :class:`TimmBackbone`.
     """
-    available = {*timm.list_models(), *timm.list_models(pretrained=True)}
-    if name not in available:
+    # With a filter, timm does not sort its thousand names.
+    if name not in (*timm.list_models(name), *timm.list_models(name, pretrained=True)):
+        available = {*timm.list_models(), *timm.list_models(pretrained=True)}
         nearest = ", ".join(difflib.get_close_matches(name, sorted(available), n=5)) or "see timm.list_models()"
         raise ConfigError(
             "name", f"={name}: timm {timm.__version__} does not have this network. Nearest names: {nearest}"

@@ -14,8 +14,9 @@ from facelab.bounds import Device
 from facelab.errors import ConfigError, FacelabError
 from facelab.files import replacing
 from facelab.run_folder import RunFolder
-from facelab.runs.check import SPECIAL, check_config, reference
+from facelab.runs.check import SPECIAL, check_config
 from facelab.runs.processes import is_first
+from facelab.runs.references import reference
 from facelab.runs.targets import GET_OBJECT, PROJECT, buildable, layout_at
 
 
@@ -62,7 +63,8 @@ def _build(cfg: DictConfig, node: Any, place: str, parts: Mapping[str, Any]) -> 
     if node.get("_target_") == GET_OBJECT:
         return layout_at(node.path)
     keys: list[Any] = [key for key in node if key not in SPECIAL and key not in parts]
-    places = {key: typed_key(cfg, f"{place}.{key}") for key in keys}
+    names = {key: reference(node, key) for key in keys}
+    places = {key: typed_key(cfg, name) if name else f"{place}.{key}" for key, name in names.items()}
     if node.get("_recursive_", True):
         arguments = {key: _build(cfg, node[key], places[key], {}) for key in keys}
     else:

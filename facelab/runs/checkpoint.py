@@ -5,7 +5,6 @@ removed logger, callback or option therefore does not prevent opening. :mod:`fac
 earlier versions.
 """
 
-import copy
 import logging
 import sys
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,8 @@ from facelab.files import MAX_DEPTH, MAX_NODES, read_yaml
 from facelab.renames import renamed_checkpoint, renamed_config
 from facelab.run_folder import RunFolder
 from facelab.runs.build import build, check, typed_key
-from facelab.runs.check import check_config, copy_part
+from facelab.runs.check import check_config
+from facelab.runs.references import copy_part
 from facelab.runs.resolvers import foreign_interpolation
 
 if TYPE_CHECKING:  # importing OpenCV takes a tenth of a second
@@ -268,10 +268,10 @@ def needed(cfg: DictConfig, *nodes: str) -> DictConfig:
     """
     if missing := [node for node in nodes if not isinstance(OmegaConf.select(cfg, node), DictConfig)]:
         raise CheckpointError(f"the configuration of the checkpoint has no {', '.join(missing)}")
-    cleared = copy.deepcopy(cfg)
+    cleared: Any = OmegaConf.to_container(cfg, resolve=False)
     for place in TRAINING:
         node, _, part = place.partition(".")
-        if isinstance(owner := cleared.get(node), DictConfig) and part in owner:
+        if isinstance(owner := cleared.get(node), dict) and part in owner:
             owner[part] = None
     return copy_part(cleared, nodes)
 

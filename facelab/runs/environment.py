@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def environment() -> dict[str, Any]:
     return {
         "time": now(),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": versions(),
         "platform": platform.platform(),
         "host": socket.gethostname(),
         "slurm_job": slurm_job(),
@@ -57,6 +58,12 @@ def environment() -> dict[str, Any]:
         "code": str(ROOT),
         **(json.loads(copied.read_text()) if copied.is_file() else commit(Path(__file__).parent)),
     }
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the installed versions of :data:`PACKAGES`; reading them takes longer than all else here."""
+    return {name: version(name) for name in PACKAGES}
 
 
 def commit(folder: Path) -> dict[str, Any]:

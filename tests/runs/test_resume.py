@@ -185,7 +185,7 @@ def test_resume_after_repeated_crashes_gives_the_uninterrupted_results(
     overrides = VARIANTS[variant]
     reference = uninterrupted(*overrides)
     arguments: list[str] = [*OVERRIDES, *overrides, "hydra.run.dir=run"]
-    for steps in (2, 3, STEPS, 5, 4):
+    for steps in (2, STEPS, 4) if variant == "steps" else (2, 3, STEPS, 5, 4):
         interrupt("training_step", steps, crash)
         with pytest.raises(Crash):
             train(*arguments, folder=tmp_path)
@@ -405,10 +405,9 @@ def test_resume_with_more_epochs_removes_the_old_results(tmp_path: Path, interru
     same_runs(run, tmp_path / "whole")
 
 
-def test_resume_of_a_finished_run_refuses_other_changes(tmp_path: Path) -> None:
+def test_resume_of_a_finished_run_refuses_other_changes(tmp_path: Path, uninterrupted: Callable[..., Path]) -> None:
     """Would catch results that do not belong to the configuration beside them, or a test that is repeated."""
-    train(*OVERRIDES, "trainer.max_epochs=1", "hydra.run.dir=run", folder=tmp_path)
-    run = tmp_path / "run"
+    run = Path(shutil.copytree(uninterrupted(), tmp_path / "run"))
     kept = {path: path.read_bytes() for path in run.iterdir() if path.is_file() and path.name != "train.log"}
     with pytest.raises(SystemExit, match=r"is finished.*only trainer\.max_epochs may change"):
         train("resume=run", "data.test=9", folder=tmp_path)
@@ -551,9 +550,11 @@ def test_resume_refuses_overrides_of_the_optimizer_state(word: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("word", slow_or_quick(["+typo=1", "data.root=7"], "optimizer.lr=0.1"))
-def test_resume_with_a_mistake_keeps_a_finished_run(word: str, tmp_path: Path) -> None:
+def test_resume_with_a_mistake_keeps_a_finished_run(
+    word: str, tmp_path: Path, uninterrupted: Callable[..., Path]
+) -> None:
     """Would catch a finished run that gets the state failed because of a mistyped override."""
-    train(*OVERRIDES, "hydra.run.dir=run", folder=tmp_path)
+    shutil.copytree(uninterrupted(), tmp_path / "run")
     files = ("metrics.csv", "metrics.json", "faces.csv", "checkpoints/last.ckpt")
     kept = {name: (tmp_path / "run" / name).read_bytes() for name in files}
     with pytest.raises(SystemExit):

@@ -10,7 +10,11 @@ from composing import MODELS, small
 from conftest import PLAIN, open_door
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model",
+    # The weights and statistics of every method are compared by test_load_run_restores_the_predictions.
+    [pytest.param(model, marks=() if model == "pipnet" else pytest.mark.slow) for model in MODELS],
+)
 def test_evaluate_repeats_the_last_validation_of_a_training(model: str, tmp_path: Path) -> None:
     """Would catch weights, statistics or options that the checkpoint does not contain."""
     overrides = [*small(model), *PLAIN, "trainer.max_epochs=1", "test=false", "hydra.run.dir=run"]

@@ -5,7 +5,7 @@ import math
 import re
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from evaluate import EVALUATE_KEYS, build_data
 from facelab.errors import FacelabError
 from facelab.profiling.compile import set_format_and_compile
 from facelab.runs.build import build, build_trainer, check
-from facelab.runs.check import TRAIN_KEYS, check_config, copy_part
+from facelab.runs.check import TRAIN_KEYS, check_config
 from facelab.runs.checkpoint import load_run
+from facelab.runs.references import copy_part
 
 Place = tuple[str | int, ...]
 NUMBERS = (math.nan, math.inf, -1, 0, 1e9, 10**9)
@@ -49,13 +50,14 @@ def wrong_values(value: Any) -> tuple[Any, ...]:
     return (*NUMBERS, "", None, 2.5 if isinstance(value, str | bool) or value is None else "text")
 
 
-def changed(raw: Any, place: Place, value: Any) -> DictConfig:
-    """Return a copy with another value."""
+def changed(raw: Any, values: Mapping[Place, Any]) -> DictConfig:
+    """Return a copy with other values at these places."""
     raw = copy.deepcopy(raw)
-    node = raw
-    for key in place[:-1]:
-        node = node[key]
-    node[place[-1]] = value
+    for place, value in values.items():
+        node = raw
+        for key in place[:-1]:
+            node = node[key]
+        node[place[-1]] = copy.deepcopy(value)  # a later place may be in it
     return OmegaConf.create(raw)
 
 
@@ -100,7 +102,7 @@ def findings(
         for value in wrong_values(was) if chosen(place) else ():
             start, case = time.monotonic(), f"{key_of(place)}={value!r}"
             try:
-                carry(changed(raw, place, value), place)
+                carry(changed(raw, {place: value}), place)
             except FacelabError as refusal:
                 if not is_named(str(refusal), raw, place):
                     problems.append(f"{case}: its key is not in: {refusal}")
@@ -140,7 +142,8 @@ def composed(model: str) -> DictConfig:
 @cache
 def places_of(model: str, node: str) -> set[Place]:
     """Return the leaves of a node and of its references."""
-    return {place for place, _ in leaves(OmegaConf.to_container(copy_part(composed(model), [node]), resolve=False))}
+    raw: Any = OmegaConf.to_container(composed(model), resolve=False)
+    return {place for place, _ in leaves(OmegaConf.to_container(copy_part(raw, [node]), resolve=False))}
 
 
 def is_in(place: Place, places: set[Place]) -> bool:
@@ -287,10 +290,9 @@ def test_check_config_refuses_all_senseless_values_together(model: str) -> None:
     of_every_method = {key: values for key, values in REFUSED.items() if key not in BUILT and has(raw, place_at(key))}
     wrong = of_every_method | method(model).refused
     for number in range(max(map(len, wrong.values()))):
-        together, keys = raw, [key for key, values in wrong.items() if number < len(values)]
-        for key in keys:
-            together = OmegaConf.to_container(changed(together, place_at(key), wrong[key][number]), resolve=False)
-        places = [fault.place for fault in check_config(OmegaConf.create(together), TRAIN_KEYS)]
+        keys = [key for key, values in wrong.items() if number < len(values)]
+        together = changed(raw, {place_at(key): wrong[key][number] for key in keys})
+        places = [fault.place for fault in check_config(together, TRAIN_KEYS)]
         assert [key for key in keys if not any(place.startswith(key) for place in places)] == []
 
 
@@ -303,7 +305,7 @@ def test_build_refuses_senseless_values(model: str, key: str, values: list[Any])
     raw, place = OmegaConf.to_container(composed(model), resolve=False), place_at(key)
     for value in values if has(raw, place) or key not in BUILT else ():
         with pytest.raises(FacelabError) as refusal:
-            run_checks(changed(raw, place, value), place, model)
+            run_checks(changed(raw, {place: value}), place, model)
         assert is_named(str(refusal.value), raw, place), value
 
 
@@ -330,7 +332,7 @@ def test_check_refuses_a_wrong_value_for_a_node(key: str, value: Any, message: s
     """Would catch a traceback where a mapping or a part is expected, or an item's fault under the key of its list."""
     raw = OmegaConf.to_container(composed("pipnet"), resolve=False)
     with pytest.raises(FacelabError, match=rf"\n  {re.escape(message)}"):
-        check(changed(raw, place_at(key), value), TRAIN_KEYS)
+        check(changed(raw, {place_at(key): value}), TRAIN_KEYS)
 
 
 def test_build_parts_accepts_sensible_values() -> None:
