@@ -20,8 +20,8 @@ from facelab.faces.geometry import Array, from_cells, to_cells, transform_points
 from facelab.faces.layouts import Layout
 from facelab.internals.lightning import allow_unused_parameters, forget_best
 from facelab.metrics.face_errors import FaceErrors
-from facelab.metrics.face_table import nme_per_face
-from facelab.metrics.landmarks import nme
+from facelab.metrics.face_table import FaceTable, nme_per_face
+from facelab.metrics.landmarks import Definition
 from facelab.networks.dan import DANStage, draw_heatmap, fit_similarity, match_arrays, warp
 from lightning_modules.landmark import LandmarkModule, Prediction
 
@@ -70,6 +70,8 @@ class DAN(LandmarkModule):
 
     Attributes:
         num_active: number of stages in use, equal to the buffer ``trained_stages``.
+        earlier_tables: errors of the last validation or test by the stages in use before the last one; None before
+            the first validation or test.
 
     Raises:
         ConfigError: the shares are not positive or their sum is not 1, or the heatmap's squares are larger than the
@@ -106,7 +108,7 @@ class DAN(LandmarkModule):
         self.stages = nn.ModuleList([stage(num_points=layout.num_points, first=k == 0) for k in range(count)])
         self.stage_shares, self.max_epochs = tuple(stage_shares), max_epochs
         self.heatmap_radius, self.official_training_mode = heatmap_radius, official_training_mode
-        self.extra_names = tuple(f"nme_box_stage{k + 1}" for k in range(count)) if count > 1 else ()
+        self.earlier_tables: list[FaceTable] | None = None
         self.register_buffer("mean_shape", _placeholder(layout.num_points, size))
         self.register_buffer("image_mean", torch.full((size, size), NEUTRAL_GREY))
         self.register_buffer("image_deviation", torch.full((size, size), NEUTRAL_GREY))
@@ -134,7 +136,7 @@ class DAN(LandmarkModule):
         super().setup(stage)
         if stage != "predict":
             tags = self.trainer.datamodule.data.tags  # type: ignore[attr-defined]
-            errors = [FaceErrors(self.layout, len(tags)) for _ in range(len(self.stages) - 1)]
+            errors = [FaceErrors(self.layout, tags) for _ in range(len(self.stages) - 1)]
             self.stage_errors: Any = nn.ModuleList(errors)  # of all stages but the last
         if stage == "fit":
             allow_unused_parameters(self.trainer)  # those of the stages that are not trained
@@ -274,20 +276,31 @@ class DAN(LandmarkModule):
         self.errors.update(last.points, batch)
         return last
 
+    def metrics(self, table: FaceTable) -> dict[str, Definition]:
+        """Define the metrics of the last stage in use, and the mean error of every stage; see :class:`LandmarkModule`.
+
+        Before the first validation, the table stands for those of all stages.
+        """
+        return super().metrics(table) | self._stage_metrics(table)
+
+    def _stage_metrics(self, table: FaceTable) -> dict[str, Definition]:
+        """Define the mean error of every stage in use by name; empty if there is only one."""
+        earlier = [table] * (len(self.stages) - 1) if self.earlier_tables is None else self.earlier_tables
+        return {
+            f"nme_box_stage{number}": Definition(
+                nme_per_face(each, "box"), whole="nme_box", breakdown="stage", part=str(number)
+            )
+            for number, each in enumerate([*earlier, table] if earlier else [], start=1)
+        }
+
     def _log_table(self, role: str) -> None:
-        """Log the metrics of the last stage in use, and the mean error of every stage beside them."""
-        super()._log_table(role)
-        self.extra_metrics, self.remarks = {}, []
-        if self.num_active == 1:
-            return
-        tables = [self.table]
-        for errors in reversed(self.stage_errors[: self.num_active - 1]):
-            tables.insert(0, errors.compute())
+        """Log the metrics, and warn of a stage that is worse than the one before."""
+        self.earlier_tables, self.remarks = [], []
+        for errors in self.stage_errors[: self.num_active - 1]:
+            self.earlier_tables.append(errors.compute())
             errors.reset()
-        means = [float(nme(nme_per_face(table, "box"))) for table in tables]
-        self.extra_metrics = dict(zip(self.extra_names, means, strict=False))
-        for name, value in self.extra_metrics.items():
-            self.log(f"{role}/{name}", value, sync_dist=True)
+        super()._log_table(role)
+        means = [definition.value() for definition in self._stage_metrics(self.table).values()]
         for number, (before, after) in enumerate(pairwise(means), 1):
             if after > before:
                 self.remarks.append(

@@ -20,7 +20,7 @@ class FaceErrors(Metric):
 
     Args:
         layout: the layout of the points.
-        num_tags: T, the number of tags of the dataset.
+        tags: names of the T tags of the dataset, Annotations.tags.
     """
 
     full_state_update = False
@@ -33,9 +33,9 @@ class FaceErrors(Metric):
     predicted_pose: list[Tensor]  # (B, 3) float32
     tags: list[Tensor]  # (B, T) bool
 
-    def __init__(self, layout: Layout, num_tags: int) -> None:
+    def __init__(self, layout: Layout, tags: tuple[str, ...]) -> None:
         super().__init__()
-        self.layout = layout
+        self.layout, self.tag_names = layout, tags
         self.columns: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "face_id": ((), torch.int64),
             "predicted": ((layout.num_points, 2), torch.float32),
@@ -44,7 +44,7 @@ class FaceErrors(Metric):
             "to_photo": ((3, 3), torch.float32),
             "pose": ((3,), torch.float32),
             "predicted_pose": ((3,), torch.float32),
-            "tags": ((num_tags,), torch.bool),
+            "tags": ((len(tags),), torch.bool),
         }
         for name in self.columns:
             self.add_state(name, default=[], dist_reduce_fx="cat")
@@ -95,4 +95,5 @@ class FaceErrors(Metric):
         """
         columns = {name: dim_zero_cat(getattr(self, name)).cpu().numpy() for name in self.columns}
         first = np.unique(columns["face_id"], return_index=True)[1]
-        return face_table(self.layout, **{name: column[first] for name, column in columns.items()})
+        rows = {name: column[first] for name, column in columns.items()}
+        return face_table(self.layout, tag_names=self.tag_names, **rows)
