@@ -150,7 +150,8 @@ def check_monitors(cfg: DictConfig, module: Any, datamodule: Any) -> None:
 
     metrics = module.metrics(example(module.layout, datamodule.data.tags))
     logged = {f"val/{name}": MODES.get(definition.better) for name, definition in metrics.items()}
-    for name, callback in {"monitor": {"monitor": cfg.monitor.name, "mode": cfg.monitor.mode}, **(cfg.callbacks or {})}.items():
+    monitor = {"monitor": cfg.monitor.name, "mode": cfg.monitor.mode}
+    for name, callback in {"monitor": monitor, **(cfg.callbacks or {})}.items():
         monitored = str(callback.get("monitor")) if callback else ""
         # A custom method may log other names, and Lightning logs `step` and `epoch`.
         ours = monitored.startswith("val/") or f"val/{monitored}" in logged

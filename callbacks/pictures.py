@@ -164,7 +164,8 @@ def _table(tiles: Sequence[Array], photos: Sequence[str], faces: FaceTable) -> "
     """Build the W&B table of the faces, with angles in degrees."""
     import wandb
 
-    errors, tags_of_face = nme_per_face(faces, "box"), [np.compress(row, faces.tag_names).tolist() for row in faces.tags]
+    errors = nme_per_face(faces, "box")
+    tags_of_face = [np.compress(row, faces.tag_names).tolist() for row in faces.tags]
     rows = [
         [wandb.Image(tiles[i]), photos[i], percent(errors[i]), *map(number, faces.pose[i]), ", ".join(tags_of_face[i])]
         for i in range(len(tiles))

@@ -17,7 +17,7 @@ Normaliser = Literal["ioc", "ipd", "box", "diag"]
 NORMALISERS: tuple[Normaliser, ...] = get_args(Normaliser)
 """Columns of :class:`FaceTable` that an error can be divided by."""
 SMALLEST_NORMALISER = 1.0
-"""Smallest normaliser in pixels; with a smaller one the error is NaN, because it would be a ratio of rounding errors."""
+"""Smallest normaliser in pixels; with a smaller one the error is NaN, as it would be a ratio of rounding errors."""
 ANGLES = ("yaw", "pitch", "roll")
 """Angles of a pose, in the order of its columns."""
 

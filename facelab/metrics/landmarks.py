@@ -19,7 +19,7 @@ from facelab.metrics.face_table import ANGLES, FaceTable, nanmean, nme_in_crop, 
 from facelab.metrics.record import Better, Metric, Unit
 
 Statistic = Callable[[Array], Array]
-"""Function from numbers of faces ``(..., F)`` to values ``(...)``, e.g. :func:`nme` or ``partial(auc, threshold=0.1)``."""
+"""Function from numbers of faces ``(..., F)`` to ``(...)``, e.g. :func:`nme` or ``partial(auc, threshold=0.1)``."""
 
 THRESHOLDS = {"08": 0.08, "10": 0.10}
 """Thresholds of the normalised error by name: 0.08 is usual on 300W, 0.10 on WFLW and COFW."""
@@ -200,7 +200,7 @@ def definitions(table: FaceTable) -> dict[str, Definition]:
     on which faces a bucket has.
     """
     ioc, box = nme_per_face(table, "ioc"), nme_per_face(table, "box")
-    annotated = table.valid.any(axis=1)
+    annotated = np.where(table.valid.any(axis=1), 1.0, 0.0)
     metrics = {"nme_ioc": Definition(ioc)}
     if all(table.layout.pupils):
         metrics["nme_ipd"] = Definition(nme_per_face(table, "ipd"))
@@ -214,7 +214,8 @@ def definitions(table: FaceTable) -> dict[str, Definition]:
         metrics[f"auc{name}_ioc"] = Definition(ioc, partial(auc, threshold=threshold), better="higher")
     metrics |= {f"nme_box_p{percent}": Definition(box, partial(percentile, percent=percent)) for percent in PERCENTS}
     if np.isfinite(table.pose_error).any():
-        metrics |= {f"mae_{angle}": Definition(table.pose_error[:, i], unit="degrees") for i, angle in enumerate(ANGLES)}
+        angles = zip(ANGLES, table.pose_error.T, strict=True)
+        metrics |= {f"mae_{angle}": Definition(e, unit="degrees") for angle, e in angles}
         metrics["mae_angle"] = Definition(table.pose_error.mean(axis=1), unit="degrees")
     if np.isfinite(table.pose[:, 0]).any():
         buckets = yaw_buckets(table)
@@ -228,8 +229,8 @@ def definitions(table: FaceTable) -> dict[str, Definition]:
     metrics |= _parts("nme_ioc", "region", {name: nme_per_face(table, "ioc", at) for name, at in regions.items()})
     metrics |= _parts("nme_box", "size", {name: box[faces] for name, faces in size_buckets(table).items()})
     return metrics | {
-        "faces": Definition(annotated.astype(np.float64), total, "count", "none"),
-        "faces_skipped": Definition((~annotated).astype(np.float64), total, "count", "none"),
+        "faces": Definition(annotated, total, "count", "none"),
+        "faces_skipped": Definition(1 - annotated, total, "count", "none"),
     }
 
 

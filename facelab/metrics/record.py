@@ -122,9 +122,11 @@ def _short(value: Any) -> str:
     return repr(value)[:80]
 
 
-# Earlier versions wrote plain numbers, from whose names unit, direction and part follow. Only the code below knows them.
+# Earlier versions wrote plain numbers. Only the code below concludes unit, direction and part from their names.
 
-_LOWER, _HIGHER = ("nme_", "fr", "mae_", "faces_skipped"), ("auc",)
+_UNITS: dict[str, Unit] = {"mae_": "degrees", "faces": "count"}
+_BETTER: dict[str, Better] = {"nme_": "lower", "fr": "lower", "mae_": "lower", "auc": "higher"}
+"""The unit, if it is not a fraction, and the direction by the beginning of a name."""
 _PARTS = {
     **{f"nme_box_{kind}": ("nme_box", kind) for kind in ("yaw", "size", "stage")},
     **{f"nme_ioc_{kind}": ("nme_ioc", kind) for kind in ("tag", "region")},
@@ -135,21 +137,25 @@ _YAW, _YAW_MEAN = "nme_box_yaw_", "nme_box_yaw_mean"
 
 def _read_plain_numbers(content: Mapping[str, Any]) -> dict[str, Metric]:
     """Convert a ``metrics.json`` with separate mappings of metrics, counts, left_out and intervals to records."""
-    parts = [content.get(part, {}) for part in ("metrics", "counts", "left_out")]
-    metrics, counts, left_out = parts
-    intervals = content.get("intervals")
-    for part, mapping in (("counts", counts), ("left_out", left_out), ("intervals", intervals)):
+    parts: dict[str, Any] = {part: content.get(part) for part in ("metrics", "counts", "intervals")}
+    parts["left_out"] = content.get("left_out", {})
+    for part, mapping in parts.items():
         if not isinstance(mapping, Mapping):
             raise ValueError(f"has no `{part}`")
-    for part, mapping in (("counts", counts), ("left_out", left_out)):
-        for name, count in mapping.items():
-            _read_count(f"{part}.{name}", count)
+    metrics, counts, intervals, left_out = (dict[str, Any](mapping) for mapping in parts.values())
+    for part, numbers in (("counts", counts), ("left_out", left_out)):
+        for name, value in numbers.items():
+            _read_count(f"{part}.{name}", value)
+
+    def count(numbers: dict[str, int], name: str) -> int:
+        """Return a number of faces; failure rates and AUC had that of ``nme_ioc``."""
+        return numbers.get(name, numbers.get("nme_ioc", 0))
 
     def number(name: str, place: str, value: Any) -> float:
         """Convert a number; null was infinity if faces contributed, and NaN if there were none."""
-        faces = [counts.get(name, counts.get("nme_ioc", 0))]
+        faces = [count(counts, name)]
         if name == _YAW_MEAN:  # undefined as soon as one bucket is empty
-            faces += [count for bucket, count in counts.items() if bucket.startswith(_YAW)]
+            faces += [counts[bucket] for bucket in counts if bucket.startswith(_YAW)]
         return math.inf if value is None and all(faces) else read_number(place, value)
 
     records = {}
@@ -157,17 +163,24 @@ def _read_plain_numbers(content: Mapping[str, Any]) -> dict[str, Metric]:
         ends = intervals.get(name, [math.nan, math.nan])
         if not isinstance(ends, list) or len(ends) != 2:
             raise ValueError(f"intervals.{name} is {_short(ends)}, expected two numbers")
-        prefix = next((prefix for prefix in _PARTS if name.startswith(prefix) and name != _YAW_MEAN), "")
+        low, high = (number(name, f"intervals.{name}", end) for end in ends)
+        prefix = _prefix(name, _PARTS) if name != _YAW_MEAN else ""
         whole, breakdown = _PARTS.get(prefix, ("", ""))
         records[name] = Metric(
-            number(name, name, value),
-            *(number(name, f"intervals.{name}", end) for end in ends),
-            faces=counts.get(name, counts.get("nme_ioc", 0)),
-            left_out=left_out.get(name, left_out.get("nme_ioc", 0)),
-            unit="degrees" if name.startswith("mae_") else "count" if name in ("faces", "faces_skipped") else "fraction",
-            better="lower" if name.startswith(_LOWER) else "higher" if name.startswith(_HIGHER) else "none",
+            number(name, f"metrics.{name}", value),
+            low,
+            high,
+            faces=count(counts, name),
+            left_out=count(left_out, name),
+            unit=_UNITS.get(_prefix(name, _UNITS), "fraction"),
+            better=_BETTER.get(_prefix(name, _BETTER), "none"),
             whole=whole,
             breakdown=breakdown,
             part=name.removeprefix(prefix).removeprefix("_") if prefix else "",
         )
     return records
+
+
+def _prefix(name: str, table: Mapping[str, Any]) -> str:
+    """Return the key of a table with which a name begins; empty if there is none."""
+    return next((key for key in table if name.startswith(key)), "")
