@@ -297,7 +297,7 @@ class DAN(LandmarkModule):
         """Log the metrics, and warn of a stage that is worse than the one before."""
         self.earlier_tables, self.remarks = [], []
         for errors in self.stage_errors[: self.num_active - 1]:
-            self.earlier_tables.append(errors.compute())
+            self.earlier_tables.append(errors.table())
             errors.reset()
         super()._log_table(role)
         means = [definition.value() for definition in self._stage_metrics(self.table).values()]

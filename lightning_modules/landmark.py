@@ -175,7 +175,7 @@ class LandmarkModule(LightningModule):
 
     def _log_table(self, role: str) -> None:
         """Compute the table, log its metrics and reset the collected errors."""
-        self.table = self.errors.compute()
+        self.table = self.errors.table()
         self.errors.reset()
         for name, definition in self.metrics(self.table).items():
             # Every process has the whole table and the same numbers; Lightning still requests sync_dist.

@@ -166,13 +166,14 @@ def _read_plain_numbers(content: Mapping[str, Any]) -> dict[str, Metric]:
         low, high = (number(name, f"intervals.{name}", end) for end in ends)
         prefix = _prefix(name, _PARTS) if name != _YAW_MEAN else ""
         whole, breakdown = _PARTS.get(prefix, ("", ""))
+        unit = _UNITS.get(_prefix(name, _UNITS), "fraction")
         records[name] = Metric(
             number(name, f"metrics.{name}", value),
             low,
             high,
-            faces=count(counts, name),
-            left_out=count(left_out, name),
-            unit=_UNITS.get(_prefix(name, _UNITS), "fraction"),
+            faces=count(counts, name) + (count(left_out, name) if unit == "count" else 0),  # a count is about all faces
+            left_out=0 if unit == "count" else count(left_out, name),
+            unit=unit,
             better=_BETTER.get(_prefix(name, _BETTER), "none"),
             whole=whole,
             breakdown=breakdown,
