@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from facelab.errors import CheckpointError
 from facelab.faces.geometry import affine_about_centre, transform_points
+from facelab.metrics.landmarks import example
 from facelab.runs.build import build
 from lightning_modules.dan import DAN
 
@@ -131,6 +132,11 @@ def test_dan_measures_every_stage_and_names_a_worse_one(caplog: pytest.LogCaptur
     metrics = trainer.callback_metrics
     one, two = float(metrics["val/nme_box_stage1"]), float(metrics["val/nme_box_stage2"])
     assert two == float(metrics["val/nme_box"]) > one + 0.1
+    records = {name: metric.record(100, seed=0) for name, metric in module.metrics(module.table).items()}
+    for number, value in (("1", one), ("2", two)):
+        record = records[f"nme_box_stage{number}"]
+        assert record.value == pytest.approx(value) and record.low < value < record.high
+        assert record[3:] == (6, 0, "fraction", "lower", "nme_box", "stage", number)
     module.use_stages(1)
     alone = trainer.validate(module, datamodule, verbose=False)[0]
     assert alone["val/nme_box"] == pytest.approx(one, abs=1e-6)
@@ -201,6 +207,13 @@ def test_dan_starts_from_given_landmarks() -> None:
         turned = image.rot90(-1, (2, 3))  # clockwise, as a positive angle
         started = module.run_stages(turned, transform_points(turn, module.mean_shape)[None])[0]
         torch.testing.assert_close(started, transform_points(turn, plain), atol=0.02, rtol=0)
+
+
+def test_dan_has_the_metrics_of_all_stages_before_a_validation() -> None:
+    """Would catch a monitored stage that is refused before the training, and a stage that does not exist."""
+    module, datamodule = build_dan()
+    names = module.metrics(example(module.layout, datamodule.data.tags))
+    assert [name for name in names if "stage" in name] == ["nme_box_stage1", "nme_box_stage2"]
 
 
 def test_dan_predicts_the_same_alone_and_in_a_batch() -> None:
