@@ -152,14 +152,18 @@ def check_monitors(cfg: DictConfig, module: Any, datamodule: Any) -> None:
     logged = {f"val/{name}": MODES.get(definition.better) for name, definition in metrics.items()}
     monitor = {"monitor": cfg.monitor.name, "mode": cfg.monitor.mode}
     for name, callback in {"monitor": monitor, **(cfg.callbacks or {})}.items():
-        monitored = str(callback.get("monitor")) if callback else ""
+        if not callback or not callback.get("monitor"):
+            continue
+        monitored = str(callback["monitor"])
         # A custom method may log other names, and Lightning logs `step` and `epoch`.
         ours = monitored.startswith("val/") or f"val/{monitored}" in logged
-        if callback and callback.get("monitor") and ours and monitored not in logged:
+        if ours and monitored not in logged:
             key = "monitor.name" if name == "monitor" else f"callbacks.{name}.monitor"
             raise ConfigError(key, f"={monitored}: no validation logs this metric{hint(monitored, logged)}")
-        mode, right = callback and callback.get("mode"), logged.get(monitored)
-        if mode and right and mode != right:
+        is_lightnings = str(callback.get("_target_")).startswith("lightning.")  # whose mode is min by default
+        right = logged.get(monitored)
+        mode = callback.get("mode", "min" if is_lightnings else right)
+        if right and mode != right:
             key = "monitor.mode" if name == "monitor" else f"callbacks.{name}.mode"
             raise ConfigError(key, f"={mode}: the best {monitored} is its {right}imum; use {right}")
 

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 Unit = Literal["fraction", "degrees", "pixels", "count"]
+"""Unit of the numbers in files and logs; a count is a whole number."""
 Better = Literal["lower", "higher", "none"]
+"""Direction of better values."""
 
 
 class Scale(NamedTuple):
@@ -52,7 +54,7 @@ class Metric(NamedTuple):
 
 
 def as_json(metric: Metric) -> dict[str, Any]:
-    """Convert a record to an entry of ``metrics.json``; the last three fields are left out if they are empty."""
+    """Convert a record to an entry of ``metrics.json``; a field that is an empty text is left out."""
     fields = {key: INFINITE if value == math.inf else value for key, value in metric._asdict().items()}
     return {key: value for key, value in fields.items() if value != ""}
 

@@ -359,6 +359,10 @@ def test_build_makes_plain_containers() -> None:
     [
         (["monitor.mode=max"], r"monitor\.mode=max: the best val/nme_box is its minimum; use min"),
         (["monitor.name=val/auc08_ioc"], r"monitor\.mode=min: the best val/auc08_ioc is its maximum; use max"),
+        (
+            ["+callbacks.stop={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/auc08_ioc}"],
+            r"callbacks\.stop\.mode=min: the best val/auc08_ioc is its maximum; use max",
+        ),
         (["callbacks.checkpoint.mode=max"], r"callbacks\.checkpoint\.mode=max: the best val/nme_box is its minimum"),
     ],
 )
