@@ -41,7 +41,7 @@ def parse() -> argparse.Namespace:
         nargs="+",
         help="folder of a run, folder of a sweep, or a pattern such as 'logs/train/runs/*'",
     )
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write one row per run, with unrounded fractions")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="also write one row per run, with unrounded numbers")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the tables as Markdown, in percent")
     parser.add_argument(
         "--html",

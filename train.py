@@ -21,6 +21,9 @@ from facelab.runs.resume import Once, ResumePoint, begin, check_weights, find_re
 from facelab.runs.start import exits, start
 from facelab.runs.targets import hint
 
+MODES = {"lower": "min", "higher": "max"}
+"""Mode of a callback that monitors a metric, by the direction of better values."""
+
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
@@ -138,21 +141,33 @@ def build_module(cfg: DictConfig, *, resumed: bool) -> Any:
 
 
 def check_monitors(cfg: DictConfig, module: Any, datamodule: Any) -> None:
-    """Refuse a callback that monitors a metric that no validation logs; Lightning would fail after the first epoch.
+    """Refuse a callback that monitors a metric that no validation logs, or that prefers its worse values.
+
+    Lightning would fail after the first epoch for the first, and keep the worst checkpoint for the second.
 
     Raises:
         ConfigError: there is such a callback; the message contains its key.
     """
-    from facelab.metrics.landmarks import names
+    from facelab.metrics.landmarks import example
 
-    logged = {f"val/{name}" for name in names(module.layout, datamodule.data.tags)}
-    for name, callback in {"monitor": {"monitor": cfg.monitor.name}, **(cfg.callbacks or {})}.items():
-        monitored = str(callback.get("monitor")) if callback else ""
+    metrics = module.metrics(example(module.layout, datamodule.data.tags))
+    logged = {f"val/{name}": MODES.get(definition.better) for name, definition in metrics.items()}
+    monitor = {"monitor": cfg.monitor.name, "mode": cfg.monitor.mode}
+    for name, callback in {"monitor": monitor, **(cfg.callbacks or {})}.items():
+        if not callback or not callback.get("monitor"):
+            continue
+        monitored = str(callback["monitor"])
         # A custom method may log other names, and Lightning logs `step` and `epoch`.
         ours = monitored.startswith("val/") or f"val/{monitored}" in logged
-        if callback and callback.get("monitor") and ours and monitored not in logged:
+        if ours and monitored not in logged:
             key = "monitor.name" if name == "monitor" else f"callbacks.{name}.monitor"
             raise ConfigError(key, f"={monitored}: no validation logs this metric{hint(monitored, logged)}")
+        is_lightnings = str(callback.get("_target_")).startswith("lightning.")  # whose mode is min by default
+        right = logged.get(monitored)
+        mode = callback.get("mode", "min" if is_lightnings else right)
+        if right and mode != right:
+            key = "monitor.mode" if name == "monitor" else f"callbacks.{name}.mode"
+            raise ConfigError(key, f"={mode}: the best {monitored} is its {right}imum; use {right}")
 
 
 def read_data(datamodule: Any, cfg: DictConfig) -> None:

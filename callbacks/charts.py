@@ -1,18 +1,20 @@
 """Charts of a test's results in W&B."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from lightning import Callback, Trainer
 
-from callbacks.wandb_logger import ERROR_HEADING, log_to_wandb, percent
+from callbacks.wandb_logger import ERROR_HEADING, log_to_wandb, number
 from facelab.faces.geometry import Array
-from facelab.faces.layouts import Layout
 from facelab.metrics.face_table import FaceTable, Normaliser, nme_per_face
-from facelab.metrics.landmarks import THRESHOLDS, breakdowns, ced, nme
+from facelab.metrics.landmarks import THRESHOLDS, Definition, ced
+from facelab.metrics.record import SCALES, Unit
 from lightning_modules.landmark import LandmarkModule
 
-if TYPE_CHECKING:  # importing it takes a second
+if TYPE_CHECKING:  # importing them takes a second
+    import wandb
     from wandb.plot.custom_chart import CustomChart
 
 NORMALISERS: tuple[Normaliser, ...] = ("ioc", "box")
@@ -25,7 +27,7 @@ They are the same for all runs and end at the largest threshold of a failure rat
 
 
 class Charts(Callback):
-    """Charts of a test in W&B: cumulative errors, and errors by pose, tag, region and size with the number of faces.
+    """Charts of a test in W&B: cumulative errors, the parts of each breakdown, and a table of all metrics.
 
     W&B stores the table of a chart under the chart's name followed by ``_table``. The module logs the same numbers:
     the bar ``0_30`` of ``test/nme_box_yaw`` is ``test/nme_box_yaw_0_30``, in percent. Without a W&B logger the
@@ -36,36 +38,62 @@ class Charts(Callback):
         self, trainer: Trainer, module: LandmarkModule
     ) -> None:
         """Log the charts of the test."""
-        tags = trainer.datamodule.data.tags  # type: ignore[attr-defined]
-        log_to_wandb(trainer, lambda: charts(module.table, module.layout, tags))
+        metrics = module.metrics(module.table)
+        log_to_wandb(trainer, lambda: {**charts(module.table, metrics), "test/metrics_table": _table(metrics)})
 
 
-def charts(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[str, "CustomChart"]:
+def charts(table: FaceTable, metrics: Mapping[str, Definition]) -> dict[str, "CustomChart"]:
     """Build the charts of a test. A chart without any bar or curve is left out.
 
     Args:
         table: errors of the tested faces.
-        layout: layout of their landmarks.
-        tags: Annotations.tags, the columns of ``table.tags``.
+        metrics: its metrics by name.
 
     Returns:
         The charts by name.
     """
-    breakdown_by_name = {f"test/{kind}": parts for kind, parts in breakdowns(table, layout, tags).items()}
+    breakdowns: dict[tuple[str, str, Unit], dict[str, Definition]] = {}
+    for metric in metrics.values():
+        if metric.breakdown:
+            parts = breakdowns.setdefault((metric.whole, metric.breakdown, metric.unit), {})
+            parts[metric.part] = metric
     curve_by_name = {name: ced(nme_per_face(table, name), ERRORS) for name in NORMALISERS}
     defined: dict[str, Array] = {name: curve for name, curve in curve_by_name.items() if not np.isnan(curve).any()}
-    return {name: _bars(name, parts) for name, parts in breakdown_by_name.items() if parts} | (
-        {"test/ced": _curves(defined)} if defined else {}
-    )
+    return {
+        f"test/{whole}_{breakdown}": _bars(f"{whole}_{breakdown}", whole, unit, parts)
+        for (whole, breakdown, unit), parts in breakdowns.items()
+    } | ({"test/ced": _curves(defined)} if defined else {})
 
 
-def _bars(name: str, parts: dict[str, Array]) -> "CustomChart":
-    """Draw the mean error of each part as a bar. A part without a face has no bar."""
+def _bars(name: str, whole: str, unit: Unit, parts: Mapping[str, Definition]) -> "CustomChart":
+    """Draw the value of each part as a bar. A part without a face has no bar."""
     import wandb
 
-    rows = [[part, percent(float(nme(e))), int((~np.isnan(e)).sum())] for part, e in parts.items()]
-    table = wandb.Table(["part", ERROR_HEADING, "faces"], rows)
-    return wandb.plot.bar(table, "part", ERROR_HEADING, title=f"{name}, {ERROR_HEADING}")
+    heading = ", ".join(filter(None, (whole, SCALES[unit].sign)))
+    rows = [[part, _scaled(metric), _faces(metric)] for part, metric in parts.items()]
+    table = wandb.Table(["part", heading, "faces"], rows)
+    return wandb.plot.bar(table, "part", heading, title=f"test/{name}")
+
+
+def _table(metrics: Mapping[str, Definition]) -> "wandb.Table":
+    """Build the W&B table of all metrics, with their units and the direction of better values."""
+    import wandb
+
+    rows: list[list[Any]] = [
+        [name, _scaled(metric), SCALES[metric.unit].sign, metric.better, _faces(metric)]
+        for name, metric in metrics.items()
+    ]
+    return wandb.Table(["metric", "value", "unit", "better", "faces"], rows)
+
+
+def _scaled(metric: Definition) -> float | None:
+    """Return the value as tables show it, without rounding."""
+    return number(SCALES[metric.unit].factor * metric.value())
+
+
+def _faces(metric: Definition) -> int:
+    """Count the faces in the value."""
+    return int((~np.isnan(metric.e)).sum())
 
 
 def _curves(curves: dict[str, Array]) -> "CustomChart":

@@ -127,7 +127,7 @@ class WorstFaces(Callback):
         error = nme_per_face(module.table, "box")
         measured = np.flatnonzero(~np.isnan(error))
         order = measured[np.argsort(-error[measured], kind="stable")][: self.size]
-        worst = FaceTable._make(column[order] for column in module.table)
+        worst = module.table.select(order)
         points = self._predicted(trainer, module, worst)
         self.points = {}
         if not len(order) or not trainer.is_global_zero:
@@ -136,7 +136,7 @@ class WorstFaces(Callback):
         tiles = self._tiles(data.faces["test"], worst, points)
         save_picture(trainer, grid(tiles, self.columns), self.folder / WORST_PICTURE, "test/worst_faces")
         photos = [printable(data.faces["test"].paths[row].name) for row in worst.face_id]
-        log_to_wandb(trainer, lambda: {"test/worst_faces_table": _table(tiles, photos, worst, data.data.tags)})
+        log_to_wandb(trainer, lambda: {"test/worst_faces_table": _table(tiles, photos, worst)})
 
     def _predicted(self, trainer: Trainer, module: LandmarkModule, worst: FaceTable) -> Array:
         """Return the predicted points of these faces from all ranks, ``(F, N, 2)`` in pixels of their crops."""
@@ -160,11 +160,12 @@ class WorstFaces(Callback):
         return tiles
 
 
-def _table(tiles: Sequence[Array], photos: Sequence[str], faces: FaceTable, tags: tuple[str, ...]) -> "wandb.Table":
+def _table(tiles: Sequence[Array], photos: Sequence[str], faces: FaceTable) -> "wandb.Table":
     """Build the W&B table of the faces, with angles in degrees."""
     import wandb
 
-    errors, tags_of_face = nme_per_face(faces, "box"), [np.compress(row, tags).tolist() for row in faces.tags]
+    errors = nme_per_face(faces, "box")
+    tags_of_face = [np.compress(row, faces.tag_names).tolist() for row in faces.tags]
     rows = [
         [wandb.Image(tiles[i]), photos[i], percent(errors[i]), *map(number, faces.pose[i]), ", ".join(tags_of_face[i])]
         for i in range(len(tiles))

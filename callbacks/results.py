@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from datamodules.landmark import FaceDataset, LandmarkDataModule
 from facelab.errors import printable
 from facelab.faces.image import Orientation, is_rotated_by_tag
-from facelab.faces.layouts import Layout
 from facelab.files import write_json
-from facelab.metrics import landmarks
-from facelab.metrics.face_table import FaceTable, write_faces
-from facelab.metrics.landmarks import bootstrap, nme, stratified_bootstrap
+from facelab.metrics.face_table import write_faces
+from facelab.metrics.record import as_json
 from facelab.profiling.cost import cost
 from facelab.run_folder import RunFolder
 from lightning_modules.landmark import LandmarkModule
@@ -61,7 +58,7 @@ class Results(Callback):
         """Write ``faces.csv``."""
         datamodule: LandmarkDataModule = trainer.datamodule  # type: ignore[attr-defined]
         names = [printable(path.name) for path in datamodule.faces["test"].paths]
-        write_faces(module.table, self.folder.faces, names, datamodule.data.tags)
+        write_faces(module.table, self.folder.faces, names)
 
 
 def results(module: LandmarkModule, datamodule: LandmarkDataModule) -> dict[str, Any]:
@@ -72,17 +69,13 @@ def results(module: LandmarkModule, datamodule: LandmarkDataModule) -> dict[str,
         datamodule: datamodule of the tested faces.
 
     Returns:
-        protocol, metrics (fractions), counts (number of faces of each mean error), left_out (faces of a metric's group
-        without a defined error), intervals (95 % bootstrap over faces), cost (of one face) and unreadable (faces of
-        each split whose photo this process could not read), and remarks of the method if it has any.
+        protocol, metrics (a record by name), cost (of one face) and unreadable (faces of each split whose photo this
+        process could not read), and remarks of the method if it has any.
     """
-    table, layout, tags = module.table, module.layout, datamodule.data.tags
+    definitions = module.metrics(module.table)
     return {
         "protocol": protocol(module, datamodule),
-        "metrics": {**landmarks.summary(table, layout, tags), **module.extra_metrics},
-        "counts": landmarks.counts(table, layout, tags),
-        "left_out": landmarks.left_out(table, layout, tags),
-        "intervals": intervals(table, layout, tags),
+        "metrics": {name: as_json(each.record(RESAMPLES, seed=0)) for name, each in definitions.items()},
         "cost": cost(module, datamodule.crop.size, pose=False),
         "unreadable": {role: faces.unreadable for role, faces in datamodule.faces.items()},
         **({"remarks": list(module.remarks)} if module.remarks else {}),
@@ -120,14 +113,3 @@ def fingerprint(faces: FaceDataset, rows: Sequence[int]) -> str:
         digest.update(faces.paths[row].name.encode("utf-8", "surrogateescape"))
         digest.update(np.ascontiguousarray(faces.faces[row].points, np.float32).tobytes())
     return digest.hexdigest()[:16]
-
-
-def intervals(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[str, tuple[float, float]]:
-    """Compute 95 % bootstrap intervals over faces for all metrics of :func:`landmarks.summary` except counts."""
-    interval = partial(bootstrap, resamples=RESAMPLES, seed=0)
-    error_by_name = landmarks.errors(table, layout, tags)
-    by_metric = {name: interval(e, nme) for name, e in error_by_name.items()}
-    by_metric |= {name: interval(error_by_name["nme_ioc"], rate) for name, rate in landmarks.RATES.items()}
-    if by_yaw := landmarks.breakdowns(table, layout, tags).get("nme_box_yaw"):
-        by_metric["nme_box_yaw_mean"] = stratified_bootstrap(list(by_yaw.values()), nme, RESAMPLES, seed=0)
-    return by_metric

@@ -246,21 +246,6 @@ def read_jobs(folder: Path) -> dict[int, list[str]]:
     return {int(name): overrides for name, overrides in sorted(jobs.items())}
 
 
-def is_infinite(name: str, counts: Mapping[str, int]) -> bool:
-    """Return whether a null metric in ``metrics.json`` stands for infinity (True) or for no face (False).
-
-    JSON can express neither. If faces contributed, a point of one of them was predicted as NaN or infinite.
-
-    Args:
-        name: name of the metric.
-        counts: number of faces in a mean error by its name, as in the file.
-    """
-    faces = [counts.get(name, counts.get("nme_ioc", 0))]
-    if name == "nme_box_yaw_mean":  # undefined as soon as one bucket is empty
-        faces += [count for bucket, count in counts.items() if bucket.startswith("nme_box_yaw_")]
-    return all(faces)
-
-
 def result_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a configuration that may change a result.
 

@@ -21,8 +21,8 @@ from facelab.faces.geometry import Array, from_cells, to_cells, transform_points
 from facelab.faces.layouts import Layout
 from facelab.internals.lightning import allow_unused_parameters, forget_best
 from facelab.metrics.face_errors import FaceErrors
-from facelab.metrics.face_table import nme_per_face
-from facelab.metrics.landmarks import nme
+from facelab.metrics.face_table import FaceTable, nme_per_face
+from facelab.metrics.landmarks import Definition
 from facelab.networks.dan import DANStage, draw_heatmap, fit_similarity, match_arrays, warp
 from lightning_modules.landmark import LandmarkModule, Prediction
 from lightning_modules.schedule import first_epochs
@@ -74,6 +74,7 @@ class DAN(LandmarkModule):
 
     Attributes:
         num_active: number of stages in use, equal to the buffer ``trained_stages``.
+        earlier_tables: errors of the last validation or test by the stages in use before the last one.
 
     Raises:
         ConfigError: the shares are not positive or their sum is not 1, the heatmap's squares are larger than the crop,
@@ -116,6 +117,7 @@ class DAN(LandmarkModule):
             raise ConfigError("stage.size", f"={given} must be coder.size={size}, the crop's side", mounted=True)
         self.first_epochs, self.max_epochs = first_epochs(stage_shares, max_epochs), max_epochs
         self.heatmap_radius, self.official_training_mode = heatmap_radius, official_training_mode
+        self.earlier_tables = list[FaceTable]()
         self.register_buffer("mean_shape", _placeholder(layout.num_points, size))
         self.register_buffer("image_mean", torch.full((size, size), NEUTRAL_GREY))
         self.register_buffer("image_deviation", torch.full((size, size), NEUTRAL_GREY))
@@ -143,7 +145,7 @@ class DAN(LandmarkModule):
         super().setup(stage)
         if stage != "predict":
             tags = self.trainer.datamodule.data.tags  # type: ignore[attr-defined]
-            errors = [FaceErrors(self.layout, len(tags)) for _ in range(len(self.stages) - 1)]
+            errors = [FaceErrors(self.layout, tags) for _ in range(len(self.stages) - 1)]
             self.stage_errors: Any = nn.ModuleList(errors)  # of all stages but the last
         if stage == "fit" and len(self.stages) > 1:
             allow_unused_parameters(self.trainer)  # those of the stages that are not trained
@@ -279,23 +281,35 @@ class DAN(LandmarkModule):
         self.errors.update(last.points, batch)
         return last
 
+    def metrics(self, table: FaceTable) -> dict[str, Definition]:
+        """Define the metrics of the last stage in use, and the mean error of every stage; see :class:`LandmarkModule`.
+
+        Before the first validation there is only the first stage, which every validation measures.
+        """
+        return super().metrics(table) | self._stage_metrics(table)
+
+    def _stage_metrics(self, table: FaceTable) -> dict[str, Definition]:
+        """Define the mean error of every stage in use by name; empty for a network of one stage."""
+        tables = [*self.earlier_tables, table] if len(self.stages) > 1 else []
+        return {
+            f"nme_box_stage{number}": Definition(
+                nme_per_face(each, "box"), whole="nme_box", breakdown="stage", part=str(number)
+            )
+            for number, each in enumerate(tables, start=1)
+        }
+
     def _log_table(self, role: str) -> None:
-        """Log the metrics of the last stage in use, and the mean error of every stage in use beside them."""
-        super()._log_table(role)
-        tables = [self.table]
-        for errors in reversed(self.stage_errors[: self.num_active - 1]):
-            tables.insert(0, errors.compute())
+        """Log the metrics, and warn of a stage that is worse than the one before."""
+        self.earlier_tables = []
+        for errors in self.stage_errors[: self.num_active - 1]:
+            self.earlier_tables.append(errors.table())
             errors.reset()
-        means = [float(nme(nme_per_face(table, "box"))) for table in tables]
-        self.extra_metrics = {f"nme_box_stage{number}": mean for number, mean in enumerate(means, 1)}
-        if len(self.stages) == 1:
-            self.extra_metrics = {}
-        for name, value in self.extra_metrics.items():
-            self.log(f"{role}/{name}", value, sync_dist=True)
-        self.remarks = list(filter(None, [self._name_missing_stages(), *_name_worse_stages(means)]))
+        super()._log_table(role)
+        worse = _name_worse_stages([each.value() for each in self._stage_metrics(self.table).values()])
+        self.remarks = list(filter(None, [self._name_missing_stages(), *worse]))
         is_end_of_stage = self.current_epoch + 1 in (*self.first_epochs[1:], self.max_epochs)
         if self.trainer.is_global_zero and (role == "test" or is_end_of_stage):
-            for remark in _name_worse_stages(means):
+            for remark in worse:
                 log.warning("%s: %s", role, remark)
 
     def _name_missing_stages(self) -> str:

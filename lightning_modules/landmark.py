@@ -13,9 +13,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from facelab.faces.batch import LandmarkBatch
 from facelab.faces.geometry import flip_image, transform_points
 from facelab.faces.layouts import Layout
+from facelab.metrics import landmarks
 from facelab.metrics.face_errors import FaceErrors
 from facelab.metrics.face_table import FaceTable
-from facelab.metrics.landmarks import summary
+from facelab.metrics.landmarks import Definition
 from facelab.renames import FORMAT
 
 IN_PROGRESS_BAR = "nme_box"
@@ -50,13 +51,11 @@ class LandmarkModule(LightningModule):
         memory_format: memory format of images; ``facelab.profiling.compile`` sets it together with that of the weights.
         table: errors of the last validation or test.
         resumed: whether a checkpoint replaces the statistics, so that they need not be computed.
-        extra_metrics: metrics of the last validation or test beside those of the table, errors as fractions.
         remarks: sentences about the last test for its table.
     """
 
     memory_format = torch.channels_last
     resumed = False
-    extra_metrics: Mapping[str, float] = {}
     remarks: Sequence[str] = ()
     table: FaceTable
     flip: Tensor  # (N,) int64
@@ -88,7 +87,7 @@ class LandmarkModule(LightningModule):
         """Create the metric and, before training, compute the statistics. Prediction needs neither."""
         if stage != "predict":
             datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-            self.errors = FaceErrors(self.layout, len(datamodule.data.tags))
+            self.errors = FaceErrors(self.layout, datamodule.data.tags)
             if stage == "fit" and not self.resumed:
                 self.fit_statistics(datamodule)
 
@@ -172,15 +171,17 @@ class LandmarkModule(LightningModule):
         """Log the metrics of the table as ``test/...``."""
         self._log_table("test")
 
+    def metrics(self, table: FaceTable) -> dict[str, Definition]:
+        """Define the metrics of a table by name. A method may add others that only it has."""
+        return landmarks.definitions(table)
+
     def _log_table(self, role: str) -> None:
         """Compute the table, log its metrics and reset the collected errors."""
-        self.table = self.errors.compute()
+        self.table = self.errors.table()
         self.errors.reset()
-        tags = self.trainer.datamodule.data.tags  # type: ignore[attr-defined]
-        numbers = summary(self.table, self.layout, tags)
-        for name, value in numbers.items():
+        for name, definition in self.metrics(self.table).items():
             # Every process has the whole table and the same numbers; Lightning still requests sync_dist.
-            self.log(f"{role}/{name}", value, sync_dist=True, prog_bar=name == IN_PROGRESS_BAR)
+            self.log(f"{role}/{name}", definition.value(), sync_dist=True, prog_bar=name == IN_PROGRESS_BAR)
 
     def predict_step(self, batch: LandmarkBatch, batch_index: int) -> Prediction:
         """Predict a batch in pixels of the photos."""

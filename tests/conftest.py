@@ -1,6 +1,7 @@
 """Fixtures and helpers of several test files: a cache of rendered faces, doors in this process, and a trained run."""
 
 import gc
+import json
 import os
 import runpy
 import signal
@@ -17,6 +18,8 @@ import cv2
 
 # isort: on
 import pytest
+
+from facelab.metrics.record import Metric, read_metrics
 
 # Set before any import of torch: tests are small, and several processes share the machine.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -49,6 +52,11 @@ def pytest_collection_finish() -> None:
 def pytest_unconfigure() -> None:
     """Collect them at the end again; a library of torch reports what it finds left."""
     gc.unfreeze()
+
+
+def metrics_of(run: Path) -> dict[str, Metric]:
+    """Read the records of a run's metrics.json."""
+    return read_metrics(json.loads((run / "metrics.json").read_text()))
 
 
 def open_door(name: str, *words: object, folder: Path) -> None:

@@ -20,6 +20,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 FILES = dict(re.findall(r"^```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
 """Content of the example files by their path."""
+EXAMPLE = re.MULTILINE | re.DOTALL
+"""Flags of a pattern whose beginning and end are those of lines."""
 POINTS_CSV = ("data=points_csv", "data.root=points", "crop.box=points")
 """Overrides that choose the example of a dataset."""
 
@@ -139,27 +141,30 @@ def test_extending_dataset_is_read(conf: Path, truth: Array) -> None:
 
 def test_extending_metric_has_an_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch an example that changes one place where two are needed."""
-    from callbacks.results import intervals
     from facelab.metrics import landmarks
-    from facelab.metrics.face_table import FaceTable
+    from facelab.metrics.face_table import face_table
 
-    (block,) = re.findall(r"```python\n(def quantile.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    function, _, table = block.partition("RATES: ")
+    (function, entry) = re.findall(r"```python\n(def worst_point.*?|    metrics\[.worst_.*?)^```$", PAGE, EXAMPLE)
     names = dict(vars(landmarks))
-    exec(function + "RATES: " + table.replace("    ...\n", ""), names)
-    monkeypatch.setattr(landmarks, "RATES", {**landmarks.RATES, **names["RATES"]})
+    exec(function + "def add(table, metrics):\n" + entry + "    return metrics\n", names)
+    definitions = landmarks.definitions
+    monkeypatch.setattr(landmarks, "definitions", lambda table: names["add"](table, definitions(table)))
     faces = 20
-    ones, error = np.ones(faces), np.linspace(0.01, 0.2, faces)
-    rows = FaceTable(
+    truth = np.random.default_rng(0).uniform(0, 100, (faces, IBUG68.num_points, 2))
+    predicted = truth.copy()
+    predicted[:, 0, 0] += np.arange(1, faces + 1)
+    table = face_table(
+        IBUG68,
         face_id=np.arange(faces),
-        error=np.repeat(error[:, None], IBUG68.num_points, axis=1),
-        valid=np.ones((faces, IBUG68.num_points), np.bool_),
-        **dict.fromkeys(("ioc", "ipd", "box", "diag"), ones),
+        predicted=predicted,
+        points=truth,
+        valid=np.arange(faces)[:, None]
+        < np.full(IBUG68.num_points, faces - 1),  # nothing is annotated in the last face
+        to_photo=np.tile(np.eye(3), (faces, 1, 1)),
         pose=np.full((faces, 3), np.nan),
         tags=np.zeros((faces, 0), np.bool_),
-        pose_error=np.full((faces, 3), np.nan),
+        tag_names=(),
     )
-    assert landmarks.summary(rows, IBUG68, ())["nme_ioc_p90"] == pytest.approx(0.18)
-    low, high = intervals(rows, IBUG68, ())["nme_ioc_p90"]
-    assert low < 0.18 <= high
-    assert "nme_ioc_p90" in landmarks.names(IBUG68, ())
+    record = landmarks.definitions(table)["worst_point"].record(100, seed=0)
+    assert record.value == landmarks.summary(table)["worst_point"] == pytest.approx(10)
+    assert record.low < 10 < record.high and record[3:7] == (19, 1, "pixels", "lower")

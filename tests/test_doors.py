@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from composing import SMALL_FACES, small
-from conftest import PLAIN, ROOT, open_door
+from conftest import PLAIN, ROOT, metrics_of, open_door
 from omegaconf import OmegaConf
 
 from facelab.annotations.synthetic import Synthetic
@@ -64,7 +64,7 @@ def check_two_runs(multirun: Path, *backbones: str) -> None:
         assert f"name: {backbone}\n" in (run / "config.yaml").read_text()
         results = load(run / "metrics.json")
         assert results["protocol"]["dataset"] == "lapa106"
-        assert 0 < results["metrics"]["nme_box"] < 1
+        assert 0 < metrics_of(run)["nme_box"].value < 1
         assert (run / "checkpoints" / "last.ckpt").exists()
 
 
@@ -101,7 +101,7 @@ def test_train_on_two_processes_writes_one_run(tmp_path: Path) -> None:
     done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "logs" / "train" / "runs").iterdir()
-    assert load(run / "metrics.json")["metrics"]["faces"] == 7
+    assert metrics_of(run)["faces"].value == 7
     assert read_faces(run / "faces.csv")["face_id"].tolist() == list(range(7))
     assert done.stdout.count("results in ") == 1
     assert "sync_dist" not in done.stderr
@@ -113,12 +113,12 @@ def test_train_on_two_processes_writes_one_run(tmp_path: Path) -> None:
 def test_evaluate_reproduces_the_results_of_the_run(trained: Path, tmp_path: Path) -> None:
     """Would catch a run that is opened with other weights, crops, statistics or splits than those of its test."""
     open_door("evaluate", f"ckpt={trained}", "batch_size=3", "hydra.run.dir=again", folder=tmp_path)
-    first, again = load(trained / "metrics.json"), load(tmp_path / "again" / "metrics.json")
-    assert again["metrics"].keys() == first["metrics"].keys()
-    for name, value in first["metrics"].items():
-        assert again["metrics"][name] == (None if value is None else pytest.approx(value, abs=1e-6)), name
-    for part in ("protocol", "counts", "left_out"):
-        assert again[part] == first[part]
+    first, again = metrics_of(trained), metrics_of(tmp_path / "again")
+    assert again.keys() == first.keys()
+    for name, metric in first.items():
+        assert again[name][:3] == pytest.approx(metric[:3], abs=1e-6, nan_ok=True), name
+        assert again[name][3:] == metric[3:], name
+    assert load(tmp_path / "again" / "metrics.json")["protocol"] == load(trained / "metrics.json")["protocol"]
     one, two = (read_faces(run / "faces.csv") for run in (trained, tmp_path / "again"))
     assert one["photo"].tolist() == two["photo"].tolist()
     np.testing.assert_allclose(two["error_px"], one["error_px"], atol=1e-4)
@@ -132,9 +132,9 @@ def test_train_tests_the_averaged_weights(tmp_path: Path) -> None:
     overrides = ["callbacks=ema", "logger=none", "trainer.max_epochs=2", "optimizer.lr=0.01", "hydra.run.dir=run"]
     open_door("train", *small("pipnet"), *overrides, folder=tmp_path)
     open_door("evaluate", "ckpt=run", "hydra.run.dir=again", folder=tmp_path)
-    first, again = (load(tmp_path / run / "metrics.json")["metrics"] for run in ("run", "again"))
-    for name, value in first.items():
-        assert again[name] == (None if value is None else pytest.approx(value, abs=1e-6)), name
+    first, again = (metrics_of(tmp_path / run) for run in ("run", "again"))
+    for name, metric in first.items():
+        assert again[name].value == pytest.approx(metric.value, abs=1e-6, nan_ok=True), name
 
 
 def test_evaluate_applies_split_box_and_flip_test(trained: Path, tmp_path: Path) -> None:
@@ -171,8 +171,8 @@ def test_evaluate_measures_another_dataset(trained: Path, tmp_path: Path, cache:
     open_door("evaluate", f"ckpt={trained}", *overrides, layout, "hydra.run.dir=run", folder=tmp_path)
     results = load(tmp_path / "run" / "metrics.json")
     assert (results["protocol"]["dataset"], results["protocol"]["pose"]) == ("mine", "estimated")
-    assert results["metrics"]["faces"] == 4
-    assert not any("tag" in name for name in results["metrics"])
+    assert metrics_of(tmp_path / "run")["faces"].value == 4
+    assert not any(metric.breakdown == "tag" for metric in metrics_of(tmp_path / "run").values())
     assert OmegaConf.load(tmp_path / "run" / "config.yaml").data.root == str(folder)
 
 

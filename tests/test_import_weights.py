@@ -13,7 +13,7 @@ import pytest
 import torch
 import torchvision
 from composing import SMALL_FACES, compose_config
-from conftest import open_door
+from conftest import metrics_of, open_door
 from dan_reference import lasagne_arrays, public_dan
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
@@ -494,7 +494,7 @@ def test_evaluate_records_box_jitter_in_the_protocol(imported: Path, capsys: pyt
     }.items():
         open_door("evaluate", "ckpt=run", "num_workers=0", *overrides, f"hydra.run.dir={name}", folder=imported)
         results = json.loads((imported / name / "metrics.json").read_text())
-        numbers.append((results["protocol"].get("box_jitter"), results["metrics"]["nme_box"]))
+        numbers.append((results["protocol"].get("box_jitter"), metrics_of(imported / name)["nme_box"].value))
     assert numbers[0] == ("scale 0.9 to 1.3, shift 0.1, seed 0", pytest.approx(numbers[1][1], rel=1e-6))
     assert numbers[2][0] is None and numbers[3][0] == "scale 0.9 to 1.3, shift 0.1, seed 1"
     assert len({round(value, 2) for _, value in numbers}) == 3

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from composing import small
-from conftest import face_data, open_door
+from conftest import face_data, metrics_of, open_door
 
 from facelab.metrics.face_table import read_faces
 
@@ -40,10 +40,11 @@ def test_train_on_ytf(tmp_path: Path) -> None:
     overrides = [word for word in small("pipnet") if not word.startswith("data.") and not word.startswith("data=")]
     open_door("train", *overrides, "data=ytf68", f"data.root={root}", *SHORT, *FEW, folder=tmp_path)
     results = load(tmp_path / "run")
-    assert results["metrics"]["faces"] == results["protocol"]["faces"] == 8
-    assert results["metrics"]["faces_skipped"] == 0
+    metrics = metrics_of(tmp_path / "run")
+    assert metrics["faces"].value == results["protocol"]["faces"] == 8
+    assert metrics["faces_skipped"].value == 0
     assert results["protocol"]["pose"] == "estimated"
-    assert 0.05 < results["metrics"]["nme_box"] < 1
+    assert 0.05 < metrics["nme_box"].value < 1
 
 
 def test_evaluate_on_portraits(tmp_path: Path, trained_on: Callable[[str], Path]) -> None:
@@ -53,8 +54,9 @@ def test_evaluate_on_portraits(tmp_path: Path, trained_on: Callable[[str], Path]
     open_door("evaluate", f"ckpt={run}", *overrides, folder=tmp_path)
     results = load(tmp_path / "test")
     assert (results["protocol"]["dataset"], results["protocol"]["faces"]) == ("frl106", 20)
-    assert results["metrics"]["nme_box_yaw_0_30"] == results["metrics"]["nme_box"]
-    assert 0.05 < results["metrics"]["nme_box"] < 1
+    metrics = metrics_of(tmp_path / "test")
+    assert metrics["nme_box_yaw_0_30"].value == metrics["nme_box"].value
+    assert 0.05 < metrics["nme_box"].value < 1
 
 
 @pytest.mark.parametrize("box", ["given", pytest.param("points", marks=pytest.mark.slow)])
@@ -68,6 +70,7 @@ def test_evaluate_on_wflw(box: str, tmp_path: Path, trained_on: Callable[[str], 
     assert len(faces["face_id"]) == 102
     assert len(set(faces["photo"])) == 88
     assert np.isfinite(faces["error_px"]).all()
-    tags = [name for name in results["metrics"] if name.startswith("nme_ioc_tag_")]
+    metrics = metrics_of(tmp_path / "test")
+    tags = [metric for metric in metrics.values() if metric.breakdown == "tag"]
     assert len(tags) == 6
-    assert all(results["counts"][name] > 0 for name in tags)
+    assert all(metric.faces > 0 for metric in tags)

@@ -11,7 +11,7 @@ import yaml
 from conftest import ROOT
 from lightning.pytorch import callbacks as lightning_callbacks
 
-from facelab.run_folder import BEST_CALLBACK, PASSIVE_CALLBACKS, is_infinite, now, read_status, result_settings
+from facelab.run_folder import BEST_CALLBACK, PASSIVE_CALLBACKS, now, read_status, result_settings
 from facelab.runs.resume import _changes
 from facelab.runs.targets import buildable
 
@@ -100,19 +100,3 @@ def test_read_status_accepts_impossible_values(tmp_path: Path, content: dict[str
     status = {key: now() if value == "now" else value for key, value in content.items()}
     (tmp_path / "status.json").write_text(json.dumps({"host": socket.gethostname()} | status))
     assert read_status(tmp_path).state == state
-
-
-@pytest.mark.parametrize(
-    ("name", "counts", "infinite"),
-    [
-        ("nme_box", {"nme_ioc": 0, "nme_box": 2}, True),
-        ("nme_box", {"nme_ioc": 2, "nme_box": 0}, False),
-        ("fr08_ioc", {"nme_ioc": 2}, True),
-        ("nme_box_yaw_mean", {"nme_box_yaw_mean": 3, "nme_box_yaw_0_30": 3, "nme_box_yaw_30_60": 0}, False),
-    ],
-)
-def test_is_infinite_distinguishes_no_prediction_from_no_face(
-    name: str, counts: dict[str, int], infinite: bool
-) -> None:
-    """Would catch a network that predicts nothing and looks like a subset without faces."""
-    assert is_infinite(name, counts) is infinite

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from facelab.comparison.group import (
-    DEGREES,
-    WHOLE,
     Row,
     Table,
     best,
@@ -107,7 +105,7 @@ def lines_of(table: Table, with_single_runs: bool) -> list[Row]:
 def build_cells(table: Table, *, with_single_runs: bool = False) -> list[list[Cell]]:
     """Build the cells of a table: the headings, then one row per run or per set of runs that differ only in the seed.
 
-    Errors are in percent, errors of angles in degrees.
+    Fractions are in percent, all other metrics in their own unit.
 
     Args:
         table: table to show.
@@ -120,9 +118,9 @@ def build_cells(table: Table, *, with_single_runs: bool = False) -> list[list[Ce
     heading = [Cell("run"), *([Cell("typed")] if overrides else []), *(Cell(label(key)) for key in table.settings)]
     with_paper = []
     for metric in table.metrics:
-        faces = sorted({run.faces(metric) for run in ranked if metric in run.metrics}) or [0]
+        faces = sorted({run.metrics[metric].faces for run in ranked if metric in run.metrics}) or [0]
         span = f"{faces[0]} faces" if len(faces) == 1 else f"{faces[0]}..{faces[-1]} faces"
-        heading.append(Cell(metric, "" if metric in WHOLE else span, number=True))
+        heading.append(Cell(metric, span, number=True))
         if any(not math.isnan(paper_value(table, row, metric)) for row in table.rows):
             with_paper.append(metric)
             heading.append(Cell("paper", metric, number=True))
@@ -135,7 +133,7 @@ def build_cells(table: Table, *, with_single_runs: bool = False) -> list[list[Ce
         for metric in table.metrics:
             line.append(_number_cell(row, metric, winners[metric] is row))
             if metric in with_paper:
-                line.append(Cell(_rounded(100 * paper_value(table, row, metric), 2), number=True))
+                line.append(_paper_cell(table, row, metric))
         line += [Cell(_rounded(cost_of(row, name) * COSTS[name][1], COSTS[name][2]), number=True) for name in costs]
         cells.append(line + [Cell(_short(notes_of(row), 300))] * has_notes)
     return _visible(cells)
@@ -148,25 +146,25 @@ def _visible(cells: list[list[Cell]]) -> list[list[Cell]]:
 
 def _number_cell(row: Row, metric: str, bold: bool) -> Cell:
     """Format a metric of a row, with its deviation or interval below."""
-    value = row.metrics.get(metric, math.nan)
-    if metric in WHOLE:
-        return Cell(_rounded(value, 0), number=True)
-    below, ends = "", row.intervals.get(metric, (math.nan, math.nan))
+    if not (record := row.metrics.get(metric)):
+        return Cell("-", number=True)
+    below, ends = "", (record.low, record.high)
     if len(row.runs) > 1 and not math.isnan(deviation := row.deviations.get(metric, math.nan)):
-        below = f"± {_format(metric, deviation)}"
+        below = f"± {record.text(deviation)}"
     elif len(row.runs) == 1 and not any(map(math.isnan, ends)):
-        below = "..".join(_format(metric, end) for end in ends)
-    return Cell("-" if math.isnan(value) else _format(metric, value), below, bold, number=True)
+        below = "..".join(map(record.text, ends))
+    return Cell(record.text(record.value), below, bold, number=True)
+
+
+def _paper_cell(table: Table, row: Row, metric: str) -> Cell:
+    """Format the published result for a row."""
+    record = row.metrics.get(metric)
+    return Cell(record.text(paper_value(table, row, metric)) if record else "-", number=True)
 
 
 def _rounded(value: float, decimals: int) -> str:
     """Format a number with so many decimals; NaN is a dash."""
     return "-" if math.isnan(value) else f"{value:.{decimals}f}"
-
-
-def _format(metric: str, value: float) -> str:
-    """Format a metric: angles in degrees, all others in percent."""
-    return f"{value if metric.startswith(DEGREES) else 100 * value:.2f}"
 
 
 def notes_of(row: Row) -> str:
@@ -215,12 +213,15 @@ def remarks(table: Table) -> list[str]:
             "intervals) overlaps no other in its column and, if one of two values is a mean, their difference exceeds "
             "the pooled standard deviation. Unknown intervals and deviations are ignored."
         ]
-    if angles := [metric for metric in table.metrics if metric.startswith(DEGREES)]:
-        lines.append(f"{', '.join(angles)}: degrees, not percent.")
+    by_unit: dict[str, list[str]] = {}
+    for metric in table.metrics:
+        for unit in {run.metrics[metric].unit for run in table.runs if metric in run.metrics} - {"fraction"}:
+            by_unit.setdefault(unit, []).append(metric)
+    lines += [f"{', '.join(metrics)}: {unit}, not percent." for unit, metrics in by_unit.items()]
     if sources := sorted({entry.source for entry in _shown_publications(table)}):
         lines.append(
-            f"paper: the published result for the method and backbone on these faces; its crop, training set and frame "
-            f"of measurement may differ. From {'; '.join(sources)}."
+            "paper: the published result for the method and backbone on these faces, in the frame of the metric to its "
+            f"left; its crop and training set may differ. From {'; '.join(sources)}."
         )
     if len(machines := {*machines_of(table, LATENCY), *machines_of(table, POSE + LATENCY)}) > 1:
         lines.append(f"Latencies of different machines cannot be compared: {'; '.join(sorted(machines))}.")

@@ -11,20 +11,15 @@ from typing import Any, NamedTuple
 from facelab.comparison.published import Published, official
 from facelab.comparison.read import STAMP, Run, class_name, setting, value_text
 from facelab.errors import RunError
+from facelab.metrics.record import Metric
 
 SORT_BY = "nme_box"
 """Metric by which runs are sorted."""
 MAIN = (
-    *("nme_ioc", "nme_box", "fr08_ioc", "auc08_ioc"),
+    *("nme_ioc", "nme_ioc_crop", "nme_box", "fr08_ioc", "auc08_ioc"),
     *("nme_box_yaw_0_30", "nme_box_yaw_30_60", "nme_box_yaw_60_90", "nme_box_yaw_mean", "mae_angle"),
 )
 """Metrics that are shown by default."""
-WHOLE = ("faces", "faces_skipped")
-"""Metrics that are numbers of faces; the others are fractions or angles."""
-DEGREES = "mae_"
-"""Prefix of the metrics in degrees; they are shown unchanged, fractions in percent."""
-LOWER, HIGHER = ("nme_", "fr", DEGREES), ("auc",)
-"""Prefixes of the metrics for which lower is better, and of those for which higher is better."""
 MODEL = "model._target_"
 """Key of the method in the configuration."""
 RECIPE = frozenset(
@@ -38,14 +33,17 @@ class Row(NamedTuple):
 
     name: str
     runs: list[Run]  # by seed
-    metrics: dict[str, float]  # means over the runs
+    metrics: dict[str, Metric]  # those that all runs have; value and ends of the interval are means over the runs
     deviations: dict[str, float]  # sample standard deviations over the runs; empty for one run
-    intervals: dict[str, tuple[float, float]]  # ends of the 95 % intervals, each averaged over the runs
 
     @property
     def ranked(self) -> bool:
         """Return whether all runs have ended and have metrics."""
         return all(run.ranked for run in self.runs)
+
+    def value(self, metric: str) -> float:
+        """Return the value of a metric; NaN if the row does not have it."""
+        return self.metrics[metric].value if metric in self.metrics else math.nan
 
 
 class Table(NamedTuple):
@@ -95,7 +93,7 @@ def _table(runs: list[Run], metrics: Sequence[str] | None) -> Table:
     recipe = recipe_keys(runs, keys)
     return Table(
         protocol=runs[0].protocol,
-        runs=sorted(runs, key=_rank),
+        runs=sorted(runs, key=lambda run: _rank(row_of([run]))),
         rows=sorted(rows_of(runs), key=_rank),
         published=official(runs[0].protocol),
         settings=[key for key in keys if key not in recipe],
@@ -104,9 +102,9 @@ def _table(runs: list[Run], metrics: Sequence[str] | None) -> Table:
     )
 
 
-def _rank(entry: Run | Row) -> tuple[bool, bool, float, str]:
+def _rank(entry: Row) -> tuple[bool, bool, float, str]:
     """Return the sort key: ranked first, then by :data:`SORT_BY`, then by name."""
-    value = entry.metrics.get(SORT_BY, math.nan)
+    value = entry.value(SORT_BY)
     return not entry.ranked, math.isnan(value), 0.0 if math.isnan(value) else value, entry.name
 
 
@@ -158,27 +156,25 @@ def _evaluated(checkpoint: Any) -> str:
 
 def row_of(runs: Sequence[Run]) -> Row:
     """Compute means and sample standard deviations over runs of the metrics that all of them have."""
-
-    def shared(parts: Sequence[Mapping[str, Any]]) -> list[str]:
-        """List the names that all parts have."""
-        return [name for name in parts[0] if all(name in part for part in parts)]
-
-    metrics = {name: [run.metrics[name] for run in runs] for name in shared([run.metrics for run in runs])}
-    ends = {name: [run.intervals[name] for run in runs] for name in shared([run.intervals for run in runs])}
+    shared = [name for name in runs[0].metrics if all(name in run.metrics for run in runs)]
+    metrics = {name: [run.metrics[name] for run in runs] for name in shared}
     return Row(
         name=_common_name(runs),
         runs=list(runs),
-        metrics={name: sum(values) / len(values) for name, values in metrics.items()},
-        deviations={name: _deviation(values) for name, values in metrics.items()} if len(runs) > 1 else {},
-        intervals={
-            name: (sum(low for low, _ in pairs) / len(pairs), sum(high for _, high in pairs) / len(pairs))
-            for name, pairs in ends.items()
-        },
+        metrics={name: _mean(each) for name, each in metrics.items()},
+        deviations={name: _deviation(each) for name, each in metrics.items()} if len(runs) > 1 else {},
     )
 
 
-def _deviation(values: Sequence[float]) -> float:
-    """Compute the sample standard deviation; NaN if a value is not finite."""
+def _mean(metrics: Sequence[Metric]) -> Metric:
+    """Average the values and the ends of the intervals of a metric over runs."""
+    means = {key: sum(getattr(metric, key) for metric in metrics) / len(metrics) for key in ("value", "low", "high")}
+    return metrics[0]._replace(**means)
+
+
+def _deviation(metrics: Sequence[Metric]) -> float:
+    """Compute the sample standard deviation of the values of runs; NaN if one is not finite."""
+    values = [metric.value for metric in metrics]
     return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
@@ -269,29 +265,28 @@ def best(rows: Sequence[Row], metric: str) -> Row | None:
     difference must also exceed the pooled standard deviation over seeds.
 
     Returns:
-        The row; None if there is none, if neither intervals nor deviations are known, or if the better direction of the
-        metric is unknown. Only rows whose runs have ended are considered.
+        The row; None if there is none, if neither intervals nor deviations are known, or if neither lower nor higher
+        values of the metric are better. Only rows whose runs have ended are considered.
     """
-    rivals = [row for row in rows if row.ranked and not math.isnan(row.metrics.get(metric, math.nan))]
-    if len(rivals) < 2 or not metric.startswith((*LOWER, *HIGHER)):
+    rivals = [row for row in rows if row.ranked and not math.isnan(row.value(metric))]
+    if len(rivals) < 2 or (better := rivals[0].metrics[metric].better) == "none":
         return None
-    choose = max if metric.startswith(HIGHER) else min
-    first = choose(rivals, key=lambda row: row.metrics[metric])
+    choose = max if better == "higher" else min
+    first = choose(rivals, key=lambda row: row.value(metric))
     return first if all(_apart(first, row, metric) for row in rivals if row is not first) else None
 
 
 def _apart(a: Row, b: Row, metric: str) -> bool:
     """Return whether two rows differ by more than the noise, see :func:`best`."""
-    tests = []
-    if metric in a.intervals and metric in b.intervals:
-        (a_low, a_high), (b_low, b_high) = a.intervals[metric], b.intervals[metric]
-        tests.append(a_high < b_low or b_high < a_low)
+    tests, one, other = [], a.metrics[metric], b.metrics[metric]
+    if not any(map(math.isnan, (one.low, one.high, other.low, other.high))):
+        tests.append(one.high < other.low or other.high < one.low)
     if a.deviations or b.deviations:
         freedom = len(a.runs) + len(b.runs) - 2
         deviations = [(len(row.runs) - 1, row.deviations.get(metric, 0.0)) for row in (a, b)]
         # Multiply instead of using **, which raises an OverflowError.
         squares = sum(count * deviation * deviation for count, deviation in deviations)
-        tests.append(abs(a.metrics[metric] - b.metrics[metric]) > math.sqrt(squares / freedom))
+        tests.append(abs(one.value - other.value) > math.sqrt(squares / freedom))
     return bool(tests) and all(tests)
 
 

@@ -61,6 +61,8 @@ function swatch(slot) {
 const round = (value) => Math.round(value * 10) / 10;
 const known = (value) => value !== null && value !== undefined && Number.isFinite(value);
 const percent = (value) => (100 * value).toFixed(2);
+const shown = (value, { factor, decimals }) => (factor * value).toFixed(decimals);
+const withUnit = (text, { unit }) => [text, unit].filter(Boolean).join(" ");
 const signed = (value) => `${value < 0 ? "−" : "+"}${percent(Math.abs(value))}`;
 
 function niceStep(span, count) {
@@ -157,10 +159,10 @@ function drawCurves(figure, section, name) {
       if (points.length) found.push({ row, run, points });
     }
   if (!found.length) return figure.append(element("p", {}, "None of the drawn runs logged this metric."));
-  const all = found.flatMap(({ points }) => points), isNme = name.includes("nme");
+  const all = found.flatMap(({ points }) => points), unit = DATA.units[name] ?? { unit: name.startsWith("val/") ? "value" : "loss", factor: 1 };
   const { svg, X, Y } = plot(figure, {
     x: { values: all.map(([x]) => x), zero: true, label: section.options.x, log: false },
-    y: { values: all.map(([, y]) => y), label: isNme ? "%" : "loss", factor: isNme ? 100 : 1 },
+    y: { values: all.map(([, y]) => y), label: unit.unit, factor: unit.factor },
   });
   for (const { row, run, points } of found) {
     const at = points.map(([x, y]) => [X(x), Y(y)]);
@@ -218,7 +220,7 @@ function drawGroup(figure, section, group) {
   const X = scale(values, left, width - RIGHT, { pad: 0.04, log: false, ticks: width < 360 ? 4 : 6 });
   const svg = shape("svg", { viewBox: `0 0 ${width} ${bottom + BOTTOM}`, role: "img", "aria-label": figure.dataset.title });
   for (const value of X.marks) svg.append(shape("line", { x1: round(X.at(value)), x2: round(X.at(value)), y1: top, y2: bottom, class: "gridline" }));
-  bottomAxis(svg, X, left, width - RIGHT, bottom, { label: `${group.metric}, %`, factor: 100 });
+  bottomAxis(svg, X, left, width - RIGHT, bottom, { label: [group.metric, group.unit].filter(Boolean).join(", "), factor: group.factor });
   group.items.forEach(([label, count], i) => {
     const middle = top + band * (i + 0.5);
     if (i) svg.append(shape("line", { x1: 0, x2: width - RIGHT, y1: top + band * i, y2: top + band * i, class: "gridline" }));
@@ -233,7 +235,7 @@ function drawGroup(figure, section, group) {
       const y = top + band * (i + 0.5) + (j - (rows.length - 1) / 2) * step;
       if (known(low))
         drawn.push(shape("line", { x1: X.at(low), x2: X.at(high), y1: y, y2: y, stroke: colour(row.slot), "stroke-width": 1.4 }));
-      drawn.push(mark(row.slot, X.at(mean), y, `${row.label}, ${label}: ${percent(mean)} %${known(low) ? `, ${percent(low)} to ${percent(high)}` : ""}`));
+      drawn.push(mark(row.slot, X.at(mean), y, `${row.label}, ${label}: ${withUnit(shown(mean, group), group)}${known(low) ? `, ${shown(low, group)} to ${shown(high, group)}` : ""}`));
     });
     series(svg, row, ...drawn);
   });

@@ -31,11 +31,14 @@ from facelab.comparison.grid import (
     one_line,
     remarks,
 )
-from facelab.comparison.group import SORT_BY, Row, Table, cost_of, machines_of, row_of, typed_apart
+from facelab.comparison.group import Row, Table, cost_of, machines_of, row_of, typed_apart
 from facelab.comparison.pairs import NORMALISERS, RESAMPLES, Faces, read_errors, shared
 from facelab.comparison.read import LATENCY, POSE, STAMP, Run
 from facelab.errors import RunError
+from facelab.faces.layouts import IBUG68
 from facelab.files import read_bytes, read_table, replacing
+from facelab.metrics.landmarks import definitions, example
+from facelab.metrics.record import SCALES, Unit
 from facelab.run_folder import RunFolder
 
 LOSS, MONITOR = "train/loss", "monitor.name"
@@ -57,23 +60,19 @@ MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS = 2**26, 50_000_000
 """Maximum size of a picture file in bytes and in pixels; a picture of 24 faces has 1 MB and 0.9 million pixels."""
 LAST_STEP = 2**53
 """Upper bound of steps and epochs of a curve, below which JSON numbers are exact."""
-GROUPS = {
-    "nme_box_yaw_": ("Head pose", "absolute yaw"),
-    "nme_ioc_tag_": ("Subset", "the dataset's tags"),
-    "nme_ioc_region_": ("Region", "part of the face"),
-    "nme_box_size_": ("Face size", "true box in the photo"),
+BREAKDOWNS = {
+    "yaw": ("Head pose", "absolute yaw"),
+    "tag": ("Subset", "the dataset's tags"),
+    "region": ("Region", "part of the face"),
+    "size": ("Face size", "true box in the photo"),
+    "stage": ("Stage", "stages of the method"),
 }
-"""Title of a figure, and the property that defines the parts of the faces, by prefix of their metrics."""
+"""Title of a figure, and the property that defines its parts, by breakdown; another breakdown's title is its name."""
 PART_NAMES = {
-    "0_30": "0–30°",
-    "30_60": "30–60°",
-    "60_90": "over 60°",
-    "0_32": "under 32 px",
-    "32_64": "32–64 px",
-    "64_128": "64–128 px",
-    "128_up": "128 px and more",
+    "yaw": {"0_30": "0–30°", "30_60": "30–60°", "60_90": "over 60°"},
+    "size": {"0_32": "under 32 px", "32_64": "32–64 px", "64_128": "64–128 px", "128_up": "128 px and more"},
 }
-"""Label in a figure by part in the name of a metric."""
+"""Label of a part in a figure by breakdown and part; another part's label is its name."""
 
 
 class Curves(NamedTuple):
@@ -197,36 +196,40 @@ def _error_bar(row: Row, metric: str) -> list[float | None]:
 
     The bar is the mean -/+ standard deviation over seeds, or the 95 % interval of a single run.
     """
-    low, high = row.intervals.get(metric, (math.nan, math.nan))
+    value, low, high, *_ = row.metrics[metric]
     if len(row.runs) > 1:
         deviation = row.deviations.get(metric, math.nan)
-        low, high = row.metrics[metric] - deviation, row.metrics[metric] + deviation
+        low, high = value - deviation, value + deviation
     return [_plain(low), _plain(high)] if math.isfinite(low) and math.isfinite(high) else [None, None]
 
 
 def _metrics_of_figures(table: Table) -> list[str]:
     """List the metrics that the figures show."""
-    return [
-        name
-        for name in dict.fromkeys(name for run in table.runs for name in run.metrics)
-        if name in NORMALISERS.values() or (name.startswith((*GROUPS,)) and name != "nme_box_yaw_mean")
-    ]
+    metrics = {name: metric for run in table.runs for name, metric in run.metrics.items()}
+    return [name for name, metric in metrics.items() if name in NORMALISERS.values() or metric.breakdown]
+
+
+def _in_figures(unit: Unit) -> dict[str, Any]:
+    """Return how the figures show a unit."""
+    scale = SCALES[unit]
+    return {"unit": scale.sign, "factor": scale.factor, "decimals": scale.decimals}
 
 
 def _groups(table: Table) -> list[dict[str, Any]]:
     """Collect the data of the breakdown figures."""
-    groups = []
-    for prefix, (title, parted_by) in GROUPS.items():
-        items = []
-        for name in _metrics_of_figures(table):
-            counts = sorted({run.faces(name) for run in table.runs if run.ranked} or {0})
-            if name.startswith(prefix) and counts[-1]:
-                text = name.removeprefix(prefix)
-                span = str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
-                items.append([PART_NAMES.get(text, text.replace("_", " ")), span, name])
-        if items:
-            groups.append({"title": title, "what": parted_by, "metric": prefix[:7], "items": items})
-    return groups
+    groups: dict[tuple[str, str, Unit], dict[str, Any]] = {}
+    for name in _metrics_of_figures(table):
+        metrics = [run.metrics[name] for run in table.runs if run.ranked and name in run.metrics]
+        counts = sorted({metric.faces for metric in metrics} or {0})
+        if not counts[-1] or not (breakdown := metrics[0].breakdown):
+            continue
+        whole, unit, part = metrics[0].whole, metrics[0].unit, metrics[0].part
+        title, parted_by = BREAKDOWNS.get(breakdown, (breakdown, ""))
+        group = {"title": title, "what": parted_by, "metric": whole, **_in_figures(unit), "items": []}
+        span = str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
+        label = PART_NAMES.get(breakdown, {}).get(part, part.replace("_", " "))
+        groups.setdefault((whole, breakdown, unit), group)["items"].append([label, span, name])
+    return list(groups.values())
 
 
 def _costs(table: Table) -> list[dict[str, Any]]:
@@ -248,7 +251,7 @@ def _costs(table: Table) -> list[dict[str, Any]]:
             "about": about,
             "values": list(map(_plain, values)),
             "fronts": {
-                metric: pareto([(x, row.metrics.get(metric, math.nan)) for x, row in zip(values, rows, strict=True)])
+                metric: pareto([(x, row.value(metric)) for x, row in zip(values, rows, strict=True)])
                 for metric in NORMALISERS.values()
             },
         }
@@ -257,11 +260,26 @@ def _costs(table: Table) -> list[dict[str, Any]]:
     ]
 
 
+def _monitor(run: Run) -> str:
+    """Return the name of the metric that a run monitored."""
+    return str(run.config.get(MONITOR, "val/nme_box"))
+
+
+def _units_of_curves(runs: Sequence[Run]) -> dict[str, Any]:
+    """Map the monitored metrics to their units in figures; a metric that no run measured and nobody defines has none.
+
+    Runs that are still training have no records, but log metrics that every layout has.
+    """
+    units = {name: definition.unit for name, definition in definitions(example(IBUG68, tags=())).items()}
+    units |= {name: metric.unit for run in runs for name, metric in run.metrics.items()}
+    metrics = {monitor: monitor.partition("/")[2] for monitor in map(_monitor, runs)}
+    return {monitor: _in_figures(units[name]) for monitor, name in metrics.items() if name in units}
+
+
 def _curves_of(run: Run) -> dict[str, Any]:
     """Return the data of a run's curves, or why they cannot be read."""
-    names = [LOSS, str(run.config.get(MONITOR, "val/nme_box"))]
     try:
-        curves = read_curves(RunFolder(run.folder).curves, names)
+        curves = read_curves(RunFolder(run.folder).curves, [LOSS, _monitor(run)])
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
@@ -301,7 +319,7 @@ def section_data(table: Table) -> dict[str, Any]:
             "label": label,
             "runs": [index[id(run)] for run in row.runs],
             "metrics": {
-                name: [_plain(row.metrics[name]), *_error_bar(row, name)] for name in metrics if name in row.metrics
+                name: [_plain(row.value(name)), *_error_bar(row, name)] for name in metrics if name in row.metrics
             },
         }
         for row, label in zip(table.rows, labels_of(table), strict=True)
@@ -367,7 +385,8 @@ def write_page(path: Path, runs: Sequence[Run], tables: Sequence[Table], picture
     if missing:
         sections += [unmeasured] * bool(unmeasured["rows"])
         body.append(_unmeasured(runs, has_curves=bool(unmeasured["rows"]), number=len(sections)))
-    text = _document(runs, tables, "\n".join(body), {"resamples": RESAMPLES, "drawn": DRAWN, "sections": sections})
+    data = {"resamples": RESAMPLES, "drawn": DRAWN, "units": _units_of_curves(runs), "sections": sections}
+    text = _document(runs, tables, "\n".join(body), data)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -570,7 +589,7 @@ def _pictures(table: Table, most: int) -> str:
     for row in table.rows:
         with_picture = [run for run in row.runs if run.ranked and RunFolder(run.folder).worst_picture.exists()]
         if with_picture and len(figures) < most:
-            run = min(with_picture, key=lambda run: run.metrics.get(SORT_BY, math.inf))
+            run = next(run for run in table.runs if run in with_picture)
             label, name = labels[row.name], one_line(run.name)
             caption = name if name.endswith(label) else f"{label}: {name}"
             figures.append(_picture(RunFolder(run.folder).worst_picture, caption))

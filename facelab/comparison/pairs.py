@@ -14,6 +14,7 @@ from facelab.faces.geometry import Array
 from facelab.files import resolve_links
 from facelab.metrics.face_table import read_faces
 from facelab.metrics.landmarks import (
+    THRESHOLDS,
     Difference,
     Statistic,
     auc,
@@ -101,8 +102,8 @@ def compare_pair(a: Run, b: Run) -> Pair:
     statistics: dict[str, tuple[str, Statistic]] = {
         "nme_box": ("box", nme),
         "nme_ioc": ("ioc", nme),
-        "fr08_ioc": ("ioc", partial(failure_rate, threshold=0.08)),
-        "auc08_ioc": ("ioc", partial(auc, threshold=0.08)),
+        "fr08_ioc": ("ioc", partial(failure_rate, threshold=THRESHOLDS["08"])),
+        "auc08_ioc": ("ioc", partial(auc, threshold=THRESHOLDS["08"])),
     }
     differences = {
         metric: paired_bootstrap(faces_a.errors[by][rows_a], faces_b.errors[by][rows_b], statistic, RESAMPLES, SEED)

@@ -14,7 +14,7 @@ class Published(NamedTuple):
 
     method: str  # class of the module in this project, such as PIPNet
     settings: str  # KEY=VALUE of the configuration, such as backbone.name=resnet18, separated by spaces
-    metric: str  # name under which this project logs the metric
+    metric: str  # name under which this project logs the metric, measured in the frame of the source
     value: float  # fraction
     source: str
 
@@ -22,9 +22,10 @@ class Published(NamedTuple):
 def official(protocol: Mapping[str, Any], file: Path = FILE) -> list[Published]:
     """Find the published results for a protocol: equal dataset, split, faces and layout, no flip test, no box jitter.
 
-    The crop of each paper is described in the source and not compared here. The dataset is identified by its name
-    only. The same faces under another ``data.name`` have no published results, because another set may have the same
-    number of faces.
+    A source that measures in pixels of the network's crop has a metric whose name ends in ``_crop``; all others measure
+    in pixels of the photo. Crops, boxes and training sets of the sources are not compared here. The dataset is
+    identified by its name only. The same faces under another ``data.name`` have no published results, because another
+    set may have the same number of faces.
 
     Args:
         protocol: protocol of a run.

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from facelab.errors import RunError
 from facelab.files import read_json, read_yaml, resolve_links
+from facelab.metrics.record import Metric, read_metrics, read_number
 from facelab.renames import renamed_config
-from facelab.run_folder import STAMPED, RunFolder, is_infinite, read_jobs, read_status, result_settings
+from facelab.run_folder import STAMPED, RunFolder, read_jobs, read_status, result_settings
 
 PATHS = ("cache", "data", "run")
 """Keys of ``paths`` that are folders."""
@@ -45,9 +46,7 @@ class Run(NamedTuple):
     reason: str  # why metrics are missing or exclude some faces; empty if nothing is missing
     config: dict[str, Any]  # dotted key to value, as from `settings`; empty without config.yaml
     protocol: dict[str, Any]  # empty without metrics
-    metrics: dict[str, float]  # fractions; NaN without any face, infinite if a point was not predicted
-    counts: dict[str, int]  # number of faces of each mean error
-    intervals: dict[str, tuple[float, float]]  # 95 % intervals of some metrics
+    metrics: dict[str, Metric]
     cost: dict[str, float]  # cost of one face: params, macs, flops; empty if not counted
     benchmark: dict[str, Any]  # content of benchmark.json; empty if not measured
     benchmark_pose: dict[str, Any]  # content of benchmark_pose.json; empty if not measured
@@ -57,10 +56,6 @@ class Run(NamedTuple):
     def ranked(self) -> bool:
         """Return whether the run has ended and has metrics."""
         return self.state in ("finished", "unknown") and bool(self.protocol)
-
-    def faces(self, metric: str) -> int:
-        """Return the number of faces of a metric; failure rates and AUC have that of ``nme_ioc``."""
-        return self.counts.get(metric, self.counts.get("nme_ioc", 0))
 
     def costs(self, name: str) -> float:
         """Return a cost by its name in the files, or by :data:`POSE` and that name; NaN if it was not measured."""
@@ -165,7 +160,7 @@ def read_run(folder: Path, typed: tuple[str, ...] = ()) -> Run:
         folder: folder of the run; it does not exist if the run is a job of a sweep that has not started.
         typed: overrides of the job.
     """
-    run = Run(RunFolder(resolve_links(folder)).name, folder, "unknown", "", {}, {}, {}, {}, {}, {}, {}, {}, typed)
+    run = Run(RunFolder(resolve_links(folder)).name, folder, "unknown", "", {}, {}, {}, {}, {}, {}, typed)
     try:
         return _filled(run)
     except OSError as error:  # without permission to enter the folder
@@ -279,60 +274,37 @@ def _without_path(value: Any, names: dict[str, str]) -> Any:
 def _benchmark(path: Path) -> dict[str, Any]:
     """Read a table of costs; refuse an integer that is too large for a float."""
     content = _mapping(path)
-    for name, value in content.items():
-        if isinstance(value, int):
-            _number(name, value)
+    _numbers({name: value for name, value in content.items() if isinstance(value, int)})
     return content
 
 
-def _number(name: str, value: int | float) -> float:
-    """Convert a number to float."""
+def _numbers(values: dict[str, Any]) -> dict[str, float]:
+    """Convert the values of a mapping to floats."""
     try:
-        return float(value)
-    except OverflowError as error:
-        raise RunError(f"{name} is an integer of {len(str(value))} digits, too large for a float") from error
+        return {name: read_number(name, value) for name, value in values.items()}
+    except ValueError as error:
+        raise RunError(str(error)) from error
 
 
 def _results(path: Path) -> dict[str, Any]:
     """Read the fields of a :class:`Run` from ``metrics.json``."""
     content = {"cost": {}} | _mapping(path)
-    for part in ("protocol", "metrics", "counts", "intervals", "cost"):
+    for part in ("protocol", "metrics", "cost"):
         if not isinstance(content.get(part), dict) or (part == "protocol" and not content[part]):
             raise RunError(f"has no `{part}`")
         if len(content[part]) > MAX_ENTRIES:
             raise RunError(f"`{part}` has {len(content[part]):,} entries, expected at most {MAX_ENTRIES:,}")
-    counts = content["counts"]
-    for name, count in counts.items():
-        if not isinstance(count, int):
-            raise RunError(f"counts.{name} is {count!r}, expected an integer")
-
-    def number(name: str, value: Any) -> float:
-        """Return a number; null is infinity or NaN, see :func:`is_infinite`."""
-        if isinstance(value, (int, float)):
-            return _number(name, value)
-        if value is not None:
-            raise RunError(f"{name} is {value!r}, expected a number")
-        return math.inf if is_infinite(name, counts) else math.nan
-
-    def interval(name: str, ends: Any) -> tuple[float, float]:
-        """Return both ends of an interval."""
-        if not isinstance(ends, list) or len(ends) != 2:
-            raise RunError(f"intervals.{name} is {ends!r}, expected two numbers")
-        return number(name, ends[0]), number(name, ends[1])
-
-    return {
-        "protocol": content["protocol"],
-        "metrics": {name: number(name, value) for name, value in content["metrics"].items()},
-        "counts": counts,
-        "intervals": {name: interval(name, ends) for name, ends in content["intervals"].items()},
-        "cost": {name: number(name, value) for name, value in content["cost"].items()},
-    }
+    try:
+        metrics = read_metrics(content)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    return {"protocol": content["protocol"], "metrics": metrics, "cost": _numbers(content["cost"])}
 
 
-def _skipped(metrics: dict[str, float]) -> str:
+def _skipped(metrics: dict[str, Metric]) -> str:
     """Return a note on faces that could not be measured; empty if there are none."""
-    skipped = metrics.get("faces_skipped", 0)
-    return f"{skipped:.0f} faces could not be measured" if skipped else ""
+    skipped = metrics.get("faces_skipped")
+    return f"{skipped.text(skipped.value)} faces could not be measured" if skipped and skipped.value else ""
 
 
 def _one_line(text: str) -> str:

@@ -21,7 +21,6 @@ from facelab.comparison.grid import (
     remarks,
 )
 from facelab.comparison.group import (
-    WHOLE,
     Row,
     Table,
     cost_of,
@@ -69,13 +68,13 @@ def _escape(text: str) -> str:
 
 
 def write_csv(path: Path, runs: Sequence[Run], tables: Sequence[Table]) -> None:
-    """Write one row per run, and before them one row per mean over seeds, with unrounded fractions.
+    """Write one row per run, and before them one row per mean over seeds, with unrounded numbers in their own unit.
 
     An undefined value is an empty cell. ``runs`` is the number of runs of a row, and ``state`` of a mean is
     :data:`MEAN`. ``config.*`` are all settings in which any two of the runs differ, ``<metric>_low`` and
     ``<metric>_high`` the 95 % interval, ``<metric>_sd`` the standard deviation over seeds, ``<metric>_paper`` the
-    published result for the method, ``<metric>_faces`` the number of faces. Names are unchanged except for bytes that
-    are not UTF-8.
+    published result for the method, ``<metric>_faces`` the number of faces, ``<metric>_unit`` the unit. Names are
+    unchanged except for bytes that are not UTF-8.
     """
     keys = differing(runs)
     entries = list(dict.fromkeys(entry for table in tables for entry in table.protocol))
@@ -121,17 +120,16 @@ def _any(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
 
 
 def _columns(row: Row, metric: str, table: Table | None) -> dict[str, str]:
-    """Return the columns of a metric: value, interval, deviation, published result, faces."""
-    columns = {metric: _plain(row.metrics.get(metric))}
-    if metric in WHOLE:
-        return columns
-    low, high = row.intervals.get(metric, (math.nan, math.nan)) if len(row.runs) == 1 else (math.nan, math.nan)
-    return columns | {
-        f"{metric}_low": _plain(low),
-        f"{metric}_high": _plain(high),
+    """Return the columns of a metric: value, interval, deviation, published result, faces, unit."""
+    record, is_single = row.metrics.get(metric), len(row.runs) == 1
+    return {
+        metric: _plain(record and record.value),
+        f"{metric}_low": _plain(record.low if record and is_single else None),
+        f"{metric}_high": _plain(record.high if record and is_single else None),
         f"{metric}_sd": _plain(row.deviations.get(metric)),
         f"{metric}_paper": _plain(paper_value(table, row, metric) if table else None),
-        f"{metric}_faces": str(row.runs[0].faces(metric)) if metric in row.metrics else "",
+        f"{metric}_faces": _plain(record and record.faces),
+        f"{metric}_unit": _plain(record and record.unit),
     }
 
 

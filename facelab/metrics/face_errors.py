@@ -7,20 +7,21 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from facelab.faces.batch import LandmarkBatch
+from facelab.faces.geometry import Array
 from facelab.faces.layouts import Layout
 from facelab.metrics.face_table import FaceTable, face_table
 
 
 class FaceErrors(Metric):
-    """Collector of the predictions of a split, which :meth:`compute` measures once.
+    """Collector of the predictions of a split, which :meth:`table` measures once.
 
-    The states contain points instead of errors: :meth:`update` only copies, and :meth:`compute` multiplies coordinates
-    by matrices in float64 on the CPU. A GPU would round the float32 product to TF32 or bfloat16 where the user allows
+    The states contain points instead of errors: :meth:`update` only copies, and :meth:`table` multiplies coordinates by
+    matrices in float64 on the CPU. A GPU would round the float32 product to TF32 or bfloat16 where the user allows
     these for the network, an error of pixels in a large photo.
 
     Args:
         layout: the layout of the points.
-        num_tags: T, the number of tags of the dataset.
+        tags: names of the T tags of the dataset, Annotations.tags.
     """
 
     full_state_update = False
@@ -33,9 +34,9 @@ class FaceErrors(Metric):
     predicted_pose: list[Tensor]  # (B, 3) float32
     tags: list[Tensor]  # (B, T) bool
 
-    def __init__(self, layout: Layout, num_tags: int) -> None:
+    def __init__(self, layout: Layout, tags: tuple[str, ...]) -> None:
         super().__init__()
-        self.layout = layout
+        self.layout, self.tag_names = layout, tags
         self.columns: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "face_id": ((), torch.int64),
             "predicted": ((layout.num_points, 2), torch.float32),
@@ -44,7 +45,7 @@ class FaceErrors(Metric):
             "to_photo": ((3, 3), torch.float32),
             "pose": ((3,), torch.float32),
             "predicted_pose": ((3,), torch.float32),
-            "tags": ((num_tags,), torch.bool),
+            "tags": ((len(tags),), torch.bool),
         }
         for name in self.columns:
             self.add_state(name, default=[], dist_reduce_fx="cat")
@@ -84,15 +85,22 @@ class FaceErrors(Metric):
         for name, (_, dtype) in self.columns.items():
             getattr(self, name).append(rows[name].detach().to(self.device, dtype, copy=True))
 
-    def compute(self) -> FaceTable:
-        """Compute the table of the faces of all processes.
+    def compute(self) -> dict[str, Array]:
+        """Gather the columns of the faces of all processes, sorted by ``face_id``.
 
         A distributed sampler repeats faces so that every process has the same number; only the first row of each
-        ``face_id`` is kept. The table therefore does not depend on how batches and processes divide the split.
+        ``face_id`` is kept. The result therefore does not depend on how batches and processes divide the split.
+        """
+        columns = {name: dim_zero_cat(getattr(self, name)).cpu().numpy() for name in self.columns}
+        first = np.unique(columns["face_id"], return_index=True)[1]
+        return {name: column[first] for name, column in columns.items()}
+
+    def table(self) -> FaceTable:
+        """Compute the table of the faces of all processes.
+
+        :meth:`compute` cannot return it: torchmetrics copies the result of that method, and cannot copy a layout.
 
         Raises:
             ValueError: see :func:`face_table`.
         """
-        columns = {name: dim_zero_cat(getattr(self, name)).cpu().numpy() for name in self.columns}
-        first = np.unique(columns["face_id"], return_index=True)[1]
-        return face_table(self.layout, **{name: column[first] for name, column in columns.items()})
+        return face_table(self.layout, tag_names=self.tag_names, **self.compute())

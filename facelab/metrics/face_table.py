@@ -17,15 +17,19 @@ Normaliser = Literal["ioc", "ipd", "box", "diag"]
 NORMALISERS: tuple[Normaliser, ...] = get_args(Normaliser)
 """Columns of :class:`FaceTable` that an error can be divided by."""
 SMALLEST_NORMALISER = 1.0
-"""Smallest normaliser in pixels of the photo; with a smaller one the error is NaN, because it would be a ratio of
-rounding errors."""
+"""Smallest normaliser in pixels; with a smaller one the error is NaN, as it would be a ratio of rounding errors."""
 ANGLES = ("yaw", "pitch", "roll")
 """Angles of a pose, in the order of its columns."""
 
 
 class FaceTable(NamedTuple):
-    """Table with one row per face, sorted by ``face_id``. Lengths are pixels of the photo, numbers are float64."""
+    """Table with one row per face, sorted by ``face_id``.
 
+    Lengths are pixels of the photo, except in ``error_crop`` and ``ioc_crop``; numbers are float64.
+    """
+
+    layout: Layout  # of the points
+    tag_names: tuple[str, ...]  # Annotations.tags, the names of the columns of tags
     face_id: NDArray[np.int64]  # (F,) row of the split
     error: Array  # (F, N) distance of prediction and truth; NaN where not annotated, inf where not predicted
     valid: NDArray[np.bool_]  # (F, N) annotated; all False if the face could not be read
@@ -33,9 +37,16 @@ class FaceTable(NamedTuple):
     ipd: Array  # (F,) distance of the pupils (centroids); NaN if a point is not annotated or the layout has none
     box: Array  # (F,) sqrt(w h) of the tight box of the annotated points; NaN without an annotated point
     diag: Array  # (F,) diagonal of that box
+    error_crop: Array  # (F,) mean of the distances in pixels of the network's crop; NaN and inf as in error
+    ioc_crop: Array  # (F,) distance of the outer eye corners in pixels of the crop
     pose: Array  # (F, 3) yaw, pitch, roll in degrees; NaN if unknown
-    tags: NDArray[np.bool_]  # (F, T) in the order of Annotations.tags
+    tags: NDArray[np.bool_]  # (F, T) in the order of tag_names
     pose_error: Array  # (F, 3) yaw, pitch, roll in degrees; NaN if predicted, true pose or every point is missing
+
+    def select(self, rows: Array | slice) -> "FaceTable":
+        """Return the table of some rows, given by indices, a mask or a slice."""
+        layout, tag_names, *columns = self
+        return FaceTable(layout, tag_names, *(column[rows] for column in columns))
 
 
 def face_table(
@@ -48,9 +59,10 @@ def face_table(
     to_photo: Array,
     pose: Array,
     tags: Array,
+    tag_names: tuple[str, ...],
     predicted_pose: Array | None = None,
 ) -> FaceTable:
-    """Measure predictions against the truth in pixels of the photo.
+    """Measure predictions against the truth in pixels of the photo, and in pixels of the crop.
 
     The normalisers are those of 300-W (Sagonas et al., Image and Vision Computing 2016) and later work, computed from
     the annotated true points; w and h are max - min, without an added pixel.
@@ -65,34 +77,48 @@ def face_table(
         to_photo: ``(F, 3, 3)`` from pixels of the crop to pixels of the photo.
         pose: ``(F, 3)`` true yaw, pitch, roll in degrees, NaN if unknown.
         tags: ``(F, T)`` bool.
+        tag_names: names of the T tags.
         predicted_pose: ``(F, 3)`` degrees, NaN for a face without a predicted pose; None if no face has one.
 
     Raises:
-        ValueError: a valid point is NaN or infinite.
+        ValueError: a valid point is NaN or infinite, or the number of tag names is not T.
     """
+    if len(tag_names) != tags.shape[1]:
+        raise ValueError(f"each face has {tags.shape[1]} tags, but their names are {list(tag_names)}")
     points = np.where(valid[..., None], points, np.nan).astype(np.float64)
     if broken := face_id[(valid & ~np.isfinite(points).all(-1)).any(-1)].tolist():
         raise ValueError(
             f"faces {broken[:5]} of the split ({len(broken)} in all) have points that are marked valid but are NaN or "
             "infinite; the dataset's reader must mark them as not annotated"
         )
-    to_photo = to_photo.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # an infinite prediction becomes NaN here and its error infinite below
+    to_photo, predicted = to_photo.astype(np.float64), predicted.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # an infinite prediction becomes NaN here
         truth = geometry.transform_points(to_photo, points)
-        error = np.linalg.norm(geometry.transform_points(to_photo, predicted.astype(np.float64)) - truth, axis=-1)
+        predicted_in_photo = geometry.transform_points(to_photo, predicted)
     x0, y0, x1, y1 = geometry.bounding_box(truth).astype(np.float64).T
     return FaceTable(
+        layout=layout,
+        tag_names=tag_names,
         face_id=face_id,
-        error=np.where(valid, np.where(np.isfinite(error), error, np.inf), np.nan),
+        error=_errors(predicted_in_photo, truth, valid),
         valid=valid,
-        ioc=_distance(truth, layout.eye_corners[:1], layout.eye_corners[1:]),
+        ioc=_eye_distance(truth, layout),
         ipd=_distance(truth, *layout.pupils),
         box=np.sqrt((x1 - x0) * (y1 - y0)),
         diag=np.hypot(x1 - x0, y1 - y0),
+        error_crop=nanmean(_errors(predicted, points, valid)),
+        ioc_crop=_eye_distance(points, layout),
         pose=pose.astype(np.float64),
         tags=tags,
         pose_error=_pose_error(pose, predicted_pose, valid),
     )
+
+
+def _errors(predicted: Array, truth: Array, valid: Array) -> Array:
+    """Return the distances ``(F, N)`` of points: NaN where not annotated, infinite where not predicted."""
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        distance = np.linalg.norm(predicted - truth, axis=-1)
+    return np.where(valid, np.where(np.isfinite(distance), distance, np.inf), np.nan)
 
 
 def _pose_error(pose: Array, predicted: Array | None, valid: Array) -> Array:
@@ -108,6 +134,11 @@ def _pose_error(pose: Array, predicted: Array | None, valid: Array) -> Array:
 def _angle_between(a: Array, b: Array) -> Array:
     """Return the absolute difference of angles in degrees, at most 180."""
     return np.abs((a.astype(np.float64) - b + 180) % 360 - 180)
+
+
+def _eye_distance(points: Array, layout: Layout) -> Array:
+    """Return the distance ``(F,)`` of the outer eye corners; NaN if one is missing."""
+    return _distance(points, layout.eye_corners[:1], layout.eye_corners[1:])
 
 
 def _distance(points: Array, left: Sequence[int], right: Sequence[int]) -> Array:
@@ -142,11 +173,27 @@ def nme_per_face(table: FaceTable, normaliser: Normaliser, points: Sequence[int]
         ``(F,)``, a fraction; NaN without an annotated point, or if the normaliser is NaN or below
         :data:`SMALLEST_NORMALISER`.
     """
-    length = getattr(table, normaliser)
-    return mean_error(table, points) / np.where(length >= SMALLEST_NORMALISER, length, np.nan)
+    return _ratio(mean_error(table, points), getattr(table, normaliser))
 
 
-def write_faces(table: FaceTable, path: Path, photos: Sequence[str], tags: tuple[str, ...]) -> None:
+def nme_in_crop(table: FaceTable) -> Array:
+    """Compute the mean error of each face in pixels of the crop, divided by the distance of the eye corners there.
+
+    It equals ``nme_per_face(table, "ioc")`` for a crop that only moves, turns and resizes the photo. A crop that
+    stretches it, such as PIPNet's, changes both lengths; the code of PIPNet measures in this way.
+
+    Returns:
+        ``(F,)``, a fraction; NaN in the same cases as in :func:`nme_per_face`.
+    """
+    return _ratio(table.error_crop, table.ioc_crop)
+
+
+def _ratio(error: Array, length: Array) -> Array:
+    """Divide errors by lengths; NaN for a length below :data:`SMALLEST_NORMALISER`."""
+    return error / np.where(length >= SMALLEST_NORMALISER, length, np.nan)
+
+
+def write_faces(table: FaceTable, path: Path, photos: Sequence[str]) -> None:
     """Write one row per face; the file is written atomically.
 
     Lengths and ``error_px`` are pixels of the photo, ``nme_*`` fractions, angles degrees, ``points`` the number of
@@ -156,24 +203,22 @@ def write_faces(table: FaceTable, path: Path, photos: Sequence[str], tags: tuple
         table: the faces.
         path: ``faces.csv`` of a run.
         photos: photo of each face of the split, indexed by ``face_id``.
-        tags: Annotations.tags, the columns of ``table.tags``.
 
     Raises:
-        ValueError: the number of tags differs from the table's, or a ``face_id`` has no photo.
+        ValueError: a ``face_id`` has no photo.
     """
-    if len(tags) != table.tags.shape[1]:
-        raise ValueError(f"the table has {table.tags.shape[1]} tags per face, but got the names {list(tags)}")
     if len(table.face_id) and not 0 <= table.face_id.min() <= table.face_id.max() < len(photos):
         raise ValueError(f"the table has face {table.face_id.max()}, but the split has {len(photos)} faces")
     columns: dict[str, Sequence[object]] = {
         "face_id": table.face_id.tolist(),
         "photo": [photos[face] for face in table.face_id],
         **{f"nme_{normaliser}": _cells(nme_per_face(table, normaliser)) for normaliser in NORMALISERS},
+        "nme_ioc_crop": _cells(nme_in_crop(table)),
         "error_px": _cells(mean_error(table)),
         **{normaliser: _cells(getattr(table, normaliser)) for normaliser in NORMALISERS},
         **{angle: _cells(table.pose[:, i]) for i, angle in enumerate(ANGLES)},
         "points": table.valid.sum(axis=1).tolist(),
-        **{f"tag_{tag}": faces.astype(int).tolist() for tag, faces in zip(tags, table.tags.T, strict=True)},
+        **{f"tag_{tag}": faces.astype(int).tolist() for tag, faces in zip(table.tag_names, table.tags.T, strict=True)},
     }
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")

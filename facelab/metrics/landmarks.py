@@ -6,6 +6,7 @@ It is infinite if an annotated point has no finite prediction: the face then fai
 and makes the mean infinite.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -14,13 +15,16 @@ import numpy as np
 
 from facelab.faces.geometry import Array
 from facelab.faces.layouts import Layout
-from facelab.metrics.face_table import ANGLES, FaceTable, nanmean, nme_per_face
+from facelab.metrics.face_table import ANGLES, FaceTable, nanmean, nme_in_crop, nme_per_face
+from facelab.metrics.record import Better, Metric, Unit
 
 Statistic = Callable[[Array], Array]
-"""Function from errors ``(..., F)`` to numbers ``(...)``, e.g. :func:`nme` or ``partial(auc, threshold=0.1)``."""
+"""Function from numbers of faces ``(..., F)`` to ``(...)``, e.g. :func:`nme` or ``partial(auc, threshold=0.1)``."""
 
 THRESHOLDS = {"08": 0.08, "10": 0.10}
 """Thresholds of the normalised error by name: 0.08 is usual on 300W, 0.10 on WFLW and COFW."""
+PERCENTS = (50, 90, 95)
+"""Percentiles of ``nme_box``."""
 YAW_BUCKETS = ("0_30", "30_60", "60_90")
 """Names of the buckets of absolute yaw, in degrees."""
 YAW_EDGES = (30.0, 60.0)
@@ -84,6 +88,41 @@ def auc(e: Array, threshold: float) -> Array:
     return nanmean(np.maximum(0, 1 - e / threshold))
 
 
+def percentile(e: Array, percent: int) -> Array:
+    """Compute the smallest error that at least ``percent`` % of the faces do not exceed; it is never interpolated.
+
+    The result is the error of a face (``inverted_cdf`` of NumPy), so that an infinite error is only the last of the
+    sorted ones.
+
+    Args:
+        e: ``(..., F)``.
+        percent: 1 to 100.
+
+    Returns:
+        ``(...)``; NaN if no face has an error.
+
+    >>> float(percentile(np.array([0.1, np.inf, 0.3, np.nan, 0.2]), percent=50))
+    0.2
+    """
+    if not e.shape[-1]:
+        return np.full(e.shape[:-1], np.nan)
+    rank = -(-percent * (~np.isnan(e)).sum(axis=-1) // 100)  # rounded up, from 1; 0 without an error
+    ordered = np.sort(e, axis=-1)  # NaN last
+    return np.take_along_axis(ordered, np.maximum(rank - 1, 0)[..., None], axis=-1)[..., 0]
+
+
+def total(e: Array) -> Array:
+    """Compute the sum over the faces.
+
+    Args:
+        e: ``(..., F)``.
+
+    Returns:
+        ``(...)``; 0 if there is no face.
+    """
+    return np.nansum(e, axis=-1)
+
+
 def ced(e: Array, x: Array) -> Array:
     """Compute the cumulative error distribution: the share of faces with an error of at most x.
 
@@ -103,15 +142,6 @@ def ced(e: Array, x: Array) -> Array:
     return np.searchsorted(ordered, x, side="right") / len(ordered)
 
 
-RATES: dict[str, Statistic] = {
-    "fr08_ioc": partial(failure_rate, threshold=THRESHOLDS["08"]),
-    "auc08_ioc": partial(auc, threshold=THRESHOLDS["08"]),
-    "fr10_ioc": partial(failure_rate, threshold=THRESHOLDS["10"]),
-    "auc10_ioc": partial(auc, threshold=THRESHOLDS["10"]),
-}
-"""Metrics computed from the ``nme_ioc`` of all faces: name to function."""
-
-
 def yaw_buckets(table: FaceTable) -> dict[str, Array]:
     """Return the faces ``(F,)`` bool of each bucket of absolute yaw by name; a face of unknown yaw is in none."""
     return _buckets(np.abs(table.pose[:, 0]), YAW_BUCKETS, YAW_EDGES, right=True)
@@ -122,125 +152,120 @@ def size_buckets(table: FaceTable) -> dict[str, Array]:
     return _buckets(table.box, SIZE_BUCKETS, SIZE_EDGES, right=False)
 
 
-def breakdowns(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[str, dict[str, Array]]:
-    """Split the mean errors into parts: by breakdown and part, the errors ``(G,)`` of the part's faces.
+class Definition(NamedTuple):
+    """Definition of a metric on the faces of a table, with the fields of its record that no face changes."""
 
-    The breakdowns are ``nme_box_yaw`` by pose (only if any yaw is known), ``nme_ioc_tag`` by the dataset's tags,
-    ``nme_ioc_region`` by regions of the face and ``nme_box_size`` by size in the photo.
+    e: Array  # (G,) number of each face that the metric is about; NaN for a face that it leaves out
+    statistic: Statistic = nme
+    unit: Unit = "fraction"
+    better: Better = "lower"
+    whole: str = ""
+    breakdown: str = ""
+    part: str = ""
+    strata: tuple[Array, ...] = ()  # (G,) bool each: groups of faces whose values are averaged; empty for one group
 
-    Args:
-        table: the faces.
-        layout: layout of the points.
-        tags: Annotations.tags, the columns of ``table.tags``.
+    def groups(self) -> list[Array]:
+        """Return the numbers of each group."""
+        return [self.e[faces] for faces in self.strata] or [self.e]
 
-    Raises:
-        ValueError: the number of tags differs from the table's.
+    def value(self) -> float:
+        """Compute the value; NaN if a group has no face."""
+        return float(np.mean([self.statistic(e) for e in self.groups()]))
+
+    def record(self, resamples: int, seed: int) -> Metric:
+        """Compute the record with its bootstrap interval, which takes far longer than the value.
+
+        A count has no interval: it describes these faces, not others like them.
+
+        Args:
+            resamples: number of resamples with replacement; 1,000 is usual.
+            seed: of the resampling.
+        """
+        low = high = math.nan
+        if self.strata:
+            low, high = stratified_bootstrap(self.groups(), self.statistic, resamples, seed)
+        elif self.unit != "count":
+            low, high = bootstrap(self.e, self.statistic, resamples, seed)
+        missing = int(np.isnan(self.e).sum())
+        return Metric(
+            *(self.value(), low, high, len(self.e) - missing, missing),
+            *(self.unit, self.better, self.whole, self.breakdown, self.part),
+        )
+
+
+def definitions(table: FaceTable) -> dict[str, Definition]:
+    """Define all metrics of a table by name. This is the only place to add one.
+
+    The names depend on the layout, the tags, and whether any yaw is known and any pose predicted; they do not depend
+    on which faces a bucket has.
     """
-    if len(tags) != table.tags.shape[1]:
-        raise ValueError(f"the table has {table.tags.shape[1]} tags per face, but got the names {list(tags)}")
     ioc, box = nme_per_face(table, "ioc"), nme_per_face(table, "box")
-    parts = {}
-    if np.isfinite(table.pose[:, 0]).any():
-        parts["nme_box_yaw"] = {name: box[faces] for name, faces in yaw_buckets(table).items()}
-    parts["nme_ioc_tag"] = {tag: ioc[faces] for tag, faces in zip(tags, table.tags.T, strict=True)}
-    points = {name: sorted({i for line in lines for i in line}) for name, lines in layout.regions.items()}
-    parts["nme_ioc_region"] = {name: nme_per_face(table, "ioc", indices) for name, indices in points.items()}
-    parts["nme_box_size"] = {name: box[faces] for name, faces in size_buckets(table).items()}
-    return parts
-
-
-def errors(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[str, Array]:
-    """Return the errors ``(G,)`` of the faces of each mean error by name, NaN for faces that it leaves out.
-
-    The names depend only on the layout, the tags, and on whether any yaw is known and any pose predicted; a bucket
-    without faces has an empty array. Errors are fractions. Names with ``mae_`` are exceptions: errors of the predicted
-    angles in degrees, ``mae_angle`` their mean.
-
-    Args:
-        table: the faces.
-        layout: layout of the points.
-        tags: Annotations.tags, the columns of ``table.tags``.
-
-    Raises:
-        ValueError: the number of tags differs from the table's.
-    """
-    by_name = {"nme_ioc": nme_per_face(table, "ioc")}
-    if all(layout.pupils):
-        by_name["nme_ipd"] = nme_per_face(table, "ipd")
-    by_name |= {"nme_box": nme_per_face(table, "box"), "nme_diag": nme_per_face(table, "diag")}
+    annotated = np.where(table.valid.any(axis=1), 1.0, 0.0)
+    metrics = {"nme_ioc": Definition(ioc)}
+    if all(table.layout.pupils):
+        metrics["nme_ipd"] = Definition(nme_per_face(table, "ipd"))
+    metrics |= {
+        "nme_box": Definition(box),
+        "nme_diag": Definition(nme_per_face(table, "diag")),
+        "nme_ioc_crop": Definition(nme_in_crop(table)),
+    }
+    for name, threshold in THRESHOLDS.items():
+        metrics[f"fr{name}_ioc"] = Definition(ioc, partial(failure_rate, threshold=threshold))
+        metrics[f"auc{name}_ioc"] = Definition(ioc, partial(auc, threshold=threshold), better="higher")
+    metrics |= {f"nme_box_p{percent}": Definition(box, partial(percentile, percent=percent)) for percent in PERCENTS}
     if np.isfinite(table.pose_error).any():
-        by_name |= {f"mae_{angle}": table.pose_error[:, i] for i, angle in enumerate(ANGLES)}
-        by_name["mae_angle"] = table.pose_error.mean(axis=1)
-    parts = breakdowns(table, layout, tags).items()
-    return by_name | {f"{kind}_{part}": e for kind, by_part in parts for part, e in by_part.items()}
+        angles = zip(ANGLES, table.pose_error.T, strict=True)
+        metrics |= {f"mae_{angle}": Definition(e, unit="degrees") for angle, e in angles}
+        metrics["mae_angle"] = Definition(table.pose_error.mean(axis=1), unit="degrees")
+    if np.isfinite(table.pose[:, 0]).any():
+        buckets = yaw_buckets(table)
+        metrics |= _parts("nme_box", "yaw", {name: box[faces] for name, faces in buckets.items()})
+        # The unweighted mean of 3DDFA's evaluation; it leaves out the faces of unknown yaw.
+        in_bucket = np.logical_or.reduce(list(buckets.values()))
+        metrics["nme_box_yaw_mean"] = Definition(np.where(in_bucket, box, np.nan), strata=tuple(buckets.values()))
+    tags = zip(table.tag_names, table.tags.T, strict=True)
+    metrics |= _parts("nme_ioc", "tag", {tag: ioc[faces] for tag, faces in tags})
+    regions = {name: sorted({i for line in lines for i in line}) for name, lines in table.layout.regions.items()}
+    metrics |= _parts("nme_ioc", "region", {name: nme_per_face(table, "ioc", at) for name, at in regions.items()})
+    metrics |= _parts("nme_box", "size", {name: box[faces] for name, faces in size_buckets(table).items()})
+    return metrics | {
+        "faces": Definition(annotated, total, "count", "none"),
+        "faces_skipped": Definition(1 - annotated, total, "count", "none"),
+    }
 
 
-def summary(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[str, float]:
-    """Compute all metrics of a table by their logged names: fractions, except ``mae_*`` in degrees.
-
-    A metric that is undefined for the layout or the data (pupils, pose) is missing; a metric without a face is NaN.
-    ``nme_box_yaw_mean`` is the unweighted mean of the three buckets, as in 3DDFA's evaluation, and NaN if one is empty.
-    ``faces`` counts the faces with an annotated point, ``faces_skipped`` the others; the sum is the number of rows.
-
-    Args:
-        table: the faces.
-        layout: layout of the points.
-        tags: Annotations.tags, the columns of ``table.tags``.
-
-    Raises:
-        ValueError: the number of tags differs from the table's.
-    """
-    by_name = errors(table, layout, tags)
-    numbers = {name: float(nme(e)) for name, e in by_name.items()}
-    numbers |= {name: float(rate(by_name["nme_ioc"])) for name, rate in RATES.items()}
-    buckets = [numbers[name] for name in numbers if name.startswith("nme_box_yaw_")]
-    if buckets:
-        numbers["nme_box_yaw_mean"] = float(np.mean(buckets))
-    annotated = table.valid.any(axis=1)
-    return numbers | {"faces": float(annotated.sum()), "faces_skipped": float((~annotated).sum())}
+def _parts(whole: str, breakdown: str, parts: dict[str, Array]) -> dict[str, Definition]:
+    """Define the mean errors of the parts of a metric from the errors ``(G,)`` of each part."""
+    return {
+        f"{whole}_{breakdown}_{part}": Definition(e, whole=whole, breakdown=breakdown, part=part)
+        for part, e in parts.items()
+    }
 
 
-def names(layout: Layout, tags: tuple[str, ...]) -> list[str]:
-    """List the metrics that :func:`summary` computes for this layout if a pose is known and predicted.
+def summary(table: FaceTable) -> dict[str, float]:
+    """Compute the values of all metrics of a table, without intervals, for the logs of every epoch."""
+    return {name: definition.value() for name, definition in definitions(table).items()}
+
+
+def example(layout: Layout, tags: tuple[str, ...]) -> FaceTable:
+    """Return a table of one face with known and predicted pose, for which all metrics of a dataset are defined.
 
     >>> from facelab.faces.layouts import WFLW98
-    >>> names(WFLW98, tags=())[:4]
+    >>> list(definitions(example(WFLW98, tags=())))[:4]
     ['nme_ioc', 'nme_ipd', 'nme_box', 'nme_diag']
     """
-    one, points = np.ones(1), layout.num_points
-    table = FaceTable(
+    one, points = np.ones(1), (1, layout.num_points)
+    return FaceTable(
+        layout=layout,
+        tag_names=tags,
         face_id=np.zeros(1, np.int64),
-        error=np.zeros((1, points)),
-        valid=np.ones((1, points), np.bool_),
-        ioc=one,
-        ipd=one,
-        box=one,
-        diag=one,
+        error=np.zeros(points),
+        valid=np.ones(points, np.bool_),
+        **dict.fromkeys(("ioc", "ipd", "box", "diag", "error_crop", "ioc_crop"), one),
         pose=np.zeros((1, 3)),
         tags=np.zeros((1, len(tags)), np.bool_),
         pose_error=np.zeros((1, 3)),
     )
-    return list(summary(table, layout, tags))
-
-
-def counts(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[str, int]:
-    """Count the faces with a defined error for each mean error of :func:`summary`.
-
-    Failure rates and AUCs have the count of ``nme_ioc``.
-    """
-    faces = {name: int((~np.isnan(e)).sum()) for name, e in errors(table, layout, tags).items()}
-    buckets = [faces[name] for name in faces if name.startswith("nme_box_yaw_")]
-    return faces | ({"nme_box_yaw_mean": sum(buckets)} if buckets else {})
-
-
-def left_out(table: FaceTable, layout: Layout, tags: tuple[str, ...]) -> dict[str, int]:
-    """Count the faces that belong to each mean error of :func:`summary` but have no defined error.
-
-    For ``nme_box_yaw_mean`` these are all faces without an error or a bucket, including those of unknown yaw.
-    """
-    missing = {name: int(np.isnan(e).sum()) for name, e in errors(table, layout, tags).items()}
-    measured = counts(table, layout, tags).get("nme_box_yaw_mean")
-    return missing | ({} if measured is None else {"nme_box_yaw_mean": len(table.face_id) - measured})
 
 
 def bootstrap(e: Array, statistic: Statistic, resamples: int, seed: int) -> tuple[float, float]:

@@ -1,11 +1,14 @@
 """Table of a test, as train.py and evaluate.py print it."""
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from facelab.errors import RunError, visible
 from facelab.files import read_json
-from facelab.run_folder import RunFolder, is_infinite
+from facelab.metrics.record import SCALES, Metric, read_metrics
+from facelab.run_folder import RunFolder
 from facelab.runs.processes import is_first
 
 if TYPE_CHECKING:
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def report(folder: Path) -> None:
-    """Print the table of the test in a run's folder, in percent, and the paths of its files.
+    """Print the table of the test in a run's folder and the paths of its files.
 
     Raises:
         RunError: the file of the results is broken.
@@ -30,7 +33,8 @@ def report(folder: Path) -> None:
         return
     try:
         results = read_json(files.metrics)
-        table, notes = _table(results), _notes(results, files)
+        metrics = read_metrics(results)
+        table, notes = _table(results["protocol"], metrics), _notes(results, metrics, files)
     except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
         raise RunError(f"{files.metrics} contains no results of a test ({type(error).__name__}: {error})") from error
     console.print(table)
@@ -40,40 +44,35 @@ def report(folder: Path) -> None:
     console.print(f"results in {folder}" + (f", pictures in samples/: {pictures}" if pictures else ""), soft_wrap=True)
 
 
-def _table(results: dict[str, Any]) -> "Table":
+def _table(protocol: Mapping[str, Any], metrics: Mapping[str, Metric]) -> "Table":
     """Build the table of the metrics of a test."""
     from rich.table import Table
 
-    metrics, counts = results["metrics"], results["counts"]
-    protocol = results["protocol"]
     title = "{dataset} {split}, {faces} faces, box: {box} x {box_scale}, pose: {pose}".format(**protocol)
     if jitter := protocol.get("box_jitter"):
         title += f", box jitter: {jitter}"
     table = Table(title=visible(title), title_justify="left")
     table.add_column("metric")
-    for heading in ("%", "95 % interval", "faces"):
+    table.add_column("value", justify="right")
+    table.add_column("unit")
+    for heading in ("95 % interval", "faces"):
         table.add_column(heading, justify="right")
-    for name, value in metrics.items():
-        if name in ("faces", "faces_skipped"):
-            continue
-        unit = 1 if name.startswith("mae_") else 100
-        low_high = results["intervals"].get(name)
-        has_interval = low_high is not None and None not in low_high
-        interval = "{:.2f} .. {:.2f}".format(*(unit * end for end in low_high)) if has_interval else ""
-        count = counts.get(name, counts["nme_ioc"])
-        missing = "inf" if is_infinite(name, counts) else "-"
-        table.add_row(visible(name), missing if value is None else f"{unit * value:.2f}", interval, f"{count:d}")
+    for name, metric in metrics.items():
+        has_interval = not math.isnan(metric.low) and not math.isnan(metric.high)
+        interval = f"{metric.text(metric.low)} .. {metric.text(metric.high)}" if has_interval else ""
+        value, unit = metric.text(metric.value), SCALES[metric.unit].sign
+        table.add_row(visible(name), value, unit, interval, f"{metric.faces:d}")
     return table
 
 
-def _notes(results: dict[str, Any], files: RunFolder) -> list[str]:
+def _notes(results: Mapping[str, Any], metrics: Mapping[str, Metric], files: RunFolder) -> list[str]:
     """Return remarks below the table: of the method, skipped and unreadable faces, signs for missing numbers."""
-    metrics, counts, notes = results["metrics"], results["counts"], list(map(visible, results.get("remarks", [])))
-    if skipped := int(metrics["faces_skipped"]):
+    notes = list(map(visible, results.get("remarks", [])))
+    if skipped := int(metrics["faces_skipped"].value):
         notes.append(f"{skipped} faces could not be measured; they are listed in {files.faces.name} without an error")
     for role, count in results.get("unreadable", {}).items():
         if count and role != "test":
             notes.append(visible(f"{count} faces of {role} could not be read and were left out; the log lists them"))
-    if any(value is None and is_infinite(name, counts) for name, value in metrics.items()):
+    if any(math.isinf(metric.value) for metric in metrics.values()):
         notes.append("inf: a point of one of these faces was predicted as NaN or infinite; -: there is no such face")
     return notes

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from composing import small
-from conftest import PLAIN, open_door
+from conftest import PLAIN, metrics_of, open_door
 from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from callbacks import pictures
 from callbacks.pictures import FaceGrid, WorstFaces, save_picture
-from callbacks.results import Results, fingerprint, intervals
+from callbacks.results import RESAMPLES, Results, fingerprint
 from facelab.faces.batch import LandmarkBatch
 from facelab.faces.layouts import FIVE5
 from facelab.metrics import landmarks
@@ -118,6 +118,7 @@ def test_worst_faces_come_first(tmp_path: Path) -> None:
         to_photo=np.tile(np.eye(3), (len(rows), 1, 1)),
         pose=np.zeros((len(rows), 3)),
         tags=np.zeros((len(rows), 0), bool),
+        tag_names=(),
     )
     worst, module = WorstFaces(str(tmp_path), columns=5, rows=1, tile=64), SimpleNamespace(layout=FIVE5, table=table)
     for part in ([0, 1, 2, 3], [4, 5]):
@@ -141,6 +142,7 @@ def test_worst_faces_are_gathered_from_all_ranks(tmp_path: Path, monkeypatch: py
         to_photo=np.tile(np.eye(3), (4, 1, 1)),
         pose=np.zeros((4, 3)),
         tags=np.zeros((4, 0), bool),
+        tag_names=(),
     )
     module: Any = SimpleNamespace(layout=FIVE5, table=table, device=torch.device("cpu"))
     sent: list[torch.Tensor] = []
@@ -222,15 +224,14 @@ def test_results_are_written_by_the_callback(trained: Path, cache: Path, tmp_pat
     module, datamodule = evaluate_again(trained, cache, tmp_path / "again")
     assert sorted(path.name for path in (tmp_path / "again").iterdir()) == ["faces.csv", "metrics.json"]
     results, before = (json.loads((run / "metrics.json").read_text()) for run in (tmp_path / "again", trained))
-    assert results.keys() == {"name", "protocol", "metrics", "counts", "left_out", "intervals", "cost", "unreadable"}
+    assert results.keys() == {"name", "protocol", "metrics", "cost", "unreadable"}
     assert results["name"] == "again"
     assert results["protocol"] == before["protocol"]
-    for name, value in before["metrics"].items():
-        assert results["metrics"][name] == (None if value is None else pytest.approx(value, abs=1e-6)), name
-    assert results["intervals"].keys() == results["metrics"].keys() - {"faces", "faces_skipped"}
-    for name, (low, high) in results["intervals"].items():
-        value = results["metrics"][name]
-        assert (low is None) == (value is None) and (value is None or low <= value <= high), name
+    metrics, expected = metrics_of(tmp_path / "again"), metrics_of(trained)
+    assert metrics.keys() == expected.keys()
+    for name, metric in metrics.items():
+        assert metric.value == pytest.approx(expected[name].value, abs=1e-6, nan_ok=True), name
+        assert metric.low <= metric.value <= metric.high or metric.unit == "count" or metric.faces == 0, name
     assert results["cost"] == cost(module, datamodule.crop.size, pose=False)
     faces = read_faces(tmp_path / "again" / "faces.csv")
     assert faces["photo"].tolist() == [path.name for path in datamodule.faces["test"].paths]
@@ -251,27 +252,28 @@ def test_intervals_of_yaw_buckets() -> None:
     box = random.normal(0.02, 0.002, n) + np.repeat([0, 0.02, 0.08], (260, 30, 10)) * random.normal(1, 0.5, n)
     points = FIVE5.num_points
     table = FaceTable(
+        layout=FIVE5,
+        tag_names=(),
         face_id=np.arange(n),
         error=np.repeat(100 * box[:, None], points, axis=1),
         valid=np.ones((n, points), bool),
-        **dict.fromkeys(("ioc", "ipd", "box", "diag"), np.full(n, 100.0)),
+        **dict.fromkeys(("ioc", "ipd", "box", "diag", "ioc_crop"), np.full(n, 100.0)),
+        error_crop=100 * box,
         pose=np.stack([yaw, yaw, yaw], axis=1),
         tags=np.zeros((n, 0), bool),
         pose_error=np.full((n, 3), np.nan),
     )
-    limits, numbers = intervals(table, FIVE5, ()), landmarks.summary(table, FIVE5, ())
-    width = {name: high - low for name, (low, high) in limits.items()}
+    records = {name: metric.record(RESAMPLES, seed=0) for name, metric in landmarks.definitions(table).items()}
+    width = {name: record.high - record.low for name, record in records.items()}
     buckets = [f"nme_box_yaw_{name}" for name in landmarks.YAW_BUCKETS]
     deviations = [box[yaw == angle].std() / math.sqrt((yaw == angle).sum()) for angle in (0, 45, 80)]
     for name, deviation in zip(buckets, deviations, strict=True):
         assert width[name] == pytest.approx(2 * 1.96 * deviation, rel=0.2)
     assert width["nme_box_yaw_mean"] == pytest.approx(2 * 1.96 * math.hypot(*deviations) / 3, rel=0.2)
     for name in (*buckets, "nme_box_yaw_mean"):
-        assert limits[name][0] < numbers[name] < limits[name][1]
-    frontal = FaceTable._make(column[:260] for column in table)
-    assert np.isnan(intervals(frontal, FIVE5, ())["nme_box_yaw_mean"]).all()
-    unknown = table._replace(pose=np.full((n, 3), np.nan))
-    assert not [name for name in intervals(unknown, FIVE5, ()) if "yaw" in name]
+        assert records[name].low < records[name].value < records[name].high
+    frontal = landmarks.definitions(table.select(slice(260)))["nme_box_yaw_mean"].record(RESAMPLES, seed=0)
+    assert np.isnan(frontal[:3]).all()
 
 
 def some_faces(folder: str = "a", move: float = 0.0, name: str = "1.jpg") -> Any:

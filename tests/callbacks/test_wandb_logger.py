@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 from composing import small
-from conftest import open_door
+from conftest import metrics_of, open_door
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks.charts import charts
 from callbacks.wandb_logger import ERROR_HEADING, TolerantWandbLogger
-from facelab.faces.layouts import FIVE5, IBUG68
+from facelab.faces.layouts import FIVE5, IBUG68, Layout
 from facelab.metrics.face_table import FaceTable, nme_per_face, read_faces
-from facelab.metrics.landmarks import auc, ced
+from facelab.metrics.landmarks import auc, ced, definitions
 
 EPOCHS = 3
 """Epochs of the run that the tests share."""
@@ -105,9 +105,8 @@ def test_wandb_summary_contains_every_metric(trained: Path, records: list[Any]) 
     """Would catch a metric missing in W&B, or replaced by a picture of the same name."""
     summary = {name: value for record in records for name, value in values(record.summary.update).items()}
     assert summary.keys() >= metric_names(trained, "val") | metric_names(trained, "test")
-    for name, value in load(trained / "metrics.json")["metrics"].items():
-        expected = pytest.approx(math.nan if value is None else value, rel=1e-5, nan_ok=True)
-        assert summary[f"test/{name}"] == expected, name
+    for name, metric in metrics_of(trained).items():
+        assert summary[f"test/{name}"] == pytest.approx(metric.value, rel=1e-5, nan_ok=True), name
     for name in metric_names(trained, "val"):
         assert len(history(records, name)) == EPOCHS, name
 
@@ -126,21 +125,34 @@ def test_wandb_run_has_config_tags_and_group(trained: Path, records: list[Any]) 
 
 def test_charts_of_subsets_match_the_results(trained: Path, logged: Path, records: list[Any]) -> None:
     """Would catch a bar of another bucket than its label names, without its number of faces, or missing."""
-    results = load(trained / "metrics.json")
+    metrics = metrics_of(trained)
     drawn = set()
     for kind in ("nme_box_yaw", "nme_ioc_tag", "nme_ioc_region", "nme_box_size"):
         for row in rows(logged, records, f"test/{kind}_table"):
             name = f"{kind}_{row['part']}"
-            value = results["metrics"][name]
-            assert row[ERROR_HEADING] == (None if value is None else pytest.approx(100 * value, rel=1e-6)), name
-            assert row["faces"] == results["counts"][name]
+            assert in_percent(row[f"{kind[:7]}, %"]) == pytest.approx(100 * metrics[name].value, rel=1e-6, nan_ok=True)
+            assert row["faces"] == metrics[name].faces
             drawn.add(name)
-    of_all_faces = {"nme_ioc", "nme_ipd", "nme_box", "nme_diag", "nme_box_yaw_mean"}
-    assert drawn == results["counts"].keys() - of_all_faces
+    assert drawn == {name for name, metric in metrics.items() if metric.breakdown}
     assert charts_of(records) == {f"test/{kind}" for kind in ("nme_box_yaw", "nme_ioc_tag", "nme_ioc_region")} | {
         "test/nme_box_size",
         "test/ced",
     }
+
+
+def test_metrics_table_has_units_and_directions(trained: Path, logged: Path, records: list[Any]) -> None:
+    """Would catch a metric in another unit than its table says, or missing in W&B's table."""
+    metrics = metrics_of(trained)
+    table = {row["metric"]: row for row in rows(logged, records, "test/metrics_table")}
+    assert table.keys() == metrics.keys()
+    assert (table["auc08_ioc"]["unit"], table["auc08_ioc"]["better"]) == ("%", "higher")
+    assert (table["faces"]["unit"], table["faces"]["value"], table["faces"]["faces"]) == ("", 8, 8)
+    assert table["nme_box"]["value"] == pytest.approx(100 * metrics["nme_box"].value)
+
+
+def in_percent(cell: float | None) -> float:
+    """Return the number of a cell; NaN for an empty one."""
+    return math.nan if cell is None else cell
 
 
 def charts_of(records: list[Any]) -> set[str]:
@@ -242,20 +254,21 @@ def test_train_does_not_import_wandb_without_its_logger(tmp_path: Path, monkeypa
 # Charts without a run
 
 
-def some_faces(*, points: int, **columns: Any) -> FaceTable:
+def some_faces(layout: Layout, **columns: Any) -> FaceTable:
     """Return five faces of 100 pixels with mean errors of 1, 2, 4, 9 and 30 pixels, without pose and tags."""
-    error = np.repeat(np.array([[1.0], [2], [4], [9], [30]]), points, axis=1)
-    lengths = dict.fromkeys(("ioc", "ipd", "box", "diag"), np.full(5, 100.0))
+    error = np.repeat(np.array([[1.0], [2], [4], [9], [30]]), layout.num_points, axis=1)
+    lengths = dict.fromkeys(("ioc", "ipd", "box", "diag", "ioc_crop"), np.full(5, 100.0))
     unknown = np.full((5, 3), np.nan)
-    others = {"pose": unknown, "tags": np.zeros((5, 0), bool), "pose_error": unknown}
-    table = FaceTable(face_id=np.arange(5), error=error, valid=np.ones((5, points), bool), **lengths, **others)
-    return table._replace(**columns)
+    others = {"pose": unknown, "tags": np.zeros((5, 0), bool), "pose_error": unknown, "error_crop": error[:, 0]}
+    others |= {"layout": layout, "tag_names": (), "face_id": np.arange(5)}
+    points = np.ones((5, layout.num_points), bool)
+    return FaceTable(**{"error": error, "valid": points, **lengths, **others, **columns})
 
 
 def test_ced_chart_matches_the_auc() -> None:
     """Would catch curves that are cut off, scaled or counted in another way than the AUC."""
-    table = some_faces(points=5)
-    data = charts(table, FIVE5, ())["test/ced"].table.data
+    table = some_faces(FIVE5)
+    data = charts(table, definitions(table))["test/ced"].table.data
     x, y = (np.array([row[i] for row in data if row[1] == "box"]) for i in (0, 2))
     assert (x[0], x[-1], y[0], y[-1]) == (0, pytest.approx(10), 0, 80)
     assert y[(x > 2.05) & (x < 3.95)].tolist() == [40.0] * 19
@@ -265,13 +278,14 @@ def test_ced_chart_matches_the_auc() -> None:
 
 def test_charts_accept_unmeasurable_faces() -> None:
     """Would catch an infinite error, an empty subset or unknown poses that fail the run after its test."""
-    table = some_faces(points=68, tags=np.array([[1, 0]] * 5, bool), ioc=np.full(5, np.nan))
+    tags = {"tags": np.array([[1, 0]] * 5, bool), "tag_names": ("blur", "empty")}
+    table = some_faces(IBUG68, ioc=np.full(5, np.nan), **tags)
     table.error[4, 0] = np.inf
-    drawn = charts(table, IBUG68, ("blur", "empty"))
+    drawn = charts(table, definitions(table))
     assert drawn.keys() == {"test/nme_ioc_tag", "test/nme_ioc_region", "test/nme_box_size", "test/ced"}
     assert drawn["test/nme_ioc_tag"].table.data == [["blur", None, 0], ["empty", None, 0]]
     assert [row[1:] for row in drawn["test/nme_box_size"].table.data] == [[None, 0], [None, 0], [None, 5], [None, 0]]
     assert {row[1] for row in drawn["test/ced"].table.data} == {"box"}
-    no_faces = FaceTable._make(column[:0] for column in table)
-    assert "test/ced" not in charts(no_faces, IBUG68, ("blur", "empty"))
+    no_faces = table.select(slice(0))
+    assert "test/ced" not in charts(no_faces, definitions(no_faces))
     json.dumps([chart.table.data for chart in drawn.values()], allow_nan=False)

@@ -22,6 +22,7 @@ from facelab.comparison.page import write_page
 from facelab.comparison.read import Run
 from facelab.comparison.write import write_csv, write_markdown
 from facelab.files import write_json
+from facelab.metrics.record import Metric, as_json
 
 PROTOCOL = {
     "dataset": "wflw98",
@@ -37,19 +38,18 @@ PROTOCOL = {
 }
 
 
+ERROR = Metric(math.nan, math.nan, math.nan, 100, 0, "fraction", "lower")
+"""Record of an error without value and interval."""
 METRICS = {
-    "nme_ioc": 0.05,
-    "nme_box": 0.04,
-    "nme_box_yaw_0_30": 0.03,
-    "fr08_ioc": 0.1,
-    "auc08_ioc": 0.5,
-    "nme_ipd": 0.07,
-    "faces": 100.0,
-    "faces_skipped": 0.0,
+    "nme_ioc": ERROR._replace(value=0.05),
+    "nme_box": ERROR._replace(value=0.04),
+    "nme_box_yaw_0_30": ERROR._replace(value=0.03, faces=60, whole="nme_box", breakdown="yaw", part="0_30"),
+    "fr08_ioc": ERROR._replace(value=0.1),
+    "auc08_ioc": ERROR._replace(value=0.5, better="higher"),
+    "nme_ipd": ERROR._replace(value=0.07),
+    "faces": ERROR._replace(value=100.0, unit="count", better="none"),
+    "faces_skipped": ERROR._replace(value=0.0, unit="count", better="none"),
 }
-
-
-COUNTS = {"nme_ioc": 100, "nme_box": 100, "nme_box_yaw_0_30": 60, "nme_ipd": 100}
 
 
 CONFIG: dict[str, Any] = {
@@ -88,25 +88,24 @@ def write_run(
     config: dict[str, Any] = CONFIG,
     status: dict[str, Any] | None = None,
     protocol: dict[str, Any] | None = None,
-    metrics: dict[str, float | None] | None = None,
-    counts: dict[str, int] | None = None,
-    intervals: Mapping[str, Sequence[float | None]] | None = None,
+    metrics: Mapping[str, float | Metric] | None = None,
     measured: bool = True,
 ) -> Path:
-    """Write the folder of a run as train.py does."""
+    """Write the folder of a run as train.py does; of a metric that is a number, only the value changes."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (folder / "status.json").write_text(json.dumps(status or {"state": "finished"}))
+    changed = {
+        name: change if isinstance(change, Metric) else METRICS.get(name, ERROR)._replace(value=change)
+        for name, change in (metrics or {}).items()
+    }
     results = {
         "name": folder.name,
         "protocol": PROTOCOL | (protocol or {}),
-        "metrics": METRICS | (metrics or {}),
-        "counts": COUNTS | (counts or {}),
-        "left_out": {},
-        "intervals": intervals or {},
+        "metrics": {name: as_json(metric) for name, metric in (METRICS | changed).items()},
     }
     if measured:
-        (folder / "metrics.json").write_text(json.dumps(results))
+        write_json(folder / "metrics.json", results)
     return folder
 
 
@@ -124,6 +123,11 @@ def write_faces(folder: Path, errors: Sequence[float], photos: Sequence[str], si
         for i, (error, photo) in enumerate(zip(errors, photos, strict=True))
     ]
     (folder / "faces.csv").write_text("\n".join([columns, *rows]) + "\n")
+
+
+def mean_of(e: np.ndarray) -> Metric:
+    """Return the record of the mean of these errors, without an interval."""
+    return ERROR._replace(value=float(e.mean()) if len(e) else math.nan, faces=len(e))
 
 
 WFLW = PROTOCOL | {"faces": 2500, "box": "given", "box_scale": 1.2}
@@ -147,19 +151,27 @@ def write_results(folder: Path, error: float, seed: int, *, faces: int, macs: fl
         lines.append(",".join([str(i), names[i], *(f"{n:.6g}" for n in numbers), "98", *map(str, tags[i].astype(int))]))
     (folder / "faces.csv").write_text("\n".join(lines) + "\n")
 
-    parts = {"nme_ioc": ioc, "nme_box": box}
+    metrics = {"nme_ioc": mean_of(ioc), "nme_ioc_crop": mean_of(0.86 * ioc), "nme_box": mean_of(box)}
+    for name in metrics:
+        value = metrics[name].value
+        metrics[name] = metrics[name]._replace(low=value * 0.985, high=value * 1.015)
     edges = {"0_30": (0, 30), "30_60": (30, 60), "60_90": (60, 999)}
-    parts |= {f"nme_box_yaw_{name}": box[(abs(yaw) > a) & (abs(yaw) <= b)] for name, (a, b) in edges.items()}
-    parts |= {f"nme_ioc_tag_{tag}": ioc[tags[:, i]] for i, tag in enumerate(TAGS)}
-    parts |= {f"nme_ioc_region_{name}": ioc * by for name, by in {"jaw": 1.4, "nose": 0.8, "left_eye": 0.7}.items()}
-    parts |= {"nme_box_size_32_64": box[size < 64], "nme_box_size_64_128": box[(size >= 64) & (size < 128)]}
-    metrics = {name: float(part.mean()) if len(part) else math.nan for name, part in parts.items()}
-    metrics |= {"fr08_ioc": float((ioc > 0.08).mean()), "auc08_ioc": float(np.maximum(0, 1 - ioc / 0.08).mean())}
-    results = {
+    parts = {("nme_box", "yaw", name): box[(abs(yaw) > a) & (abs(yaw) <= b)] for name, (a, b) in edges.items()}
+    parts |= {("nme_ioc", "tag", tag): ioc[tags[:, i]] for i, tag in enumerate(TAGS)}
+    regions = {"jaw": 1.4, "nose": 0.8, "left_eye": 0.7}
+    parts |= {("nme_ioc", "region", name): ioc * factor for name, factor in regions.items()}
+    parts |= {("nme_box", "size", "32_64"): box[size < 64]}
+    parts |= {("nme_box", "size", "64_128"): box[(size >= 64) & (size < 128)]}
+    for (whole, breakdown, part), e in parts.items():
+        record = mean_of(e)._replace(whole=whole, breakdown=breakdown, part=part)
+        metrics[f"{whole}_{breakdown}_{part}"] = record
+    metrics["fr08_ioc"] = mean_of(1.0 * (ioc > 0.08))
+    metrics["auc08_ioc"] = mean_of(np.maximum(0, 1 - ioc / 0.08))._replace(better="higher")
+    metrics |= {name: METRICS[name] for name in ("faces", "faces_skipped")}
+    metrics["faces"] = metrics["faces"]._replace(value=float(faces))
+    results: dict[str, Any] = {
         "protocol": WFLW | {"faces": faces},
-        "metrics": metrics | {"faces": float(faces), "faces_skipped": 0.0},
-        "counts": {name: len(part) for name, part in parts.items()},
-        "intervals": {name: [metrics[name] * 0.985, metrics[name] * 1.015] for name in ("nme_ioc", "nme_box")},
+        "metrics": {name: as_json(metric) for name, metric in metrics.items()},
     }
     if macs:
         results["cost"] = {"params": int(macs / 200), "macs": int(macs), "flops": int(2 * macs)}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from run_folders import CONFIG, PROTOCOL, run_compare, with_values, write_faces, write_run
+from run_folders import CONFIG, ERROR, METRICS, PROTOCOL, run_compare, with_values, write_faces, write_run
 
 from compare import parse
 from facelab import run_folder
@@ -23,13 +23,20 @@ from facelab.comparison.page import labels_of
 from facelab.comparison.read import Run, read_run, read_runs, setting, settings
 from facelab.comparison.write import write_csv
 from facelab.errors import RunError
+from facelab.metrics.record import as_json
+
+OLD: dict[str, Any] = {"counts": {"nme_box": 100}, "intervals": {}, "metrics": {"nme_box": 0.04}}
+"""Entries of a metrics.json of an earlier version, which tell it from today's."""
 
 
 def run(name: str, state: str = "finished", **metrics: tuple[float, float, float]) -> Run:
     """Return a run whose metrics have these values and intervals."""
-    values = {key: value for key, (value, _, _) in metrics.items()} | {"faces": 100.0}
-    intervals = {key: (low, high) for key, (_, low, high) in metrics.items()}
-    return Run(name, Path(name), state, "", {}, dict(PROTOCOL), values, {}, intervals, {}, {}, {}, ())
+    records = {
+        key: METRICS.get(key, ERROR)._replace(value=value, low=low, high=high)
+        for key, (value, low, high) in metrics.items()
+    }
+    records["faces"] = METRICS["faces"]
+    return Run(name, Path(name), state, "", {}, dict(PROTOCOL), records, {}, {}, {}, ())
 
 
 def row(name: str, state: str = "finished", **metrics: tuple[float, float, float]) -> Row:
@@ -63,48 +70,44 @@ def run_script(*words: object, **environment: str) -> subprocess.CompletedProces
 
 def test_read_run_reads_every_entry_of_metrics_json(tmp_path: Path) -> None:
     """Would catch an entry of metrics.json that is renamed by its writer, so that its column silently vanishes."""
-    from callbacks.results import intervals
     from facelab.faces.layouts import IBUG68
     from facelab.files import write_json
     from facelab.metrics import landmarks
     from facelab.metrics.face_table import FaceTable
 
-    ones = np.ones(3)
     table = FaceTable(
+        layout=IBUG68,
+        tag_names=(),
         face_id=np.arange(3),
         error=np.full((3, 68), 2.0),
         valid=np.ones((3, 68), bool),
-        **dict.fromkeys(("ioc", "ipd", "box", "diag"), 50 * ones),
+        **dict.fromkeys(("ioc", "ipd", "box", "diag", "ioc_crop"), np.full(3, 50.0)),
+        error_crop=np.full(3, 2.0),
         pose=np.array([[0, 0, 0], [45, 0, 0], [80, 0, 0]], float),
         tags=np.zeros((3, 0), bool),
         pose_error=np.ones((3, 3)),
     )
+    records = {name: metric.record(10, seed=0) for name, metric in landmarks.definitions(table).items()}
     folder = write_run(tmp_path / "a", measured=False)
     results = {
         "protocol": PROTOCOL | {"faces": 3},
-        "metrics": landmarks.summary(table, IBUG68, ()),
-        "counts": landmarks.counts(table, IBUG68, ()),
-        "intervals": intervals(table, IBUG68, ()),
+        "metrics": {name: as_json(record) for name, record in records.items()},
     }
     write_json(folder / "metrics.json", results)
     read = read_run(folder)
     assert read.ranked and read.reason == ""
     assert compare([read], None)[0].metrics == list(MAIN)
-    assert read.metrics["nme_box"] == pytest.approx(0.04)
-    assert {"nme_ioc", "nme_box", "fr08_ioc", "auc08_ioc", "nme_box_yaw_0_30"} <= set(read.intervals)
-    assert [read.faces(name) for name in ("nme_box", "fr08_ioc", "nme_box_yaw_30_60")] == [3, 3, 1]
+    assert {name: repr(record) for name, record in read.metrics.items()} == {
+        name: repr(record) for name, record in records.items()
+    }
+    assert read.metrics["nme_box"].value == pytest.approx(0.04)
+    assert [read.metrics[name].faces for name in ("nme_box", "fr08_ioc", "nme_box_yaw_30_60")] == [3, 3, 1]
 
 
-def test_read_run_reads_null_as_infinite_if_faces_were_counted(tmp_path: Path) -> None:
+def test_read_run_distinguishes_infinity_from_no_face(tmp_path: Path) -> None:
     """Would catch an infinite error read as not measured, and an empty bucket read as an infinite error."""
-    null = dict.fromkeys(("nme_box", "nme_box_yaw_0_30", "nme_box_yaw_60_90", "nme_box_yaw_mean"), None)
-    counts = {"nme_box_yaw_60_90": 0, "nme_box_yaw_mean": 60}
-    partial = read_run(write_run(tmp_path / "a", metrics=null, counts=counts, intervals={"nme_box": [0.04, None]}))
-    assert partial.metrics["nme_box"] == math.inf and partial.intervals["nme_box"] == (0.04, math.inf)
-    assert partial.metrics["nme_box_yaw_0_30"] == math.inf
-    assert math.isnan(partial.metrics["nme_box_yaw_60_90"]) and math.isnan(partial.metrics["nme_box_yaw_mean"])
-    full = read_run(write_run(tmp_path / "b", metrics=null, counts=counts | {"nme_box_yaw_60_90": 5}))
-    assert full.metrics["nme_box_yaw_mean"] == math.inf
+    read = read_run(write_run(tmp_path / "a", metrics={"nme_box": math.inf, "nme_ioc": math.nan}))
+    assert read.metrics["nme_box"].value == math.inf and math.isnan(read.metrics["nme_ioc"].value)
 
 
 def test_read_runs_accepts_folders_sweeps_and_patterns(tmp_path: Path) -> None:
@@ -153,10 +156,12 @@ def test_read_runs_refuses_a_path_without_runs(tmp_path: Path, path: str) -> Non
         ('{"name": "a", "prot', "Unterminated string"),
         ("[1, 2]", "is not a mapping"),
         ({"protocol": {}}, "has no `protocol`"),
-        ({"intervals": None}, "has no `intervals`"),
-        ({"metrics": {"nme_box": [1]}}, "nme_box is [1], expected a number"),
-        ({"counts": {"nme_box": "many"}}, "counts.nme_box is 'many', expected an integer"),
-        ({"intervals": {"nme_box": 1}}, "intervals.nme_box is 1, expected two numbers"),
+        ({"metrics": {"nme_box": [1]}}, "metrics.nme_box is [1], expected a record"),
+        ({"metrics": {"nme_box": {}}}, "metrics.nme_box has no `better`"),
+        (OLD | {"intervals": None}, "has no `intervals`"),
+        (OLD | {"metrics": {"nme_box": [1]}}, "metrics.nme_box is [1], expected a number"),
+        (OLD | {"counts": {"nme_box": "many"}}, "counts.nme_box is 'many', expected an integer"),
+        (OLD | {"intervals": {"nme_box": 1}}, "intervals.nme_box is 1, expected two numbers"),
         (b"\xff\xfe", "codec"),
     ],
 )
@@ -177,7 +182,7 @@ def test_read_run_keeps_metrics_beside_a_broken_file(tmp_path: Path, file: str) 
     folder = write_run(tmp_path / "a")
     (folder / file).write_text("{a: [")
     read = read_run(folder)
-    assert (read.state, read.metrics["nme_box"]) == ("unreadable", 0.04)
+    assert (read.state, read.metrics["nme_box"].value) == ("unreadable", 0.04)
     assert read.reason.startswith(f"{file}: ") and not read.ranked
 
 
@@ -308,9 +313,10 @@ def test_best_ignores_failed_runs_and_numbers_without_interval() -> None:
     a, b = row("a", nme_box=(4, 3, 5)), row("b", nme_box=(7, 6, 8))
     failed = row("d", state="failed", nme_box=(1, 0.5, 2))
     assert best([failed, a, b], "nme_box") is a
-    assert best([a, b._replace(intervals={})], "nme_box") is None
-    assert best([a._replace(intervals={"nme_box": (math.nan, math.nan)}), b], "nme_box") is None
-    assert best([row("a", loss=(1, 0, 2)), row("b", loss=(9, 8, 10))], "loss") is None
+    assert best([a, row("b", nme_box=(7, math.nan, math.nan))], "nme_box") is None
+    assert best([row("a", nme_box=(4, math.nan, math.nan)), b], "nme_box") is None
+    neither = [row(name, faces=(value, value - 1, value + 1)) for name, value in (("a", 1), ("b", 9))]
+    assert best(neither, "faces") is None
 
 
 # Seeds
@@ -321,8 +327,8 @@ def test_compare_merges_runs_that_differ_only_in_the_seed() -> None:
     table = compare([*seeds("a", 0.04, 0.05, 0.06), *seeds("b", 0.03)], None)[0]
     assert [(each.name, len(each.runs)) for each in table.rows] == [("b-s1", 1), ("a (3 seeds)", 3)]
     mean = table.rows[1]
-    assert mean.metrics["nme_box"] == pytest.approx(0.05) and mean.deviations["nme_box"] == pytest.approx(0.01)
-    assert mean.intervals["nme_box"] == pytest.approx((0.049, 0.051))
+    assert mean.metrics["nme_box"][:3] == pytest.approx((0.05, 0.049, 0.051))
+    assert mean.deviations["nme_box"] == pytest.approx(0.01)
     assert {each.name for each in table.runs} == {"a-s1", "a-s2", "a-s3", "b-s1"}
     first, second = seeds("a", 0.04, 0.05)
     apart = second._replace(config=second.config | {"datamodule.seed": 7})
@@ -406,15 +412,20 @@ def test_best_requires_a_lead_beyond_the_deviation_of_seeds() -> None:
     assert best([close[1], alone], "nme_box") is None  # 0.0065 below 0.051, which is within the deviation of the seeds
     clear = [row_of(seeds("a", 0.040, 0.042)), row_of(seeds("b", 0.048, 0.050))]
     assert best(clear, "nme_box") is clear[0]
-    unsure = [each._replace(intervals={"nme_box": (0.03, 0.06)}) for each in clear]
-    assert best(unsure, "nme_box") is None
-    assert best([each._replace(intervals={}) for each in clear], "nme_box").name == "a (2 seeds)"  # type: ignore[union-attr]
+
+    def with_ends(low: float, high: float) -> list[Row]:
+        """Return the clear rows with another interval."""
+        ends = {"low": low, "high": high}
+        return [each._replace(metrics={"nme_box": each.metrics["nme_box"]._replace(**ends)}) for each in clear]
+
+    assert best(with_ends(0.03, 0.06), "nme_box") is None
+    assert best(with_ends(math.nan, math.nan), "nme_box").name == "a (2 seeds)"  # type: ignore[union-attr]
 
 
 def test_row_of_gives_infinite_seeds_no_deviation() -> None:
     """Would catch an error in the comparison caused by one run that leaves a point out."""
     mean = row_of(seeds("a", 0.04, math.inf))
-    assert mean.metrics["nme_box"] == math.inf and math.isnan(mean.deviations["nme_box"])
+    assert mean.metrics["nme_box"].value == math.inf and math.isnan(mean.deviations["nme_box"])
 
 
 # Published results
@@ -430,12 +441,13 @@ def test_paper_value_requires_the_same_test_set_and_method() -> None:
         table = compare([one], None)[0]
         return paper_value(table, table.rows[0], metric)
 
-    assert shown("nme_ioc", official) == 0.0457
+    assert shown("nme_ioc_crop", official) == 0.0457
+    assert math.isnan(shown("nme_ioc", official))  # the paper measures in its stretched crop
     for entry in ({"split": "val"}, {"faces": 2499}, {"dataset": "mine"}, {"layout": "ibug68"}):
-        assert math.isnan(shown("nme_ioc", official | entry))
-    assert math.isnan(shown("nme_ioc", official | {"box_jitter": "scale 0.9 to 1.3, shift 0.1, seed 0"}))
+        assert math.isnan(shown("nme_ioc_crop", official | entry))
+    assert math.isnan(shown("nme_ioc_crop", official | {"box_jitter": "scale 0.9 to 1.3, shift 0.1, seed 0"}))
     assert math.isnan(shown("nme_box", official))
-    assert math.isnan(shown("nme_ioc", official, **{"backbone.name": "resnet10t"}))
+    assert math.isnan(shown("nme_ioc_crop", official, **{"backbone.name": "resnet10t"}))
     hrnet = {MODEL: "lightning_modules.hrnet.HRNet"}
     assert shown("nme_ioc_tag_pose", official, **hrnet, **{"backbone.width": 18}) == 0.0786
     assert math.isnan(shown("nme_ioc_tag_pose", official, **hrnet))  # heatmaps of another backbone
@@ -540,9 +552,10 @@ def test_compare_refuses_an_unknown_metric(tmp_path: Path) -> None:
 def sweep(tmp_path: Path) -> Path:
     """Return two complete runs of one protocol, one of another, and three runs without metrics."""
     folder = tmp_path / "sweep"
-    wide, near = {"nme_box": [0.05, 0.08]}, {"nme_box": [0.039, 0.041]}
-    write_run(folder / "0", config=with_values(CONFIG, crop__size=3), metrics={"nme_box": 0.06}, intervals=wide)
-    write_run(folder / "1", metrics={"nme_box": 0.04012345678901234}, intervals=near)
+    wide = ERROR._replace(value=0.06, low=0.05, high=0.08)
+    near = ERROR._replace(value=0.04012345678901234, low=0.039, high=0.041)
+    write_run(folder / "0", config=with_values(CONFIG, crop__size=3), metrics={"nme_box": wide})
+    write_run(folder / "1", metrics={"nme_box": near})
     write_run(folder / "2", protocol={"flip_test": True})
     write_run(folder / "3", status={"state": "failed", "reason": "ValueError: a | b [c]"}, measured=False)
     write_run(folder / "4", status={"state": "running", "started": "now", "host": "h", "pid": 1}, measured=False)
@@ -594,6 +607,7 @@ def test_compare_script_writes_full_fractions_to_csv(sweep: Path, tmp_path: Path
     first = rows["sweep/1"]
     assert first["nme_box"] == "0.04012345678901234" and first["faces"] == "100.0"
     assert (first["nme_box_low"], first["nme_box_high"], first["nme_box_faces"]) == ("0.039", "0.041", "100")
+    assert (first["nme_box_unit"], first["faces_unit"]) == ("fraction", "count")
     assert (first["table"], first["config.crop.size"], first["protocol.flip_test"]) == ("1", "256", "False")
     assert rows["sweep/2"]["protocol.flip_test"] == "True" and rows["sweep/2"]["nme_box_low"] == ""
     assert first["runs"] == "1" and "nme_box_sd" not in first and "nme_box_paper" not in first
@@ -726,7 +740,9 @@ def test_grid_labels_runs_by_overrides_if_settings_do_not_differ() -> None:
 
 def test_grid_shows_angles_in_degrees() -> None:
     """Would catch angles multiplied by 100 under a heading of percentages."""
-    (table,) = compare([run("a", mae_angle=(5.0, 4.0, 6.5))], None)
+    one = run("a", mae_angle=(5.0, 4.0, 6.5))
+    degrees = {"mae_angle": one.metrics["mae_angle"]._replace(unit="degrees")}
+    (table,) = compare([one._replace(metrics=one.metrics | degrees)], None)
     assert [cell.text for cell in build_cells(table)[1]] == ["a", "5.00"]
     assert build_cells(table)[1][1].below == "4.00..6.50"
     assert any("degrees" in line for line in remarks(table))

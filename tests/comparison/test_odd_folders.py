@@ -291,11 +291,22 @@ STATES = st.fixed_dictionaries(
     optional=dict.fromkeys(("pid", "reason", "heartbeat", "started", "slurm_job"), VALUES)
     | {"host": st.just(os.uname().nodename)},
 )
-RESULTS = st.fixed_dictionaries(
+PROTOCOLS = st.dictionaries(st.sampled_from(["dataset", "faces", "split", "x"]), VALUES, min_size=1, max_size=3)
+RECORDS = st.fixed_dictionaries(
     {
-        "protocol": st.dictionaries(
-            st.sampled_from(["dataset", "faces", "split", "x"]), VALUES, min_size=1, max_size=3
-        ),
+        **dict.fromkeys(("value", "low", "high"), st.one_of(st.floats(), st.sampled_from(["inf", None]), VALUES)),
+        **dict.fromkeys(("faces", "left_out"), st.integers()),
+        "unit": st.sampled_from(["fraction", "degrees", "pixels", "count", "x"]),
+        "better": st.sampled_from(["lower", "higher", "none"]),
+    },
+    optional=dict.fromkeys(("whole", "breakdown", "part"), st.text(max_size=4)),
+)
+RESULTS = st.fixed_dictionaries(
+    {"protocol": PROTOCOLS, "metrics": st.dictionaries(st.sampled_from([*METRICS, "x"]), RECORDS, max_size=4)}
+)
+OLD_RESULTS = st.fixed_dictionaries(
+    {
+        "protocol": PROTOCOLS,
         "metrics": st.dictionaries(st.sampled_from([*METRICS, "x"]), VALUES, max_size=4),
         "counts": st.dictionaries(st.sampled_from([*METRICS, "x"]), st.integers(), max_size=3),
         "intervals": st.dictionaries(
@@ -306,7 +317,12 @@ RESULTS = st.fixed_dictionaries(
 
 
 @QUICK
-@given(configs=st.lists(CONFIGS, min_size=2, max_size=2), status=STATES, results=RESULTS, benchmark=CONFIGS)
+@given(
+    configs=st.lists(CONFIGS, min_size=2, max_size=2),
+    status=STATES,
+    results=st.one_of(RESULTS, OLD_RESULTS),
+    benchmark=CONFIGS,
+)
 def test_compare_survives_any_values_in_the_files(
     tmp_path_factory: pytest.TempPathFactory, configs: Any, status: Any, results: Any, benchmark: Any
 ) -> None:

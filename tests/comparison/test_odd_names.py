@@ -13,12 +13,23 @@ import pytest
 import run_folders
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from run_folders import CONFIG, PROTOCOL, all_outputs, run_compare, with_values, write_faces, write_results, write_run
+from run_folders import (
+    CONFIG,
+    ERROR,
+    PROTOCOL,
+    all_outputs,
+    run_compare,
+    with_values,
+    write_faces,
+    write_results,
+    write_run,
+)
 
 from compare import open_console
 from facelab.comparison.grid import one_line
 from facelab.comparison.read import read_runs
 from facelab.errors import CONTROLS, FacelabError, visible
+from facelab.metrics.record import as_json
 
 QUICK = settings(run_folders.QUICK, max_examples=30)
 EVIL = [
@@ -79,7 +90,9 @@ def runs_named(folder: Path, text: str) -> list[Any]:
         (run / "config.yaml").write_text(json.dumps(config | {"seed": [job, clean]}))
         results = json.loads((run / "metrics.json").read_text())
         results["protocol"] |= {"dataset": text, text: text, "box": job}
-        results["metrics"] |= {f"nme_ioc_tag_{text}": 0.1, f"mae_{text}": 1.0}
+        tag = ERROR._replace(value=0.1, whole="nme_ioc", breakdown="tag", part=text)
+        odd = ERROR._replace(value=1.0, whole=text, breakdown=text, part=text)
+        results["metrics"] |= {f"nme_ioc_tag_{text}": as_json(tag), f"mae_{text}": as_json(odd)}
         (run / "metrics.json").write_text(json.dumps(results))
         (run / "metrics.csv").write_bytes(b"epoch,step,train/loss\n0,0," + text.encode(errors="replace"))
         runs.append(run)

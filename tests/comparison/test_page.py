@@ -94,7 +94,7 @@ def test_section_data_holds_the_numbers_of_the_figures(sweep: Path) -> None:
         table.runs.index(run) for run in table.rows[0].runs
     ]
     mean, low, high = first["metrics"]["nme_box"]
-    assert mean == pytest.approx(table.rows[0].metrics["nme_box"], rel=1e-4) and low < mean < high
+    assert mean == pytest.approx(table.rows[0].metrics["nme_box"].value, rel=1e-4) and low < mean < high
     assert [group["title"] for group in data["groups"]] == ["Head pose", "Subset", "Region", "Face size"]
     assert data["groups"][0]["items"][2][0] == "over 60°"
     assert [(cost["title"], cost["unit"]) for cost in data["costs"]] == [("MACs", "M"), ("Latency", "ms")]
@@ -104,7 +104,7 @@ def test_section_data_holds_the_numbers_of_the_figures(sweep: Path) -> None:
     run = data["runs"][0]
     assert run["rate"] == 100 and len(run["curves"]["train/loss"][0]) == 150
     errors = np.frombuffer(base64.b64decode(run["errors"]["box"]), "<f4")
-    assert errors.mean() == pytest.approx(table.runs[0].metrics["nme_box"], rel=1e-4)
+    assert errors.mean() == pytest.approx(table.runs[0].metrics["nme_box"].value, rel=1e-4)
 
 
 def test_section_data_separates_costs_with_pose(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from callbacks.results import results
 from facelab.errors import CheckpointError, ConfigError
 from facelab.faces.geometry import affine_about_centre, transform_points
+from facelab.metrics.landmarks import example
 from facelab.runs.build import build
 from lightning_modules.dan import DAN, _name_worse_stages
 
@@ -134,6 +135,11 @@ def test_dan_measures_every_stage_and_names_a_worse_one(caplog: pytest.LogCaptur
     metrics = trainer.callback_metrics
     one, two, three = (float(metrics[f"val/nme_box_stage{number}"]) for number in (1, 2, 3))
     assert three == float(metrics["val/nme_box"]) and two > one + 0.1 and two > three + 0.01
+    records = {name: metric.record(100, seed=0) for name, metric in module.metrics(module.table).items()}
+    for number, value in (("1", one), ("2", two), ("3", three)):
+        record = records[f"nme_box_stage{number}"]
+        assert record.value == pytest.approx(value) and record.low < value < record.high
+        assert record[3:] == (6, 0, "fraction", "lower", "nme_box", "stage", number)
     for count, expected in ((1, one), (2, two)):
         module.use_stages(count)
         alone = trainer.validate(module, datamodule, verbose=False)[0]
@@ -261,6 +267,13 @@ def test_dan_starts_from_given_landmarks() -> None:
         turned = image.rot90(-1, (2, 3))  # clockwise, as a positive angle
         started = module.run_stages(turned, transform_points(turn, module.mean_shape)[None])[-1]
         torch.testing.assert_close(started, transform_points(turn, plain), atol=0.02, rtol=0)
+
+
+def test_dan_has_only_the_first_stage_before_a_validation() -> None:
+    """Would catch a monitored stage that is accepted before the training and not logged by the first validation."""
+    module, datamodule = build_dan()
+    names = module.metrics(example(module.layout, datamodule.data.tags))
+    assert [name for name in names if "stage" in name] == ["nme_box_stage1"]
 
 
 def test_dan_predicts_the_same_alone_and_in_a_batch() -> None:

@@ -9,9 +9,19 @@ import pytest
 from conftest import ROOT
 
 from facelab.errors import RunError
+from facelab.metrics.record import Metric, as_json
 from facelab.runs.report import report
 
 FINISHED = ROOT / "tests" / "recorded" / "finished"
+"""Run of an earlier version, whose metrics are plain numbers."""
+BOX = Metric(0.0457, 0.044, 0.047, 90, 10, "fraction", "lower")
+RECORDS = {
+    "nme_box": BOX,
+    "mae_yaw": BOX._replace(value=4.25, low=4.0, high=4.5, unit="degrees"),
+    "nobody": BOX._replace(value=float("nan"), low=float("nan"), high=float("nan"), faces=0),
+    "lost": BOX._replace(value=float("inf"), high=float("inf"), unit="pixels"),
+    "faces_skipped": BOX._replace(value=3.0, low=float("nan"), high=float("nan"), unit="count", better="none"),
+}
 
 
 def folder_with(tmp_path: Path, changes: dict[str, Any]) -> Path:
@@ -22,6 +32,15 @@ def folder_with(tmp_path: Path, changes: dict[str, Any]) -> Path:
     return tmp_path
 
 
+def with_records(tmp_path: Path, changes: dict[str, Any]) -> Path:
+    """Write results of today into a folder, with changes of fields of nme_box."""
+    protocol = json.loads((FINISHED / "metrics.json").read_text())["protocol"]
+    metrics = {name: as_json(record) for name, record in RECORDS.items()}
+    metrics["nme_box"] |= changes
+    (tmp_path / "metrics.json").write_text(json.dumps({"protocol": protocol, "metrics": metrics}))
+    return tmp_path
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -29,7 +48,6 @@ def folder_with(tmp_path: Path, changes: dict[str, Any]) -> Path:
         {"metrics": {"nme_box": "0.1", "faces_skipped": 0}},
         {"metrics": {"nme_box": 10**400, "faces_skipped": 0}},
         {"metrics": {}},
-        {"counts": {}},
         {"counts": {"nme_ioc": "many"}},
         {"intervals": {"nme_box": [1]}},
         {"protocol": {}},
@@ -42,6 +60,41 @@ def test_report_refuses_malformed_results(changes: dict[str, Any], tmp_path: Pat
     """Would catch a traceback when a received finished run is resumed."""
     with pytest.raises(RunError, match=r"metrics\.json contains no results of a test"):
         report(folder_with(tmp_path, changes))
+
+
+@pytest.mark.parametrize("changes", [{"value": "low"}, {"faces": None}, {"unit": "percent"}, {"better": 1}], ids=str)
+def test_report_refuses_malformed_records(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Would catch a traceback when a received finished run is resumed."""
+    with pytest.raises(RunError, match=r"metrics\.json contains no results of a test .*metrics\.nme_box\."):
+        report(with_records(tmp_path, changes))
+
+
+def cells_of(printed: str) -> dict[str, list[str]]:
+    """Return the cells of each printed row by its first cell."""
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if "│" in line]
+    return {name: cells for name, *cells in rows}
+
+
+def test_report_shows_each_metric_in_its_unit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch degrees or faces in percent, and infinity that looks like a subset without faces."""
+    report(with_records(tmp_path, {}))
+    printed = capsys.readouterr().out
+    assert cells_of(printed) == {
+        "nme_box": ["4.57", "%", "4.40 .. 4.70", "90"],
+        "mae_yaw": ["4.25", "°", "4.00 .. 4.50", "90"],
+        "nobody": ["-", "%", "", "0"],
+        "lost": ["inf", "px", "0.04 .. inf", "90"],
+        "faces_skipped": ["3", "", "", "90"],
+    }
+    assert "3 faces could not be measured" in printed and "inf: a point" in printed
+
+
+def test_report_shows_an_earlier_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch a finished run of an earlier version whose table cannot be shown."""
+    report(folder_with(tmp_path, {}))
+    rows = cells_of(capsys.readouterr().out)
+    assert rows["nme_box"] == ["59.46", "%", "53.65 .. 65.47", "8"]
+    assert rows["nme_ioc_tag_head_up"] == ["-", "%", "", "0"]
 
 
 def test_report_shows_names_unchanged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from composing import compose_config, small
-from conftest import open_door
+from conftest import metrics_of, open_door
 from omegaconf import DictConfig, OmegaConf
 
 from evaluate import build_data
@@ -69,11 +69,12 @@ def test_train_writes_all_files_of_a_run(trained: Path) -> None:
 def test_metrics_json_agrees_with_the_face_table(trained: Path) -> None:
     """Would catch metrics of other faces than the table, or without their protocol."""
     results, faces = load(trained / "metrics.json"), read_faces(trained / "faces.csv")
-    assert results["metrics"]["nme_box"] == pytest.approx(float(np.nanmean(faces["nme_box"])), abs=1e-12)
-    assert results["metrics"]["faces"] == results["protocol"]["faces"] == len(faces["face_id"]) == 8
+    metrics = metrics_of(trained)
+    for name in ("nme_ioc", "nme_box", "nme_ioc_crop"):
+        assert metrics[name].value == pytest.approx(float(np.nanmean(faces[name])), abs=1e-12)
+    assert metrics["faces"].value == results["protocol"]["faces"] == len(faces["face_id"]) == 8
     assert faces["photo"].tolist() == [f"{i:05d}.jpg" for i in range(8)]
-    low, high = results["intervals"]["nme_box"]
-    assert low < results["metrics"]["nme_box"] < high
+    assert metrics["nme_box"].low < metrics["nme_box"].value < metrics["nme_box"].high
     assert results["protocol"]["dataset"] == "synthetic68"
     assert results["protocol"]["pose"] == "labelled"
     assert [epoch for epoch, _ in epochs_of(trained)] == [0, 1, 2]
@@ -89,16 +90,15 @@ def test_last_checkpoint_is_of_the_last_epoch(trained: Path) -> None:
 
 
 def test_train_tests_the_best_checkpoint_on_request(tmp_path: Path) -> None:
-    """Would catch `test_ckpt=best` that tests the last checkpoint or the worst one."""
-    overrides = ["monitor.mode=max", "test_ckpt=best", "logger=csv", "trainer.max_epochs=3", "optimizer.lr=0.003"]
+    """Would catch `test_ckpt=best` that tests the last checkpoint."""
+    # The number of faces never improves, so that the best epoch is the first one.
+    overrides = ["monitor.name=val/faces", "test_ckpt=best", "logger=csv", "trainer.max_epochs=3"]
     open_door("train", *small("pipnet"), *overrides, "hydra.run.dir=run", folder=tmp_path)
-    best, _ = max(epochs_of(tmp_path / "run"), key=lambda row: row[1])
-    assert best != 2, "choose another learning rate: the last epoch must not be the best"
     saved = {
         name: torch.load(tmp_path / "run" / "checkpoints" / f"{name}.ckpt", weights_only=True)["epoch"]
         for name in ("best", "last")
     }
-    assert saved == {"best": best, "last": 2}
+    assert saved == {"best": 0, "last": 2}
     assert load(tmp_path / "run" / "status.json")["tested"].endswith("checkpoints/best.ckpt")
     assert load_run(tmp_path / "run", PATHS).checkpoint.name == "best.ckpt"
 
@@ -140,8 +140,8 @@ def test_write_json_replaces_non_finite_numbers_by_null(tmp_path: Path) -> None:
 def test_metrics_json_has_null_for_empty_buckets(trained: Path) -> None:
     """Would catch `NaN` in the results of a run: no face of 96 pixels is larger than 128."""
     results = load(trained / "metrics.json")
-    assert results["metrics"]["nme_box_size_128_up"] is None
-    assert results["counts"]["nme_box_size_128_up"] == 0
+    record = results["metrics"]["nme_box_size_128_up"]
+    assert (record["value"], record["low"], record["faces"]) == (None, None, 0)
 
 
 # Failures
@@ -352,6 +352,25 @@ def test_build_makes_plain_containers() -> None:
     assert [type(arguments["a"]), type(arguments["b"]), type(arguments["b"]["x"])] == [list, dict, list]
     assert arguments["a"][0].in_features == arguments["b"][1].in_features == 3 and arguments["a"][1] is None
     assert OmegaConf.is_interpolation(cfg["all"]["a"][0], "in_features"), "the configuration was changed"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["monitor.mode=max"], r"monitor\.mode=max: the best val/nme_box is its minimum; use min"),
+        (["monitor.name=val/auc08_ioc"], r"monitor\.mode=min: the best val/auc08_ioc is its maximum; use max"),
+        (
+            ["+callbacks.stop={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/auc08_ioc}"],
+            r"callbacks\.stop\.mode=min: the best val/auc08_ioc is its maximum; use max",
+        ),
+        (["callbacks.checkpoint.mode=max"], r"callbacks\.checkpoint\.mode=max: the best val/nme_box is its minimum"),
+    ],
+)
+def test_train_refuses_a_monitor_in_the_wrong_direction(words: list[str], message: str, tmp_path: Path) -> None:
+    """Would catch a run that keeps its worst checkpoint as the best one, and a search for the worst value."""
+    with pytest.raises(SystemExit, match=message):
+        open_door("train", *small("pipnet"), *words, "hydra.run.dir=run", folder=tmp_path)
+    assert not (tmp_path / "run" / "overrides.yaml").exists()
 
 
 @pytest.mark.parametrize("key", ["callbacks.checkpoint.monitor", "monitor.name"])
