@@ -92,7 +92,6 @@ def protocol(module: LandmarkModule, datamodule: LandmarkDataModule) -> dict[str
         "faces": len(rows),
         "truth": fingerprint(faces, rows),
         "box": crop.box,
-        "box_scale": crop.scale,
         **({"box_jitter": str(faces.box_jitter)} if faces.box_jitter else {}),
         "flip_test": module.flip_test,
         "pose": faces.pose_source,

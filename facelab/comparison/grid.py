@@ -24,7 +24,7 @@ from facelab.comparison.published import Published
 from facelab.comparison.read import LATENCY, POSE, Run, setting, value_text
 from facelab.errors import visible
 
-DESCRIBED = ("dataset", "split", "faces", "layout", "box", "box_scale", "flip_test", "pose")
+DESCRIBED = ("dataset", "split", "faces", "layout", "box", "flip_test", "pose")
 """Entries of a protocol with a place in the sentence of :func:`describe`."""
 COSTS = {"params": ("params M", 1e-6, 2), "macs": ("MACs M", 1e-6, 1), LATENCY: ("latency ms", 1.0, 1)}
 COSTS |= {
@@ -61,9 +61,9 @@ def _unbroken(text: str) -> str:
 def describe(protocol: dict[str, Any]) -> str:
     """Describe a protocol in one line."""
     values = {key: one_line(value_text(protocol[key])) if key in protocol else "?" for key in DESCRIBED}
-    text = (
-        "{dataset} {split}, {faces} faces, {layout}, box: {box} x {box_scale}, flip test: {flip_test}, pose: {pose}"
-    ).format(**values)
+    text = ("{dataset} {split}, {faces} faces, {layout}, box: {box}, flip test: {flip_test}, pose: {pose}").format(
+        **values
+    )
     rest = [one_line(f"{key}: {value_text(value)}") for key, value in protocol.items() if key not in DESCRIBED]
     return ", ".join([text, *rest])
 

@@ -37,6 +37,10 @@ MAX_ENTRIES = 1000
 """Maximum number of entries in a section of metrics.json; a test writes about a hundred."""
 
 
+NOT_COMPARED = frozenset({"box_scale"})
+"""Entries of a protocol that earlier versions wrote: the margin of a crop around its box belongs to the method."""
+
+
 class Run(NamedTuple):
     """The results, the configuration and the state of a run."""
 
@@ -298,7 +302,8 @@ def _results(path: Path) -> dict[str, Any]:
         metrics = read_metrics(content)
     except ValueError as error:
         raise RunError(str(error)) from error
-    return {"protocol": content["protocol"], "metrics": metrics, "cost": _numbers(content["cost"])}
+    protocol = {key: value for key, value in content["protocol"].items() if key not in NOT_COMPARED}
+    return {"protocol": protocol, "metrics": metrics, "cost": _numbers(content["cost"])}
 
 
 def _skipped(metrics: dict[str, Metric]) -> str:

@@ -48,7 +48,7 @@ def _table(protocol: Mapping[str, Any], metrics: Mapping[str, Metric]) -> "Table
     """Build the table of the metrics of a test."""
     from rich.table import Table
 
-    title = "{dataset} {split}, {faces} faces, box: {box} x {box_scale}, pose: {pose}".format(**protocol)
+    title = "{dataset} {split}, {faces} faces, box: {box}, pose: {pose}".format(**protocol)
     if jitter := protocol.get("box_jitter"):
         title += f", box jitter: {jitter}"
     table = Table(title=visible(title), title_justify="left")

@@ -31,7 +31,6 @@ PROTOCOL = {
     "faces": 100,
     "truth": "0123456789abcdef",
     "box": "points",
-    "box_scale": 1.1,
     "flip_test": False,
     "pose": "estimated",
     "evaluator": 1,
@@ -130,7 +129,7 @@ def mean_of(e: np.ndarray) -> Metric:
     return ERROR._replace(value=float(e.mean()) if len(e) else math.nan, faces=len(e))
 
 
-WFLW = PROTOCOL | {"faces": 2500, "box": "given", "box_scale": 1.2}
+WFLW = PROTOCOL | {"faces": 2500, "box": "given"}
 
 
 TAGS = ("pose", "expression", "occlusion")
