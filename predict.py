@@ -61,8 +61,8 @@ def main(cfg: DictConfig) -> None:
 
         photos = find_photos(str(cfg.images))
         boxes = None if cfg.boxes is None else read_boxes(expand_home(str(cfg.boxes)))
-        landmarker = api.load(str(cfg.landmarker), device=cfg.device, crop=cfg.crop, paths=cfg.paths)
-        crop = landmarker.whole if boxes is None else landmarker.crop
+        landmarker = api.open_landmarker(str(cfg.landmarker), cfg.device, {**cfg.crop}, cfg.paths)
+        crop = landmarker.image_crop if boxes is None else landmarker.crop
         status["begun"] = True
         write_config(folder, cfg)
         predicted, speed = predict(landmarker, cfg, photos, boxes)

@@ -150,7 +150,7 @@ def check_monitors(cfg: DictConfig, module: Any, datamodule: Any) -> None:
     """
     from facelab.metrics.landmarks import example
 
-    metrics = module.metrics(example(module.layout, datamodule.data.tags))
+    metrics = module.metrics(example(module.layout, datamodule.data.tags, predicts_pose=module.predicts_pose))
     logged = {f"val/{name}": MODES.get(definition.better) for name, definition in metrics.items()}
     monitor = {"monitor": cfg.monitor.name, "mode": cfg.monitor.mode}
     for name, callback in {"monitor": monitor, **(cfg.callbacks or {})}.items():
@@ -165,7 +165,7 @@ def check_monitors(cfg: DictConfig, module: Any, datamodule: Any) -> None:
         is_lightnings = str(callback.get("_target_")).startswith("lightning.")  # whose mode is min by default
         right = logged.get(monitored)
         mode = callback.get("mode", "min" if is_lightnings else right)
-        if right and mode != right:
+        if right and mode != right and mode in MODES.values():  # another word is not a direction
             key = "monitor.mode" if name == "monitor" else f"callbacks.{name}.mode"
             raise ConfigError(key, f"={mode}: the best {monitored} is its {right}imum; use {right}")
 

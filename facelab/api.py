@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, get_args, overload
 
 import numpy as np
 
 from facelab.bounds import Device
-from facelab.errors import ImageError
+from facelab.errors import ConfigError, ImageError
 from facelab.faces.crop import BoxSource, Crop
 from facelab.faces.geometry import Array
 from facelab.faces.image import PhotoArray
@@ -22,6 +22,10 @@ from facelab.runs.build import choose_device
 from facelab.runs.checkpoint import build_crop, load_run
 from lightning_modules.landmark import LandmarkModule
 
+CropChange = Literal["scale", "square", "shift"]
+"""Argument of a crop that may differ from that of the training; the others belong to the network."""
+NUMPY = (np.generic, np.ndarray)
+"""Types of numpy, which a configuration cannot hold."""
 BoxesOfImage = Sequence[Sequence[float]] | Array
 """Boxes ``(F, 4)`` x0 y0 x1 y1 of the faces of an image, in pixels of the image."""
 
@@ -32,7 +36,7 @@ class Landmarker:
     Args:
         module: the method in evaluation mode, on its device.
         crop: crop around the box of a face.
-        whole: crop around a whole image of one face.
+        image_crop: crop around a whole image of one face.
         checkpoint: file of the weights.
 
     Attributes:
@@ -44,8 +48,8 @@ class Landmarker:
         >>> faces[0].points  # doctest: +SKIP
     """
 
-    def __init__(self, module: LandmarkModule, crop: Crop, whole: Crop, checkpoint: Path) -> None:
-        self.module, self.crop, self.whole, self.checkpoint = module, crop, whole, checkpoint
+    def __init__(self, module: LandmarkModule, crop: Crop, image_crop: Crop, checkpoint: Path) -> None:
+        self.module, self.crop, self.image_crop, self.checkpoint = module, crop, image_crop, checkpoint
         self.layout: Layout = module.layout
 
     @overload
@@ -74,8 +78,13 @@ class Landmarker:
 
         Raises:
             ImageError: an image is no such array, or a face cannot be cut out; the message names image and face.
+            ConfigError: ``batch_size`` is not a whole number, 1 or more.
         """
         single = isinstance(image, np.ndarray)
+        if not single and not isinstance(image, list | tuple):
+            raise ImageError(f"expected an image as a numpy array, or a list of such images; found {type(image)}")
+        if type(batch_size) is not int or batch_size < 1:
+            raise ConfigError("batch_size", f"={batch_size} must be a whole number, 1 or more", mounted=True)
         images = [image] if single else list(image)
         every = [None] * len(images) if boxes is None else [boxes] if single else list(boxes)
         if len(every) != len(images):
@@ -97,9 +106,12 @@ class Landmarker:
         """
         photo = PhotoArray(np.asarray(image), name)
         if boxes is None:
-            cut = landmarks.cut_faces(name, photo, None, self.whole)
+            cut = landmarks.cut_faces(name, photo, None, self.image_crop)
         else:
-            given = np.asarray(boxes, np.float64)
+            try:
+                given = np.asarray(boxes, np.float64)
+            except (TypeError, ValueError) as error:
+                raise ImageError(f"{name}: expected boxes (F, 4), x0 y0 x1 y1 of each face: {error}") from error
             if given.size and (given.ndim != 2 or given.shape[1] != 4):
                 raise ImageError(f"{name}: expected boxes (F, 4), x0 y0 x1 y1 of each face; found {given.shape}")
             cut = landmarks.cut_faces(name, photo, list(given.reshape(-1, 4)), self.crop)
@@ -111,7 +123,7 @@ class Landmarker:
         self, photos: Photos, boxes: Boxes | None, batch_size: int, pool: Executor, *, fractions: bool
     ) -> Iterator[list[PredictedPhoto]]:
         """Predict the landmarks of all faces of photo files; see :func:`facelab.inference.landmarks.predict`."""
-        crop = self.whole if boxes is None else self.crop
+        crop = self.image_crop if boxes is None else self.crop
         return landmarks.predict(self.module, crop, photos, boxes, batch_size, pool, fractions=fractions)
 
     def draw(self, image: Array, faces: Sequence[PredictedFace]) -> Array:
@@ -122,13 +134,7 @@ class Landmarker:
         return drawn
 
 
-def load(
-    path: str | Path,
-    *,
-    device: Device = "auto",
-    crop: Mapping[str, Any] | None = None,
-    paths: Any = None,
-) -> Landmarker:
+def load(path: str | Path, *, device: Device = "auto", crop: Mapping[CropChange, Any] | None = None) -> Landmarker:
     """Open a trained landmark method.
 
     Args:
@@ -136,13 +142,28 @@ def load(
         device: ``cpu``, ``cuda``, or ``auto`` for cuda where torch finds a CUDA device.
         crop: arguments of the crop to change, such as ``{"scale": 1.3}`` for boxes that are smaller than those of the
             training.
-        paths: the ``paths`` node of a script; None outside of one.
 
     Raises:
         FacelabError: there is no such run, it cannot be opened here, or a value is invalid.
     """
+    return open_landmarker(path, device, crop or {}, None)
+
+
+def open_landmarker(path: str | Path, device: Device, crop: Mapping[CropChange, Any], paths: Any) -> Landmarker:
+    """Open a trained landmark method for a script; see :func:`load`.
+
+    Args:
+        path: see :func:`load`.
+        device: see :func:`load`.
+        crop: see :func:`load`; None keeps the value of the training.
+        paths: the ``paths`` node of the script; None outside of one.
+    """
+    if not isinstance(crop, Mapping) or set(crop) - {*get_args(CropChange)}:
+        known = ", ".join(get_args(CropChange))
+        raise ConfigError("crop", f"={crop!r}: expected a mapping with the keys {known}", mounted=True)
+    changes = {str(key): value.tolist() if isinstance(value, NUMPY) else value for key, value in crop.items()}
     chosen = choose_device(device)
     run = load_run(expand_home(str(path)), paths)
     boxes: tuple[BoxSource, BoxSource] = ("given", "image")
-    around_box, around_image = (build_crop(run, box, crop or {}) for box in boxes)
+    around_box, around_image = (build_crop(run, box, changes) for box in boxes)
     return Landmarker(run.module.to(chosen), around_box, around_image, run.checkpoint)

@@ -50,11 +50,13 @@ class LandmarkModule(LightningModule):
     Attributes:
         memory_format: memory format of images; ``facelab.profiling.compile`` sets it together with that of the weights.
         table: errors of the last validation or test.
+        predicts_pose: whether :meth:`predict` returns a pose.
         resumed: whether a checkpoint replaces the statistics, so that they need not be computed.
         remarks: sentences about the last test for its table.
     """
 
     memory_format = torch.channels_last
+    predicts_pose = False
     resumed = False
     remarks: Sequence[str] = ()
     table: FaceTable

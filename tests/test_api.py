@@ -15,7 +15,7 @@ from conftest import ROOT, open_door
 import facelab
 from facelab.errors import ConfigError, FacelabError, ImageError
 from facelab.faces.geometry import Array
-from facelab.faces.image import read_image
+from facelab.faces.image import PhotoArray, read_image
 from facelab.files import read_json
 
 
@@ -91,6 +91,11 @@ def test_load_changes_the_crop(trained: Path, photos: dict[str, Array]) -> None:
         (np.zeros((9, 9, 3), np.uint8), [[1, 2, 3, 4], [5, 5, 2, 8]], "image 0, face 1: the box .* has no area"),
         (np.zeros((9, 9, 3), np.uint8), [[50, 50, 60, 60]], "image 0, face 0: the box .* is outside the photo"),
         ([np.zeros((9, 9, 3), np.uint8)] * 2, [[[1, 2, 3, 4]]], "2 images need as many lists of boxes; found 1"),
+        (np.zeros((9, 9, 3), np.uint8), [[1, 2, 3], [1]], "image 0: expected boxes"),
+        (np.zeros((9, 9, 3), np.uint8), "a b", "image 0: expected boxes"),
+        (np.zeros((9, 9, 3), np.uint8), {"a": 1}, "image 0: expected boxes"),
+        (torch.zeros(9, 9, 3, dtype=torch.uint8), None, "expected an image as a numpy array, or a list.*Tensor"),
+        (Path("photo.jpg"), None, "expected an image as a numpy array"),
     ],
 )
 def test_predict_refuses_wrong_input(image: Any, boxes: Any, message: str, trained: Path) -> None:
@@ -103,11 +108,29 @@ def test_load_raises_errors_of_the_project(trained: Path, tmp_path: Path) -> Non
     """Would catch an exit of the process or a traceback of Hydra in a notebook."""
     with pytest.raises(FacelabError, match="neither a run folder nor a checkpoint file"):
         facelab.load(tmp_path / "nothing")
-    with pytest.raises(FacelabError, match=r"crop.scale=-1"):
-        facelab.load(trained, crop={"scale": -1})
+    for crop in ({"scale": -1}, {"scale": np.float64(-1)}, {"size": 128}, {"box": "points"}, "scale=1"):
+        with pytest.raises(FacelabError, match=r"crop.scale=-1|crop=.*expected a mapping with the keys scale, square"):
+            facelab.load(trained, crop=crop)  # type: ignore[arg-type]
+    for device in ("gpu", "cuda:0"):
+        with pytest.raises(ConfigError, match=f"device={device}: expected auto, cpu, cuda"):
+            facelab.load(trained, device=device)  # type: ignore[arg-type]
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="torch finds no CUDA device"):
             facelab.load(trained, device="cuda")
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5])
+def test_predict_refuses_a_batch_size_below_one(size: Any, trained: Path, photos: dict[str, Array]) -> None:
+    """Would catch a StopIteration or a TypeError from within."""
+    with pytest.raises(ConfigError, match=f"batch_size={size} must be a whole number"):
+        facelab.load(trained, device="cpu").predict(photos["a"], batch_size=size)
+
+
+def test_photo_array_does_not_read_a_file_of_its_name(photos: dict[str, Array]) -> None:
+    """Would catch an array whose name ends in .jpg and that is reduced while a file of that name is decoded."""
+    crop = np.diag([0.2, 0.2, 1.0])
+    named, plain = (PhotoArray(photos["a"], name).cut_out(crop, 20) for name in ("photo.jpg", "photo"))
+    assert (named == plain).all()
 
 
 def test_draw_changes_a_copy(trained: Path, photos: dict[str, Array]) -> None:

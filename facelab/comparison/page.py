@@ -266,9 +266,9 @@ def _monitor(run: Run) -> str:
 
 
 def _units_of_curves(runs: Sequence[Run]) -> dict[str, Any]:
-    """Map the monitored metrics to their units in figures; a metric that no run measured and nobody defines has none.
+    """Map the monitored metrics to their units in figures; an unknown metric has none.
 
-    Runs that are still training have no records, but log metrics that every layout has.
+    Runs that are still training have no records. They log the metrics that every layout has, so any layout will do.
     """
     units = {name: definition.unit for name, definition in definitions(example(IBUG68, tags=())).items()}
     units |= {name: metric.unit for run in runs for name, metric in run.metrics.items()}

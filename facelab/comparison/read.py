@@ -278,7 +278,7 @@ def _without_path(value: Any, names: dict[str, str]) -> Any:
 def _benchmark(path: Path) -> dict[str, Any]:
     """Read a table of costs; refuse an integer that is too large for a float."""
     content = _mapping(path)
-    _numbers({name: value for name, value in content.items() if isinstance(value, int)})
+    _numbers({name: value for name, value in content.items() if type(value) is int})
     return content
 
 

@@ -279,7 +279,7 @@ class PhotoFile:
         from_stored = self._from_stored(matrix)
         if not np.isfinite(from_stored).all():
             raise CropError(f"{self.path}: the position of the crop is not finite")
-        reduce = reduction(self.path, from_stored)
+        reduce = self._reduction(from_stored)
         image = self._read(reduce)
         height, width = (reduce * side for side in image.shape[:2])
         if _shrink(from_stored) > min(width, height):  # averaging would pad a side to this number of pixels
@@ -323,6 +323,10 @@ class PhotoFile:
         """Return the same map from pixels of the stored photo."""
         return matrix @ upright(self.path)[0] if self.orientation == "shown" else matrix
 
+    def _reduction(self, matrix: Array) -> int:
+        """Choose the factor by which the photo is reduced while it is decoded; see :func:`reduction`."""
+        return reduction(self.path, matrix)
+
     def _read(self, reduce: int) -> Array:
         """Read the photo at 1 / ``reduce`` of its size, once."""
         if reduce not in self._decoded:
@@ -362,3 +366,7 @@ class PhotoArray(PhotoFile):
         """Return the box ``(4,)`` of the whole image."""
         height, width = self._decoded[1].shape[:2]
         return image_box(width, height)
+
+    def _reduction(self, matrix: Array) -> int:
+        """Return 1: the image is decoded."""
+        return 1

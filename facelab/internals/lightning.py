@@ -43,7 +43,7 @@ def allow_unused_parameters(trainer: Trainer) -> None:
 
 
 def forget_best(trainer: Trainer) -> None:
-    """Let each ``ModelCheckpoint`` and ``EarlyStopping`` judge anew; a file of a fixed name is then replaced."""
+    """Reset the best values of ``ModelCheckpoint`` and ``EarlyStopping``; a file of a fixed name is then replaced."""
     for stopping in trainer.early_stopping_callbacks:
         if isinstance(stopping, EarlyStopping):
             stopping.wait_count = 0

@@ -165,8 +165,9 @@ class Definition(NamedTuple):
     strata: tuple[Array, ...] = ()  # (G,) bool each: groups of faces whose values are averaged; empty for one group
 
     def groups(self) -> list[Array]:
-        """Return the numbers of each group."""
-        return [self.e[faces] for faces in self.strata] or [self.e]
+        """Return the numbers of each group, without those that are left out."""
+        groups = [self.e[faces] for faces in self.strata] or [self.e]
+        return [e[~np.isnan(e)] for e in groups]
 
     def value(self) -> float:
         """Compute the value; NaN if a group has no face."""
@@ -242,13 +243,13 @@ def _parts(whole: str, breakdown: str, parts: dict[str, Array]) -> dict[str, Def
     }
 
 
-def summary(table: FaceTable) -> dict[str, float]:
-    """Compute the values of all metrics of a table, without intervals, for the logs of every epoch."""
-    return {name: definition.value() for name, definition in definitions(table).items()}
+def example(layout: Layout, tags: tuple[str, ...], *, predicts_pose: bool = True) -> FaceTable:
+    """Return a table of one face with known pose, for which all metrics of a dataset are defined.
 
-
-def example(layout: Layout, tags: tuple[str, ...]) -> FaceTable:
-    """Return a table of one face with known and predicted pose, for which all metrics of a dataset are defined.
+    Args:
+        layout: layout of the points.
+        tags: names of the tags.
+        predicts_pose: whether the method predicts the pose; otherwise its errors have no metrics.
 
     >>> from facelab.faces.layouts import WFLW98
     >>> list(definitions(example(WFLW98, tags=())))[:4]
@@ -264,7 +265,7 @@ def example(layout: Layout, tags: tuple[str, ...]) -> FaceTable:
         **dict.fromkeys(("ioc", "ipd", "box", "diag", "error_crop", "ioc_crop"), one),
         pose=np.zeros((1, 3)),
         tags=np.zeros((1, len(tags)), np.bool_),
-        pose_error=np.zeros((1, 3)),
+        pose_error=np.zeros((1, 3)) if predicts_pose else np.full((1, 3), np.nan),
     )
 
 

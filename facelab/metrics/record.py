@@ -104,7 +104,7 @@ def read_number(name: str, value: Any) -> float:
         return math.nan
     if value == INFINITE:
         return math.inf
-    if not isinstance(value, (int, float)):
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise ValueError(f"{name} is {_short(value)}, expected a number")
     try:
         return float(value)
@@ -114,8 +114,8 @@ def read_number(name: str, value: Any) -> float:
 
 def _read_count(name: str, value: Any) -> int:
     """Check a number of faces."""
-    if not isinstance(value, int):
-        raise ValueError(f"{name} is {_short(value)}, expected an integer")
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{name} is {_short(value)}, expected a whole number, 0 or more")
     return value
 
 

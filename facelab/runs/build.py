@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -180,6 +180,8 @@ def choose_device(device: Device) -> str:
     """
     import torch
 
+    if device not in get_args(Device):
+        raise ConfigError("device", f"={device}: expected {', '.join(get_args(Device))}")
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device", "=cuda: torch finds no CUDA device; use device=auto or device=cpu")
     return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"

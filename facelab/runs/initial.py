@@ -62,20 +62,28 @@ def load_fitting(module: Any, weights: dict[str, Any], file: Path) -> list[str]:
 
 
 def _select_fitting(module: Any, weights: dict[str, Any]) -> dict[str, Any]:
-    """Return the tensors whose name, shape and kind are those of a tensor of the module, except those of the loss."""
-    own = {name: value for name, value in module.state_dict().items() if not name.startswith("loss.")}
+    """Return the tensors whose name and shape are those of a tensor of the module.
+
+    Whole numbers are left out: they are tables, which a training computes, and counters.
+    """
+    own = {name: value for name, value in module.state_dict().items() if _is_weight(name, value)}
     return {
         name: weights[name]
         for name, value in own.items()
-        if name in weights and weights[name].shape == value.shape and kind_of(weights[name]) == kind_of(value)
+        if name in weights and weights[name].shape == value.shape and _is_weight(name, weights[name])
     }
+
+
+def _is_weight(name: str, value: Any) -> bool:
+    """Return whether a tensor is neither of the loss nor of whole numbers."""
+    return not name.startswith("loss.") and kind_of(value) != "whole"
 
 
 def _log_rest(module: Any, weights: dict[str, Any], file: Path) -> None:
     """Log what was loaded from a checkpoint and what was not."""
     fitting = _select_fitting(module, weights)
-    new = [name for name, _ in module.named_parameters() if name not in fitting]
-    unused = [name for name in weights if name not in fitting and not name.startswith("loss.")]
+    new = [name for name, value in module.named_parameters() if _is_weight(name, value) and name not in fitting]
+    unused = [name for name, value in weights.items() if _is_weight(name, value) and name not in fitting]
     log.info("init: %d tensors of %s are loaded", len(fitting), file)
     for what, names in (("not in it or of another shape", new), ("not used of it", unused)):
         if names:

@@ -22,6 +22,8 @@ from facelab.runs.resolvers import foreign_interpolation
 
 RESUMED_WORDS = "FACELAB_RESUMED"
 """Environment variable: the words typed beside ``resume=``, as a JSON list."""
+READ_ONLY = ("init",)
+"""Keys without a dot whose value is the path of a checkpoint, which is read without running code."""
 RESUME_PREFIX = "resume="
 """Prefix of the word that names the folder to resume."""
 
@@ -97,7 +99,8 @@ def task_overrides(content: Any, source: Path) -> list[str]:
         key, _, value = word.partition("=")
         path = re.fullmatch(r"(?:\+{1,2}|~)?([A-Za-z_]\w*(?:[./]\w+)*)", key)
         # A key without a dot chooses an option of a group: a file name, which must not refer outside the group.
-        if not path or re.search(r"\bhydra\b", key) or ("." not in key and re.search(r"\.\.|^/", value)):
+        is_option = "." not in key and key not in READ_ONLY
+        if not path or re.search(r"\bhydra\b", key) or (is_option and re.search(r"\.\.|^/", value)):
             raise RunError(f"{source}: {word!r} is not an override of a run's configuration; nothing was started")
     return [renamed_override(word) for word in content]
 

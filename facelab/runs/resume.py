@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 RESTORED = (
     *("backbone", "head", "coder", "crop", "pose", "data.layout"),
-    *("optimizer", "scheduler", "seed"),
+    *("optimizer", "scheduler", "seed", "init"),
     *("datamodule.batch_size", "trainer.devices", "trainer.accumulate_grad_batches"),
 )
 """Nodes and keys that a resumed run keeps as saved, because another value would not be used, would not fit the current

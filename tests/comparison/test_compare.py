@@ -160,7 +160,7 @@ def test_read_runs_refuses_a_path_without_runs(tmp_path: Path, path: str) -> Non
         ({"metrics": {"nme_box": {}}}, "metrics.nme_box has no `better`"),
         (OLD | {"intervals": None}, "has no `intervals`"),
         (OLD | {"metrics": {"nme_box": [1]}}, "metrics.nme_box is [1], expected a number"),
-        (OLD | {"counts": {"nme_box": "many"}}, "counts.nme_box is 'many', expected an integer"),
+        (OLD | {"counts": {"nme_box": "many"}}, "counts.nme_box is 'many', expected a whole number"),
         (OLD | {"intervals": {"nme_box": 1}}, "intervals.nme_box is 1, expected two numbers"),
         (b"\xff\xfe", "codec"),
     ],

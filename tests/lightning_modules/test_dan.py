@@ -346,7 +346,7 @@ LOGGING_TRAIN = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 import torch
-from lightning_modules.dan import DAN, _name_worse_stages
+from lightning_modules.dan import DAN
 def logging_end(self, *_):
     state = {{k: v for k, v in self.state_dict().items() if "num_batches" not in k}}
     grads = [n for n, p in self.named_parameters() if p.requires_grad]

@@ -44,6 +44,11 @@ TAGS = ("blur", "pose")
 FACES = 23
 
 
+def values(table: FaceTable) -> dict[str, float]:
+    """Return the values of all metrics of a table by name."""
+    return {name: definition.value() for name, definition in landmarks.definitions(table).items()}
+
+
 def make_batch(faces: int = FACES, seed: int = 0) -> tuple[torch.Tensor, LandmarkBatch]:
     """Return predictions and a batch: faces of 10 to 300 pixels, one crop each, some points and poses missing."""
     generator = torch.Generator().manual_seed(seed)
@@ -156,7 +161,7 @@ def test_summary_agrees_with_plain_loops() -> None:
     for name, low, high in (("0_32", 0, 32), ("32_64", 32, 64), ("64_128", 64, 128), ("128_up", 128, np.inf)):
         expected[f"nme_box_size_{name}"] = mean([v for v, s in zip(e["box"], size, strict=True) if low <= s < high])
     expected |= {"faces": FACES - 1, "faces_skipped": 1}
-    numbers = landmarks.summary(table)
+    numbers = values(table)
     assert {name: numbers[name] for name in expected} == pytest.approx(expected, rel=1e-5)
     assert not any(np.isnan(value) for value in numbers.values())
     for normaliser in NORMALISERS:
@@ -183,7 +188,7 @@ def test_yaw_and_size_buckets_include_their_edges(table: FaceTable) -> None:
 def test_summary_is_zero_for_perfect_predictions() -> None:
     """Would catch any offset between prediction and truth, such as half a pixel."""
     _, batch = make_batch()
-    numbers = landmarks.summary(measure(batch.points.nan_to_num(), batch))
+    numbers = values(measure(batch.points.nan_to_num(), batch))
     for name, value in numbers.items():
         if name.startswith(("nme", "fr", "auc")):
             assert value == (1 if name.startswith("auc") else 0), name
@@ -242,7 +247,7 @@ def test_nme_is_infinite_for_a_point_without_prediction(bad: float) -> None:
     e, before = nme_per_face(measure(predicted, batch), "ioc"), nme_per_face(table, "ioc")
     assert np.isposinf(e[face])
     np.testing.assert_array_equal(np.delete(e, face), np.delete(before, face))
-    numbers = landmarks.summary(measure(predicted, batch))
+    numbers = values(measure(predicted, batch))
     assert np.isposinf(numbers["nme_ioc"])
     assert np.isfinite([numbers["fr08_ioc"], numbers["auc08_ioc"], landmarks.ced(e, np.array([1.0]))[0]]).all()
     assert landmarks.failure_rate(e[[face]], 0.1) == 1
@@ -319,7 +324,7 @@ def test_summary_accepts_a_split_without_faces() -> None:
     metric = FaceErrors(LAYOUT, TAGS)
     empty = metric.table()
     assert empty.error.shape == (0, LAYOUT.num_points) and empty.tags.shape == (0, len(TAGS))
-    numbers = landmarks.summary(empty)
+    numbers = values(empty)
     assert numbers.pop("faces") == numbers.pop("faces_skipped") == 0
     assert (
         numbers and np.isnan([value for name, value in numbers.items() if name.startswith(("nme", "fr", "auc"))]).all()
@@ -388,9 +393,9 @@ def test_face_errors_computes_in_float64_under_autocast(dtype: torch.dtype) -> N
 def test_summary_names_follow_the_layout_and_the_data(table: FaceTable) -> None:
     """Would catch a NaN logged for a metric the layout or dataset cannot have, and a name missing in some epochs."""
     predicted, batch = make_batch()
-    names = set(landmarks.summary(table))
+    names = set(values(table))
     bare = measure(predicted, batch._replace(pose=torch.full_like(batch.pose, torch.nan)), NO_PUPILS)
-    assert names - set(landmarks.summary(bare)) >= {
+    assert names - set(values(bare)) >= {
         "nme_ipd",
         "nme_box_yaw_0_30",
         "nme_box_yaw_30_60",
@@ -399,7 +404,7 @@ def test_summary_names_follow_the_layout_and_the_data(table: FaceTable) -> None:
         "nme_ioc_region_eyes",
         "nme_ioc_region_mouth",
     }
-    frontal = landmarks.summary(table._replace(pose=np.zeros_like(table.pose)))
+    frontal = values(table._replace(pose=np.zeros_like(table.pose)))
     assert set(frontal) == names
     assert np.isnan(frontal["nme_box_yaw_60_90"]) and np.isnan(frontal["nme_box_yaw_mean"])
 
@@ -421,7 +426,7 @@ def test_summary_measures_every_layout(layout: Layout) -> None:
         tags=np.zeros((faces, 0), bool),
         tag_names=(),
     )
-    numbers = landmarks.summary(table)
+    numbers = values(table)
     assert ("nme_ipd" in numbers) == all(layout.pupils)
     regions = [numbers[f"nme_ioc_region_{region}"] for region in layout.regions]
     assert np.isfinite([numbers["nme_ioc"], numbers["nme_box"], *regions]).all()
@@ -571,7 +576,7 @@ def test_definitions_have_a_unit_and_a_direction(table: FaceTable) -> None:
     assert {name for name, record in records.items() if record.unit != "fraction"} == {"faces", "faces_skipped"}
     assert np.isnan([records["faces"].low, records["faces"].high]).all()
     low, high = landmarks.bootstrap(nme_per_face(table, "box"), landmarks.nme, 10, seed=0)
-    assert records["nme_box"][:5] == (landmarks.summary(table)["nme_box"], low, high, FACES - 1, 1)
+    assert records["nme_box"][:5] == (values(table)["nme_box"], low, high, FACES - 1, 1)
 
 
 def test_nme_in_crop_differs_only_in_a_stretched_crop(table: FaceTable) -> None:
@@ -590,7 +595,7 @@ def test_nme_in_crop_differs_only_in_a_stretched_crop(table: FaceTable) -> None:
         tags=np.zeros((1, 0), bool),
         tag_names=(),
     )
-    numbers = landmarks.summary(stretched)
+    numbers = values(stretched)
     assert numbers["nme_ioc"] == pytest.approx(3 / 3 / 20) and numbers["nme_ioc_crop"] == pytest.approx(6 / 3 / 20)
 
 
@@ -613,7 +618,7 @@ def test_nme_in_crop_on_rectangles_of_wflw(square: bool, ratio: float) -> None:
         tags=np.zeros((len(faces), 0), bool),
         tag_names=(),
     )
-    numbers = landmarks.summary(table)
+    numbers = values(table)
     assert numbers["nme_ioc_crop"] / numbers["nme_ioc"] == pytest.approx(ratio, abs=0.02 if ratio < 1 else 1e-6)
 
 
@@ -681,14 +686,14 @@ def test_summary_is_fast_for_thousands_of_faces() -> None:
     predicted, batch = make_batch(5000)
     table = measure(predicted, batch)
     start = time.perf_counter()
-    landmarks.summary(table)
+    values(table)
     assert time.perf_counter() - start < 1
 
 
 def test_summary_includes_errors_of_predicted_angles() -> None:
     """Would catch the long way from 175 to -175, errors without a prediction, and errors of unreadable faces."""
     predicted, batch = make_batch()
-    assert not [name for name in landmarks.summary(measure(predicted, batch)) if name.startswith("mae")]
+    assert not [name for name in values(measure(predicted, batch)) if name.startswith("mae")]
     blank = ~batch.valid.any(1)
     assert blank.any()
     pose = (batch.pose + torch.tensor([4.0, -350, 0]) + 90 * blank[:, None] + 180) % 360 - 180
@@ -696,7 +701,7 @@ def test_summary_includes_errors_of_predicted_angles() -> None:
     for part in (slice(0, 9), slice(5, FACES)):  # some faces twice
         metric.update(predicted[part], select_rows(batch, part), pose[part])
     table = metric.table()
-    numbers, records = landmarks.summary(table), records_of(table)
+    numbers, records = values(table), records_of(table)
     errors = [numbers[f"mae_{name}"] for name in ("yaw", "pitch", "roll", "angle")]
     assert errors == pytest.approx([4, 10, 0, 14 / 3], abs=1e-4)
     assert records["mae_yaw"].faces == FACES - int(blank.sum()) - 1  # one face has no true pose
@@ -715,3 +720,9 @@ def test_example_has_every_metric(layout: Layout) -> None:
         "faces",
     }
     assert ("nme_ipd" in names) == all(layout.pupils)
+
+
+def test_definition_leaves_faces_without_a_number_out_of_value_and_interval() -> None:
+    """Would catch a statistic that gets NaN for the value and not for the interval."""
+    record = landmarks.Definition(np.array([1.0, 2.0, np.nan]), lambda e: np.median(e, axis=-1)).record(100, seed=0)
+    assert (record.value, record.low, record.high, record.faces, record.left_out) == (1.5, 1.0, 2.0, 2, 1)

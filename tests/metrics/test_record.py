@@ -31,7 +31,7 @@ def test_read_metrics_returns_what_as_json_wrote(tmp_path: Path) -> None:
     [
         ({"value": "low"}, "metrics.nme.value is 'low', expected a number"),
         ({"value": 10**400}, "metrics.nme.value is an integer of 401 digits"),
-        ({"faces": 1.5}, "metrics.nme.faces is 1.5, expected an integer"),
+        ({"faces": 1.5}, "metrics.nme.faces is 1.5, expected a whole number"),
         ({"unit": "percent"}, "metrics.nme.unit is 'percent', expected fraction or degrees or pixels or count"),
         ({"better": ["lower"]}, r"metrics.nme.better is \['lower'\], expected text"),
     ],

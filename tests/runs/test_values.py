@@ -22,7 +22,7 @@ from facelab.errors import FacelabError
 from facelab.profiling.compile import set_format_and_compile
 from facelab.runs.build import build, build_trainer, check
 from facelab.runs.check import TRAIN_KEYS, check_config
-from facelab.runs.checkpoint import load_run
+from facelab.runs.checkpoint import build_crop, load_run
 from facelab.runs.references import copy_part
 
 Place = tuple[str | int, ...]
@@ -389,7 +389,8 @@ def test_predict_names_the_key_of_wrong_values(trained: Path) -> None:
         check(cfg, predict.PREDICT_KEYS)
         predict.check_values(cfg)
         if place[0] == "crop":
-            predict.build_crop(load_run(trained, cfg.paths), cfg)
+            for box in ("given", "image"):
+                build_crop(load_run(trained, cfg.paths), box, cfg.crop)
 
     assert findings(cfg, carry) == []
 
