@@ -1,6 +1,7 @@
 """Tests of DAN's statistics of the training faces and of its perturbation."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,29 @@ def test_statistics_skip_unreadable_photos(tmp_path: Path) -> None:
     all_missing.faces["train"].paths[:] = [tmp_path / "gone.jpg"] * 16
     with pytest.raises(DatasetError, match="no training face can be read"):
         all_missing.statistics()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_statistics_are_computed_by_one_process(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch processes that all decode every photo, or that wait after an error of the first."""
+    datamodule = build_datamodule()
+    sent: list[Any] = []
+
+    def broadcast(outcome: Any) -> Any:
+        sent.append(outcome)
+        return outcome if rank == 0 else DatasetError("no training face")
+
+    strategy = SimpleNamespace(broadcast=broadcast)
+    trainer = SimpleNamespace(world_size=2, is_global_zero=rank == 0, strategy=strategy, fast_dev_run=False)
+    datamodule.trainer = trainer
+    calls: list[int] = []
+    monkeypatch.setattr(datamodule, "_compute_statistics", lambda: calls.append(rank) or "the statistics")
+    if rank == 0:
+        assert datamodule.statistics() == "the statistics"
+    else:
+        with pytest.raises(DatasetError, match="no training face"):
+            datamodule.statistics()
+    assert calls == [0] * (rank == 0) and len(sent) == 1
 
 
 def draws(count: int, **changes: Any) -> tuple[Array, Array]:

@@ -1,6 +1,7 @@
 """Tests that every method of conf/model must pass, with small parts and few rendered faces."""
 
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from facelab.faces.geometry import bounding_box
 from facelab.profiling.compile import set_format_and_compile
 from facelab.runs.build import build
 from facelab.runs.checkpoint import load_run
-from lightning_modules.schedule import FractionalMultiStepLR
+from lightning_modules.schedule import FractionalMultiStepLR, StagedCosineLR, first_epochs
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
 
@@ -297,3 +298,33 @@ def test_fractional_multi_step_lr_scales_with_the_epochs(epochs: int, full: int)
         schedule.step()
     assert len(list(itertools.takewhile(lambda rate: rate == 1.0, rates))) == full
     assert rates == sorted(rates, reverse=True)
+
+
+def test_staged_cosine_begins_anew_in_each_stage() -> None:
+    """Would catch one cosine over the whole run, or a second stage that begins at the end of the first one's."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule = StagedCosineLR(optimizer, shares=[0.25, 0.75], max_epochs=16)
+    rates = []
+    for _ in range(16):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    expected = [2 * (1 + math.cos(math.pi * at / length)) / 2 for length in (4, 12) for at in range(length)]
+    assert rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("shares", "epochs", "first"),
+    [
+        ([0.25, 0.75], 600, [0, 150]),
+        ([0.2, 0.3, 0.5], 10, [0, 2, 5]),
+        ([0.01, 0.01, 0.98], 10, [0, 1, 2]),
+        ([0.9, 0.1], 3, [0, 2]),
+        ([0.5, 0.49, 0.01], 10, [0, 5, 9]),
+        ([0.5, 0.5], 1, [0, 1]),
+        ([1.0], 7, [0]),
+    ],
+)
+def test_first_epochs_gives_every_part_an_epoch(shares: list[float], epochs: int, first: list[int]) -> None:
+    """Would catch a part without an epoch, or shares that are not added up."""
+    assert first_epochs(shares, epochs) == first

@@ -102,3 +102,11 @@ def test_report_shows_names_unchanged(tmp_path: Path, capsys: pytest.CaptureFixt
     protocol = json.loads((FINISHED / "metrics.json").read_text())["protocol"]
     report(folder_with(tmp_path, {"protocol": protocol | {"dataset": "[red]mine[/red]\x1b]0;x\x07"}}))
     assert "[red]mine[/red]\\x1b]0;x\\x07" in capsys.readouterr().out
+
+
+def test_report_prints_the_remarks_of_the_method(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch a stage that is worse than the one before it and of which the table says nothing."""
+    content = json.loads((with_records(tmp_path, {}) / "metrics.json").read_text())
+    (tmp_path / "metrics.json").write_text(json.dumps(content | {"remarks": ["stage 2 is worse than stage 1"]}))
+    report(tmp_path)
+    assert "stage 2 is worse than stage 1" in capsys.readouterr().out
