@@ -23,7 +23,7 @@ from facelab.internals.lightning import allow_unused_parameters, forget_best
 from facelab.metrics.face_errors import FaceErrors
 from facelab.metrics.face_table import FaceTable, nme_per_face
 from facelab.metrics.landmarks import Definition
-from facelab.networks.dan import DANStage, draw_heatmap, fit_similarity, match_arrays, warp
+from facelab.networks.dan import DANStage, draw_heatmap, fit_similarity, match_dan_arrays, warp
 from lightning_modules.landmark import LandmarkModule, Prediction
 from lightning_modules.schedule import first_epochs
 
@@ -129,9 +129,9 @@ class DAN(LandmarkModule):
         """Return the numbered arrays of a file of the reference code under the names of this module.
 
         Raises:
-            CheckpointError: see :func:`facelab.networks.dan.match_arrays`; a shape is another.
+            CheckpointError: see :func:`facelab.networks.dan.match_dan_arrays`; a shape is another.
         """
-        found, own = match_arrays(self.stages, arrays), self.state_dict()  # type: ignore[arg-type]
+        found, own = match_dan_arrays(self.stages, arrays), self.state_dict()  # type: ignore[arg-type]
         for name, value in found.items():
             if value.shape != own[name].shape:
                 shapes = f"{tuple(value.shape)} instead of {tuple(own[name].shape)}"

@@ -430,6 +430,14 @@ def test_import_weights_keeps_the_output_of_dan(stages: int, confidence: bool, t
         (lambda arrays: arrays.pop("arr_46"), r"has 46 arrays, and a network of 1 stages has 47; .*stage_shares"),
         (lambda arrays: arrays.update(arr_47=np.zeros(3)), "has 48 arrays"),
         (lambda arrays: arrays.pop("meanImg"), "has no array meanImg"),
+        (
+            lambda arrays: arrays.update(arr_0=np.zeros(4)),
+            r"arr_0 has the shape \(4,\), and cannot be stages.0.trunk.0",
+        ),
+        (
+            lambda arrays: arrays.update(arr_45=np.zeros(4)),
+            r"arr_45 has the shape \(4,\), and cannot be stages.0.points",
+        ),
         (lambda arrays: arrays.update(arr_45=np.zeros((16, 196))), r"points.weight has the shape \(196, 16\) instead"),
         (lambda arrays: arrays.update(arr_3=np.full(4, np.nan)), "running_mean has values that are not finite"),
         (lambda arrays: arrays.update(stdDevImg=np.zeros((1, 64, 64))), "stdDevImg has values that are not over 0"),

@@ -61,11 +61,9 @@ def _unbroken(text: str) -> str:
 def describe(protocol: dict[str, Any]) -> str:
     """Describe a protocol in one line."""
     values = {key: one_line(value_text(protocol[key])) if key in protocol else "?" for key in DESCRIBED}
-    text = ("{dataset} {split}, {faces} faces, {layout}, box: {box}, flip test: {flip_test}, pose: {pose}").format(
-        **values
-    )
+    text = "{dataset} {split}, {faces} faces, {layout}, box: {box}, flip test: {flip_test}, pose: {pose}"
     rest = [one_line(f"{key}: {value_text(value)}") for key, value in protocol.items() if key not in DESCRIBED]
-    return ", ".join([text, *rest])
+    return ", ".join([text.format(**values), *rest])
 
 
 def headings(tables: Sequence[Table]) -> list[str]:

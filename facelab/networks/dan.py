@@ -201,7 +201,7 @@ class DANStage(nn.Module):
         return self.points(vector).unflatten(-1, (-1, 2)), vector
 
 
-def match_arrays(stages: Sequence[DANStage], arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def match_dan_arrays(stages: Sequence[DANStage], arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the arrays of a file of the reference code under the names of the module.
 
     That code numbers the arrays of its network (Lasagne). Convolutions there flip their kernels, dense weights are
@@ -222,7 +222,13 @@ def match_arrays(stages: Sequence[DANStage], arrays: Mapping[str, Tensor]) -> di
             f"the file has {len(numbered)} arrays, and a network of {len(stages)} stages has {len(expected)}; does the "
             "number of model.stage_shares fit? One stage is model.stage_shares=[1.0]"
         )
-    found = {name: convert(array.float()) for (name, convert), array in zip(expected, numbered, strict=False)}
+    found: dict[str, Tensor] = {}
+    for number, (name, convert) in enumerate(expected):
+        try:
+            found[name] = convert(numbered[number].float())
+        except (IndexError, RuntimeError) as error:  # it has too few dimensions
+            shape = tuple(numbered[number].shape)
+            raise CheckpointError(f"arr_{number} has the shape {shape}, and cannot be {name}") from error
     for name, key in (("mean_shape", "initLandmarks"), ("image_mean", "meanImg"), ("image_deviation", "stdDevImg")):
         if key not in arrays:
             raise CheckpointError(f"the file has no array {key}")

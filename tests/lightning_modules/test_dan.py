@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import EarlyStopping, LambdaCallback, ModelChec
 from torch import Tensor, nn
 
 from callbacks.results import results
+from datamodules.dan import DANDataModule
 from facelab.errors import CheckpointError, ConfigError
 from facelab.faces.geometry import affine_about_centre, transform_points
 from facelab.metrics.landmarks import example
@@ -192,6 +193,19 @@ def test_dan_gives_early_stopping_a_new_start_in_each_stage() -> None:
     stopping = EarlyStopping("val/nme_box", patience=4)
     trainer = fit(module, datamodule, 8, callbacks=[stopping])
     assert trainer.current_epoch == 8 and stopping.stopped_epoch == 0
+
+
+def test_dan_does_not_compute_statistics_again_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch every training photo decoded once more at each restart, for statistics that are replaced."""
+    arguments = (*small("dan"), *STAGES, "trainer.max_epochs=2")
+    crash = pytest.MonkeyPatch()
+    crash.setattr(DAN, "on_train_end", lambda self: (_ for _ in ()).throw(Crash()))
+    with pytest.raises(Crash):
+        open_door("train", *arguments, "hydra.run.dir=run", folder=tmp_path)
+    crash.undo()
+    monkeypatch.setattr(DANDataModule, "statistics", lambda self: pytest.fail("computed again"))
+    open_door("train", "resume=run", folder=tmp_path)
+    assert (tmp_path / "run" / "metrics.json").is_file()
 
 
 def test_dan_checks_all_stages(caplog: pytest.LogCaptureFixture) -> None:

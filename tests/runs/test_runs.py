@@ -373,6 +373,12 @@ def test_train_refuses_a_monitor_in_the_wrong_direction(words: list[str], messag
     assert not (tmp_path / "run" / "overrides.yaml").exists()
 
 
+def test_train_refuses_to_monitor_a_pose_that_is_not_predicted(tmp_path: Path) -> None:
+    """Would catch a monitor that Lightning misses after the first epoch, with a traceback."""
+    with pytest.raises(SystemExit, match=r"monitor.name=val/mae_angle: no validation logs this metric"):
+        open_door("train", *small("pipnet"), "monitor.name=val/mae_angle", folder=tmp_path)
+
+
 @pytest.mark.parametrize("key", ["callbacks.checkpoint.monitor", "monitor.name"])
 @pytest.mark.parametrize("name", ["val/nme_bx", "nme_box"])
 def test_train_refuses_a_monitor_that_is_not_logged(key: str, name: str, tmp_path: Path) -> None:
