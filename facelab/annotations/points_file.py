@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,10 @@ MIN_SPREAD = 1.75
 factor."""
 MAX_FRACTION = 1.5
 """Largest coordinate that is taken for a fraction of the photo: points may be outside of the photo."""
+
+
+CHUNK = 10_000
+"""Number of faces that are checked at a time, which limits the memory."""
 
 
 def read_lines(path: Path, errors: str = "replace") -> list[str]:
@@ -204,6 +209,36 @@ def resolve_codes(points: Array, codes: Collection[MissingCode]) -> tuple[Array,
     return points, visible & ~np.isnan(points).any(axis=1)
 
 
+def check_faces(points: Array, first_line: int, path: Path, remedies: Mapping[str, str]) -> None:
+    """Apply :func:`check_face` to the faces of a file with one face per line.
+
+    Args:
+        points: ``(F, N, 2)``.
+        first_line: number of the line of the first face, counted from 1.
+        path: the file.
+        remedies: see :func:`check_face`.
+
+    Raises:
+        DatasetError: see :func:`check_face`.
+    """
+    for start in range(0, len(points), CHUNK):
+        for row in np.flatnonzero(_may_be_faulty(points[start : start + CHUNK])) + start:
+            check_face(points[row], f"{path}, line {first_line + row}", remedies)
+
+
+def _may_be_faulty(points: Array) -> Array:
+    """Return which faces ``(F,)`` of ``(F, N, 2)`` need :func:`check_face`, by conditions without which none is faulty.
+
+    These are a point that is not annotated, negative coordinates, small coordinates, a small face, and
+    :data:`MIN_CODED` equal points.
+    """
+    low, high = points.min(axis=1), points.max(axis=1)  # NaN if a point is not annotated
+    ordinary = (low >= 0).all(axis=1) & (high.max(axis=1) > MAX_FRACTION) & ((high - low).max(axis=1) >= 1)
+    pixels = np.sort(np.where(ordinary[:, None, None], points, 0).astype(np.float64) @ np.array([1, 1j]), axis=1)
+    last = MIN_CODED - 1
+    return ~ordinary | (pixels[:, last:] == pixels[:, :-last]).any(axis=1)
+
+
 def check_face(points: Array, place: str, remedies: Mapping[str, str]) -> None:
     """Refuse a face whose numbers do not look like positions in pixels.
 
@@ -252,20 +287,24 @@ def check_face(points: Array, place: str, remedies: Mapping[str, str]) -> None:
         raise DatasetError(f"{place}: the face is {width:.3g} x {height:.3g} pixels large; {remedies['fraction']}")
 
 
-def check_box(box: Array, place: str, remedies: Mapping[str, str]) -> None:
-    """Refuse a box ``(4,)`` whose numbers look like fractions of the photo.
+def check_boxes(boxes: Array, first_line: int, path: Path, remedies: Mapping[str, str]) -> None:
+    """Refuse boxes whose numbers look like fractions of the photo.
 
     Args:
-        box: the box as read.
-        place: file and line of the box, for the message.
+        boxes: ``(F, 4)`` as read, one per line.
+        first_line: number of the line of the first box, counted from 1.
+        path: the file.
         remedies: remedy for ``fraction``, for the message.
 
     Raises:
-        DatasetError: no number exceeds :data:`MAX_FRACTION`, and not all are 0.
+        DatasetError: no number of a box exceeds :data:`MAX_FRACTION`, and not all are 0.
     """
-    if np.isfinite(box).all() and box.any() and abs(box).max() <= MAX_FRACTION:
+    faulty = np.isfinite(boxes).all(axis=1) & boxes.any(axis=1) & (abs(boxes).max(axis=1) <= MAX_FRACTION)
+    if faulty.any():
+        row = int(faulty.argmax())
         raise DatasetError(
-            f"{place}: the box {[float(f'{value:.4g}') for value in box]} looks like fractions; {remedies['fraction']}"
+            f"{path}, line {first_line + row}: the box {[float(f'{value:.4g}') for value in boxes[row]]} looks like "
+            f"fractions; {remedies['fraction']}"
         )
 
 
@@ -277,7 +316,7 @@ REMEDIES = {
     "negated": USE_FOLDER.format("missing=[negated]"),
     "fraction": USE_FOLDER.format("units=fraction"),
 }
-"""Remedies for :func:`check_face` and :func:`check_box` in such a reader."""
+"""Remedies for :func:`check_face` and :func:`check_boxes` in such a reader."""
 
 
 def plain_face(points: Array, visible: Array | None = None) -> Face:
@@ -345,7 +384,7 @@ def with_images(root: Path, photos: Sequence[Photo], *, skip: bool) -> list[Phot
     Raises:
         DatasetError: images are missing and ``skip`` is False, or all images are missing.
     """
-    missing = [photo.path for photo in photos if not photo.path.is_file()]
+    missing = [photo.path for photo in photos if not os.path.isfile(photo.path)]  # noqa: PTH113 (is_file is slower)
     names = [str(path.relative_to(root)) for path in missing]
     problem = f"of {len(photos)} listed images are missing"
     report_unpaired(root, {problem: names}, complete=len(photos) - len(missing), skip=skip)

@@ -19,6 +19,7 @@ drawn by the SHA-256 of ``EVENT/NAME.jpg`` to keep the faces of a photo in one s
 *Orientation.* Photos are read as stored; their orientation tag (EXIF) is ignored.
 """
 
+import itertools
 from pathlib import Path
 from typing import Annotated
 
@@ -27,8 +28,8 @@ from annotated_types import Interval
 
 from facelab.annotations.points_file import (
     REMEDIES,
-    check_box,
-    check_face,
+    check_boxes,
+    check_faces,
     hash_fraction,
     not_found,
     read_lines,
@@ -74,6 +75,7 @@ class WFLW:
         self.layout = layout
         self.val_share = val_share
         self.skip_unpaired = skip_unpaired
+        self._read: dict[str, dict[str, Photo]] = {}
 
     def photos(self, split: Split) -> list[Photo]:
         """Return the photos of a split, in the order of their first line in the list.
@@ -86,7 +88,7 @@ class WFLW:
         if not lists:
             raise not_found(self.root, str(LISTS / "list_98pt_rect_attr_{train,test}.txt"), SOURCE)
         if split == "all":
-            photos = [photo for path in lists.values() for photo in self._read(path).values()]
+            photos = [photo for part in lists for photo in self._photos(part).values()]
             return with_images(self.root, photos, skip=self.skip_unpaired)
         part = "train" if split == "val" else split
         if part not in lists:
@@ -94,7 +96,7 @@ class WFLW:
                 f"{self._list(part)} does not exist, so there is no split {split!r}; there are lists for "
                 f"{', '.join(lists)}"
             )
-        photos = [photo for name, photo in self._read(lists[part]).items() if self._split(part, name) == split]
+        photos = [photo for name, photo in self._photos(part).items() if self._split(part, name) == split]
         if not photos and split == "val" and not self.val_share:
             return []
         if not photos:
@@ -109,7 +111,13 @@ class WFLW:
         """Return the split of a photo of the list of a part."""
         return "val" if part == "train" and hash_fraction(name) < self.val_share else part
 
-    def _read(self, path: Path) -> dict[str, Photo]:
+    def _photos(self, part: str) -> dict[str, Photo]:
+        """Return the photos of the list of a part by name; a list is read once, for train and val."""
+        if part not in self._read:
+            self._read[part] = self._read_list(self._list(part))
+        return self._read[part]
+
+    def _read_list(self, path: Path) -> dict[str, Photo]:
         """Read a list into a dict: name of a photo -> photo."""
         lines = [line.rsplit(maxsplit=1) for line in read_lines(path)]
         numbers = [line[0] if len(line) > 1 else "" for line in lines]
@@ -122,19 +130,17 @@ class WFLW:
         if wrong.any():
             row = wrong.argmax()
             raise DatasetError(f"{path}, line {row + 1}: the flags must be 0 or 1, found {flags[row].tolist()}")
+        points = points.reshape(len(points), -1, 2)
+        check_faces(points, 1, path, REMEDIES)
+        check_boxes(boxes, 1, path, REMEDIES)
+        # Equal values are one object: a list of 100,000 faces would have as many copies.
+        visible, pose = np.ones(self.layout.num_points, np.bool_), np.full(3, np.nan, np.float32)
+        tags = [
+            frozenset(itertools.compress(self.tags, flag)) for flag in itertools.product((0, 1), repeat=len(self.tags))
+        ]
+        codes = (flags @ (2 ** np.arange(len(self.tags))[::-1])).astype(int).tolist()
         faces: dict[str, list[Face]] = {}
-        for number, ((_, name), xy, box, flag) in enumerate(zip(lines, points, boxes, flags, strict=True), 1):
-            check_face(xy.reshape(-1, 2), f"{path}, line {number}", REMEDIES)
-            check_box(box, f"{path}, line {number}", REMEDIES)
-            faces.setdefault(name, []).append(self._face(xy.reshape(-1, 2), box, flag))
-        return {name: Photo(self.root / "WFLW_images" / name, tuple(its), "stored") for name, its in faces.items()}
-
-    def _face(self, points: Array, box: Array, flags: Array) -> Face:
-        """Make a face of the columns of a line."""
-        return Face(
-            box=box,
-            points=points,
-            visible=np.ones(len(points), np.bool_),
-            pose=np.full(3, np.nan, np.float32),
-            tags=frozenset(tag for tag, flag in zip(self.tags, flags, strict=True) if flag),
-        )
+        for (_, name), xy, box, code in zip(lines, points, boxes, codes, strict=True):
+            faces.setdefault(name, []).append(Face(box, xy, visible, pose, tags[code]))
+        folder = self.root / "WFLW_images"
+        return {name: Photo(folder / name, tuple(its), "stored") for name, its in faces.items()}

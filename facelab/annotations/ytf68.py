@@ -23,7 +23,7 @@ from pathlib import Path
 
 from facelab.annotations.points_file import (
     REMEDIES,
-    check_face,
+    check_faces,
     hash_fraction,
     not_found,
     plain_face,
@@ -95,14 +95,14 @@ class YTFaces:
             delimiter=",",
             allow_nan=False,
         )
+        points = table.reshape(len(table), -1, 2)
+        check_faces(points, 2, path, REMEDIES)
         photos = []
-        for number, ((file, *_), row) in enumerate(zip(lines, table, strict=True), 2):
+        for number, ((file, *_), face) in enumerate(zip(lines, points, strict=True), 2):
             match = FILE_NAME.fullmatch(file)
             if match is None:
                 raise DatasetError(f"{path}, line {number}: {file!r} is not Person_NN.jpg, so its person is unknown")
             if split in ("all", _split(match["person"])):
-                face = row.reshape(-1, 2)
-                check_face(face, f"{path}, line {number}", REMEDIES)
                 photos.append(Photo(self.root / part / file, (plain_face(face),), "stored"))
         return photos
 
