@@ -39,7 +39,6 @@ from facelab.annotations.points_file import (
 from facelab.bounds import Text
 from facelab.errors import DatasetError
 from facelab.faces.face import Face, Photo, Split
-from facelab.faces.geometry import Array
 from facelab.faces.layouts import Layout
 
 SOURCE = "WFLW's images and lists are at https://wywu.github.io/projects/LAB/WFLW.html; unpack both into one folder"
