@@ -2,10 +2,11 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from facelab.comparison.group import (
+    MAIN,
     Row,
     Table,
     best,
@@ -20,9 +21,12 @@ from facelab.comparison.group import (
     row_setting,
     typed_apart,
 )
+from facelab.comparison.pairs import RESAMPLES, Pair
 from facelab.comparison.published import Published
 from facelab.comparison.read import LATENCY, POSE, Run, setting, value_text
 from facelab.errors import visible
+from facelab.metrics.landmarks import Difference
+from facelab.metrics.record import SCALES, Metric
 
 DESCRIBED = ("dataset", "split", "faces", "layout", "box", "flip_test", "pose")
 """Entries of a protocol with a place in the sentence of :func:`describe`."""
@@ -31,8 +35,11 @@ COSTS |= {
     f"{POSE}{name}": (f"with pose: {heading}", factor, decimals) for name, (heading, factor, decimals) in COSTS.items()
 }
 """Heading, factor and decimals of the column of a cost of one face, by its name in the files."""
-
-
+PAIR_REMARK = (
+    "p: twice the share of resamples in which the difference is zero or has the opposite sign. Better: the run with "
+    "the better value, if the interval excludes zero."
+)
+"""Explanation of the columns of :func:`pair_cells`."""
 LONGEST = 1000
 """Maximum number of characters shown of a name or a value."""
 
@@ -129,12 +136,52 @@ def build_cells(table: Table, *, with_single_runs: bool = False) -> list[list[Ce
         line = [Cell(row.name), *([Cell(overrides[row.runs[0].folder] or "-")] if overrides else [])]
         line += [Cell(brief_setting(row, key) or "-") for key in table.settings]
         for metric in table.metrics:
-            line.append(_number_cell(row, metric, winners[metric] is row))
+            line.append(number_cell(row, metric, bold=winners[metric] is row))
             if metric in with_paper:
                 line.append(_paper_cell(table, row, metric))
-        line += [Cell(_rounded(cost_of(row, name) * COSTS[name][1], COSTS[name][2]), number=True) for name in costs]
+        line += [Cell(rounded(cost_of(row, name) * COSTS[name][1], COSTS[name][2]), number=True) for name in costs]
         cells.append(line + [Cell(_short(notes_of(row), 300))] * has_notes)
     return _visible(cells)
+
+
+def paired_metrics(columns: Sequence[str]) -> list[str]:
+    """List the metrics that are compared face by face: those shown by default, then further columns of a table."""
+    return list(dict.fromkeys([*MAIN, *columns]))
+
+
+def pair_cells(pair: Pair, records: Mapping[str, Metric]) -> list[list[Cell]]:
+    """Build the cells of the comparison of two runs, A and B: the headings, then one row per metric.
+
+    Args:
+        pair: the differences.
+        records: records of these metrics, which contain their units and directions.
+    """
+    heading = ["metric", "A - B", "95 % interval", "unit", "p", "faces", "A's error smaller", "better"]
+    cells = [[Cell(text, number=0 < column < len(heading) - 1) for column, text in enumerate(heading)]]
+    for name, difference in pair.differences.items():
+        value, low, high = (records[name].text(number, plus=True) for number in difference[:3])
+        texts = [
+            *(value, f"{low}..{high}", SCALES[records[name].unit].sign, rounded(difference.probability, 3)),
+            *(str(difference.faces), f"{100 * difference.smaller:.0f} %"),
+        ]
+        cells.append(
+            [Cell(name), *(Cell(text, number=True) for text in texts), Cell(_better(difference, records[name]))]
+        )
+    return _visible(cells)
+
+
+def _better(difference: Difference, record: Metric) -> str:
+    """Return which run of a pair is better, A or B; a dash if the interval contains zero or neither direction is."""
+    if record.better == "none" or not (difference.low > 0 or difference.high < 0):
+        return "-"
+    return "A" if (difference.low > 0) == (record.better == "higher") else "B"
+
+
+def pair_line(pair: Pair) -> str:
+    """Describe the faces of a comparison of two runs."""
+    return "Paired bootstrap, {} resamples of the {} common faces (of {} and {}).".format(
+        RESAMPLES, pair.common, *pair.faces
+    )
 
 
 def _visible(cells: list[list[Cell]]) -> list[list[Cell]]:
@@ -142,7 +189,7 @@ def _visible(cells: list[list[Cell]]) -> list[list[Cell]]:
     return [[cell._replace(text=one_line(cell.text), below=one_line(cell.below)) for cell in line] for line in cells]
 
 
-def _number_cell(row: Row, metric: str, bold: bool) -> Cell:
+def number_cell(row: Row, metric: str, *, bold: bool = False) -> Cell:
     """Format a metric of a row, with its deviation or interval below."""
     if not (record := row.metrics.get(metric)):
         return Cell("-", number=True)
@@ -160,7 +207,7 @@ def _paper_cell(table: Table, row: Row, metric: str) -> Cell:
     return Cell(record.text(paper_value(table, row, metric)) if record else "-", number=True)
 
 
-def _rounded(value: float, decimals: int) -> str:
+def rounded(value: float, decimals: int) -> str:
     """Format a number with so many decimals; NaN is a dash."""
     return "-" if math.isnan(value) else f"{value:.{decimals}f}"
 

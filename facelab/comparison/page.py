@@ -1,7 +1,7 @@
 """Comparison of runs as one self-contained HTML page: it needs no network, no fonts and no other file.
 
-This module writes the tables. ``page.js`` draws the figures in the browser from the numbers in the page, so that a
-reader can select the runs.
+This module writes the tables and computes all numbers of the figures. ``page.js`` draws the rows that a reader selects,
+and contains no statistics and no formats of numbers except those of axes.
 """
 
 import base64
@@ -13,7 +13,7 @@ import re
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,32 +22,49 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from facelab.comparison.grid import (
+    COSTS,
+    PAIR_REMARK,
     Cell,
     brief_setting,
     build_cells,
     disagreement,
     grid_without_numbers,
     headings,
+    number_cell,
     one_line,
+    pair_cells,
+    pair_line,
+    paired_metrics,
     remarks,
+    rounded,
 )
 from facelab.comparison.group import Row, Table, cost_of, machines_of, row_of, typed_apart
-from facelab.comparison.pairs import NORMALISERS, RESAMPLES, Faces, read_errors, shared
+from facelab.comparison.pairs import Faces, compare_faces, read_errors
 from facelab.comparison.read import LATENCY, POSE, STAMP, Run
 from facelab.errors import RunError
+from facelab.faces.geometry import Array
 from facelab.faces.layouts import IBUG68
 from facelab.files import read_bytes, read_table, replacing
-from facelab.metrics.landmarks import definitions, example
+from facelab.metrics.landmarks import THRESHOLDS, definitions, example
 from facelab.metrics.record import SCALES, Unit
 from facelab.run_folder import RunFolder
 
 LOSS, MONITOR = "train/loss", "monitor.name"
 """Name of the training loss in ``metrics.csv``, and key of the name of the monitored metric in the configuration."""
-CURVE_POINTS = 150
+CURVE_POINTS = 120
 """Maximum number of points of a curve; a longer curve is averaged over sections of equal length."""
-MAX_FACES = 600_000
-"""Maximum number of errors per normaliser in a page, to keep it small; runs after this number, the worst, have no error
-distribution."""
+SHARES = np.arange(101)
+"""Shares of faces in percent at which a page contains a cumulative distribution; one is 1.5 to 2.5 pixels high."""
+DISTRIBUTIONS = {
+    "nme_box": ("box", "normalised by the size of the true box"),
+    "nme_ioc": ("eye corners", "normalised by the distance of the outer eye corners"),
+}
+"""Short and long name of the normaliser, by the error whose distribution and dependence on costs is drawn."""
+FAILURE = THRESHOLDS["08"]
+"""Error ``nme_ioc`` above which a face is marked as a failure."""
+MOST_PAIRS = 1000
+"""Maximum number of pairs of runs in a page, to keep it small; a pair has 0.5 kB. In larger tables only the best runs are
+compared with all others."""
 DRAWN = 8
 """Number of rows that are drawn at first, one per colour."""
 LONG = 40
@@ -134,6 +151,20 @@ def thin(steps: Sequence[int], values: Sequence[float], most: int) -> tuple[list
     return means(steps), means(values)
 
 
+def distribution(e: Array) -> list[float]:
+    """Compute the errors that at least 0, 1, ..., 100 % of the faces do not exceed, see :data:`SHARES`.
+
+    Args:
+        e: ``(F,)`` errors; NaN for a face without one.
+
+    Returns:
+        101 errors, beginning with the smallest; empty if no face has an error.
+    """
+    ordered = np.sort(e[~np.isnan(e)])
+    ranks = -(-SHARES * len(ordered) // 100)  # rounded up, from 1
+    return ordered[np.maximum(ranks - 1, 0)].tolist() if len(ordered) else []
+
+
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
     """Find the Pareto front: the points that no other point dominates, the cheapest first.
 
@@ -186,33 +217,36 @@ def _label(row: Row, table: Table, typed: str) -> str:
 # Data for the figures
 
 
-def _plain(value: float | None) -> float | None:
-    """Round a number to five digits; None for NaN and infinity, which JSON does not have."""
-    return float(f"{value:.5g}") if value is not None and math.isfinite(value) else None
+def _plain(value: float, factor: float = 1) -> float | None:
+    """Scale a number and round it to four digits, as precise as pixels; None for NaN and infinity."""
+    return float(f"{factor * value:.4g}") if math.isfinite(value) else None
 
 
-def _error_bar(row: Row, metric: str) -> list[float | None]:
-    """Return the lower and upper end of the error bar of a metric in its logged unit; two None if unknown.
+def _scaled(values: Iterable[float], unit: Unit) -> list[float | None]:
+    """Convert numbers to those that figures show."""
+    return [_plain(value, SCALES[unit].factor) for value in values]
+
+
+def _entry(row: Row, metric: str) -> list[Any]:
+    """Return the value of a metric, the ends of its error bar, and the text of both as in the table.
 
     The bar is the mean -/+ standard deviation over seeds, or the 95 % interval of a single run.
     """
-    value, low, high, *_ = row.metrics[metric]
+    record, cell = row.metrics[metric], number_cell(row, metric)
+    value, low, high = record[:3]
     if len(row.runs) > 1:
         deviation = row.deviations.get(metric, math.nan)
         low, high = value - deviation, value + deviation
-    return [_plain(low), _plain(high)] if math.isfinite(low) and math.isfinite(high) else [None, None]
+    text = " ".join(filter(None, (cell.text, SCALES[record.unit].sign, f"({cell.below})" * bool(cell.below))))
+    # A number of more digits than a table: bars of a narrow range would move by pixels.
+    numbers = (value, low, high) if math.isfinite(low) and math.isfinite(high) else (value, math.nan, math.nan)
+    return [*_scaled(numbers, record.unit), text]
 
 
 def _metrics_of_figures(table: Table) -> list[str]:
     """List the metrics that the figures show."""
     metrics = {name: metric for run in table.runs for name, metric in run.metrics.items()}
-    return [name for name, metric in metrics.items() if name in NORMALISERS.values() or metric.breakdown]
-
-
-def _in_figures(unit: Unit) -> dict[str, Any]:
-    """Return how the figures show a unit."""
-    scale = SCALES[unit]
-    return {"unit": scale.sign, "factor": scale.factor, "decimals": scale.decimals}
+    return [name for name, metric in metrics.items() if name in DISTRIBUTIONS or metric.breakdown]
 
 
 def _groups(table: Table) -> list[dict[str, Any]]:
@@ -225,11 +259,16 @@ def _groups(table: Table) -> list[dict[str, Any]]:
             continue
         whole, unit, part = metrics[0].whole, metrics[0].unit, metrics[0].part
         title, parted_by = BREAKDOWNS.get(breakdown, (breakdown, ""))
-        group = {"title": title, "what": parted_by, "metric": whole, **_in_figures(unit), "items": []}
+        group = {"title": title, "about": parted_by, "axis": _axis(whole, unit), "items": []}
         span = str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
         label = PART_NAMES.get(breakdown, {}).get(part, part.replace("_", " "))
         groups.setdefault((whole, breakdown, unit), group)["items"].append([label, span, name])
     return list(groups.values())
+
+
+def _axis(name: str, unit: Unit) -> str:
+    """Return the label of an axis."""
+    return ", ".join(filter(None, (name, SCALES[unit].sign)))
 
 
 def _costs(table: Table) -> list[dict[str, Any]]:
@@ -237,25 +276,28 @@ def _costs(table: Table) -> list[dict[str, Any]]:
     rows = table.rows
     figures = []
     for prefix, suffix in (("", ""), (POSE, " with pose")):
-        macs = [cost_of(row, f"{prefix}macs") * 1e-6 for row in rows]
-        figures.append((f"MACs{suffix}", "M", "multiply-adds for one face", macs))
-        latency = prefix + LATENCY
+        macs, latency = f"{prefix}macs", prefix + LATENCY
+        values = [cost_of(row, macs) for row in rows]
+        figures.append((macs, f"MACs{suffix}", "M", "multiply-adds for one face", "Not measured", values))
         for machine in machines_of(table, latency):
             on_machine = [[run for run in row.runs if run.machine(latency) == machine] for row in rows]
             values = [cost_of(row_of(runs), latency) if runs else math.nan for runs in on_machine]
-            figures.append((f"Latency{suffix}", "ms", f"median at batch 1; {machine}", values))
+            about, missing = f"median at batch 1; {machine}", "Not measured on this machine"
+            figures.append((latency, f"Latency{suffix}", "ms", about, missing, values))
     return [
         {
             "title": title,
-            "unit": unit,
             "about": about,
-            "values": list(map(_plain, values)),
+            "axis": f"{title}, {unit}",
+            "missing": missing,
+            "values": [_plain(value, COSTS[cost][1]) for value in values],
+            "texts": [f"{rounded(value * COSTS[cost][1], COSTS[cost][2])} {unit}" for value in values],
             "fronts": {
                 metric: pareto([(x, row.value(metric)) for x, row in zip(values, rows, strict=True)])
-                for metric in NORMALISERS.values()
+                for metric in DISTRIBUTIONS
             },
         }
-        for title, unit, about, values in figures
+        for cost, title, unit, about, missing, values in figures
         if any(map(math.isfinite, values))
     ]
 
@@ -265,108 +307,186 @@ def _monitor(run: Run) -> str:
     return str(run.config.get(MONITOR, "val/nme_box"))
 
 
-def _units_of_curves(runs: Sequence[Run]) -> dict[str, Any]:
-    """Map the monitored metrics to their units in figures; an unknown metric has none.
+def _figures_of_curves(runs: Sequence[Run]) -> dict[str, Any]:
+    """Map the metrics of curves to the subtitle, the label of the axis and the factor of their figure.
 
     Runs that are still training have no records. They log the metrics that every layout has, so any layout will do.
     """
     units = {name: definition.unit for name, definition in definitions(example(IBUG68, tags=())).items()}
     units |= {name: metric.unit for run in runs for name, metric in run.metrics.items()}
-    metrics = {monitor: monitor.partition("/")[2] for monitor in map(_monitor, runs)}
-    return {monitor: _in_figures(units[name]) for monitor, name in metrics.items() if name in units}
+    figures = {LOSS: {"about": "of training batches", "axis": "loss", "factor": 1}}
+    for monitor in dict.fromkeys(map(_monitor, runs)):
+        unit, is_validated = units.get(monitor.partition("/")[2]), monitor.startswith("val/")
+        figures[monitor] = {
+            "about": "on the validation faces" if is_validated else "of training batches",
+            "axis": SCALES[unit].sign if unit else "value" if is_validated else "loss",
+            "factor": SCALES[unit].factor if unit else 1,
+        }
+    return figures
 
 
-def _curves_of(run: Run) -> dict[str, Any]:
-    """Return the data of a run's curves, or why they cannot be read."""
+def _figures_of_errors() -> list[dict[str, Any]]:
+    """Describe the figures of errors by normaliser."""
+    scale = SCALES["fraction"]
+    failure = {"at": scale.factor * FAILURE, "text": f"failure above {scale.factor * FAILURE:g} {scale.sign}"}
+    return [
+        {"metric": metric, "short": short, "about": about, "axis": _axis(metric, "fraction")}
+        | ({"failure": failure} if metric == "nme_ioc" else {})
+        for metric, (short, about) in DISTRIBUTIONS.items()
+    ]
+
+
+def _run_data(run: Run, figures: dict[str, Any], steps: dict[tuple[int, ...], int]) -> dict[str, Any]:
+    """Collect the name of a run and its curves, or why they cannot be read.
+
+    Args:
+        run: the run.
+        figures: result of :func:`_figures_of_curves`.
+        steps: numbers of the steps of all curves by their content; equal ones are embedded once.
+    """
+    data: dict[str, Any] = {"name": one_line(run.name), "curves": {}, "faults": []}
     try:
         curves = read_curves(RunFolder(run.folder).curves, [LOSS, _monitor(run)])
     except FileNotFoundError:
-        return {}
+        return data
     except (OSError, ValueError) as error:
-        return {"faults": [str(error)]}
-    thinned = {name: thin(*curve, CURVE_POINTS) for name, curve in curves.values.items()}
-    return {
-        "rate": curves.steps_per_epoch,
-        "curves": {name: [list(map(_plain, part)) for part in curve] for name, curve in thinned.items() if curve[0]},
-    }
+        return data | {"faults": [one_line(str(error))]}
+    for name, curve in curves.values.items():
+        if curve[0]:
+            places, values = thin(*curve, CURVE_POINTS)
+            place = steps.setdefault(tuple(map(round, places)), len(steps))
+            data["curves"][name] = [place, [_plain(value, figures[name]["factor"]) for value in values]]
+    return data | {"rate": curves.steps_per_epoch}
 
 
-def _errors_of(run: Run, first: Faces | None) -> tuple[dict[str, Any], Faces | None]:
-    """Encode the errors of a run in the order of the first run's faces: float32 in base64, NaN for a missing face."""
-    if not RunFolder(run.folder).faces.exists():
-        return {}, first
-    try:
-        faces = read_errors(run)
-    except (OSError, RunError) as error:
-        return {"faults": [str(error)]}, first
-    first = first or faces
-    rows_first, rows = shared(first, faces)
-    embedded = {}
-    for normaliser in NORMALISERS:
-        values = np.full(len(first.names), np.nan, "<f4")
-        with np.errstate(over="ignore"):  # a large error becomes infinite in float32
-            values[rows_first] = faces.errors[normaliser][rows]
-        embedded[normaliser] = base64.b64encode(values.tobytes()).decode()
-    return {"errors": embedded}, first
+def _read_faces(runs: Sequence[Run]) -> tuple[dict[int, Faces], dict[int, str]]:
+    """Read the errors of single faces.
+
+    Returns:
+        The faces of each run that has a readable ``faces.csv``, and why the others cannot be read, by index.
+    """
+    faces: dict[int, Faces] = {}
+    faults: dict[int, str] = {}
+    names: list[tuple[str, int]] = []
+    for place, run in enumerate(runs):
+        if RunFolder(run.folder).faces.exists():
+            try:
+                faces[place] = read_errors(run)
+            except (OSError, RunError) as error:
+                faults[place] = one_line(str(error))
+                continue
+            # Runs have the same names, which would take more memory than the errors.
+            names = names if faces[place].names == names else faces[place].names
+            faces[place] = faces[place]._replace(names=names)
+    return faces, faults
 
 
-def section_data(table: Table) -> dict[str, Any]:
-    """Collect the data of a table's figures for ``page.js``."""
+def _pairs(table: Table, faces: dict[int, Faces], named: Collection[Path]) -> dict[str, Any]:
+    """Compare all runs with the best ones and the named ones; empty if fewer than two runs have faces.
+
+    Args:
+        table: the table.
+        faces: faces by index of the run.
+        named: folders of runs that are always compared with all others.
+
+    Returns:
+        ``of``: entries by index of B and of A, each the index of a line and one row per metric: value, ends of the
+        interval, cells.
+    """
+    if len(faces) < 2:
+        return {}
+    best = list(faces)[: max(1, MOST_PAIRS // len(faces))]
+    others = [*best, *(place for place in faces if table.runs[place].folder in named and place not in best)]
+    lines: dict[str, int] = {}
+    columns: list[str] = []
+    axes: dict[str, str] = {}
+    of: dict[int, dict[int, Any]] = {}
+    for b in others:
+        records = table.runs[b].metrics
+        metrics = [name for name in paired_metrics(table.metrics) if name in records]
+        pairs = compare_faces(list(faces.values()), faces[b], metrics)
+        of[b] = {}
+        for a, pair in zip(faces, pairs, strict=True):
+            heading, *rows = pair_cells(pair, records)
+            axes |= {name: _axis("A - B", records[name].unit) for name in pair.differences}
+            columns = [cell.text for cell in heading]
+            numbers = [
+                _scaled(difference[:3], records[name].unit) if math.isfinite(difference.low) else [None] * 3
+                for name, difference in pair.differences.items()
+            ]
+            entries = [[*three, *(cell.text for cell in row)] for three, row in zip(numbers, rows, strict=True)]
+            if a != b:
+                of[b][a] = [lines.setdefault(pair_line(pair), len(lines)), entries]
+    remark = PAIR_REMARK
+    if len(others) < len(faces):
+        remark += (
+            f" B is one of the best {len(best)} runs or named by --pair: a page has at most {MOST_PAIRS} pairs. "
+            "compare.py --pair A B compares any two."
+        )
+    return {"lines": list(lines), "columns": columns, "metrics": list(axes.items()), "remark": remark, "of": of}
+
+
+def section_data(table: Table, figures: dict[str, Any], named: Collection[Path] = ()) -> dict[str, Any]:
+    """Collect the data of a table's figures for ``page.js``.
+
+    Args:
+        table: the table.
+        figures: result of :func:`_figures_of_curves`.
+        named: folders of the runs of ``--pair``.
+    """
     index = {id(run): position for position, run in enumerate(table.runs)}
     metrics = _metrics_of_figures(table)
     rows = [
         {
             "label": label,
             "runs": [index[id(run)] for run in row.runs],
-            "metrics": {
-                name: [_plain(row.value(name)), *_error_bar(row, name)] for name in metrics if name in row.metrics
-            },
+            "metrics": {name: _entry(row, name) for name in metrics if name in row.metrics},
         }
         for row, label in zip(table.rows, labels_of(table), strict=True)
     ]
-    runs, first, remaining = [], None, MAX_FACES
-    for run in table.runs:
-        errors: dict[str, Any] = {}
-        if remaining > 0:
-            errors, first = _errors_of(run, first)
-            remaining -= len(first.names) if first and "errors" in errors else 0
-        runs.append(_named(run, _curves_of(run), errors))
+    faces, faults = _read_faces(table.runs)
+    steps: dict[tuple[int, ...], int] = {}
+    runs = [_run_data(run, figures, steps) for run in table.runs]
+    for place, fault in faults.items():
+        runs[place]["faults"].append(fault)
+    for place, of_run in faces.items():
+        runs[place]["errors"] = {
+            name: _scaled(errors, "fraction") for name in DISTRIBUTIONS if (errors := distribution(of_run.errors[name]))
+        }
     return {
         "rows": rows,
         "runs": runs,
+        "steps": list(steps),
         "groups": _groups(table),
         "costs": _costs(table),
-        "small": remaining <= 0,
+        "pairs": _pairs(table, faces, named),
     }
 
 
-def _named(run: Run, *parts: dict[str, Any]) -> dict[str, Any]:
-    """Combine the embedded data of a run: its name, its read errors and its numbers."""
-    faults = [one_line(fault) for part in parts for fault in part.get("faults", [])]
-    numbers = {key: value for part in parts for key, value in part.items()}
-    return {"name": one_line(run.name), **numbers, "faults": faults}
-
-
-def _unmeasured_data(runs: Sequence[Run]) -> dict[str, Any]:
+def _unmeasured_data(runs: Sequence[Run], figures: dict[str, Any]) -> dict[str, Any]:
     """Collect the curves of runs without metrics."""
-    curves_of_runs = [(run, _curves_of(run)) for run in runs]
-    drawn = [(run, curves) for run, curves in curves_of_runs if curves.get("curves") or curves.get("faults")]
+    steps: dict[tuple[int, ...], int] = {}
+    data_of_runs = [(run, _run_data(run, figures, steps)) for run in runs]
+    drawn = [(run, data) for run, data in data_of_runs if data["curves"] or data["faults"]]
     return {
         "rows": [
             {"label": one_line(f"{STAMP.sub('', run.name)} ({run.state})"), "runs": [position], "metrics": {}}
             for position, (run, _) in enumerate(drawn)
         ],
-        "runs": [_named(run, curves) for run, curves in drawn],
+        "runs": [data for _, data in drawn],
+        "steps": list(steps),
         "groups": [],
         "costs": [],
-        "small": False,
+        "pairs": {},
     }
 
 
 # HTML
 
 
-def write_page(path: Path, runs: Sequence[Run], tables: Sequence[Table], pictures: int) -> None:
+def write_page(
+    path: Path, runs: Sequence[Run], tables: Sequence[Table], pictures: int, named: Sequence[Run] = ()
+) -> None:
     """Write the page.
 
     Args:
@@ -374,10 +494,12 @@ def write_page(path: Path, runs: Sequence[Run], tables: Sequence[Table], picture
         runs: all runs of the comparison.
         tables: result of :func:`facelab.comparison.group.compare`.
         pictures: number of runs per table whose worst faces are shown.
+        named: runs that are compared face by face with all others of their table; the best ones always are.
     """
     missing = [run for run in runs if not run.protocol]
-    sections = [section_data(table) for table in tables]
-    unmeasured = _unmeasured_data(missing)
+    curves = _figures_of_curves(runs)
+    sections = [section_data(table, curves, {run.folder for run in named}) for table in tables]
+    unmeasured = _unmeasured_data(missing, curves)
     body = [
         _section(number, heading, table, data, pictures)
         for number, (heading, table, data) in enumerate(zip(headings(tables), tables, sections, strict=True), start=1)
@@ -385,7 +507,7 @@ def write_page(path: Path, runs: Sequence[Run], tables: Sequence[Table], picture
     if missing:
         sections += [unmeasured] * bool(unmeasured["rows"])
         body.append(_unmeasured(runs, has_curves=bool(unmeasured["rows"]), number=len(sections)))
-    data = {"resamples": RESAMPLES, "drawn": DRAWN, "units": _units_of_curves(runs), "sections": sections}
+    data = {"drawn": DRAWN, "curves": curves, "errors": _figures_of_errors(), "sections": sections}
     text = _document(runs, tables, "\n".join(body), data)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
