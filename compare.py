@@ -5,19 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from facelab.comparison.grid import (
-    PAIR_REMARK,
-    Cell,
-    build_cells,
-    disagreement,
-    grid_without_numbers,
-    headings,
-    one_line,
-    pair_cells,
-    pair_line,
-    paired_metrics,
-    remarks,
-)
+from facelab.comparison.grid import Cell, build_cells, disagreement, grid_without_numbers, headings, one_line, remarks
 from facelab.comparison.group import MAIN, Table, compare, protocol_differences
 from facelab.comparison.published import official_sets
 from facelab.comparison.read import Run, read_runs
@@ -115,7 +103,7 @@ def main() -> None:
 
 def compare_two(runs: Sequence[Run], names: Sequence[str], columns: Sequence[str]) -> "tuple[Run, Run, Pair]":
     """Compare the two runs with these names."""
-    from facelab.comparison.pairs import choose, compare_pair
+    from facelab.comparison.pairs import choose, compare_pair, paired_metrics
 
     a, b = (choose(runs, name) for name in names)
     return a, b, compare_pair(a, b, paired_metrics(columns))
@@ -146,6 +134,8 @@ def show(console: "Console", runs: list[Run], tables: list[Table], *, each: bool
 
 def show_pair(console: "Console", a: Run, b: Run, pair: "Pair") -> None:
     """Print the differences of two runs on their common faces."""
+    from facelab.comparison.pairs import PAIR_REMARK, pair_cells, pair_line
+
     console.print(f"A {one_line(a.name)}\nB {one_line(b.name)}", style="bold")
     show_grid(console, pair_cells(pair, b.metrics))
     lines = [pair_line(pair), PAIR_REMARK]

@@ -2,11 +2,10 @@
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from facelab.comparison.group import (
-    MAIN,
     Row,
     Table,
     best,
@@ -21,12 +20,9 @@ from facelab.comparison.group import (
     row_setting,
     typed_apart,
 )
-from facelab.comparison.pairs import RESAMPLES, Pair
 from facelab.comparison.published import Published
 from facelab.comparison.read import LATENCY, POSE, Run, setting, value_text
 from facelab.errors import visible
-from facelab.metrics.landmarks import Difference
-from facelab.metrics.record import SCALES, Metric
 
 DESCRIBED = ("dataset", "split", "faces", "layout", "box", "flip_test", "pose")
 """Entries of a protocol with a place in the sentence of :func:`describe`."""
@@ -35,11 +31,8 @@ COSTS |= {
     f"{POSE}{name}": (f"with pose: {heading}", factor, decimals) for name, (heading, factor, decimals) in COSTS.items()
 }
 """Heading, factor and decimals of the column of a cost of one face, by its name in the files."""
-PAIR_REMARK = (
-    "p: twice the share of resamples in which the difference is zero or has the opposite sign. Better: the run with "
-    "the better value, if the interval excludes zero."
-)
-"""Explanation of the columns of :func:`pair_cells`."""
+
+
 LONGEST = 1000
 """Maximum number of characters shown of a name or a value."""
 
@@ -141,50 +134,10 @@ def build_cells(table: Table, *, with_single_runs: bool = False) -> list[list[Ce
                 line.append(_paper_cell(table, row, metric))
         line += [Cell(rounded(cost_of(row, name) * COSTS[name][1], COSTS[name][2]), number=True) for name in costs]
         cells.append(line + [Cell(_short(notes_of(row), 300))] * has_notes)
-    return _visible(cells)
+    return visible_cells(cells)
 
 
-def paired_metrics(columns: Sequence[str]) -> list[str]:
-    """List the metrics that are compared face by face: those shown by default, then further columns of a table."""
-    return list(dict.fromkeys([*MAIN, *columns]))
-
-
-def pair_cells(pair: Pair, records: Mapping[str, Metric]) -> list[list[Cell]]:
-    """Build the cells of the comparison of two runs, A and B: the headings, then one row per metric.
-
-    Args:
-        pair: the differences.
-        records: records of these metrics, which contain their units and directions.
-    """
-    heading = ["metric", "A - B", "95 % interval", "unit", "p", "faces", "A's error smaller", "better"]
-    cells = [[Cell(text, number=0 < column < len(heading) - 1) for column, text in enumerate(heading)]]
-    for name, difference in pair.differences.items():
-        value, low, high = (records[name].text(number, plus=True) for number in difference[:3])
-        texts = [
-            *(value, f"{low}..{high}", SCALES[records[name].unit].sign, rounded(difference.probability, 3)),
-            *(str(difference.faces), f"{100 * difference.smaller:.0f} %"),
-        ]
-        cells.append(
-            [Cell(name), *(Cell(text, number=True) for text in texts), Cell(_better(difference, records[name]))]
-        )
-    return _visible(cells)
-
-
-def _better(difference: Difference, record: Metric) -> str:
-    """Return which run of a pair is better, A or B; a dash if the interval contains zero or neither direction is."""
-    if record.better == "none" or not (difference.low > 0 or difference.high < 0):
-        return "-"
-    return "A" if (difference.low > 0) == (record.better == "higher") else "B"
-
-
-def pair_line(pair: Pair) -> str:
-    """Describe the faces of a comparison of two runs."""
-    return "Paired bootstrap, {} resamples of the {} common faces (of {} and {}).".format(
-        RESAMPLES, pair.common, *pair.faces
-    )
-
-
-def _visible(cells: list[list[Cell]]) -> list[list[Cell]]:
+def visible_cells(cells: list[list[Cell]]) -> list[list[Cell]]:
     """Apply :func:`one_line` to all cells."""
     return [[cell._replace(text=one_line(cell.text), below=one_line(cell.below)) for cell in line] for line in cells]
 
@@ -242,7 +195,7 @@ def grid_without_numbers(runs: Sequence[Run]) -> list[list[Cell]]:
         settings = _short(" ".join(run.typed or values), 200)
         rows.append([run.name, settings or "-", _short(run.state, 60), _short(run.reason, 300)])
     heading = ["run", "settings", "state", "reason for missing metrics"]
-    return _visible([[Cell(text) for text in row] for row in [heading, *rows]]) if rows else []
+    return visible_cells([[Cell(text) for text in row] for row in [heading, *rows]]) if rows else []
 
 
 def remarks(table: Table) -> list[str]:

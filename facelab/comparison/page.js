@@ -393,6 +393,8 @@ class Section {
     if (!this.drawn().length) this.legend.append(element("li", {}, element("span", { class: "quiet" }, "no run is drawn")));
     for (const box of this.boxes) {
       const { slot } = this.rows[box.dataset.row];
+      if (box.slot === slot) continue;
+      box.slot = slot;
       box.checked = known(slot);
       box.parentNode.querySelector("svg")?.remove();
       box.after(known(slot) ? swatch(slot) : shape("svg", { viewBox: "0 0 34 12", "aria-hidden": "true" }));

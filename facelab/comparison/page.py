@@ -23,7 +23,6 @@ from PIL import Image, UnidentifiedImageError
 
 from facelab.comparison.grid import (
     COSTS,
-    PAIR_REMARK,
     Cell,
     brief_setting,
     build_cells,
@@ -32,14 +31,19 @@ from facelab.comparison.grid import (
     headings,
     number_cell,
     one_line,
-    pair_cells,
-    pair_line,
-    paired_metrics,
     remarks,
     rounded,
 )
 from facelab.comparison.group import Row, Table, cost_of, machines_of, row_of, typed_apart
-from facelab.comparison.pairs import Faces, compare_faces, read_errors
+from facelab.comparison.pairs import (
+    PAIR_REMARK,
+    Faces,
+    compare_faces,
+    pair_cells,
+    pair_line,
+    paired_metrics,
+    read_errors,
+)
 from facelab.comparison.read import LATENCY, POSE, STAMP, Run
 from facelab.errors import RunError
 from facelab.faces.geometry import Array
@@ -63,8 +67,8 @@ DISTRIBUTIONS = {
 FAILURE = THRESHOLDS["08"]
 """Error ``nme_ioc`` above which a face is marked as a failure."""
 MOST_PAIRS = 1000
-"""Maximum number of pairs of runs in a page, to keep it small; a pair has 0.5 kB. In larger tables only the best runs are
-compared with all others."""
+"""Maximum number of pairs of runs per table, to keep the page small; a pair has 0.5 kB. In larger tables only the best
+runs are compared with all others."""
 DRAWN = 8
 """Number of rows that are drawn at first, one per colour."""
 LONG = 40
@@ -307,7 +311,7 @@ def _monitor(run: Run) -> str:
     return str(run.config.get(MONITOR, "val/nme_box"))
 
 
-def _figures_of_curves(runs: Sequence[Run]) -> dict[str, Any]:
+def figures_of_curves(runs: Sequence[Run]) -> dict[str, Any]:
     """Map the metrics of curves to the subtitle, the label of the axis and the factor of their figure.
 
     Runs that are still training have no records. They log the metrics that every layout has, so any layout will do.
@@ -341,7 +345,7 @@ def _run_data(run: Run, figures: dict[str, Any], steps: dict[tuple[int, ...], in
 
     Args:
         run: the run.
-        figures: result of :func:`_figures_of_curves`.
+        figures: result of :func:`figures_of_curves`.
         steps: numbers of the steps of all curves by their content; equal ones are embedded once.
     """
     data: dict[str, Any] = {"name": one_line(run.name), "curves": {}, "faults": []}
@@ -431,7 +435,7 @@ def section_data(table: Table, figures: dict[str, Any], named: Collection[Path] 
 
     Args:
         table: the table.
-        figures: result of :func:`_figures_of_curves`.
+        figures: result of :func:`figures_of_curves`.
         named: folders of the runs of ``--pair``.
     """
     index = {id(run): position for position, run in enumerate(table.runs)}
@@ -497,7 +501,7 @@ def write_page(
         named: runs that are compared face by face with all others of their table; the best ones always are.
     """
     missing = [run for run in runs if not run.protocol]
-    curves = _figures_of_curves(runs)
+    curves = figures_of_curves(runs)
     sections = [section_data(table, curves, {run.folder for run in named}) for table in tables]
     unmeasured = _unmeasured_data(missing, curves)
     body = [

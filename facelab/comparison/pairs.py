@@ -1,24 +1,34 @@
 """Comparison of runs face by face."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from facelab.comparison.grid import Cell, rounded, visible_cells
+from facelab.comparison.group import MAIN
 from facelab.comparison.read import Run
 from facelab.errors import RunError
 from facelab.faces.geometry import Array
 from facelab.files import resolve_links
 from facelab.metrics.face_table import ERRORS, NORMALISERS, read_faces
 from facelab.metrics.landmarks import Difference, common_faces, means_over_faces, paired_bootstrap
+from facelab.metrics.record import SCALES, Metric
 from facelab.run_folder import RunFolder
 
 RESAMPLES, SEED = 1000, 0
 """Number of resamples of the paired bootstrap, and the seed of its random numbers."""
 SAME_SIZE = 1e-3
 """Maximum relative difference of a face's true box between two runs: it allows rounding, but no other points."""
+
+
+PAIR_REMARK = (
+    "Differences of percentages are in percentage points. p: twice the share of resamples in which the difference is "
+    "zero or has the opposite sign. Better: the run with the better value, if the interval excludes zero."
+)
+"""Explanation of the columns of :func:`pair_cells`."""
 
 
 class Faces(NamedTuple):
@@ -124,6 +134,46 @@ def compare_pair(a: Run, b: Run, metrics: Sequence[str]) -> Pair:
     if not pair.differences:
         raise RunError(f"{a.name} and {b.name} have no metric in common; {b.name} has {', '.join(b.metrics) or 'none'}")
     return pair
+
+
+def paired_metrics(columns: Sequence[str]) -> list[str]:
+    """List the metrics that are compared face by face: those shown by default, then further columns of a table."""
+    return list(dict.fromkeys([*MAIN, *columns]))
+
+
+def pair_cells(pair: Pair, records: Mapping[str, Metric]) -> list[list[Cell]]:
+    """Build the cells of the comparison of two runs, A and B: the headings, then one row per metric.
+
+    Args:
+        pair: the differences.
+        records: records of these metrics, which contain their units and directions.
+    """
+    heading = ["metric", "A - B", "95 % interval", "unit", "p", "faces", "A's error smaller", "better"]
+    cells = [[Cell(text, number=0 < column < len(heading) - 1) for column, text in enumerate(heading)]]
+    for name, difference in pair.differences.items():
+        value, low, high = (records[name].text(number, plus=True) for number in difference[:3])
+        texts = [
+            *(value, f"{low}..{high}", SCALES[records[name].unit].sign, rounded(difference.probability, 3)),
+            *(str(difference.faces), f"{100 * difference.smaller:.0f} %"),
+        ]
+        cells.append(
+            [Cell(name), *(Cell(text, number=True) for text in texts), Cell(_better(difference, records[name]))]
+        )
+    return visible_cells(cells)
+
+
+def _better(difference: Difference, record: Metric) -> str:
+    """Return which run of a pair is better, A or B; a dash if the interval contains zero or neither direction is."""
+    if record.better == "none" or not (difference.low > 0 or difference.high < 0):
+        return "-"
+    return "A" if (difference.low > 0) == (record.better == "higher") else "B"
+
+
+def pair_line(pair: Pair) -> str:
+    """Describe the faces of a comparison of two runs."""
+    return "Paired bootstrap, {} resamples of the {} common faces (of {} and {}).".format(
+        RESAMPLES, pair.common, *pair.faces
+    )
 
 
 def choose(runs: Sequence[Run], text: str) -> Run:

@@ -365,18 +365,25 @@ def paired_bootstrap(a: Array, b: Array, statistic: Statistic, resamples: int, s
         faces = common[runs[0]]
         drawn = _resampled_means(numbers[runs][:, faces], resamples, seed)
         for run, means in zip(runs, drawn, strict=True):
-            value = float(nanmean(numbers[run, faces]))
-            smaller = float(nanmean((a[run] < b)[faces]))
-            differences[run] = _difference(value, means, int(faces.sum()), smaller)
+            differences[run] = _difference(numbers[run, faces], means, (a[run] < b)[faces])
     return [differences[run] for run in range(len(a))]
 
 
-def _difference(value: float, drawn: Array, faces: int, smaller: float) -> Difference:
-    """Compute the interval and the probability of a difference from the differences ``(R,)`` of its resamples."""
-    if not math.isfinite(value):
-        return Difference(value, math.nan, math.nan, math.nan, faces, smaller)
-    smaller_side = 1 + min((drawn <= 0).sum(), (drawn >= 0).sum())
-    return Difference(value, *_interval(drawn), min(1.0, float(2 * smaller_side / (len(drawn) + 1))), faces, smaller)
+def _difference(numbers: Array, drawn: Array, smaller: Array) -> Difference:
+    """Summarise a difference.
+
+    Args:
+        numbers: ``(F,)`` differences of the faces.
+        drawn: ``(R,)`` differences of the resamples.
+        smaller: ``(F,)`` whether a has the smaller error.
+    """
+    value = float(numbers.mean()) if len(numbers) else math.nan
+    low, high, probability = math.nan, math.nan, math.nan
+    if math.isfinite(value):
+        low, high = _interval(drawn)
+        smaller_side = 1 + min((drawn <= 0).sum(), (drawn >= 0).sum())
+        probability = min(1.0, float(2 * smaller_side / (len(drawn) + 1)))
+    return Difference(value, low, high, probability, len(numbers), float(nanmean(smaller)))
 
 
 def common_faces(a: Array, b: Array) -> tuple[Array, Array]:
