@@ -187,7 +187,10 @@ def _label(row: Row, table: Table, typed: str) -> str:
 
 
 def _plain(value: float, factor: float = 1) -> float | None:
-    """Scale a number and round it to four digits, as precise as pixels; None for NaN and infinity."""
+    """Scale a number to draw and round it to four digits; None for NaN and infinity.
+
+    With the two decimals of a table, a mark in a narrow range would move by pixels.
+    """
     return float(f"{factor * value:.4g}") if math.isfinite(value) else None
 
 
@@ -207,7 +210,6 @@ def _entry(row: Row, metric: str) -> list[Any]:
         deviation = row.deviations.get(metric, math.nan)
         low, high = value - deviation, value + deviation
     text = " ".join(filter(None, (cell.text, SCALES[record.unit].sign, f"({cell.below})" * bool(cell.below))))
-    # A number of more digits than a table: bars of a narrow range would move by pixels.
     numbers = (value, low, high) if math.isfinite(low) and math.isfinite(high) else (value, math.nan, math.nan)
     return [*_scaled(numbers, record.unit), text]
 

@@ -421,7 +421,8 @@ def _resampled_means(numbers: Array, resamples: int, seed: int) -> Array:
     runs, faces = numbers.shape
     if not faces:
         return np.full((runs, resamples), np.nan)
-    counts, block = _counts(faces, resamples, seed), max(1, BLOCK // faces)
+    counts = _counts(faces, resamples, seed)
+    block = max(1, 16 * BLOCK // faces)  # small products are slow, as the threads of each wait for one another
     with np.errstate(invalid="ignore"):  # an infinite number that is not drawn
         parts = [numbers @ counts[start : start + block].T.astype(np.float64) for start in range(0, resamples, block)]
     return np.concatenate(parts, axis=-1) / faces

@@ -55,8 +55,7 @@ class Metric(NamedTuple):
         ('4.57', '+0.03')
         """
         scale = SCALES[self.unit]
-        # z: no minus before a number that is rounded to zero.
-        return "-" if math.isnan(number) else f"{scale.factor * number:{'+' * plus}z.{scale.decimals}f}"
+        return "-" if math.isnan(number) else f"{scale.factor * number:{'+' * plus}.{scale.decimals}f}"
 
 
 def as_json(metric: Metric) -> dict[str, Any]:
