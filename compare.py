@@ -48,7 +48,7 @@ def parse() -> argparse.Namespace:
         type=Path,
         metavar="FILE",
         help="also write a self-contained page: tables, curves, error distributions, error against cost, face-by-face "
-        "comparison of any two runs, worst faces",
+        "comparison with the best runs and those of --pair, worst faces",
     )
     parser.add_argument(
         "--pictures",
@@ -80,7 +80,7 @@ def main() -> None:
     try:
         runs = read_runs(options.runs)
         tables = compare(runs, options.metrics)
-        pair = compare_two(runs, options.pair) if options.pair else None
+        pair = compare_two(runs, options.pair, options.metrics or ()) if options.pair else None
         if options.csv:
             write_csv(options.csv, runs, tables)
         if options.markdown:
@@ -88,7 +88,7 @@ def main() -> None:
         if options.html:
             from facelab.comparison.page import write_page
 
-            write_page(options.html, runs, tables, options.pictures)
+            write_page(options.html, runs, tables, options.pictures, pair[:2] if pair else ())
     except (FacelabError, OSError) as error:
         raise SystemExit(str(error)) from error
     console = open_console()
@@ -101,12 +101,12 @@ def main() -> None:
         console.print("--html FILE writes a page with curves, distributions and face-by-face comparisons", style="dim")
 
 
-def compare_two(runs: Sequence[Run], names: Sequence[str]) -> "tuple[Run, Run, Pair]":
+def compare_two(runs: Sequence[Run], names: Sequence[str], columns: Sequence[str]) -> "tuple[Run, Run, Pair]":
     """Compare the two runs with these names."""
-    from facelab.comparison.pairs import choose, compare_pair
+    from facelab.comparison.pairs import choose, compare_pair, paired_metrics
 
     a, b = (choose(runs, name) for name in names)
-    return a, b, compare_pair(a, b)
+    return a, b, compare_pair(a, b, paired_metrics(columns))
 
 
 def open_console() -> "Console":
@@ -134,25 +134,11 @@ def show(console: "Console", runs: list[Run], tables: list[Table], *, each: bool
 
 def show_pair(console: "Console", a: Run, b: Run, pair: "Pair") -> None:
     """Print the differences of two runs on their common faces."""
-    from facelab.comparison.pairs import RESAMPLES
+    from facelab.comparison.pairs import PAIR_REMARK, pair_cells, pair_line
 
     console.print(f"A {one_line(a.name)}\nB {one_line(b.name)}", style="bold")
-    rows = [[Cell("A - B"), *(Cell(text, number=True) for text in ("%", "95 % interval", "p", "faces"))]]
-    for metric, difference in pair.differences.items():
-        numbers = (f"{100 * difference.value:+.2f}", f"{100 * difference.low:+.2f}..{100 * difference.high:+.2f}")
-        rows.append(
-            [
-                Cell(metric),
-                *(
-                    Cell(text, number=True)
-                    for text in (*numbers, f"{difference.probability:.3f}", f"{difference.faces}")
-                ),
-            ]
-        )
-    show_grid(console, rows)
-    lines = [f"Paired bootstrap, {RESAMPLES} resamples of the {pair.common} common faces"]
-    lines[0] += " (of {} and {}).".format(*pair.faces)
-    lines.append("p: twice the share of resamples in which the difference is zero or has the opposite sign.")
+    show_grid(console, pair_cells(pair, b.metrics))
+    lines = [pair_line(pair), PAIR_REMARK]
     if parts := protocol_differences([a.protocol, b.protocol]):
         lines.append(f"Their protocols differ in {', '.join(map(one_line, parts))}.")
     console.print("\n".join(lines) + "\n", style="dim")

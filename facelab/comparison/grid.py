@@ -129,20 +129,20 @@ def build_cells(table: Table, *, with_single_runs: bool = False) -> list[list[Ce
         line = [Cell(row.name), *([Cell(overrides[row.runs[0].folder] or "-")] if overrides else [])]
         line += [Cell(brief_setting(row, key) or "-") for key in table.settings]
         for metric in table.metrics:
-            line.append(_number_cell(row, metric, winners[metric] is row))
+            line.append(number_cell(row, metric, bold=winners[metric] is row))
             if metric in with_paper:
                 line.append(_paper_cell(table, row, metric))
-        line += [Cell(_rounded(cost_of(row, name) * COSTS[name][1], COSTS[name][2]), number=True) for name in costs]
+        line += [Cell(rounded(cost_of(row, name) * COSTS[name][1], COSTS[name][2]), number=True) for name in costs]
         cells.append(line + [Cell(_short(notes_of(row), 300))] * has_notes)
-    return _visible(cells)
+    return visible_cells(cells)
 
 
-def _visible(cells: list[list[Cell]]) -> list[list[Cell]]:
+def visible_cells(cells: list[list[Cell]]) -> list[list[Cell]]:
     """Apply :func:`one_line` to all cells."""
     return [[cell._replace(text=one_line(cell.text), below=one_line(cell.below)) for cell in line] for line in cells]
 
 
-def _number_cell(row: Row, metric: str, bold: bool) -> Cell:
+def number_cell(row: Row, metric: str, *, bold: bool = False) -> Cell:
     """Format a metric of a row, with its deviation or interval below."""
     if not (record := row.metrics.get(metric)):
         return Cell("-", number=True)
@@ -160,7 +160,7 @@ def _paper_cell(table: Table, row: Row, metric: str) -> Cell:
     return Cell(record.text(paper_value(table, row, metric)) if record else "-", number=True)
 
 
-def _rounded(value: float, decimals: int) -> str:
+def rounded(value: float, decimals: int) -> str:
     """Format a number with so many decimals; NaN is a dash."""
     return "-" if math.isnan(value) else f"{value:.{decimals}f}"
 
@@ -195,7 +195,7 @@ def grid_without_numbers(runs: Sequence[Run]) -> list[list[Cell]]:
         settings = _short(" ".join(run.typed or values), 200)
         rows.append([run.name, settings or "-", _short(run.state, 60), _short(run.reason, 300)])
     heading = ["run", "settings", "state", "reason for missing metrics"]
-    return _visible([[Cell(text) for text in row] for row in [heading, *rows]]) if rows else []
+    return visible_cells([[Cell(text) for text in row] for row in [heading, *rows]]) if rows else []
 
 
 def remarks(table: Table) -> list[str]:

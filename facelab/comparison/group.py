@@ -293,7 +293,8 @@ def _apart(a: Row, b: Row, metric: str) -> bool:
 def paper_value(table: Table, row: Row, metric: str) -> float:
     """Return the published result for a row's method and settings on these faces; NaN if there is none."""
     config = row.runs[0].config
-    method, settings = class_name(config.get(MODEL)).lower(), {f"{key}={value}" for key, value in config.items()}
+    method = class_name(config.get(MODEL)).lower()
+    settings = {f"{key}={value}".replace(" ", "") for key, value in config.items()}  # a list without its spaces
     values = (
         entry.value
         for entry in table.published

@@ -15,8 +15,6 @@ const MARKS = [
   "M0 4.6L4.4-3.3h-8.8Z", PLUS, PLUS, "M-5-1.7h10v3.4h-10Z",
 ];
 const TURNED = 6; // index of the mark that is a plus rotated into a cross
-const NORMALISERS = { box: "nme_box", ioc: "nme_ioc" };
-const DIVISORS = { box: "normalised by the size of the true box", ioc: "normalised by the distance of the outer eye corners" };
 
 // Elements
 
@@ -56,14 +54,10 @@ function swatch(slot) {
   return svg;
 }
 
-// Numbers
+// Axes
 
 const round = (value) => Math.round(value * 10) / 10;
-const known = (value) => value !== null && value !== undefined && Number.isFinite(value);
-const percent = (value) => (100 * value).toFixed(2);
-const shown = (value, { factor, decimals }) => (factor * value).toFixed(decimals);
-const withUnit = (text, { unit }) => [text, unit].filter(Boolean).join(" ");
-const signed = (value) => `${value < 0 ? "−" : "+"}${percent(Math.abs(value))}`;
+const known = (value) => value !== null && value !== undefined;
 
 function niceStep(span, count) {
   const rough = span / count, power = 10 ** Math.floor(Math.log10(rough));
@@ -94,36 +88,35 @@ function scale(values, from, to, { zero = false, log = "auto", ticks = 5, pad = 
   return { at, marks, log: false, end: high };
 }
 
-const tickText = (value, factor) => String(Number((value * factor).toPrecision(4))).replace("-", "−");
+const tickText = (value) => String(Number(value.toPrecision(4))).replace("-", "−");
 
 // Figures
 
 const LEFT = 44, RIGHT = 12, TOP = 22, BOTTOM = 34;
 
 /** Draw an empty plot with axes, grid and labels, and return its elements and scales for the series. */
-function plot(figure, { x, y, left = LEFT, height = null }) {
-  const width = widthOf(figure);
-  height ??= Math.round(Math.min(300, Math.max(210, 0.46 * width)));
-  const X = scale(x.values, left, width - RIGHT, x), Y = scale(y.values, height - BOTTOM, TOP, y);
+function plot(figure, { x, y }) {
+  const width = widthOf(figure), height = Math.round(Math.min(300, Math.max(210, 0.46 * width)));
+  const X = scale(x.values, LEFT, width - RIGHT, x), Y = scale(y.values, height - BOTTOM, TOP, y);
   const svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": figure.dataset.title });
   for (const value of Y.marks) {
     const at = round(Y.at(value));
-    svg.append(shape("line", { x1: left, x2: width - RIGHT, y1: at, y2: at, class: "gridline" }));
-    svg.append(shape("text", { x: left - 6, y: at + 4, "text-anchor": "end" }, tickText(value, y.factor ?? 1)));
+    svg.append(shape("line", { x1: LEFT, x2: width - RIGHT, y1: at, y2: at, class: "gridline" }));
+    svg.append(shape("text", { x: LEFT - 6, y: at + 4, "text-anchor": "end" }, tickText(value)));
   }
   svg.append(shape("text", { x: 0, y: 11 }, y.label + (Y.log ? " (log scale)" : "")));
-  bottomAxis(svg, X, left, width - RIGHT, height - BOTTOM, x);
+  bottomAxis(svg, X, LEFT, width - RIGHT, height - BOTTOM, x.label);
   figure.append(svg);
-  return { svg, X: X.at, Y: Y.at, end: X.end, width, height, left };
+  return { svg, X: X.at, Y: Y.at, end: X.end, width, height };
 }
 
 const widthOf = (figure) => Math.max(260, Math.round(figure.clientWidth || 440));
 
-function bottomAxis(svg, X, from, to, y, { label, factor = 1 }) {
+function bottomAxis(svg, X, from, to, y, label) {
   svg.append(shape("line", { x1: from, x2: to, y1: y, y2: y, class: "axis" }));
   let last = -Infinity;
   for (const value of X.marks) {
-    const at = round(X.at(value)), text = tickText(value, factor);
+    const at = round(X.at(value)), text = tickText(value);
     svg.append(shape("line", { x1: at, x2: at, y1: y, y2: y + 4, class: "axis" }));
     if (at - last < text.length * 6.5 + 8) continue;
     svg.append(shape("text", { x: at, y: y + 16, "text-anchor": "middle" }, text));
@@ -152,17 +145,17 @@ function drawCurves(figure, section, name) {
   const found = [];
   for (const row of section.drawn())
     for (const place of row.runs) {
-      const run = section.runs[place], curve = run.curves?.[name];
-      if (!curve) continue;
-      const xs = section.options.x === "step" ? curve[0] : curve[0].map((step) => (step + 1) / run.rate);
-      const points = xs.map((x, i) => [x, curve[1][i]]).filter(([, y]) => known(y));
+      const run = section.runs[place], [steps, values] = run.curves[name] ?? [];
+      if (!values) continue;
+      const xs = section.options.x === "step" ? section.steps[steps] : section.steps[steps].map((step) => (step + 1) / run.rate);
+      const points = xs.map((x, i) => [x, values[i]]).filter(([, y]) => known(y));
       if (points.length) found.push({ row, run, points });
     }
   if (!found.length) return figure.append(element("p", {}, "None of the drawn runs logged this metric."));
-  const all = found.flatMap(({ points }) => points), unit = DATA.units[name] ?? { unit: name.startsWith("val/") ? "value" : "loss", factor: 1 };
+  const all = found.flatMap(({ points }) => points);
   const { svg, X, Y } = plot(figure, {
     x: { values: all.map(([x]) => x), zero: true, label: section.options.x, log: false },
-    y: { values: all.map(([, y]) => y), label: unit.unit, factor: unit.factor },
+    y: { values: all.map(([, y]) => y), label: DATA.curves[name].axis },
   });
   for (const { row, run, points } of found) {
     const at = points.map(([x, y]) => [X(x), Y(y)]);
@@ -172,98 +165,94 @@ function drawCurves(figure, section, name) {
   }
 }
 
-function drawDistribution(figure, section, normaliser) {
+/** Draw cumulative distributions: element i of a run's errors is the error that i % of its faces do not exceed. */
+function drawDistribution(figure, section, { metric, axis, failure }) {
   const found = [], without = [];
   for (const row of section.drawn()) {
-    const sets = row.runs.map((place) => section.errors(place, normaliser)).filter((errors) => errors?.length);
-    if (sets.length) found.push({ row, sets }); else without.push(row.label);
+    const sets = row.runs.map((place) => section.runs[place].errors?.[metric]).filter(Boolean);
+    if (sets.length) found.push({ row, sets }); else without.push(row);
   }
   if (found.length) {
-    const high = (errors) => errors[Math.ceil(0.95 * errors.length) - 1];
-    const tails = found.flatMap(({ sets }) => sets.map(high)).sort((a, b) => a - b);
-    const end = Math.min(tails.at(-1), 3 * tails[0]) || 0.1;
-    const { svg, X, Y, end: last, height } = plot(figure, {
-      x: { values: [0, end], zero: true, log: false, label: "error of a face, %", factor: 100 },
-      y: { values: [0, 1], zero: true, label: "share of faces, %", factor: 100 },
+    const tails = found.flatMap(({ sets }) => sets.map((errors) => errors[95])).filter(known).sort((a, b) => a - b);
+    const { svg, X, Y, end, height } = plot(figure, {
+      x: { values: [0, Math.min(tails.at(-1), 3 * tails[0]) || 10], zero: true, log: false, label: axis },
+      y: { values: [0, 100], zero: true, label: "share of faces, %" },
     });
-    if (normaliser === "ioc" && last > 0.08) {
-      svg.append(shape("line", { x1: X(0.08), x2: X(0.08), y1: TOP, y2: height - BOTTOM, class: "front" }));
-      const [dx, anchor] = X(0.08) < 170 ? [5, "start"] : [-5, "end"];
-      svg.append(shape("text", { x: X(0.08) + dx, y: height - BOTTOM - 6, "text-anchor": anchor }, "failure above 8 %"));
+    if (failure && end > failure.at) {
+      const x = X(failure.at), [dx, anchor] = x < 170 ? [5, "start"] : [-5, "end"];
+      svg.append(shape("line", { x1: x, x2: x, y1: TOP, y2: height - BOTTOM, class: "front" }));
+      svg.append(shape("text", { x: x + dx, y: height - BOTTOM - 6, "text-anchor": anchor }, failure.text));
     }
     for (const { row, sets } of found)
       for (const errors of sets) {
-        const at = [];
-        let count = 0;
-        for (let i = 0; i <= 160; i++) {
-          const x = (last * i) / 160;
-          while (count < errors.length && errors[count] <= x) count++;
-          at.push([X(x), Y(count / errors.length)]);
+        const points = [[0, 0], ...errors.map((error, share) => [error, share]).filter(([error]) => known(error))];
+        const past = points.findIndex(([error]) => error > end); // the curve ends between this point and the one before
+        if (past > 0) {
+          const [[x0, y0], [x1, y1]] = points.slice(past - 1);
+          points.splice(past, Infinity, [end, y0 + ((end - x0) / (x1 - x0)) * (y1 - y0)]);
         }
-        const heights = [0, 1, 2].map((i) => Y((i + (row.slot % COLOURS) / COLOURS + 0.1) / 3));
+        const at = points.map(([x, y]) => [X(x), Y(y)]);
+        const heights = [0, 1, 2].map((i) => Y((100 * (i + (row.slot % COLOURS) / COLOURS + 0.1)) / 3));
         const marks = (errors === sets[0] ? heights : []).map((height) => at.find(([, y]) => y <= height)).filter(Boolean);
         series(svg, row, line(row.slot, at, { opacity: sets.length > 1 ? 0.7 : 1 }), ...marks.map(([x, y]) => mark(row.slot, x, y)), title(row.label));
       }
   }
-  missing(figure, section.small ? "Errors of single faces are missing, or omitted to keep the page small" : "Errors of single faces are missing", without);
+  missing(figure, "Errors of single faces are missing", section.named(without));
 }
 
-function drawGroup(figure, section, group) {
-  const rows = section.drawn();
-  const value = (row, metric) => row.metrics[metric] ?? [null, null, null];
-  const values = rows.flatMap((row) => group.items.flatMap(([, , metric]) => value(row, metric))).filter(known);
-  if (!values.length) return figure.append(element("p", {}, "None of the drawn runs has these metrics."));
+/** Draw values with intervals: a band per item, and in it a mark for each entry [value, low, high, text] of each row. */
+function drawIntervals(figure, rows, items, axis, entriesOf, { zero = false } = {}) {
   const step = rows.length > 1 ? Math.min(9, 60 / rows.length) : 0, band = Math.max(24, step * rows.length + 8);
-  const top = 4, bottom = top + band * group.items.length;
-  const widest = Math.max(...group.items.map(([label, count]) => label.length + count.length + 3));
+  const found = rows.map((row) => items.map((item) => entriesOf(row, item).filter(([value]) => known(value))));
+  const values = found.flat(2).flatMap((entry) => entry.slice(0, 3)).filter(known);
+  if (!values.length) return figure.append(element("p", {}, "None of the drawn runs has these numbers."));
+  const top = 4, bottom = top + band * items.length;
+  const widest = Math.max(...items.map(([label, count]) => label.length + count.length + 3));
   const width = widthOf(figure), left = Math.min(0.5 * width, widest * 6.2 + 10);
-  const X = scale(values, left, width - RIGHT, { pad: 0.04, log: false, ticks: width < 360 ? 4 : 6 });
+  const X = scale(zero ? [0, ...values] : values, left, width - RIGHT, { pad: 0.04, log: false, ticks: width < 360 ? 4 : 6 });
   const svg = shape("svg", { viewBox: `0 0 ${width} ${bottom + BOTTOM}`, role: "img", "aria-label": figure.dataset.title });
   for (const value of X.marks) svg.append(shape("line", { x1: round(X.at(value)), x2: round(X.at(value)), y1: top, y2: bottom, class: "gridline" }));
-  bottomAxis(svg, X, left, width - RIGHT, bottom, { label: [group.metric, group.unit].filter(Boolean).join(", "), factor: group.factor });
-  group.items.forEach(([label, count], i) => {
+  if (zero) svg.append(shape("line", { x1: X.at(0), x2: X.at(0), y1: top, y2: bottom, class: "front" }));
+  bottomAxis(svg, X, left, width - RIGHT, bottom, axis);
+  items.forEach(([label, count], i) => {
     const middle = top + band * (i + 0.5);
     if (i) svg.append(shape("line", { x1: 0, x2: width - RIGHT, y1: top + band * i, y2: top + band * i, class: "gridline" }));
     svg.append(shape("text", { x: 0, y: middle + 4, class: "strong" }, label));
     svg.append(shape("text", { x: left - 10, y: middle + 4, "text-anchor": "end" }, count));
   });
   rows.forEach((row, j) => {
-    const drawn = [];
-    group.items.forEach(([label, , metric], i) => {
-      const [mean, low, high] = value(row, metric);
-      if (!known(mean)) return;
-      const y = top + band * (i + 0.5) + (j - (rows.length - 1) / 2) * step;
-      if (known(low))
-        drawn.push(shape("line", { x1: X.at(low), x2: X.at(high), y1: y, y2: y, stroke: colour(row.slot), "stroke-width": 1.4 }));
-      drawn.push(mark(row.slot, X.at(mean), y, `${row.label}, ${label}: ${withUnit(shown(mean, group), group)}${known(low) ? `, ${shown(low, group)} to ${shown(high, group)}` : ""}`));
-    });
+    const drawn = found[j].flatMap((entries, i) => entries.flatMap(([value, low, high, text]) => {
+      const y = round(top + band * (i + 0.5) + (j - (rows.length - 1) / 2) * step);
+      const bar = known(low) ? [shape("line", { x1: X.at(low), x2: X.at(high), y1: y, y2: y, stroke: colour(row.slot), "stroke-width": 1.4 })] : [];
+      return [...bar, mark(row.slot, X.at(value), y, [row.label, items[i][0], text].filter(Boolean).join(": "))];
+    }));
     series(svg, row, ...drawn);
   });
   figure.append(svg);
 }
 
 function drawCost(figure, section, cost) {
-  const metric = NORMALISERS[section.options.error];
-  const points = section.rows.map((row, i) => ({ row, x: cost.values[i], y: row.metrics[metric]?.[0], ends: row.metrics[metric]?.slice(1).filter(known) ?? [] }));
-  const shown = points.filter(({ x, y }) => known(x) && known(y));
+  const { metric, axis } = DATA.errors[section.options.error];
+  const points = section.rows.map((row, i) => ({ row, x: cost.values[i], cost: cost.texts[i], entry: row.metrics[metric] ?? [] }));
+  const shown = points.filter(({ x, entry: [y] }) => known(x) && known(y));
   if (shown.length) {
-    const { svg, X, Y, width, left } = plot(figure, {
-      x: { values: shown.map(({ x }) => x), label: `${cost.title}, ${cost.unit}`, pad: 0.06 },
-      y: { values: shown.flatMap(({ y, ends }) => [y, ...ends]), label: `${metric}, %`, factor: 100, log: false, pad: 0.06 },
+    const { svg, X, Y, width } = plot(figure, {
+      x: { values: shown.map(({ x }) => x), label: cost.axis, pad: 0.06 },
+      y: { values: shown.flatMap(({ entry }) => entry.slice(0, 3)).filter(known), label: axis, log: false, pad: 0.06 },
     });
     const front = cost.fronts[metric].map((place) => points[place]);
-    const steps = front.flatMap(({ x, y }, i) => (i ? [[X(x), Y(front[i - 1].y)], [X(x), Y(y)]] : [[X(x), Y(y)]]));
+    const steps = front.flatMap(({ x, entry: [y] }, i) => [...(i ? [[X(x), Y(front[i - 1].entry[0])]] : []), [X(x), Y(y)]]);
     svg.append(line(0, steps, { class: "front", stroke: "currentColor", "stroke-dasharray": "3 3" }));
-    const taken = shown.map(({ x, y }) => ({ x0: X(x) - 6, x1: X(x) + 6, y0: Y(y) - 6, y1: Y(y) + 6 }));
-    for (const { row, x, y, ends } of shown.sort((a, b) => known(a.row.slot) - known(b.row.slot))) {
-      const text = `${row.label}: ${percent(y)} % at ${x} ${cost.unit}`;
-      if (!known(row.slot)) { svg.append(shape("circle", { cx: X(x), cy: Y(y), r: 2.6, class: "rest" }, title(text))); continue; }
-      const bar = ends.length ? [shape("line", { x1: X(x), x2: X(x), y1: Y(ends[0]), y2: Y(ends[1]), stroke: colour(row.slot) })] : [];
-      series(svg, row, ...bar, mark(row.slot, X(x), Y(y), text));
+    const taken = shown.map(({ x, entry: [y] }) => ({ x0: X(x) - 6, x1: X(x) + 6, y0: Y(y) - 6, y1: Y(y) + 6 }));
+    for (const { row, x, cost, entry: [y, low, high, text] } of shown.sort((a, b) => known(a.row.slot) - known(b.row.slot))) {
+      const words = `${row.label}: ${text} at ${cost}`;
+      if (!known(row.slot)) { svg.append(shape("circle", { cx: X(x), cy: Y(y), r: 2.6, class: "rest" }, title(words))); continue; }
+      const bar = known(low) ? [shape("line", { x1: X(x), x2: X(x), y1: Y(low), y2: Y(high), stroke: colour(row.slot) })] : [];
+      series(svg, row, ...bar, mark(row.slot, X(x), Y(y), words));
     }
-    for (const { row, x, y } of front) placeLabel(svg, withoutSeeds(row.label), X(x), Y(y), taken, left, width);
+    for (const { row, x, entry: [y] } of front) placeLabel(svg, withoutSeeds(row.label), X(x), Y(y), taken, LEFT, width);
   }
-  missing(figure, `Not measured${cost.title.startsWith("MACs") ? "" : " on this machine"}`, section.named(points.filter(({ x }) => !known(x)).map(({ row }) => row)));
+  missing(figure, cost.missing, section.named(points.filter(({ x }) => !known(x)).map(({ row }) => row)));
 }
 
 const withoutSeeds = (label) => label.replace(/ \(\d+ seeds\)$/, "");
@@ -284,65 +273,26 @@ function placeLabel(svg, text, x, y, taken, left, right) {
 
 // Comparison of two runs face by face
 
-/** Return a generator of reproducible random numbers in [0, 1) (mulberry32). */
-function generator(seed) {
-  return () => {
-    seed = (seed + 0x6d2b79f5) | 0;
-    let t = Math.imul(seed ^ (seed >>> 15), 1 | seed);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
-  };
+const NUMBERS = 3; // value, low and high before the texts of the cells
+
+function tableOfPair({ columns, lines }, [line, entries]) {
+  const cells = (name, texts) => texts.map((text, i) => element(name, i && i < texts.length - 1 ? { class: "number" } : {}, text));
+  const body = entries.map((entry) => element("tr", {}, ...cells("td", entry.slice(NUMBERS))));
+  const table = element("table", {}, element("thead", {}, element("tr", {}, ...cells("th", columns))), element("tbody", {}, ...body));
+  return [element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Differences" }, table), element("p", { class: "quiet note" }, lines[line])];
 }
 
-/** Compute the mean difference on common faces, its 95 % interval, and twice the share of resamples on the other side of zero. */
-function pairedBootstrap(a, b, resamples) {
-  const differences = [];
-  let better = 0;
-  for (let i = 0; i < a.length; i++) {
-    if (Number.isNaN(a[i]) || Number.isNaN(b[i])) continue;
-    differences.push(a[i] - b[i]);
-    better += a[i] < b[i];
-  }
-  const count = differences.length, random = generator(1), means = [];
-  const mean = differences.reduce((sum, value) => sum + value, 0) / count;
-  for (let draw = 0; draw < resamples; draw++) {
-    let sum = 0;
-    for (let i = 0; i < count; i++) sum += differences[Math.floor(random() * count)];
-    means.push(sum / count);
-  }
-  means.sort((first, second) => first - second);
-  const end = (q) => means[Math.ceil(q * resamples) - 1];
-  const beyond = 1 + Math.min(means.filter((value) => value <= 0).length, means.filter((value) => value >= 0).length);
-  return { mean, low: end(0.025), high: end(0.975), p: Math.min(1, (2 * beyond) / (resamples + 1)), count, better: better / count, means };
-}
-
-function drawPair(box, section) {
-  const [a, b] = [...box.querySelectorAll("select")].map((select) => section.raw(Number(select.value), section.options.error));
-  const output = box.querySelector("output"), figure = box.querySelector("figure");
-  figure.replaceChildren();
-  const found = pairedBootstrap(a, b, DATA.resamples);
-  if (!Number.isFinite(found.mean)) { output.textContent = "The difference is undefined: there is no common face, or an error is infinite."; return; }
-  output.textContent =
-    `A − B = ${signed(found.mean)} percentage points of ${NORMALISERS[section.options.error]}, 95 % interval ${signed(found.low)} to ${signed(found.high)}, ` +
-    `p ${found.p.toFixed(3)}. On ${found.count} common faces; A has the smaller error on ${(100 * found.better).toFixed(0)} % of them.`;
-  const span = Math.max(Math.abs(found.means[0]), Math.abs(found.means.at(-1))) || 1e-4;
-  const low = Math.min(0, found.means[0]), high = Math.max(0, found.means.at(-1)), bins = 48, counts = new Array(bins).fill(0);
-  for (const value of found.means) counts[Math.min(bins - 1, Math.floor(((value - found.means[0]) / (found.means.at(-1) - found.means[0] || span)) * bins))]++;
-  const { svg, X, height } = plot(figure, {
-    x: { values: [low, high], label: "A − B, percentage points", factor: 100, log: false },
-    y: { values: [0, 1], zero: true, label: "", ticks: 1, factor: 0 },
-    height: 150, left: 26,
+/** Write the table of runs A and B, and draw the differences of all drawn runs from B. */
+function drawPair(section, [a, b], output, grid) {
+  const { pairs } = section, of = pairs.of[b.value], chosen = of[a.value];
+  output.replaceChildren(...(chosen ? tableOfPair(pairs, chosen) : [element("p", {}, "A and B are the same run.")]));
+  const figures = pairs.metrics.map(([metric]) => element("figure", { "data-title": `${metric}, differences from B` }, element("figcaption", {}, element("b", {}, metric), " ", element("span", {}, "drawn runs minus B"))));
+  grid.replaceChildren(...figures); // all before the first is drawn, because their number determines their width
+  pairs.metrics.forEach(([metric, axis], i) => {
+    const entries = ({ runs }) => runs.flatMap((run) => of[run]?.[1] ?? []).filter((entry) => entry[NUMBERS] === metric);
+    const described = (row) => entries(row).map(([value, low, high, , text, interval, unit, p]) => [value, low, high, `${text} ${unit} (${interval}), p ${p}`]);
+    drawIntervals(figures[i], section.drawn(), [["", ""]], axis, described, { zero: true });
   });
-  svg.querySelectorAll(".gridline").forEach((node) => node.remove());
-  svg.querySelectorAll("text[text-anchor=end]").forEach((node) => node.textContent === "0" && node.remove());
-  const peak = Math.max(...counts), base = height - BOTTOM, first = found.means[0], step = (found.means.at(-1) - first || span) / bins;
-  counts.forEach((count, i) => {
-    const x0 = X(first + i * step), x1 = X(first + (i + 1) * step), tall = ((base - TOP) * count) / peak;
-    if (count) svg.append(shape("rect", { x: round(x0), y: round(base - tall), width: Math.max(0.6, x1 - x0 - 0.5), height: round(tall), class: "bars" }));
-  });
-  svg.append(shape("line", { x1: X(found.low), x2: X(found.high), y1: base - 4, y2: base - 4, stroke: "var(--ink)", "stroke-width": 2.5 }));
-  svg.append(shape("line", { x1: X(0), x2: X(0), y1: TOP - 6, y2: base, class: "axis" }));
-  svg.append(shape("text", { x: X(0), y: TOP - 10, "text-anchor": X(0) < 60 ? "start" : "end" }, "no difference"));
 }
 
 // Section with a table and its figures
@@ -351,8 +301,7 @@ class Section {
   constructor(root, data) {
     Object.assign(this, data);
     this.root = root;
-    this.options = { x: "epoch", error: "box" };
-    this.cache = new Map();
+    this.options = { x: "epoch", error: 0 };
     this.rows.forEach((row, place) => { row.place = place; row.slot = place < DATA.drawn ? place : null; });
     this.boxes = [...root.querySelectorAll("input[data-row]")];
     this.build();
@@ -364,29 +313,14 @@ class Section {
 
   named(rows) { return rows.length > 12 ? [...rows.slice(0, 12).map((row) => row.label), `${rows.length - 12} more`] : rows.map((row) => row.label); }
 
-  /** Return the errors of a run in the order of the table's faces; NaN for a missing face. */
-  raw(place, normaliser) {
-    const text = this.runs[place].errors?.[normaliser];
-    if (!text) return null;
-    const key = `${place} ${normaliser}`;
-    if (!this.cache.has(key)) this.cache.set(key, new Float32Array(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer));
-    return this.cache.get(key);
-  }
-
-  errors(place, normaliser) {
-    const key = `${place} ${normaliser} sorted`;
-    if (!this.cache.has(key)) this.cache.set(key, this.raw(place, normaliser)?.filter((value) => !Number.isNaN(value)).sort());
-    return this.cache.get(key);
-  }
-
   build() {
     const place = this.root.querySelector(".figures");
-    const monitors = [...new Set(this.runs.flatMap((run) => Object.keys(run.curves ?? {})))].sort();
+    const monitors = [...new Set(this.runs.flatMap((run) => Object.keys(run.curves)))].sort();
     const hasErrors = this.runs.some((run) => run.errors);
     this.legend = element("ul", { "aria-label": "drawn runs" });
     const bar = element("div", { class: "legend" }, this.legend);
-    if (monitors.length) bar.append(this.radios("x", "x axis of curves", ["epoch", "step"]));
-    if (hasErrors || this.costs.length) bar.append(this.radios("error", "normalised by", ["box", "ioc"]));
+    if (monitors.length) bar.append(this.radios("x", "x axis of curves", [["epoch", "epoch"], ["step", "step"]]));
+    if (this.costs.length) bar.append(this.radios("error", "cost figures normalised by", DATA.errors.map(({ short }, i) => [i, short])));
     place.append(bar);
     this.figures = [];
     const add = (heading, entries, words = "") => {
@@ -402,44 +336,49 @@ class Section {
         });
       }
     };
-    add("Training", monitors.map((name) => [name, name.startsWith("val/") ? "on the validation faces" : "of training batches", (figure) => drawCurves(figure, this, name)]));
-    add("Distribution of errors", !hasErrors ? [] : Object.keys(NORMALISERS).map((name) => [NORMALISERS[name], DIVISORS[name], (figure) => drawDistribution(figure, this, name)]));
-    add("Error by part of the faces", this.groups.map((group) => [group.title, group.what, (figure) => drawGroup(figure, this, group)]), "Mean error of each part, with its number of faces. Bars: mean ± standard deviation over seeds, or the 95 % interval of a single run.");
+    add("Training", monitors.map((name) => [name, DATA.curves[name].about, (figure) => drawCurves(figure, this, name)]));
+    add("Distribution of errors", !hasErrors ? [] : DATA.errors.map((error) => [error.metric, error.about, (figure) => drawDistribution(figure, this, error)]));
+    add("Error by part of the faces", this.groups.map((group) => [group.title, group.about, (figure) => drawIntervals(figure, this.drawn(), group.items, group.axis, (row, [, , metric]) => [row.metrics[metric] ?? []])]), "Mean error of each part, with its number of faces. Bars: mean ± standard deviation over seeds, or the 95 % interval of a single run.");
     add("Error against cost", this.costs.map((cost) => [cost.title, cost.about, (figure) => drawCost(figure, this, cost)]), "Each point is a row of the table; grey rows are not selected. Dashed: the Pareto front, the rows for which no other row is both cheaper and better.");
     if (this.rows.some((row) => Object.keys(row.metrics).length) && !this.costs.length)
       place.append(element("p", { class: "quiet note" }, "Error against MACs and latency: no run has counted MACs or a measured latency."));
     this.buildPair(place);
     const faults = this.runs.flatMap((run) => run.faults.map((fault) => `${run.name}: ${fault}`));
     if (faults.length) place.append(element("p", { class: "quiet note" }, `Files that could not be read: ${faults.join("; ")}`));
-    const bare = this.runs.filter((run) => !run.curves || !Object.keys(run.curves).length).map((run) => run.name);
+    const bare = this.runs.filter((run) => !Object.keys(run.curves).length).map((run) => run.name);
     if (monitors.length && bare.length) place.append(element("p", { class: "quiet note" }, `Runs without curves: ${bare.slice(0, 12).join(", ")}${bare.length > 12 ? ` and ${bare.length - 12} more` : ""}.`));
     for (const type of ["mouseover", "focusin", "mouseleave", "focusout"]) bar.addEventListener(type, (event) => this.highlight(event), type === "mouseleave");
   }
 
   radios(name, words, values) {
     const set = element("fieldset", {}, element("legend", {}, words));
-    for (const value of values) {
-      const input = element("input", { type: "radio", name: `${name}-${this.root.id}`, value });
+    for (const [value, label] of values) {
+      const input = element("input", { type: "radio", name: `${name}-${this.root.id}` });
       input.checked = this.options[name] === value;
       input.addEventListener("change", () => { this.options[name] = value; this.draw(); });
-      set.append(element("label", {}, input, ` ${value === "ioc" ? "eye corners" : value}`));
+      set.append(element("label", {}, input, ` ${label}`));
     }
     return set;
   }
 
   buildPair(place) {
-    const runs = this.rows.flatMap((row) => row.runs.filter((run) => this.runs[run].errors).map((run) => ({ row, run })));
-    if (runs.length < 2) return;
-    const other = runs.findIndex(({ row }) => row !== runs[0].row);
-    const choice = (letter, chosen) => {
-      const select = element("select", {}, ...runs.map(({ row, run }) => element("option", { value: run }, fullName(row, this.runs[run]))));
-      select.selectedIndex = chosen;
-      select.addEventListener("change", () => drawPair(this.pair, this));
-      return element("label", {}, letter, select);
+    const { of, remark } = this.pairs;
+    if (!of) return;
+    const runs = this.rows.flatMap((row) => row.runs.map((run) => ({ row, run }))), others = runs.filter(({ run }) => of[run]);
+    const compared = runs.filter(({ run }) => others.some((other) => of[other.run][run]));
+    const output = element("div"), grid = element("div", { class: "grid" });
+    const choice = (letter, options, chosen) => {
+      const select = element("select", {}, ...options.map(({ row, run }) => element("option", { value: run }, fullName(row, this.runs[run]))));
+      select.selectedIndex = Math.max(0, options.indexOf(chosen));
+      select.addEventListener("change", () => draw());
+      return select;
     };
-    this.pair = element("div", { class: "pair" }, choice("A", 0), choice("B", Math.max(1, other)), element("output"), element("figure", { "data-title": "differences of the resamples" }));
-    const words = `Paired bootstrap: each of ${DATA.resamples} resamples draws the same faces for both runs. p is twice the share of resamples in which the difference is zero or has the opposite sign. The bar is the 95 % interval.`;
-    place.append(element("h3", {}, "Comparison of two runs face by face"), this.pair, element("p", { class: "quiet note" }, words));
+    const [b] = others, a = compared.find(({ row, run }) => row !== b.row && of[b.run][run]) ?? compared.find(({ run }) => run !== b.run);
+    const selects = [choice("A", compared, a), choice("B", others, b)];
+    const draw = () => drawPair(this, selects, output, grid);
+    const labels = selects.map((select, i) => element("label", {}, "AB"[i], select));
+    place.append(element("h3", {}, "Comparison of two runs face by face"), element("div", { class: "pair" }, ...labels, output), element("p", { class: "quiet note" }, remark), grid);
+    this.figures.push(draw);
   }
 
   highlight(event) {
@@ -454,12 +393,13 @@ class Section {
     if (!this.drawn().length) this.legend.append(element("li", {}, element("span", { class: "quiet" }, "no run is drawn")));
     for (const box of this.boxes) {
       const { slot } = this.rows[box.dataset.row];
+      if (box.slot === slot) continue;
+      box.slot = slot;
       box.checked = known(slot);
       box.parentNode.querySelector("svg")?.remove();
       box.after(known(slot) ? swatch(slot) : shape("svg", { viewBox: "0 0 34 12", "aria-hidden": "true" }));
     }
     for (const figure of this.figures) figure();
-    if (this.pair) drawPair(this.pair, this);
   }
 
   choose(row, on) {

@@ -1,53 +1,30 @@
 """Comparison of runs as one self-contained HTML page: it needs no network, no fonts and no other file.
 
-This module writes the tables. ``page.js`` draws the figures in the browser from the numbers in the page, so that a
-reader can select the runs.
+``page.js`` draws the rows that a reader selects. It contains no statistics, and formats only the numbers of axes.
 """
 
 import base64
 import hashlib
 import io
 import json
-import math
 import re
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from facelab.comparison.grid import (
-    Cell,
-    brief_setting,
-    build_cells,
-    disagreement,
-    grid_without_numbers,
-    headings,
-    one_line,
-    remarks,
-)
-from facelab.comparison.group import Row, Table, cost_of, machines_of, row_of, typed_apart
-from facelab.comparison.pairs import NORMALISERS, RESAMPLES, Faces, read_errors, shared
-from facelab.comparison.read import LATENCY, POSE, STAMP, Run
-from facelab.errors import RunError
-from facelab.faces.layouts import IBUG68
-from facelab.files import read_bytes, read_table, replacing
-from facelab.metrics.landmarks import definitions, example
-from facelab.metrics.record import SCALES, Unit
+from facelab.comparison.figures import figures_of_curves, figures_of_errors, labels_of, section_data, unmeasured_data
+from facelab.comparison.grid import Cell, build_cells, disagreement, grid_without_numbers, headings, one_line, remarks
+from facelab.comparison.group import Table
+from facelab.comparison.read import STAMP, Run
+from facelab.files import read_bytes, replacing
 from facelab.run_folder import RunFolder
 
-LOSS, MONITOR = "train/loss", "monitor.name"
-"""Name of the training loss in ``metrics.csv``, and key of the name of the monitored metric in the configuration."""
-CURVE_POINTS = 150
-"""Maximum number of points of a curve; a longer curve is averaged over sections of equal length."""
-MAX_FACES = 600_000
-"""Maximum number of errors per normaliser in a page, to keep it small; runs after this number, the worst, have no error
-distribution."""
 DRAWN = 8
 """Number of rows that are drawn at first, one per colour."""
 LONG = 40
@@ -58,315 +35,11 @@ PICTURE_HEIGHT = 10 * PICTURE_WIDTH
 """Maximum height of a picture in pixels, which limits narrow pictures."""
 MAX_PICTURE_BYTES, MAX_PICTURE_PIXELS = 2**26, 50_000_000
 """Maximum size of a picture file in bytes and in pixels; a picture of 24 faces has 1 MB and 0.9 million pixels."""
-LAST_STEP = 2**53
-"""Upper bound of steps and epochs of a curve, below which JSON numbers are exact."""
-BREAKDOWNS = {
-    "yaw": ("Head pose", "absolute yaw"),
-    "tag": ("Subset", "the dataset's tags"),
-    "region": ("Region", "part of the face"),
-    "size": ("Face size", "true box in the photo"),
-    "stage": ("Stage", "stages of the method"),
-}
-"""Title of a figure, and the property that defines its parts, by breakdown; another breakdown's title is its name."""
-PART_NAMES = {
-    "yaw": {"0_30": "0–30°", "30_60": "30–60°", "60_90": "over 60°"},
-    "size": {"0_32": "under 32 px", "32_64": "32–64 px", "64_128": "64–128 px", "128_up": "128 px and more"},
-}
-"""Label of a part in a figure by breakdown and part; another part's label is its name."""
 
 
-class Curves(NamedTuple):
-    """The metrics that a run logged during training."""
-
-    steps_per_epoch: float
-    values: dict[str, tuple[list[int], list[float]]]  # optimizer steps and values by metric
-
-
-# Numbers
-
-
-def read_curves(file: Path, names: Iterable[str]) -> Curves:
-    """Read columns of ``metrics.csv``.
-
-    A last line without a line end is skipped, as a run may be writing it. If a step was logged twice, as after a
-    resume, the later value is used.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line or a number is malformed; the message contains the file and the line.
-    """
-    rows = read_table(file, torn=True)
-    heading = next(rows, [])
-    if not {"epoch", "step"} <= {*heading}:
-        raise ValueError(f"{file}:1: has no columns epoch and step")
-    columns = {name: heading.index(name) for name in names if name in heading}
-    epoch_column, step_column = heading.index("epoch"), heading.index("step")
-    values: dict[str, dict[int, float]] = {name: {} for name in columns}
-    rate = 0.0
-    for number, row in enumerate(rows, start=2):
-        try:
-            if row[epoch_column] and row[step_column]:
-                rate = max(rate, (_count(row[step_column]) + 1) / (_count(row[epoch_column]) + 1))
-            for name, column in columns.items():
-                if row[column]:
-                    values[name][_count(row[step_column])] = float(row[column])
-        except (ValueError, IndexError) as error:
-            raise ValueError(f"{file}:{number}: {error}") from error
-    return Curves(rate or 1.0, {name: (sorted(by), [by[step] for step in sorted(by)]) for name, by in values.items()})
-
-
-def _count(text: str) -> int:
-    """Parse a step or an epoch."""
-    if not 0 <= (number := int(text)) < LAST_STEP:
-        raise ValueError(f"{text[:40]} is not a valid step or epoch")
-    return number
-
-
-def thin(steps: Sequence[int], values: Sequence[float], most: int) -> tuple[list[float], list[float]]:
-    """Reduce a curve to at most ``most`` points by averaging over sections of equal length."""
-    size = max(1, math.ceil(len(steps) / most))
-    starts = range(0, len(steps), size)
-
-    def means(numbers: Sequence[float]) -> list[float]:
-        """Average over sections."""
-        return [sum(part) / len(part) for part in (numbers[start : start + size] for start in starts)]
-
-    return means(steps), means(values)
-
-
-def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Find the Pareto front: the points that no other point dominates, the cheapest first.
-
-    Args:
-        points: pairs of numbers, lower is better; a point with a NaN or an infinite number is never in the front.
-
-    Returns:
-        Indices of the points in the front.
-    """
-    front: list[int] = []
-    finite = [index for index, point in enumerate(points) if all(map(math.isfinite, point))]
-    for index in sorted(finite, key=points.__getitem__):
-        if not front or points[index][1] < points[front[-1]][1]:
-            front.append(index)
-    return front
-
-
-def labels_of(table: Table) -> list[str]:
-    """Return short distinct names of the rows for legends.
-
-    They omit the date and time. The jobs of a sweep are named by their different settings or by their overrides.
-    """
-    typed = typed_apart(table)
-    labels = [one_line(_label(row, table, typed.get(row.runs[0].folder, ""))) for row in table.rows]
-    counts = Counter(labels)
-    return [
-        label if counts[label] == 1 else f"{label} · {one_line(row.name)}"
-        for label, row in zip(labels, table.rows, strict=True)
-    ]
-
-
-def _label(row: Row, table: Table, typed: str) -> str:
-    """Return a short name of a row, see :func:`labels_of`."""
-    name = STAMP.sub("", row.name)
-    keys = [key for key in table.settings if key != "seed" or len(row.runs) == 1]
-    values = {key: text for key in keys if (text := brief_setting(row, key))}
-    if "/" not in row.name or not (values or typed):
-        return name
-    words = (
-        [typed]
-        if typed
-        else [
-            text if key.endswith(("name", "_target_")) else f"{key.rpartition('.')[2]} {text}"
-            for key, text in list(values.items())[:4]
-        ]
-    )
-    return ", ".join(words) + (f" ({len(row.runs)} seeds)" if len(row.runs) > 1 else "")
-
-
-# Data for the figures
-
-
-def _plain(value: float | None) -> float | None:
-    """Round a number to five digits; None for NaN and infinity, which JSON does not have."""
-    return float(f"{value:.5g}") if value is not None and math.isfinite(value) else None
-
-
-def _error_bar(row: Row, metric: str) -> list[float | None]:
-    """Return the lower and upper end of the error bar of a metric in its logged unit; two None if unknown.
-
-    The bar is the mean -/+ standard deviation over seeds, or the 95 % interval of a single run.
-    """
-    value, low, high, *_ = row.metrics[metric]
-    if len(row.runs) > 1:
-        deviation = row.deviations.get(metric, math.nan)
-        low, high = value - deviation, value + deviation
-    return [_plain(low), _plain(high)] if math.isfinite(low) and math.isfinite(high) else [None, None]
-
-
-def _metrics_of_figures(table: Table) -> list[str]:
-    """List the metrics that the figures show."""
-    metrics = {name: metric for run in table.runs for name, metric in run.metrics.items()}
-    return [name for name, metric in metrics.items() if name in NORMALISERS.values() or metric.breakdown]
-
-
-def _in_figures(unit: Unit) -> dict[str, Any]:
-    """Return how the figures show a unit."""
-    scale = SCALES[unit]
-    return {"unit": scale.sign, "factor": scale.factor, "decimals": scale.decimals}
-
-
-def _groups(table: Table) -> list[dict[str, Any]]:
-    """Collect the data of the breakdown figures."""
-    groups: dict[tuple[str, str, Unit], dict[str, Any]] = {}
-    for name in _metrics_of_figures(table):
-        metrics = [run.metrics[name] for run in table.runs if run.ranked and name in run.metrics]
-        counts = sorted({metric.faces for metric in metrics} or {0})
-        if not counts[-1] or not (breakdown := metrics[0].breakdown):
-            continue
-        whole, unit, part = metrics[0].whole, metrics[0].unit, metrics[0].part
-        title, parted_by = BREAKDOWNS.get(breakdown, (breakdown, ""))
-        group = {"title": title, "what": parted_by, "metric": whole, **_in_figures(unit), "items": []}
-        span = str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
-        label = PART_NAMES.get(breakdown, {}).get(part, part.replace("_", " "))
-        groups.setdefault((whole, breakdown, unit), group)["items"].append([label, span, name])
-    return list(groups.values())
-
-
-def _costs(table: Table) -> list[dict[str, Any]]:
-    """Collect the data of the cost figures: one for each cost, with and without head pose, and for each machine."""
-    rows = table.rows
-    figures = []
-    for prefix, suffix in (("", ""), (POSE, " with pose")):
-        macs = [cost_of(row, f"{prefix}macs") * 1e-6 for row in rows]
-        figures.append((f"MACs{suffix}", "M", "multiply-adds for one face", macs))
-        latency = prefix + LATENCY
-        for machine in machines_of(table, latency):
-            on_machine = [[run for run in row.runs if run.machine(latency) == machine] for row in rows]
-            values = [cost_of(row_of(runs), latency) if runs else math.nan for runs in on_machine]
-            figures.append((f"Latency{suffix}", "ms", f"median at batch 1; {machine}", values))
-    return [
-        {
-            "title": title,
-            "unit": unit,
-            "about": about,
-            "values": list(map(_plain, values)),
-            "fronts": {
-                metric: pareto([(x, row.value(metric)) for x, row in zip(values, rows, strict=True)])
-                for metric in NORMALISERS.values()
-            },
-        }
-        for title, unit, about, values in figures
-        if any(map(math.isfinite, values))
-    ]
-
-
-def _monitor(run: Run) -> str:
-    """Return the name of the metric that a run monitored."""
-    return str(run.config.get(MONITOR, "val/nme_box"))
-
-
-def _units_of_curves(runs: Sequence[Run]) -> dict[str, Any]:
-    """Map the monitored metrics to their units in figures; an unknown metric has none.
-
-    Runs that are still training have no records. They log the metrics that every layout has, so any layout will do.
-    """
-    units = {name: definition.unit for name, definition in definitions(example(IBUG68, tags=())).items()}
-    units |= {name: metric.unit for run in runs for name, metric in run.metrics.items()}
-    metrics = {monitor: monitor.partition("/")[2] for monitor in map(_monitor, runs)}
-    return {monitor: _in_figures(units[name]) for monitor, name in metrics.items() if name in units}
-
-
-def _curves_of(run: Run) -> dict[str, Any]:
-    """Return the data of a run's curves, or why they cannot be read."""
-    try:
-        curves = read_curves(RunFolder(run.folder).curves, [LOSS, _monitor(run)])
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        return {"faults": [str(error)]}
-    thinned = {name: thin(*curve, CURVE_POINTS) for name, curve in curves.values.items()}
-    return {
-        "rate": curves.steps_per_epoch,
-        "curves": {name: [list(map(_plain, part)) for part in curve] for name, curve in thinned.items() if curve[0]},
-    }
-
-
-def _errors_of(run: Run, first: Faces | None) -> tuple[dict[str, Any], Faces | None]:
-    """Encode the errors of a run in the order of the first run's faces: float32 in base64, NaN for a missing face."""
-    if not RunFolder(run.folder).faces.exists():
-        return {}, first
-    try:
-        faces = read_errors(run)
-    except (OSError, RunError) as error:
-        return {"faults": [str(error)]}, first
-    first = first or faces
-    rows_first, rows = shared(first, faces)
-    embedded = {}
-    for normaliser in NORMALISERS:
-        values = np.full(len(first.names), np.nan, "<f4")
-        with np.errstate(over="ignore"):  # a large error becomes infinite in float32
-            values[rows_first] = faces.errors[normaliser][rows]
-        embedded[normaliser] = base64.b64encode(values.tobytes()).decode()
-    return {"errors": embedded}, first
-
-
-def section_data(table: Table) -> dict[str, Any]:
-    """Collect the data of a table's figures for ``page.js``."""
-    index = {id(run): position for position, run in enumerate(table.runs)}
-    metrics = _metrics_of_figures(table)
-    rows = [
-        {
-            "label": label,
-            "runs": [index[id(run)] for run in row.runs],
-            "metrics": {
-                name: [_plain(row.value(name)), *_error_bar(row, name)] for name in metrics if name in row.metrics
-            },
-        }
-        for row, label in zip(table.rows, labels_of(table), strict=True)
-    ]
-    runs, first, remaining = [], None, MAX_FACES
-    for run in table.runs:
-        errors: dict[str, Any] = {}
-        if remaining > 0:
-            errors, first = _errors_of(run, first)
-            remaining -= len(first.names) if first and "errors" in errors else 0
-        runs.append(_named(run, _curves_of(run), errors))
-    return {
-        "rows": rows,
-        "runs": runs,
-        "groups": _groups(table),
-        "costs": _costs(table),
-        "small": remaining <= 0,
-    }
-
-
-def _named(run: Run, *parts: dict[str, Any]) -> dict[str, Any]:
-    """Combine the embedded data of a run: its name, its read errors and its numbers."""
-    faults = [one_line(fault) for part in parts for fault in part.get("faults", [])]
-    numbers = {key: value for part in parts for key, value in part.items()}
-    return {"name": one_line(run.name), **numbers, "faults": faults}
-
-
-def _unmeasured_data(runs: Sequence[Run]) -> dict[str, Any]:
-    """Collect the curves of runs without metrics."""
-    curves_of_runs = [(run, _curves_of(run)) for run in runs]
-    drawn = [(run, curves) for run, curves in curves_of_runs if curves.get("curves") or curves.get("faults")]
-    return {
-        "rows": [
-            {"label": one_line(f"{STAMP.sub('', run.name)} ({run.state})"), "runs": [position], "metrics": {}}
-            for position, (run, _) in enumerate(drawn)
-        ],
-        "runs": [_named(run, curves) for run, curves in drawn],
-        "groups": [],
-        "costs": [],
-        "small": False,
-    }
-
-
-# HTML
-
-
-def write_page(path: Path, runs: Sequence[Run], tables: Sequence[Table], pictures: int) -> None:
+def write_page(
+    path: Path, runs: Sequence[Run], tables: Sequence[Table], pictures: int, named: Sequence[Run] = ()
+) -> None:
     """Write the page.
 
     Args:
@@ -374,10 +47,12 @@ def write_page(path: Path, runs: Sequence[Run], tables: Sequence[Table], picture
         runs: all runs of the comparison.
         tables: result of :func:`facelab.comparison.group.compare`.
         pictures: number of runs per table whose worst faces are shown.
+        named: runs that are compared face by face with all others of their table; the best ones always are.
     """
     missing = [run for run in runs if not run.protocol]
-    sections = [section_data(table) for table in tables]
-    unmeasured = _unmeasured_data(missing)
+    curves = figures_of_curves(runs)
+    sections = [section_data(table, curves, {run.folder for run in named}) for table in tables]
+    unmeasured = unmeasured_data(missing, curves)
     body = [
         _section(number, heading, table, data, pictures)
         for number, (heading, table, data) in enumerate(zip(headings(tables), tables, sections, strict=True), start=1)
@@ -385,7 +60,7 @@ def write_page(path: Path, runs: Sequence[Run], tables: Sequence[Table], picture
     if missing:
         sections += [unmeasured] * bool(unmeasured["rows"])
         body.append(_unmeasured(runs, has_curves=bool(unmeasured["rows"]), number=len(sections)))
-    data = {"resamples": RESAMPLES, "drawn": DRAWN, "units": _units_of_curves(runs), "sections": sections}
+    data = {"drawn": DRAWN, "curves": curves, "errors": figures_of_errors(), "sections": sections}
     text = _document(runs, tables, "\n".join(body), data)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

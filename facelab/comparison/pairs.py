@@ -1,28 +1,21 @@
-"""Comparison of two runs face by face."""
+"""Comparison of runs face by face."""
 
 import difflib
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from facelab.comparison.grid import Cell, rounded, visible_cells
+from facelab.comparison.group import MAIN
 from facelab.comparison.read import Run
 from facelab.errors import RunError
 from facelab.faces.geometry import Array
 from facelab.files import resolve_links
-from facelab.metrics.face_table import read_faces
-from facelab.metrics.landmarks import (
-    THRESHOLDS,
-    Difference,
-    Statistic,
-    auc,
-    common_faces,
-    failure_rate,
-    nme,
-    paired_bootstrap,
-)
+from facelab.metrics.face_table import ERRORS, NORMALISERS, read_faces
+from facelab.metrics.landmarks import Difference, common_faces, means_over_faces, paired_bootstrap
+from facelab.metrics.record import SCALES, Metric
 from facelab.run_folder import RunFolder
 
 RESAMPLES, SEED = 1000, 0
@@ -31,8 +24,11 @@ SAME_SIZE = 1e-3
 """Maximum relative difference of a face's true box between two runs: it allows rounding, but no other points."""
 
 
-NORMALISERS = {"box": "nme_box", "ioc": "nme_ioc"}
-"""Name of the metric, also the column of faces.csv, by normaliser."""
+PAIR_REMARK = (
+    "Differences of percentages are in percentage points. p: twice the share of resamples in which the difference is "
+    "zero or has the opposite sign. Better: the run with the better value, if the interval excludes zero."
+)
+"""Explanation of the columns of :func:`pair_cells`."""
 
 
 class Faces(NamedTuple):
@@ -40,7 +36,7 @@ class Faces(NamedTuple):
 
     names: list[tuple[str, int]]  # photo, and index of the face in it
     size: Array  # (F,) size of the true box in pixels of the photo
-    errors: dict[str, Array]  # normaliser to (F,) fractions; NaN where not defined
+    errors: dict[str, Array]  # column, such as nme_box, to (F,) fractions; NaN where not defined
 
 
 class Pair(NamedTuple):
@@ -61,17 +57,18 @@ def read_errors(run: Run) -> Faces:
     if not file.exists():
         raise RunError(f"{run.name} has no {file.name} ({file})")
     try:
-        columns = read_faces(file)
+        columns = read_faces(file, {"photo", "box", *ERRORS})
     except ValueError as error:
         raise RunError(str(error)) from error
-    if missing := {"photo", "box", *NORMALISERS.values()} - columns.keys():
+    # Earlier versions wrote no errors in pixels of the crop.
+    if missing := {"photo", "box", *(f"nme_{normaliser}" for normaliser in NORMALISERS)} - columns.keys():
         raise RunError(f"{file}: has no column {', '.join(sorted(missing))}")
     faces_of_photo: dict[str, int] = {}
     names = []
     for photo in columns["photo"].tolist():
         names.append((photo, faces_of_photo.get(photo, 0)))
         faces_of_photo[photo] = faces_of_photo.get(photo, 0) + 1
-    return Faces(names, columns["box"], {normaliser: columns[name] for normaliser, name in NORMALISERS.items()})
+    return Faces(names, columns["box"], {name: columns[name] for name in ERRORS if name in columns})
 
 
 def shared(a: Faces, b: Faces) -> tuple[Array, Array]:
@@ -82,34 +79,101 @@ def shared(a: Faces, b: Faces) -> tuple[Array, Array]:
     Returns:
         ``(C,)`` rows in a and ``(C,)`` rows in b.
     """
-    number = {name: index for index, name in enumerate(a.names)}
-    ids_b = np.array([number.get(name, len(number) + index) for index, name in enumerate(b.names)], np.int64)
-    rows_a, rows_b = common_faces(np.arange(len(a.names)), ids_b)
+    if a.names == b.names:
+        rows_a = rows_b = np.arange(len(a.names))
+    else:
+        number = {name: index for index, name in enumerate(a.names)}
+        ids_b = np.array([number.get(name, len(number) + index) for index, name in enumerate(b.names)], np.int64)
+        rows_a, rows_b = common_faces(np.arange(len(a.names)), ids_b)
     same = np.isclose(a.size[rows_a], b.size[rows_b], rtol=SAME_SIZE, equal_nan=True)
     return rows_a[same], rows_b[same]
 
 
-def compare_pair(a: Run, b: Run) -> Pair:
-    """Compare the main metrics of two runs on their common faces, with 95 % intervals from a paired bootstrap.
+def compare_faces(runs: Sequence[Faces], other: Faces, metrics: Sequence[str]) -> list[Pair]:
+    """Compare runs with another run on the common faces of each, with 95 % intervals from a paired bootstrap.
+
+    Args:
+        runs: faces of the runs.
+        other: faces of the other run.
+        metrics: names of metrics; those that are not means over the errors in ``faces.csv`` are left out, see
+            :func:`facelab.metrics.landmarks.means_over_faces`.
+    """
+    aligned = {column: np.full((len(runs), len(other.names)), np.nan) for column in other.errors}
+    common = []
+    for place, faces in enumerate(runs):
+        rows_other, rows = shared(other, faces)
+        common.append(len(rows))
+        for column in other.errors.keys() & faces.errors:
+            aligned[column][place, rows_other] = faces.errors[column][rows]
+    ours, theirs = means_over_faces(aligned), means_over_faces(other.errors)
+    differences = {
+        name: paired_bootstrap(ours[name].e, theirs[name].e, ours[name].statistic, RESAMPLES, SEED)
+        for name in metrics
+        if name in ours
+    }
+    return [
+        Pair(
+            common[place],
+            (len(faces.names), len(other.names)),
+            {name: of_runs[place] for name, of_runs in differences.items() if of_runs[place].faces},
+        )
+        for place, faces in enumerate(runs)
+    ]
+
+
+def compare_pair(a: Run, b: Run, metrics: Sequence[str]) -> Pair:
+    """Compare two runs on their common faces, see :func:`compare_faces`.
 
     Raises:
-        RunError: a run has no faces.csv or a broken one, or the runs have no common face.
+        RunError: a run has no faces.csv or a broken one, or the runs have no common face or metric.
     """
     faces_a, faces_b = read_errors(a), read_errors(b)
-    rows_a, rows_b = shared(faces_a, faces_b)
-    if not len(rows_a):
+    pair = compare_faces([faces_a], faces_b, [name for name in metrics if name in b.metrics])[0]
+    if not pair.common:
         raise RunError(f"{a.name} and {b.name} have no common face among {len(faces_a.names)} and {len(faces_b.names)}")
-    statistics: dict[str, tuple[str, Statistic]] = {
-        "nme_box": ("box", nme),
-        "nme_ioc": ("ioc", nme),
-        "fr08_ioc": ("ioc", partial(failure_rate, threshold=THRESHOLDS["08"])),
-        "auc08_ioc": ("ioc", partial(auc, threshold=THRESHOLDS["08"])),
-    }
-    differences = {
-        metric: paired_bootstrap(faces_a.errors[by][rows_a], faces_b.errors[by][rows_b], statistic, RESAMPLES, SEED)
-        for metric, (by, statistic) in statistics.items()
-    }
-    return Pair(len(rows_a), (len(faces_a.names), len(faces_b.names)), differences)
+    if not pair.differences:
+        raise RunError(f"{a.name} and {b.name} have no metric in common; {b.name} has {', '.join(b.metrics) or 'none'}")
+    return pair
+
+
+def paired_metrics(columns: Sequence[str]) -> list[str]:
+    """List the metrics that are compared face by face: those shown by default, then further columns of a table."""
+    return list(dict.fromkeys([*MAIN, *columns]))
+
+
+def pair_cells(pair: Pair, records: Mapping[str, Metric]) -> list[list[Cell]]:
+    """Build the cells of the comparison of two runs, A and B: the headings, then one row per metric.
+
+    Args:
+        pair: the differences.
+        records: records of these metrics, which contain their units and directions.
+    """
+    heading = ["metric", "A - B", "95 % interval", "unit", "p", "faces", "A's error smaller", "better"]
+    cells = [[Cell(text, number=0 < column < len(heading) - 1) for column, text in enumerate(heading)]]
+    for name, difference in pair.differences.items():
+        value, low, high = (records[name].text(number, plus=True) for number in difference[:3])
+        texts = [
+            *(value, f"{low}..{high}", SCALES[records[name].unit].sign, rounded(difference.probability, 3)),
+            *(str(difference.faces), f"{100 * difference.smaller:.0f} %"),
+        ]
+        cells.append(
+            [Cell(name), *(Cell(text, number=True) for text in texts), Cell(_better(difference, records[name]))]
+        )
+    return visible_cells(cells)
+
+
+def _better(difference: Difference, record: Metric) -> str:
+    """Return which run of a pair is better, A or B; a dash if the interval contains zero or neither direction is."""
+    if record.better == "none" or not (difference.low > 0 or difference.high < 0):
+        return "-"
+    return "A" if (difference.low > 0) == (record.better == "higher") else "B"
+
+
+def pair_line(pair: Pair) -> str:
+    """Describe the faces of a comparison of two runs."""
+    return "Paired bootstrap, {} resamples of the {} common faces (of {} and {}).".format(
+        RESAMPLES, pair.common, *pair.faces
+    )
 
 
 def choose(runs: Sequence[Run], text: str) -> Run:

@@ -13,7 +13,7 @@ class Published(NamedTuple):
     """A result on an official test set from a paper or the repository of its authors."""
 
     method: str  # class of the module in this project, such as PIPNet
-    settings: str  # KEY=VALUE of the configuration, such as backbone.name=resnet18, separated by spaces
+    settings: str  # KEY=VALUE of the configuration, such as backbone.name=resnet18, without spaces, separated by spaces
     metric: str  # name under which this project logs the metric, measured in the frame of the source
     value: float  # fraction
     source: str

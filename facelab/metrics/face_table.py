@@ -1,7 +1,7 @@
 """Table of the errors of every face, in memory and on disk. All metrics are computed from it. Without torch."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -18,6 +18,8 @@ NORMALISERS: tuple[Normaliser, ...] = get_args(Normaliser)
 """Columns of :class:`FaceTable` that an error can be divided by."""
 SMALLEST_NORMALISER = 1.0
 """Smallest normaliser in pixels; with a smaller one the error is NaN, as it would be a ratio of rounding errors."""
+ERRORS = (*(f"nme_{normaliser}" for normaliser in NORMALISERS), "nme_ioc_crop")
+"""Columns of ``faces.csv`` with a normalised error; each has the name of the metric that is its mean."""
 ANGLES = ("yaw", "pitch", "roll")
 """Angles of a pose, in the order of its columns."""
 
@@ -188,6 +190,12 @@ def nme_in_crop(table: FaceTable) -> Array:
     return _ratio(table.error_crop, table.ioc_crop)
 
 
+def errors_per_face(table: FaceTable) -> dict[str, Array]:
+    """Compute the normalised errors ``(F,)`` of each face by column name, see :data:`ERRORS`."""
+    errors = [*(nme_per_face(table, normaliser) for normaliser in NORMALISERS), nme_in_crop(table)]
+    return dict(zip(ERRORS, errors, strict=True))
+
+
 def _ratio(error: Array, length: Array) -> Array:
     """Divide errors by lengths; NaN for a length below :data:`SMALLEST_NORMALISER`."""
     return error / np.where(length >= SMALLEST_NORMALISER, length, np.nan)
@@ -212,8 +220,7 @@ def write_faces(table: FaceTable, path: Path, photos: Sequence[str]) -> None:
     columns: dict[str, Sequence[object]] = {
         "face_id": table.face_id.tolist(),
         "photo": [photos[face] for face in table.face_id],
-        **{f"nme_{normaliser}": _cells(nme_per_face(table, normaliser)) for normaliser in NORMALISERS},
-        "nme_ioc_crop": _cells(nme_in_crop(table)),
+        **{name: _cells(e) for name, e in errors_per_face(table).items()},
         "error_px": _cells(mean_error(table)),
         **{normaliser: _cells(getattr(table, normaliser)) for normaliser in NORMALISERS},
         **{angle: _cells(table.pose[:, i]) for i, angle in enumerate(ANGLES)},
@@ -226,8 +233,12 @@ def write_faces(table: FaceTable, path: Path, photos: Sequence[str]) -> None:
         writer.writerows(zip(*columns.values(), strict=True))
 
 
-def read_faces(path: Path) -> dict[str, Array]:
+def read_faces(path: Path, columns: Collection[str] | None = None) -> dict[str, Array]:
     """Read a file of :func:`write_faces`.
+
+    Args:
+        path: file to read.
+        columns: names of the columns to read; None for all. A column that the file does not have is left out.
 
     Returns:
         Values ``(F,)`` by column name: int64 ``face_id`` and ``points``, object ``photo`` (of str), bool ``tag_*``;
@@ -243,7 +254,11 @@ def read_faces(path: Path) -> dict[str, Array]:
         if len(row) != len(names):
             raise ValueError(f"{path}:{line}: {len(row)} cells, but the header has {len(names)} columns")
     cells = zip(*rows, strict=True) if rows else [() for _ in names]
-    return {name: _column(path, name, column) for name, column in zip(names, cells, strict=True)}
+    return {
+        name: _column(path, name, column)
+        for name, column in zip(names, cells, strict=True)
+        if columns is None or name in columns
+    }
 
 
 def _column(path: Path, name: str, cells: Sequence[str]) -> Array:

@@ -7,15 +7,16 @@ and makes the mean infinite.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from facelab.faces.geometry import Array
 from facelab.faces.layouts import Layout
-from facelab.metrics.face_table import ANGLES, FaceTable, nanmean, nme_in_crop, nme_per_face
+from facelab.metrics.face_table import ANGLES, FaceTable, errors_per_face, nanmean, nme_per_face
 from facelab.metrics.record import Better, Metric, Unit
 
 Statistic = Callable[[Array], Array]
@@ -194,25 +195,31 @@ class Definition(NamedTuple):
         )
 
 
+def means_over_faces(errors: Mapping[str, Array]) -> dict[str, Definition]:
+    """Define the metrics of all faces that are means of a number of each face, see :func:`paired_bootstrap`.
+
+    Args:
+        errors: normalised errors ``(..., F)`` by the names of :data:`facelab.metrics.face_table.ERRORS`, with nme_ioc.
+    """
+    metrics = {name: Definition(e) for name, e in errors.items()}
+    for name, threshold in THRESHOLDS.items():
+        metrics[f"fr{name}_ioc"] = Definition(errors["nme_ioc"], partial(failure_rate, threshold=threshold))
+        metrics[f"auc{name}_ioc"] = Definition(errors["nme_ioc"], partial(auc, threshold=threshold), better="higher")
+    return metrics
+
+
 def definitions(table: FaceTable) -> dict[str, Definition]:
-    """Define all metrics of a table by name. This is the only place to add one.
+    """Define all metrics of a table by name. This and :func:`means_over_faces` are the only places to add one.
 
     The names depend on the layout, the tags, and whether any yaw is known and any pose predicted; they do not depend
     on which faces a bucket has.
     """
-    ioc, box = nme_per_face(table, "ioc"), nme_per_face(table, "box")
+    errors = errors_per_face(table)
+    if not all(table.layout.pupils):
+        del errors["nme_ipd"]
+    ioc, box = errors["nme_ioc"], errors["nme_box"]
     annotated = np.where(table.valid.any(axis=1), 1.0, 0.0)
-    metrics = {"nme_ioc": Definition(ioc)}
-    if all(table.layout.pupils):
-        metrics["nme_ipd"] = Definition(nme_per_face(table, "ipd"))
-    metrics |= {
-        "nme_box": Definition(box),
-        "nme_diag": Definition(nme_per_face(table, "diag")),
-        "nme_ioc_crop": Definition(nme_in_crop(table)),
-    }
-    for name, threshold in THRESHOLDS.items():
-        metrics[f"fr{name}_ioc"] = Definition(ioc, partial(failure_rate, threshold=threshold))
-        metrics[f"auc{name}_ioc"] = Definition(ioc, partial(auc, threshold=threshold), better="higher")
+    metrics = means_over_faces(errors)
     metrics |= {f"nme_box_p{percent}": Definition(box, partial(percentile, percent=percent)) for percent in PERCENTS}
     if np.isfinite(table.pose_error).any():
         angles = zip(ANGLES, table.pose_error.T, strict=True)
@@ -319,37 +326,64 @@ class Difference(NamedTuple):
     for both sides). Never below 2 / (resamples + 1)."""
     faces: int
     """Number of faces with an error in both."""
+    smaller: float
+    """Share of these faces on which a has the smaller error."""
 
 
-def paired_bootstrap(a: Array, b: Array, statistic: Statistic, resamples: int, seed: int) -> Difference:
-    """Compare two runs on their common faces: each resample draws the same faces for both.
+def paired_bootstrap(a: Array, b: Array, statistic: Statistic, resamples: int, seed: int) -> list[Difference]:
+    """Compare runs with another run on their common faces: each resample draws the same faces for both.
+
+    Runs with the same common faces share the resamples, so that hundreds of runs take one matrix product.
 
     Args:
-        a: ``(F,)`` errors per face.
-        b: ``(F,)`` errors of the same faces in the same order, see :func:`common_faces`.
-        statistic: the metric to compare.
+        a: ``(K, F)`` errors per face of K runs.
+        b: ``(F,)`` errors of the other run on the same faces in the same order, see :func:`common_faces`.
+        statistic: the metric to compare, a mean of a number of each face: :func:`nme`, :func:`failure_rate` or
+            :func:`auc`, but no percentile.
         resamples: number of resamples with replacement.
         seed: of the resampling.
 
     Returns:
-        The difference; NaN without a common face, or if the metric is infinite for both.
+        K differences; NaN without a common face. If the difference is infinite, its interval is NaN.
 
     Raises:
-        ValueError: the lengths differ.
+        ValueError: the numbers of faces differ.
 
-    >>> paired_bootstrap(np.array([0.5, 0.75]), np.array([0.25, 0.5]), nme, resamples=99, seed=0)
-    Difference(value=0.25, low=0.25, high=0.25, probability=0.02, faces=2)
+    >>> paired_bootstrap(np.array([[0.5, 0.75]]), np.array([0.25, 0.5]), nme, resamples=99, seed=0)
+    [Difference(value=0.25, low=0.25, high=0.25, probability=0.02, faces=2, smaller=0.0)]
     """
-    if a.shape != b.shape:
-        raise ValueError(f"the runs have {len(a)} and {len(b)} faces; select their common rows with common_faces first")
-    both = np.stack([a, b])[:, ~(np.isnan(a) | np.isnan(b))]
-    drawn = _resample(both, statistic, resamples, seed)
-    with np.errstate(invalid="ignore"):
-        value, differences = float(np.subtract(*statistic(both))), drawn[0] - drawn[1]
-    low, high = _interval(differences)
-    smaller_side = 1 + min((differences <= 0).sum(), (differences >= 0).sum())
-    probability = np.nan if np.isnan(differences).any() else min(1.0, 2 * smaller_side / (resamples + 1))
-    return Difference(value, low, high, float(probability), both.shape[1])
+    if a.shape[1:] != b.shape:
+        raise ValueError(f"the runs have {a.shape[-1]} and {len(b)} faces; select their common rows with common_faces")
+    common = ~(np.isnan(a) | np.isnan(b))
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        numbers = statistic(a[..., None]) - statistic(b[:, None])  # (K, F) difference of each face
+    same_faces: dict[bytes, list[int]] = {}
+    for run, faces in enumerate(common):
+        same_faces.setdefault(faces.tobytes(), []).append(run)
+    differences: dict[int, Difference] = {}
+    for runs in same_faces.values():
+        faces = common[runs[0]]
+        drawn = _resampled_means(numbers[runs][:, faces], resamples, seed)
+        for run, means in zip(runs, drawn, strict=True):
+            differences[run] = _difference(numbers[run, faces], means, (a[run] < b)[faces])
+    return [differences[run] for run in range(len(a))]
+
+
+def _difference(numbers: Array, drawn: Array, smaller: Array) -> Difference:
+    """Summarise a difference.
+
+    Args:
+        numbers: ``(F,)`` differences of the faces.
+        drawn: ``(R,)`` differences of the resamples.
+        smaller: ``(F,)`` whether a has the smaller error.
+    """
+    value = float(numbers.mean()) if len(numbers) else math.nan
+    low, high, probability = math.nan, math.nan, math.nan
+    if math.isfinite(value):
+        low, high = _interval(drawn)
+        smaller_side = 1 + min((drawn <= 0).sum(), (drawn >= 0).sum())
+        probability = min(1.0, float(2 * smaller_side / (len(drawn) + 1)))
+    return Difference(value, low, high, probability, len(numbers), float(nanmean(smaller)))
 
 
 def common_faces(a: Array, b: Array) -> tuple[Array, Array]:
@@ -376,14 +410,40 @@ def _buckets(values: Array, names: Sequence[str], edges: Sequence[float], *, rig
 
 
 def _resample(e: Array, statistic: Statistic, resamples: int, seed: int | tuple[int, int]) -> Array:
-    """Compute the statistic ``(..., R)`` of R resamples of the faces ``(..., F)``, in blocks that fit into memory."""
-    faces = e.shape[-1]
-    if not faces:
+    """Compute the statistic ``(..., R)`` of R resamples of the faces ``(..., F)``."""
+    if not e.shape[-1]:
         return np.full((*e.shape[:-1], resamples), np.nan)
+    return np.concatenate([statistic(e[..., rows]) for rows in _draws(e.shape[-1], resamples, seed)], axis=-1)
+
+
+def _resampled_means(numbers: Array, resamples: int, seed: int) -> Array:
+    """Compute the means ``(K, R)`` of R resamples of the faces ``(K, F)``."""
+    runs, faces = numbers.shape
+    if not faces:
+        return np.full((runs, resamples), np.nan)
+    counts = _counts(faces, resamples, seed)
+    block = max(1, 16 * BLOCK // faces)  # small products are slow, as the threads of each wait for one another
+    with np.errstate(invalid="ignore"):  # an infinite number that is not drawn
+        parts = [numbers @ counts[start : start + block].T.astype(np.float64) for start in range(0, resamples, block)]
+    return np.concatenate(parts, axis=-1) / faces
+
+
+@lru_cache(maxsize=1)  # the metrics of many pairs of runs have the same faces
+def _counts(faces: int, resamples: int, seed: int) -> NDArray[np.uint16]:
+    """Count how often each of F faces is in each of R resamples, ``(R, F)``."""
+    blocks = []
+    for rows in _draws(faces, resamples, seed):
+        cells = rows + faces * np.arange(len(rows))[:, None]
+        blocks.append(np.bincount(cells.ravel(), minlength=rows.size).reshape(rows.shape).astype(np.uint16))
+    return np.concatenate(blocks)
+
+
+def _draws(faces: int, resamples: int, seed: int | tuple[int, int]) -> Iterator[Array]:
+    """Yield the rows ``(S, F)`` of S of the R resamples of F faces, in blocks that fit into memory."""
     random = np.random.default_rng(seed)
     block = max(1, BLOCK // faces)
-    sizes = [min(block, resamples - start) for start in range(0, resamples, block)]
-    return np.concatenate([statistic(e[..., random.integers(faces, size=(size, faces))]) for size in sizes], axis=-1)
+    for start in range(0, resamples, block):
+        yield random.integers(faces, size=(min(block, resamples - start), faces))
 
 
 def _interval(drawn: Array) -> tuple[float, float]:

@@ -43,14 +43,19 @@ class Metric(NamedTuple):
     breakdown: str = ""  # the property by which the parts are divided: yaw
     part: str = ""  # the part: 0_30
 
-    def text(self, number: float) -> str:
-        """Format a number in the unit of this metric without its sign; NaN is a dash.
+    def text(self, number: float, *, plus: bool = False) -> str:
+        """Format a number in the unit of this metric without the unit; NaN is a dash.
 
-        >>> Metric(0.0457, 0.044, 0.047, 2500, 0, "fraction", "lower").text(0.0457)
-        '4.57'
+        Args:
+            number: number of a file or log.
+            plus: whether a number above zero begins with ``+``, as for differences.
+
+        >>> metric = Metric(0.0457, 0.044, 0.047, 2500, 0, "fraction", "lower")
+        >>> metric.text(0.0457), metric.text(0.0003, plus=True)
+        ('4.57', '+0.03')
         """
         scale = SCALES[self.unit]
-        return "-" if math.isnan(number) else f"{scale.factor * number:.{scale.decimals}f}"
+        return "-" if math.isnan(number) else f"{scale.factor * number:{'+' * plus}.{scale.decimals}f}"
 
 
 def as_json(metric: Metric) -> dict[str, Any]:

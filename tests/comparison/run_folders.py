@@ -190,6 +190,30 @@ def write_results(folder: Path, error: float, seed: int, *, faces: int, macs: fl
     return folder
 
 
+BACKBONES = {"mobilenetv2_100": (1.9, 0.58e9, 21.0), "resnet18": (1.8, 2.44e9, 38.0), "resnet50": (1.7, 5.6e9, 91.0)}
+
+
+def grid_of_runs(folder: Path, *, seeds: int, faces: int, rates: tuple[float, ...] = (1e-4, 5e-4)) -> Path:
+    """Write a sweep over backbones, learning rates and seeds, with one failed job and one that never started."""
+    cells = {}
+    for name, (error, macs, latency) in BACKBONES.items():
+        for rate in rates:
+            for seed in range(1, seeds + 1):
+                job = str(len(cells))
+                cells[job] = [f"backbone={name}", f"optimizer.lr={rate}", f"seed={seed}"]
+                config = with_values(CONFIG, seed=seed, datamodule__seed=seed, backbone__name=name, monitor={})
+                config |= {"optimizer": {"lr": rate}, "monitor": {"name": "val/nme_box", "mode": "min"}}
+                config["model"]["backbone"]["name"] = name
+                write_run(folder / job, config=config, measured=False)
+                wobble = 0.03 * math.sin(7 * seed + len(name)) + 0.2 * (rate < 3e-4) + 5 * rate
+                write_results(folder / job, error + wobble, int(job) + 1, faces=faces, macs=macs, latency=latency)
+    failed = {"state": "failed", "reason": "OutOfMemoryError: CUDA out of memory"}
+    write_run(folder / str(len(cells)), status=failed, measured=False)
+    cells |= {str(len(cells) + i): [f"backbone=hrnet{18 + i}", "seed=1"] for i in range(2)}
+    (folder / "sweep.json").write_text(json.dumps({"stamp": folder.name, "overrides": [], "cells": cells}))
+    return folder
+
+
 QUICK = settings(
     max_examples=30,
     deadline=None,

@@ -449,7 +449,9 @@ def test_paper_value_requires_the_same_test_set_and_method() -> None:
     assert math.isnan(shown("nme_box", official))
     assert math.isnan(shown("nme_ioc_crop", official, **{"backbone.name": "resnet10t"}))
     hrnet = {MODEL: "lightning_modules.hrnet.HRNet"}
-    assert shown("nme_ioc_tag_pose", official, **hrnet, **{"backbone.width": 18}) == 0.0786
+    w18 = {"backbone.width": 18, "backbone.modules": [1, 4, 3]}
+    assert shown("nme_ioc_tag_pose", official, **hrnet, **w18) == 0.0786
+    assert math.isnan(shown("nme_ioc_tag_pose", official, **hrnet, **w18 | {"backbone.modules": [1, 1, 1]}))
     assert math.isnan(shown("nme_ioc_tag_pose", official, **hrnet))  # heatmaps of another backbone
 
 
@@ -680,19 +682,28 @@ def test_compare_script_writes_seed_means_and_runs(tmp_path: Path) -> None:
 def test_compare_pair_uses_the_common_faces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Would catch rows paired by position although a run skipped a photo, a reversed sign, or a missing face count."""
-    a, b = (write_run(tmp_path / "runs" / name) for name in ("first", "second"))
+    """Would catch rows paired by position, a reversed sign or direction, a missing number or an ignored --metrics."""
+    more = {"fr10_ioc": 0.1, "nme_box_p90": 0.1}
+    a, b = (write_run(tmp_path / "runs" / name, metrics=more) for name in ("first", "second"))
     photos = [f"{i // 2}.jpg" for i in range(40)]
-    errors = [0.03 + 0.001 * i for i in range(40)]
+    errors = [0.03 + 0.002 * i for i in range(40)]
     write_faces(a, errors, photos)
     write_faces(b, [error + 0.01 for error in errors[2:]], photos[2:])  # the first photo is missing
-    pair = pairs.compare_pair(read_run(a), read_run(b))
+    pair = pairs.compare_pair(read_run(a), read_run(b), ["nme_box"])
     assert (pair.common, pair.faces) == (38, (40, 38))
     assert pair.differences["nme_box"][:3] == pytest.approx((-0.01, -0.01, -0.01))
     run_compare(monkeypatch, tmp_path / "runs" / "*", "--pair", "first", "second")
     shown = capsys.readouterr().out
-    assert re.search(r"nme_box +-1\.00 +-1\.00\.\.-1\.00 +0\.002 +38", shown)
+    assert re.search(r"nme_box +-1\.00 +-1\.00\.\.-1\.00 +% +0\.002 +38 +100 % +A", shown)
+    assert re.search(r"auc08_ioc +\+\d\.\d\d .* % +0\.002 +38 +100 % +A", shown)  # higher is better
     assert "38 common faces (of 40 and 38)" in shown
+    assert "nme_diag" not in shown
+    run_compare(
+        monkeypatch, tmp_path / "runs" / "*", "--metrics", "fr10_ioc", "nme_box_p90", "--pair", "second", "first"
+    )
+    shown = capsys.readouterr().out.partition("A second")[2]
+    assert re.search(r"fr10_ioc +\+13\.16 .* % +0\.0\d\d +38 +0 % +B", shown)
+    assert "nme_box " in shown and "nme_box_p90" not in shown  # no mean over faces
     write_faces(b, errors, photos, size=90)  # other true points for the same photos
     with pytest.raises(SystemExit, match="no common face"):
         run_compare(monkeypatch, tmp_path / "runs" / "*", "--pair", "first", "second")

@@ -260,7 +260,7 @@ def test_compare_pair_refuses_a_damaged_faces_csv_in_one_line(tmp_path: Path, ma
     make(bad / "faces.csv")
     a, b = read_runs([bad, fine])
     with pytest.raises((RunError, OSError)) as caught:
-        compare_pair(a, b)
+        compare_pair(a, b, ["nme_box"])
     assert "\n" not in str(caught.value) and "faces.csv" in str(caught.value)
 
 

@@ -1,6 +1,4 @@
-import base64
 import json
-import math
 import re
 import shutil
 import subprocess
@@ -11,133 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from run_folders import CONFIG, run_compare, with_values, write_results, write_run
+from run_folders import CONFIG, grid_of_runs, run_compare, with_values, write_results, write_run
 
+from facelab.comparison.grid import build_cells
 from facelab.comparison.group import compare
-from facelab.comparison.page import pareto, read_curves, section_data, thin, write_page
-from facelab.comparison.pairs import compare_pair
-from facelab.comparison.read import read_run, read_runs
+from facelab.comparison.page import write_page
+from facelab.comparison.pairs import compare_pair, pair_cells, pair_line, paired_metrics
+from facelab.comparison.read import read_runs
 
 CHROMIUM = shutil.which("chromium")
-BACKBONES = {"mobilenetv2_100": (1.9, 0.58e9, 21.0), "resnet18": (1.8, 2.44e9, 38.0), "resnet50": (1.7, 5.6e9, 91.0)}
-
-
-def grid_of_runs(folder: Path, *, seeds: int, faces: int, rates: tuple[float, ...] = (1e-4, 5e-4)) -> Path:
-    """Write a sweep over backbones, learning rates and seeds, with one failed job and one that never started."""
-    cells = {}
-    for name, (error, macs, latency) in BACKBONES.items():
-        for rate in rates:
-            for seed in range(1, seeds + 1):
-                job = str(len(cells))
-                cells[job] = [f"backbone={name}", f"optimizer.lr={rate}", f"seed={seed}"]
-                config = with_values(CONFIG, seed=seed, datamodule__seed=seed, backbone__name=name, monitor={})
-                config |= {"optimizer": {"lr": rate}, "monitor": {"name": "val/nme_box", "mode": "min"}}
-                config["model"]["backbone"]["name"] = name
-                write_run(folder / job, config=config, measured=False)
-                wobble = 0.03 * math.sin(7 * seed + len(name)) + 0.2 * (rate < 3e-4) + 5 * rate
-                write_results(folder / job, error + wobble, int(job) + 1, faces=faces, macs=macs, latency=latency)
-    failed = {"state": "failed", "reason": "OutOfMemoryError: CUDA out of memory"}
-    write_run(folder / str(len(cells)), status=failed, measured=False)
-    cells |= {str(len(cells) + i): [f"backbone=hrnet{18 + i}", "seed=1"] for i in range(2)}
-    (folder / "sweep.json").write_text(json.dumps({"stamp": folder.name, "overrides": [], "cells": cells}))
-    return folder
-
-
-# Numbers
-
-
-def test_read_curves_skips_an_incomplete_last_line_and_names_a_broken_one(tmp_path: Path) -> None:
-    """Would catch an unfinished metrics.csv that ends the comparison, or half a number drawn as a whole one."""
-    file = tmp_path / "metrics.csv"
-    text = "epoch,step,train/loss,val/nme_box\n,0,,\n0,9,1.5,\n0,9,,0.05\n1,19,1.25,\n1,19,,0.04\n"
-    file.write_text(text + "2,29,0.9")
-    curves = read_curves(file, ["train/loss", "val/nme_box", "val/other"])
-    assert curves.steps_per_epoch == 10
-    assert curves.values == {"train/loss": ([9, 19], [1.5, 1.25]), "val/nme_box": ([9, 19], [0.05, 0.04])}
-    file.write_text(text + "0,9,1.75,\n")  # logged again by a resumed run
-    assert read_curves(file, ["train/loss"]).values["train/loss"] == ([9, 19], [1.75, 1.25])
-    for line in ("2,29,much,\n", "2\n"):
-        file.write_text(text + line)
-        with pytest.raises(ValueError, match=r"metrics\.csv:7: "):
-            read_curves(file, ["train/loss"])
-    file.write_text("a,b\n")
-    with pytest.raises(ValueError, match="no columns epoch and step"):
-        read_curves(file, ["train/loss"])
-
-
-def test_thin_averages_long_curves() -> None:
-    """Would catch a curve without its last point, or a page with every step of every run."""
-    assert thin([1, 2, 3, 4, 5], [1, 3, 5, 7, 9], 3) == ([1.5, 3.5, 5], [2, 6, 9])
-    assert thin([1, 2], [3, 4], 150) == ([1, 2], [3, 4])
-    assert len(thin(range(1000), range(1000), 150)[0]) <= 150
-
-
-def test_pareto_returns_the_undominated_points() -> None:
-    """Would catch a dominated point on the front, a duplicate of it, or a point without a number."""
-    points = [(1, 9), (2, 5), (2, 4), (3, 4), (4, 1), (5, 0.5), (0.5, math.nan), (math.nan, 0), (1, math.inf)]
-    assert pareto(points) == [0, 2, 4, 5]
-    assert pareto([]) == []
 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a sweep of twelve measured runs (six settings, two seeds), a failed one and one that never started."""
     return grid_of_runs(tmp_path_factory.mktemp("logs") / "2026-11-20_10-00-00", seeds=2, faces=80)
-
-
-def test_section_data_holds_the_numbers_of_the_figures(sweep: Path) -> None:
-    """Would catch a figure with another run's numbers, a part without faces, or a front of the wrong error."""
-    table = compare(read_runs([sweep]), None)[0]
-    data = section_data(table)
-    first = data["rows"][0]
-    assert first["label"] == "resnet50, lr 0.0005 (2 seeds)" and first["runs"] == [
-        table.runs.index(run) for run in table.rows[0].runs
-    ]
-    mean, low, high = first["metrics"]["nme_box"]
-    assert mean == pytest.approx(table.rows[0].metrics["nme_box"].value, rel=1e-4) and low < mean < high
-    assert [group["title"] for group in data["groups"]] == ["Head pose", "Subset", "Region", "Face size"]
-    assert data["groups"][0]["items"][2][0] == "over 60°"
-    assert [(cost["title"], cost["unit"]) for cost in data["costs"]] == [("MACs", "M"), ("Latency", "ms")]
-    assert {*data["costs"][0]["values"]} == {580, 2440, 5600}
-    labels = [data["rows"][place]["label"].split(",")[0] for place in data["costs"][0]["fronts"]["nme_box"]]
-    assert labels == ["mobilenetv2_100", "resnet18", "resnet50"]
-    run = data["runs"][0]
-    assert run["rate"] == 100 and len(run["curves"]["train/loss"][0]) == 150
-    errors = np.frombuffer(base64.b64decode(run["errors"]["box"]), "<f4")
-    assert errors.mean() == pytest.approx(table.runs[0].metrics["nme_box"].value, rel=1e-4)
-
-
-def test_section_data_separates_costs_with_pose(tmp_path: Path) -> None:
-    """Would catch the cost of landmarks and pose together in the figure of the cost of landmarks."""
-    for job, files in enumerate((["benchmark"], ["benchmark", "benchmark_pose"])):
-        folder = write_run(tmp_path / "sweep" / str(job), config=with_values(CONFIG, crop__size=job + 1))
-        for factor, file in enumerate(files, start=1):
-            numbers = {"macs": 1_000_000 * factor, "latency_p50_ms": 10 * factor, "cpu": "EPYC"}
-            (folder / f"{file}.json").write_text(json.dumps(numbers))
-    costs = section_data(compare(read_runs([tmp_path / "sweep"]), None)[0])["costs"]
-    assert {cost["title"]: cost["values"] for cost in costs} == {
-        "MACs": [1, 1],
-        "Latency": [10, 10],
-        "MACs with pose": [None, 2],
-        "Latency with pose": [None, 20],
-    }
-
-
-def test_section_data_orders_faces_as_in_the_first_run(tmp_path: Path) -> None:
-    """Would catch runs compared by row number although a photo is missing in one of them."""
-    for job in ("0", "1"):
-        config = with_values(CONFIG, crop__size=int(job) + 1)
-        write_results(write_run(tmp_path / "sweep" / job, config=config, measured=False), 2, 1, faces=10)
-    file = tmp_path / "sweep" / "1" / "faces.csv"
-    lines = file.read_text().splitlines()
-    file.write_text("\n".join([lines[0], *lines[5:]]) + "\n")
-    data = section_data(compare(read_runs([tmp_path / "sweep"]), None)[0])
-    one, other = (np.frombuffer(base64.b64decode(run["errors"]["box"]), "<f4") for run in data["runs"])
-    gaps = np.isnan(one) | np.isnan(other)
-    assert gaps.tolist().count(True) == 4 and np.allclose(one[~gaps], other[~gaps])
-
-
-# The page
 
 
 def write_and_read_page(folder: Path, file: Path, pictures: int = 6) -> str:
@@ -236,7 +122,7 @@ const said = {{}};
 document.getElementById("page").onload = () => {{
   const page = document.getElementById("page").contentDocument;
   const all = (query) => [...page.querySelectorAll(query)];
-  const shown = () => all("section:first-of-type tbody").filter((body) => !body.hidden);
+  const shown = () => all("tbody:has(input)").filter((body) => !body.hidden);
   const names = () => shown().map((body) => body.rows[0].cells[1].firstChild.textContent);
   const sort = (name) => {{
     all("th button").find((button) => button.textContent === name).click();
@@ -248,7 +134,7 @@ document.getElementById("page").onload = () => {{
     said.page = page.documentElement.scrollWidth;
     said.window = page.documentElement.clientWidth;
     said.figures = all("figure").map((figure) => figure.querySelectorAll("path.line, path[fill], rect").length);
-    said.pair = all("output")[0].textContent;
+    said.titles = all("figure title").map((title) => title.textContent);
     said.legend = all(".legend li").length;
     said.before = names();
     said.sorted = sort("optimizer.lr");
@@ -263,12 +149,16 @@ document.getElementById("page").onload = () => {{
     said.closed = all(".single:not([hidden])").length;
     all(".more")[0].click();
     said.open = all(".single:not([hidden])").length;
-    all("input[value=ioc]")[0].click();
-    said.ioc = all("output")[0].textContent;
     const [a, b] = all("select");
-    b.selectedIndex = a.selectedIndex;
-    say(b, "change");
-    said.same = all("output")[0].textContent;
+    said.names = [...b.options].map((option) => option.textContent.split(":")[0]);
+    said.pairs = [[0, 1], [5, 2], [11, 0], [3, 3]].map((chosen) => {{
+      [a.selectedIndex, b.selectedIndex] = chosen;
+      say(b, "change");
+      const rows = all(".pair tr").map((row) => [...row.cells].map((cell) => cell.textContent));
+      return [...chosen, rows, page.querySelector(".pair p").textContent];
+    }});
+    all("label").find((label) => label.textContent.includes("eye corners")).firstChild.click();
+    said.ioc = all("figure title").map((title) => title.textContent);
     said.after = page.getElementById("faults").textContent;
   }} catch (error) {{ said.error = String(error); }}
   document.getElementById("said").textContent = JSON.stringify(said);
@@ -297,25 +187,29 @@ def browse(folder: Path, html: str, *options: str) -> str:
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 @pytest.mark.parametrize("width", [1400, 390])
 def test_page_works_in_a_browser(sweep: Path, tmp_path: Path, width: int) -> None:
-    """Would catch a failing script, an empty figure, a page wider than a phone, or differences unlike compare.py's."""
+    """Would catch a failing script, an empty figure, a page wider than a phone, or numbers unlike compare.py's."""
     write_and_read_page(sweep, tmp_path / "page.html")
     text = browse(tmp_path, READ.format(width=width), "--window-size=1500,1000")
     results: dict[str, Any] = json.loads(re.search(r'id="said">(.*?)</pre>', text, re.DOTALL)[1])  # type: ignore[index]
     assert "error" not in results and results["faults"] == results["after"] == ""
     assert results["page"] <= results["window"]
-    assert len(results["figures"]) == 11 and all(results["figures"])
+    assert len(results["figures"]) == 14 and all(results["figures"])
     assert results["legend"] == results["drawn"] * 3 == 6
     assert results["before"] == results["up"] == results["down"][::-1] and len(results["before"]) == 6
     assert results["sorted"] != results["before"] and set(results["sorted"]) == set(results["before"])
     assert len(results["found"]) == 2 and (results["closed"], results["open"]) == (0, 2)
-    first, second = (row.runs[0] for row in compare(read_runs([sweep]), None)[0].rows[:2])
-    pair = compare_pair(first, second)
-    for metric, output in (("nme_box", results["pair"]), ("nme_ioc", results["ioc"])):
-        drawn = [float(text.replace("−", "-")) for text in re.findall(r"[+−]\d+\.\d\d", output)]
-        value, *ends = (100 * number for number in pair.differences[metric][:3])
-        assert drawn[0] == pytest.approx(value, abs=0.0051) and drawn[1:] == pytest.approx(ends, abs=0.02)
-        assert f"On {pair.common} common faces" in output
-    assert results["same"].startswith("A − B = +0.00")
+    table = compare(read_runs([sweep]), None)[0]
+    of_name = {run.name: run for run in table.runs}
+    assert len(results["names"]) == 12
+    for place_a, place_b, rows, line in results["pairs"][:3]:
+        a, b = (of_name[results["names"][place]] for place in (place_a, place_b))
+        pair = compare_pair(a, b, paired_metrics(()))
+        assert rows == [[cell.text for cell in row] for row in pair_cells(pair, b.metrics)] and line == pair_line(pair)
+    assert results["pairs"][3][2:] == [[], "A and B are the same run."]
+    heading, first, *_ = build_cells(table)
+    for metric, titles in (("nme_box", results["titles"]), ("nme_ioc", results["ioc"])):
+        cell = first[[each.text for each in heading].index(metric)]
+        assert f"resnet50, lr 0.0005 (2 seeds): {cell.text} % ({cell.below}) at 5600.0 M" in titles
 
 
 @pytest.mark.slow
@@ -326,15 +220,7 @@ def test_write_page_handles_hundreds_of_runs(tmp_path: Path) -> None:
     start = time.perf_counter()
     text = write_and_read_page(folder, tmp_path / "page.html")
     assert time.perf_counter() - start < 60
-    assert len(text) < 15_000_000 and text.count('<input type="checkbox"') == 150
+    assert len(text) < 1_500_000 and text.count('<input type="checkbox"') == 150
     if CHROMIUM:
         rendered = browse(tmp_path, text)
         assert rendered.count('<li data-row="') == 8 and 'role="alert" hidden' in rendered
-
-
-def test_section_data_limits_the_errors_of_faces(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Would catch errors of single faces that make the page of a large sweep too big to open."""
-    monkeypatch.setattr("facelab.comparison.page.MAX_FACES", 200)
-    data = section_data(compare(read_runs([sweep]), None)[0])
-    assert ["errors" in run for run in data["runs"]] == [True] * 3 + [False] * 9 and data["small"]
-    assert read_run(sweep / "0").ranked

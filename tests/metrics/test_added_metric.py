@@ -64,6 +64,8 @@ def test_added_metric_appears_everywhere(
     page = (tmp_path / "a.html").read_text()
     assert f"<b>{value}</b>" in page and "<span>21.00</span>" in page
     data = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])  # type: ignore[index]
-    (group,) = (group for group in data["sections"][0]["groups"] if group["metric"] == "nme_size")
-    assert (group["title"], group["unit"], group["factor"]) == ("colour", "px", 1)
-    assert group["items"] == [["red", "8", "mae_red"]]
+    (group,) = (group for group in data["sections"][0]["groups"] if group["axis"] == "nme_size, px")
+    assert group["title"] == "colour" and group["items"] == [["red", "8", "mae_red"]]
+    drawn, *_, text = data["sections"][0]["rows"][0]["metrics"]["mae_red"]
+    assert drawn == pytest.approx(record.value, rel=1e-3)
+    assert text == f"{value} px ({interval.replace(' ', '')})"

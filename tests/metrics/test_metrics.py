@@ -16,6 +16,7 @@ from facelab.annotations.wflw98 import WFLW
 from facelab.faces import geometry, layouts
 from facelab.faces.batch import LandmarkBatch
 from facelab.faces.crop import Crop
+from facelab.faces.geometry import Array
 from facelab.faces.layouts import Layout
 from facelab.metrics import landmarks
 from facelab.metrics.face_errors import FaceErrors
@@ -29,6 +30,7 @@ from facelab.metrics.face_table import (
     read_faces,
     write_faces,
 )
+from facelab.metrics.landmarks import Difference, Statistic
 from facelab.metrics.record import Metric
 
 LAYOUT = Layout(
@@ -333,7 +335,7 @@ def test_summary_accepts_a_split_without_faces() -> None:
     e = nme_per_face(empty, "box")
     assert np.isnan(landmarks.bootstrap(e, landmarks.nme, 10, seed=0)).all()
     assert np.isnan(landmarks.ced(e, np.array([0.1]))).all()
-    assert landmarks.paired_bootstrap(e, e, landmarks.nme, 10, seed=0).faces == 0
+    assert landmarks.paired_bootstrap(e[None], e, landmarks.nme, 10, seed=0)[0].faces == 0
 
 
 def _measure_on_rank(rank: int, folder: Path) -> None:
@@ -506,23 +508,61 @@ def test_bootstrap_is_reproducible_and_ignores_nan(monkeypatch: pytest.MonkeyPat
     assert np.isfinite(low) and np.isposinf(high)
 
 
+def compare_one(a: Array, b: Array, statistic: Statistic, resamples: int) -> Difference:
+    """Compare one run with another one."""
+    return landmarks.paired_bootstrap(a[None], b, statistic, resamples, seed=0)[0]
+
+
 def test_paired_bootstrap_detects_a_difference_within_the_intervals() -> None:
     """Would catch draws that differ between the runs, and a reversed sign."""
     random = np.random.default_rng(0)
     a = np.abs(random.normal(0.05, 0.03, 400))
     b = a - 0.001 + random.normal(0, 0.002, 400)
     a[7] = b[9] = np.nan
-    better = landmarks.paired_bootstrap(a, b, landmarks.nme, 1000, seed=0)
+    better = compare_one(a, b, landmarks.nme, 1000)
     in_both = ~(np.isnan(a) | np.isnan(b))
     assert better.value == pytest.approx(a[in_both].mean() - b[in_both].mean())
     assert 0 < better.low < better.value < better.high and better.faces == 398
+    assert better.smaller == pytest.approx((a < b)[in_both].mean()) and 0.2 < better.smaller < 0.5
     assert better.probability == pytest.approx(2 / 1001)
     assert landmarks.bootstrap(a, landmarks.nme, 1000, seed=0)[0] < landmarks.bootstrap(b, landmarks.nme, 1000, 0)[1]
-    noise = landmarks.paired_bootstrap(a, a + random.normal(0, 0.002, 400), landmarks.nme, 1000, seed=0)
+    noise = compare_one(a, a + random.normal(0, 0.002, 400), landmarks.nme, 1000)
     assert noise.low < 0 < noise.high and noise.probability > 0.05
-    assert landmarks.paired_bootstrap(a, a, landmarks.nme, 100, seed=0).probability == 1
+    assert compare_one(a, a, landmarks.nme, 100).probability == 1
     with pytest.raises(ValueError, match="common_faces"):
-        landmarks.paired_bootstrap(a, b[1:], landmarks.nme, 100, seed=0)
+        landmarks.paired_bootstrap(a[None], b[1:], landmarks.nme, 100, seed=0)
+
+
+def test_paired_bootstrap_equals_the_statistic_of_resampled_faces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a rate or an area that is no mean of a number per face, and runs that change each other's numbers."""
+    random = np.random.default_rng(2)
+    a, b = np.abs(random.normal(0.06, 0.03, (4, 300))), np.abs(random.normal(0.06, 0.03, 300))
+    a[1, :40] = a[3, 200] = b[5] = np.nan  # three sets of common faces
+    statistics: dict[str, Statistic] = {"nme": landmarks.nme}
+    statistics["fr"] = partial(landmarks.failure_rate, threshold=0.08)
+    statistics["auc"] = partial(landmarks.auc, threshold=0.08)
+    for name, statistic in statistics.items():
+        together = landmarks.paired_bootstrap(a, b, statistic, 500, seed=0)
+        for one, difference in zip(a, together, strict=True):
+            both = np.stack([one, b])[:, ~(np.isnan(one) | np.isnan(b))]
+            drawn = np.subtract(*landmarks._resample(both, statistic, 500, seed=0))
+            expected = (np.subtract(*statistic(both)), *np.quantile(drawn, [0.025, 0.975], method="inverted_cdf"))
+            assert difference[:3] == pytest.approx(expected, abs=1e-12), name
+            assert difference.faces == both.shape[1]
+            assert difference == pytest.approx(compare_one(one, b, statistic, 500), abs=1e-12)
+    monkeypatch.setattr(landmarks, "BLOCK", 300 * 7)
+    landmarks._counts.cache_clear()
+    in_blocks = landmarks.paired_bootstrap(a, b, statistic, 500, seed=0)
+    assert np.asarray(in_blocks) == pytest.approx(np.asarray(together), abs=1e-12)
+
+
+def test_paired_bootstrap_gives_an_infinite_difference_no_interval() -> None:
+    """Would catch an interval that leaves out a face without a prediction."""
+    a, b = np.array([0.1, 0.2, np.inf, 0.3]), np.array([0.1, 0.1, 0.1, 0.1])
+    difference = compare_one(a, b, landmarks.nme, 100)
+    assert difference.value == np.inf and difference.faces == 4 and np.isnan(difference[1:4]).all()
+    assert np.isnan(compare_one(a, a, landmarks.nme, 100).value)
+    assert compare_one(a, b, partial(landmarks.failure_rate, threshold=0.25), 100)[:1] == (0.5,)
 
 
 def test_stratified_bootstrap_draws_from_each_group_separately() -> None:
