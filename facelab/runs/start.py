@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from facelab import signals
 from facelab.errors import ConfigError, FacelabError, RunError
 from facelab.runs import resolvers  # noqa: F401  registers them
-from facelab.runs.argv import is_sweep, normalise_argv
+from facelab.runs.argv import is_sweep, normalise_argv, with_trainer_keys
 from facelab.runs.overrides import RESUME_PREFIX, resumed_argv
 from facelab.runs.processes import RANKS, RANKS_PARENT, STAMP, STAMP_FORMAT, choose_stamp
 from facelab.runs.snapshot import run_from_copy
@@ -68,6 +68,7 @@ def _start(resumable: bool) -> None:
         argv = [*json.loads(os.environ[RANKS]), f"hydra.job.name={Path(sys.argv[0]).stem}_rank_{rank}"]
     else:
         check_typed(argv, RESUME_PREFIX if resumable else None)
+        argv = with_trainer_keys(argv)
     if resumable and (words := [word for word in argv if word.startswith("ckpt=")]):
         raise ConfigError(
             words[0],
