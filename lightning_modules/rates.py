@@ -43,6 +43,7 @@ class Rates:
                 parameters[name].requires_grad_(False)
         if self.frozen and not any(parameter.requires_grad for parameter in parameters.values()):
             raise ConfigError("rates.freeze", f"={list(self.frozen)}: nothing would be trained", mounted=True)
+        self.set_evaluation_mode(module)
 
     def set_evaluation_mode(self, module: nn.Module) -> None:
         """Set the parts of a module of which no parameter is trained to evaluation mode."""

@@ -33,7 +33,7 @@ def follow_loggers(cfg: DictConfig, checkpoint: Path) -> None:
     saved = saved_config(owner.path).get("logger") if owner else None
     saved = saved if isinstance(saved, Mapping) else {}
     if hydra.runtime.choices.get("logger") == FOLLOWING:
-        for name in [name for name in cfg.logger if name not in saved]:
+        for name in [name for name in cfg.logger if saved.get(name) is None]:
             cfg.logger[name] = None
     ours, theirs = (cfg.get("logger") or {}).get("wandb"), saved.get("wandb")
     if not ours or not isinstance(theirs, Mapping):

@@ -91,6 +91,7 @@ def _start(resumable: bool) -> None:
     # Intended for a dataset without a validation split; the datamodule logs it.
     warnings.filterwarnings("ignore", message=r"Total length of `list` across ranks is zero")
     warnings.filterwarnings("ignore", message=r"`ModelCheckpoint\(monitor=.*could not find the monitored key")
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # intended for frozen parts
     warnings.filterwarnings("ignore", message="Checkpoint directory")  # is not empty, in a resumed run
     warnings.filterwarnings("ignore", message=r"The `srun` command is available")  # jobs are started by submitit
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # in Lightning

@@ -119,6 +119,16 @@ def test_train_runs_without_checkpoint_or_logger(words: list[str], tmp_path: Pat
             open_door("evaluate", "ckpt=run", folder=tmp_path)
 
 
+def test_train_takes_keys_of_the_trainer_without_plus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a key that no YAML file has and that Hydra refuses, or one that does not reach Lightning."""
+    clipped = []
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda _, norm: clipped.append(norm))
+    words = ["trainer.gradient_clip_val=0.5", "trainer.accumulate_grad_batches=2", "trainer.limit_train_batches=4"]
+    words += ["trainer.max_epochs=1", "test=false", "callbacks=none", "logger=none", "hydra.run.dir=run"]
+    open_door("train", *small("pipnet"), *words, folder=tmp_path)
+    assert clipped == [0.5, 0.5]
+
+
 def test_protocol_of_a_partial_test_differs(tmp_path: Path, trained: Path) -> None:
     """Would catch metrics of a few batches in one table with those of all faces."""
     overrides = ["+trainer.limit_test_batches=1", "trainer.max_epochs=1", "logger=none", "callbacks=none"]
