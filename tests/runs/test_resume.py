@@ -557,7 +557,10 @@ def test_resume_prints_and_stores_changed_overrides(
 
 @pytest.mark.parametrize(
     "word",
-    slow_or_quick(["scheduler=cosine", "scheduler.factor=0.5", "optimizer.weight_decay=0.1"], "optimizer.lr=0.1"),
+    slow_or_quick(
+        ["scheduler=cosine", "scheduler.factor=0.5", "optimizer.weight_decay=0.1", "rates.warmup_epochs=1"],
+        "optimizer.lr=0.1",
+    ),
 )
 def test_resume_refuses_overrides_of_the_optimizer_state(word: str, tmp_path: Path, crashed: Path) -> None:
     """Would catch a learning rate in config.yaml that was never used, or a refused override that is stored."""

@@ -373,6 +373,7 @@ def test_build_makes_plain_containers() -> None:
             ["+callbacks.stop={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/auc08_ioc}"],
             r"callbacks\.stop\.mode=min: the best val/auc08_ioc is its maximum; use max",
         ),
+        (["scheduler=plateau", "scheduler.mode=max"], r"scheduler\.mode=max: the best val/nme_box is its minimum"),
         (["callbacks.checkpoint.mode=max"], r"callbacks\.checkpoint\.mode=max: the best val/nme_box is its minimum"),
     ],
 )
@@ -381,6 +382,16 @@ def test_train_refuses_a_monitor_in_the_wrong_direction(words: list[str], messag
     with pytest.raises(SystemExit, match=message):
         open_door("train", *small("pipnet"), *words, "hydra.run.dir=run", folder=tmp_path)
     assert not (tmp_path / "run" / "overrides.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "place"),
+    [("scheduler=plateau", "scheduler"), ("callbacks/early_stopping=patience", "callbacks.early_stopping")],
+)
+def test_train_refuses_options_that_need_a_validation(word: str, place: str, tmp_path: Path) -> None:
+    """Would catch a schedule or an early stop that fails after the first epoch with a traceback."""
+    with pytest.raises(SystemExit, match=f"{place}: it needs val/nme_box, but the run has no validation"):
+        open_door("train", *small("pipnet"), word, "trainer.limit_val_batches=0", "logger=none", folder=tmp_path)
 
 
 def test_train_refuses_to_monitor_a_pose_that_is_not_predicted(tmp_path: Path) -> None:
