@@ -1,13 +1,12 @@
 """Average of the weights of the last epochs."""
 
-from typing import Any
-
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 from facelab.bounds import Count, Share
+from lightning_modules.landmark import steps_per_epoch
 
 
 class StochasticWeightAveraging(WeightAveraging):
@@ -34,8 +33,7 @@ class StochasticWeightAveraging(WeightAveraging):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the number of optimizer steps in an epoch."""
-        batches: Any = trainer.num_training_batches
-        self.epoch_steps = -(-batches // trainer.accumulate_grad_batches)
+        self.epoch_steps = steps_per_epoch(trainer)
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """Return whether to copy or average the weights after a step: in the averaged epochs after the last one."""

@@ -247,7 +247,9 @@ class LandmarkModule(LightningModule):
         for each in self.trainer.lr_scheduler_configs:
             scheduler = each.scheduler
             if isinstance(scheduler, PlateauLR) and (self.current_epoch + 1) % scheduler.every == 0:
-                scheduler.step(self.trainer.callback_metrics[scheduler.monitor])
+                metric = self.trainer.callback_metrics.get(scheduler.monitor)
+                if metric is not None:  # it is missing if max_steps ends the training before the first validation
+                    scheduler.step(metric)
 
 
 def steps_per_epoch(trainer: Any) -> int:

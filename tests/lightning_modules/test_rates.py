@@ -161,6 +161,13 @@ def test_plateau_lowers_the_rate_before_the_checkpoint(every: int, expected: lis
     assert saved.rates == pytest.approx([1e-3 * rate for rate in expected])
 
 
+def test_plateau_accepts_a_training_that_ends_within_an_epoch() -> None:
+    """Would catch a traceback at the end of a training of few steps, which has no validation."""
+    module, datamodule = build_with_rates("scheduler=plateau", "optimizer.lr=1e-3")
+    trainer = fit(module, datamodule, max_steps=1, enable_checkpointing=False)
+    assert "val/nme_box" not in trainer.callback_metrics and rates_of(trainer.optimizers[0]) == [1e-3]
+
+
 def test_a_plateau_without_its_metric_is_refused() -> None:
     """Would catch torch's class, which does not name its metric, and fails in Lightning with a traceback."""
     words = ["scheduler=cosine", "scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau", "~scheduler.T_max"]

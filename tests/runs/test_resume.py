@@ -32,7 +32,7 @@ from callbacks.resume import ResumableCheckpoint
 from facelab.errors import RunError
 from facelab.renames import renamed_config
 from facelab.run_folder import read_status
-from facelab.runs.argv import quoted
+from facelab.runs.argv import quoted, with_trainer_keys
 from facelab.runs.overrides import check_reach, check_words, resumed_argv, task_overrides
 from facelab.runs.resume import _pin
 from facelab.runs.sweep import write_jobs
@@ -552,7 +552,7 @@ def test_resume_prints_and_stores_changed_overrides(
     assert "changed: " not in capfd.readouterr().out
     assert OmegaConf.load(run / "config.yaml").data.val == 5
     stored = yaml.safe_load((run / "overrides.yaml").read_text())
-    assert stored == [*OVERRIDES, "datamodule.num_workers=1", "data.val=5"]
+    assert stored == with_trainer_keys([*OVERRIDES, "datamodule.num_workers=1", "data.val=5"])
 
 
 @pytest.mark.parametrize(
