@@ -13,6 +13,7 @@ def trainer_arguments() -> tuple[str, ...]:
     assert package is not None
     assert package.origin is not None
     source = Path(package.origin).parent / "pytorch" / "trainer" / "trainer.py"
-    body = next(node.body for node in ast.parse(source.read_bytes()).body if isinstance(node, ast.ClassDef))
+    nodes = ast.parse(source.read_bytes()).body
+    body = next(node.body for node in nodes if isinstance(node, ast.ClassDef) and node.name == "Trainer")
     method = next(node for node in body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
     return tuple(argument.arg for argument in method.args.kwonlyargs)
