@@ -15,6 +15,7 @@ from facelab.run_folder import RunFolder
 from facelab.runs.build import build, build_trainer, check, write_config
 from facelab.runs.check import PATHS
 from facelab.runs.checkpoint import ABSENT, LoadedRun, load_run, needed
+from facelab.runs.loggers import follow_loggers
 from facelab.runs.recording import track_run
 from facelab.runs.report import report
 from facelab.runs.resume import remove_results
@@ -47,6 +48,8 @@ def main(cfg: DictConfig) -> None:
         run = load_run(expand_home(str(cfg.ckpt)), cfg.paths)
         datamodule = build_data(run, cfg)
         evaluated = evaluated_config(run, cfg)
+        follow_loggers(cfg, run.checkpoint)
+        check(cfg, EVALUATE_KEYS)  # again, because the names are those of the run folder
         trainer = build_trainer(cfg)
         status |= {"begun": True, "tested": str(run.checkpoint)}
         remove_results(folder)

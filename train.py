@@ -125,7 +125,8 @@ def build_parts(cfg: DictConfig, *, resumed: bool = False) -> tuple[Any, Any, An
 
     seed_everything(cfg.seed, workers=True, verbose=False)
     datamodule, module = build(cfg, "datamodule"), build_module(cfg, resumed=resumed)
-    module.resumed = resumed
+    module.resumed, module.rates = resumed, build(cfg, "rates")
+    module.rates.freeze(module)
     module.save_hyperparameters(OmegaConf.to_container(cfg, resolve=False), logger=False)
     set_format_and_compile(module, cfg.memory_format, cfg.compile)
     module.configure_optimizers()  # only to refuse invalid values now: Lightning calls it again before training
@@ -141,33 +142,33 @@ def build_module(cfg: DictConfig, *, resumed: bool) -> Any:
 
 
 def check_monitors(cfg: DictConfig, module: Any, datamodule: Any) -> None:
-    """Refuse a callback that monitors a metric that no validation logs, or that prefers its worse values.
+    """Refuse a callback or a schedule that monitors a metric that no validation logs, or that prefers its worse values.
 
     Lightning would fail after the first epoch for the first, and keep the worst checkpoint for the second.
 
     Raises:
-        ConfigError: there is such a callback; the message contains its key.
+        ConfigError: there is one; the message contains its key.
     """
     from facelab.metrics.landmarks import example
 
     metrics = module.metrics(example(module.layout, datamodule.data.tags, predicts_pose=module.predicts_pose))
     logged = {f"val/{name}": MODES.get(definition.better) for name, definition in metrics.items()}
-    monitor = {"monitor": cfg.monitor.name, "mode": cfg.monitor.mode}
-    for name, callback in {"monitor": monitor, **(cfg.callbacks or {})}.items():
-        if not callback or not callback.get("monitor"):
+    nodes = {"monitor": {"monitor": cfg.monitor.name, "mode": cfg.monitor.mode}, "scheduler": cfg.get("scheduler")}
+    nodes |= {f"callbacks.{name}": node for name, node in (cfg.callbacks or {}).items()}
+    for place, node in nodes.items():
+        if not node or not node.get("monitor"):
             continue
-        monitored = str(callback["monitor"])
+        monitored = str(node["monitor"])
         # A custom method may log other names, and Lightning logs `step` and `epoch`.
         ours = monitored.startswith("val/") or f"val/{monitored}" in logged
         if ours and monitored not in logged:
-            key = "monitor.name" if name == "monitor" else f"callbacks.{name}.monitor"
+            key = "monitor.name" if place == "monitor" else f"{place}.monitor"
             raise ConfigError(key, f"={monitored}: no validation logs this metric{hint(monitored, logged)}")
-        is_lightnings = str(callback.get("_target_")).startswith("lightning.")  # whose mode is min by default
+        is_lightnings = str(node.get("_target_")).startswith("lightning.")  # whose mode is min by default
         right = logged.get(monitored)
-        mode = callback.get("mode", "min" if is_lightnings else right)
+        mode = node.get("mode", "min" if is_lightnings else right)
         if right and mode != right and mode in MODES.values():  # another word is not a direction
-            key = "monitor.mode" if name == "monitor" else f"callbacks.{name}.mode"
-            raise ConfigError(key, f"={mode}: the best {monitored} is its {right}imum; use {right}")
+            raise ConfigError(f"{place}.mode", f"={mode}: the best {monitored} is its {right}imum; use {right}")
 
 
 def read_data(datamodule: Any, cfg: DictConfig) -> None:
@@ -181,6 +182,10 @@ def read_data(datamodule: Any, cfg: DictConfig) -> None:
         datamodule.setup("test")
     if cfg.test and cfg.test_ckpt == "best" and "val" not in datamodule.faces:
         raise ConfigError("test_ckpt", "=best: without a validation there is no best checkpoint; use test_ckpt=last")
+    if "val" not in datamodule.faces or cfg.trainer.get("limit_val_batches") == 0:
+        for place in ("scheduler", "callbacks.early_stopping"):
+            if monitored := OmegaConf.select(cfg, f"{place}.monitor"):
+                raise ConfigError(place, f": it needs {monitored}, but the run has no validation")
 
 
 def fit(

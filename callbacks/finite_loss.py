@@ -128,7 +128,7 @@ class FiniteLoss(Callback):
         except OSError as error:  # the loss is the more important message
             saved = f"The batch could not be saved: {error}"
         raise TrainingError(
-            f"{message}. {saved}. A smaller optimizer.lr, +trainer.gradient_clip_val=1 or trainer.precision=32-true "
+            f"{message}. {saved}. A smaller optimizer.lr, trainer.gradient_clip_val=1 or trainer.precision=32-true "
             f"may help; {remedy}"
         )
 

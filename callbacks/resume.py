@@ -2,6 +2,8 @@
 
 import io
 import os
+import re
+import shutil
 import time
 from pathlib import Path
 from types import FrameType
@@ -10,7 +12,7 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import distributed
 
@@ -18,7 +20,7 @@ from facelab import signals
 from facelab.bounds import Amount
 from facelab.errors import CheckpointError
 from facelab.files import replacing
-from facelab.internals.lightning import is_last_batch, validates_after
+from facelab.internals.lightning import is_last_batch, number_files, validates_after
 from facelab.renames import renamed_checkpoint
 from facelab.run_folder import LAST_CHECKPOINT
 
@@ -78,6 +80,8 @@ class ResumableCheckpoint(Checkpoint):
     (SIGTERM, SIGUSR2). After a signal it finishes the training step, saves, and calls the handler that was installed
     before it. During a validation it calls that handler before the next batch without saving: a resume repeats the
     steps since the last checkpoint.
+
+    Before it writes the checkpoint, it gives the best file of each ``ModelCheckpoint`` the name without a number.
 
     The checkpoint contains torch's RNG state as a tensor. All other random draws of training are functions of seed,
     epoch and row, and the sampler skips the rows that were already used for training.
@@ -146,14 +150,20 @@ class ResumableCheckpoint(Checkpoint):
             state |= {key: moved.get(state[key], "") for key in CHECKPOINTS} | {"dirpath": callback.dirpath}
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
-        """Store the current handlers before Lightning installs its own.
+        """Store the current handlers before Lightning installs its own, and number the best checkpoints if several.
 
         Lightning's handler would communicate with other ranks in the middle of a step.
         """
         self.previous_handlers = signals.current_handlers()
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.save_top_k not in (0, 1):
+                number_files(callback)
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
-        """Install the handlers of the stop signals."""
+        """Install the handlers of the stop signals, and end a resumed training that was already stopped early."""
+        for stopping in trainer.early_stopping_callbacks:
+            if isinstance(stopping, EarlyStopping) and stopping.wait_count >= stopping.patience:
+                trainer.should_stop = True  # Lightning would train another epoch
         self.last_save, self.received_signal, self.pending_signal = time.monotonic(), 0, 0
         self.replaced_handlers = signals.install(dict.fromkeys(signals.STOP_SIGNALS, self._store_signal))
 
@@ -224,6 +234,9 @@ class ResumableCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         """Save last.ckpt and restart the clock."""
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            for callback in trainer.checkpoint_callbacks:
+                if isinstance(callback, ModelCheckpoint):
+                    _name_best(trainer, callback)
             trainer.save_checkpoint(self.path)
         self.last_save = time.monotonic()
 
@@ -255,6 +268,28 @@ class ResumableCheckpoint(Checkpoint):
         """Restore Lightning's handlers of the stop signals."""
         signals.install(self.replaced_handlers)
         self.replaced_handlers = {}
+
+
+def _name_best(trainer: Trainer, callback: ModelCheckpoint) -> None:
+    """Give the best file the name without a number, and the file with this name that of the best.
+
+    Lightning numbers the files by their age. The name without a number always exists, also after a crash.
+    """
+    best, scores = Path(callback.best_model_path), callback.best_k_models
+    if not (match := re.fullmatch(rf"({re.escape(callback.filename or '')})-v\d+", best.stem)):
+        return
+    plain = best.with_stem(match[1])
+    if trainer.is_global_zero and str(plain) in scores:
+        with replacing(best) as temporary:
+            shutil.copyfile(plain, temporary)
+            best.replace(plain)
+    elif trainer.is_global_zero:  # a file that no score belongs to, such as that of an earlier stage of DAN
+        best.replace(plain)
+    trainer.strategy.barrier()
+    renamed = {str(best): str(plain), str(plain): str(best)}
+    callback.best_k_models = {renamed.get(path, path): score for path, score in scores.items()}
+    callback.kth_best_model_path = renamed.get(callback.kth_best_model_path, callback.kth_best_model_path)
+    callback.best_model_path = str(plain)
 
 
 def _files_of(state: dict[str, Any]) -> set[str]:

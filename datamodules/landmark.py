@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler, default_collate
 
 from datamodules.augmentation import UNCHANGED, Augmentation
 from facelab import signals
@@ -59,6 +59,17 @@ class EpochSampler(DistributedSampler[Any]):
         return ((self.epoch, row) for row in itertools.islice(super().__iter__(), skip, None))
 
 
+class FirstEpochSampler(EpochSampler, SequentialSampler):  # type: ignore[misc]  # the types of their rows differ
+    """Sampler that repeats the rows and the draws of the first epoch, for ``overfit_batches`` of the Trainer.
+
+    Lightning keeps a sampler with ``overfit_batches`` only if it is a ``SequentialSampler``, and replaces any other by
+    one without epochs and processes.
+    """
+
+    def set_epoch(self, epoch: int) -> None:
+        """Do nothing: all epochs are equal."""
+
+
 class FaceLoader(DataLoader[LandmarkBatch]):
     """Loader that can resume an interrupted epoch after the used batches. Its length is that of the whole epoch."""
 
@@ -67,7 +78,7 @@ class FaceLoader(DataLoader[LandmarkBatch]):
 
     def __iter__(self) -> Iterator[LandmarkBatch]:  # type: ignore[override]
         """Yield the batches of an epoch."""
-        # With overfit_batches Lightning replaces the sampler by one without skip.
+        # For a prediction Lightning replaces the sampler by one without skip.
         self.used = getattr(self.sampler, "skip", 0) // (self.batch_size or 1)
         with signals.deferred():
             batches = super().__iter__()
@@ -388,7 +399,9 @@ class LandmarkDataModule(LightningDataModule):
         rank = self.trainer.global_rank if self.trainer else 0
         # Torch's sampler shuffles by seed + epoch: with plain seeds, seed 2 would repeat the orders of seed 1.
         seed = int(np.random.SeedSequence(self.seed).generate_state(1)[0])
-        sampler = EpochSampler(faces, num_replicas=world, rank=rank, shuffle=shuffle, seed=seed)
+        repeats = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        kind = FirstEpochSampler if repeats else EpochSampler
+        sampler = kind(faces, num_replicas=world, rank=rank, shuffle=shuffle, seed=seed)
         return FaceLoader(
             faces,
             batch_size=self.batch_size,

@@ -75,7 +75,17 @@ STEPS: Sequence[Step] = (
         },
         states={"Resumption": "ResumableCheckpoint"},
     ),
-    Step(added={("facelab.networks.backbone.TimmBackbone", "norm_epsilon"): None}),
+    Step(
+        added={
+            ("", "rates"): {
+                "_target_": "lightning_modules.rates.Rates",
+                "factors": None,
+                "freeze": [],
+                "warmup_epochs": 0.0,
+            },
+            ("facelab.networks.backbone.TimmBackbone", "norm_epsilon"): None,
+        }
+    ),
 )
 """Changes from format 1 to 2, from 2 to 3, and so on."""
 FORMAT = 1 + len(STEPS)

@@ -86,6 +86,7 @@ class GridSweeper(BasicSweeper):
         """
         from facelab.errors import RunError
         from facelab.run_folder import RunFolder
+        from facelab.runs.argv import with_trainer_keys
         from facelab.runs.overrides import RESUMED_WORDS, check_links, check_words, first_job
         from facelab.runs.processes import restart_with_next_stamp
         from facelab.runs.sweep import jobs_are_waiting, read_job_states
@@ -100,7 +101,7 @@ class GridSweeper(BasicSweeper):
             else:
                 os.environ[RESUMED_WORDS] = json.dumps(arguments)
         else:
-            planned = parser.parse_overrides([*self._parse_config(), *arguments])
+            planned = parser.parse_overrides([*with_trainer_keys(self._parse_config()), *arguments])
             check_groups(planned, sys.argv[1:])
             (planned_jobs,) = self.split_arguments(planned, None)
             return dict(enumerate(planned_jobs)), True

@@ -147,6 +147,9 @@ class DAN(LandmarkModule):
             tags = self.trainer.datamodule.data.tags  # type: ignore[attr-defined]
             errors = [FaceErrors(self.layout, tags) for _ in range(len(self.stages) - 1)]
             self.stage_errors: Any = nn.ModuleList(errors)  # of all stages but the last
+        for number, each in enumerate(self.stages if stage == "fit" else ()):
+            if not any(parameter.requires_grad for parameter in each.parameters()):
+                raise ConfigError("rates.freeze", f": stages.{number} could not be trained in its epochs", mounted=True)
         if stage == "fit" and len(self.stages) > 1:
             allow_unused_parameters(self.trainer)  # those of the stages that are not trained
 

@@ -1,15 +1,16 @@
 """Base class of the landmark methods: training, validation, test and prediction steps, optimizer."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from facelab.errors import ConfigError
 from facelab.faces.batch import LandmarkBatch
 from facelab.faces.geometry import flip_image, transform_points
 from facelab.faces.layouts import Layout
@@ -18,6 +19,8 @@ from facelab.metrics.face_errors import FaceErrors
 from facelab.metrics.face_table import FaceTable
 from facelab.metrics.landmarks import Definition
 from facelab.renames import FORMAT
+from lightning_modules.rates import UNIFORM
+from lightning_modules.schedule import PlateauLR
 
 IN_PROGRESS_BAR = "nme_box"
 """Metric shown in the progress bar; also the metric that methods monitor, because every layout has it."""
@@ -44,10 +47,11 @@ class LandmarkModule(LightningModule):
             the module is not trained.
         optimizer: function of the parameters that returns the optimizer.
         scheduler: function of the optimizer that returns the scheduler, stepped once per epoch; None for a constant
-            rate.
+            rate. One that depends on a metric is a :class:`PlateauLR`.
         flip_test: whether to average the points with those of the flipped crop.
 
     Attributes:
+        rates: learning rates of the parts, parts that are not trained, and the warm-up; ``train.py`` sets them.
         memory_format: memory format of images; ``facelab.profiling.compile`` sets it together with that of the weights.
         table: errors of the last validation or test.
         predicts_pose: whether :meth:`predict` returns a pose.
@@ -55,6 +59,7 @@ class LandmarkModule(LightningModule):
         remarks: sentences about the last test for its table.
     """
 
+    rates = UNIFORM
     memory_format = torch.channels_last
     predicts_pose = False
     resumed = False
@@ -93,11 +98,17 @@ class LandmarkModule(LightningModule):
             if stage == "fit" and not self.resumed:
                 self.fit_statistics(datamodule)
 
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; frozen parts stay in evaluation mode."""
+        super().train(mode)
+        if mode:
+            self.rates.set_evaluation_mode(self)
+        return self
+
     def on_train_start(self) -> None:
         """Log the loss at least once an epoch, however short the epoch is."""
         trainer: Any = self.trainer
-        steps = -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
-        trainer.log_every_n_steps = max(1, min(trainer.log_every_n_steps, steps))
+        trainer.log_every_n_steps = max(1, min(trainer.log_every_n_steps, steps_per_epoch(trainer)))
 
     def training_step(self, batch: LandmarkBatch, batch_index: int) -> Tensor:
         """Compute the sum of the loss terms of a batch."""
@@ -203,9 +214,44 @@ class LandmarkModule(LightningModule):
         return transform_points(to_photo, points)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizer of all parameters and the scheduler, which is stepped once per epoch."""
+        """Build the optimizer of the trained parameters and the scheduler, which is stepped once per epoch.
+
+        Raises:
+            ConfigError: the scheduler depends on a metric but does not name it, or see :class:`Rates`.
+        """
         assert self.optimizer is not None, "a module without an optimizer cannot be trained"
-        optimizer = self.optimizer(self.parameters())
+        optimizer = self.rates.build_optimizer(self.optimizer, self)
         if self.scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}
+        scheduler = self.scheduler(optimizer)
+        if isinstance(scheduler, PlateauLR):
+            stepped: Any = {"scheduler": scheduler, "monitor": scheduler.monitor, "frequency": scheduler.every}
+            return {"optimizer": optimizer, "lr_scheduler": stepped}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise ConfigError("scheduler", ": it does not name the metric that it needs; use scheduler=plateau")
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Take a step of the optimizer with the learning rates of the warm-up."""
+        trainer: Any = self.trainer
+        with self.rates.warmed_up(optimizer, trainer.global_step, steps_per_epoch(trainer)):
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Step a scheduler, unless it depends on a metric; see :meth:`on_train_epoch_end`."""
+        if metric is None:
+            super().lr_scheduler_step(scheduler, metric)
+
+    def on_train_epoch_end(self) -> None:
+        """Step a scheduler that depends on a metric. Lightning would step it only after the epoch's checkpoint."""
+        for each in self.trainer.lr_scheduler_configs:
+            scheduler = each.scheduler
+            if isinstance(scheduler, PlateauLR) and (self.current_epoch + 1) % scheduler.every == 0:
+                metric = self.trainer.callback_metrics.get(scheduler.monitor)
+                if metric is not None:  # it is missing if max_steps ends the training before the first validation
+                    scheduler.step(metric)
+
+
+def steps_per_epoch(trainer: Any) -> int:
+    """Return the number of optimizer steps in an epoch."""
+    return -(-trainer.num_training_batches // trainer.accumulate_grad_batches)

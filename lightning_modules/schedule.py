@@ -1,12 +1,14 @@
-"""Learning-rate schedules in fractions of the run, so that a shorter run has the same shape."""
+"""Learning-rate schedules: in fractions of the run, so that a shorter run has the same shape, or by a metric."""
 
 import math
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
+from annotated_types import Interval
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, MultiStepLR
+from torch.optim.lr_scheduler import LambdaLR, MultiStepLR, ReduceLROnPlateau
 
-from facelab.bounds import Count, Positive, Share
+from facelab.bounds import Amount, Count, Positive, Share, Text, Whole
 
 
 class FractionalMultiStepLR(MultiStepLR):
@@ -62,3 +64,30 @@ class StagedCosineLR(LambdaLR):
         part = max(number for number, first in enumerate(self.edges[:-1]) if first <= epoch)
         first, length = self.edges[part], max(1, self.edges[part + 1] - self.edges[part])
         return (1 + math.cos(math.pi * min(1.0, (epoch - first) / length))) / 2
+
+
+class PlateauLR(ReduceLROnPlateau):
+    """Schedule that lowers the learning rate when a metric of the validation has stopped improving.
+
+    Args:
+        optimizer: optimizer of the learning rate.
+        monitor: name of the metric.
+        mode: whether lower (``min``) or higher (``max``) values are better.
+        factor: factor of each drop.
+        patience: number of validations without an improvement before a drop.
+        threshold: smallest change that is an improvement, as a fraction of the best value.
+        every: number of epochs between two validations.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        monitor: Text,
+        mode: Literal["min", "max"],
+        factor: Annotated[float, Interval(gt=0, lt=1)],
+        patience: Whole,
+        threshold: Amount,
+        every: Count,
+    ) -> None:
+        super().__init__(optimizer, mode=mode, factor=factor, patience=patience, threshold=threshold)
+        self.monitor, self.every = monitor, every

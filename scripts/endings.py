@@ -52,7 +52,7 @@ OVERRIDES = (
     *("model=pipnet", "data=synthetic68", "data.train=64", "data.val=6", "data.test=8", "data.size=96"),
     *("backbone=timm", "backbone.name=test_resnet", "backbone.pretrained=false", "crop.size=64", "coder.stride=32"),
     *("datamodule.batch_size=4", "trainer.max_epochs=2", "logger=csv", "callbacks.progress=null"),
-    *("callbacks.charts=null", "+trainer.enable_progress_bar=false", "hydra.run.dir=run"),
+    *("callbacks.charts=null", "trainer.enable_progress_bar=false", "hydra.run.dir=run"),
 )
 DDP = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.sync_batchnorm=false")
 

@@ -42,7 +42,7 @@ ARGUMENTS = (
     *("data=synthetic68", "data.train=24", "data.val=6", "data.test=8", "data.size=96", "crop.size=64"),
     *("datamodule.batch_size=4", "datamodule.num_workers=2", "trainer.log_every_n_steps=3", "logger=csv"),
     *("callbacks.resume.minutes=0.005", "callbacks.progress=null", "callbacks.charts=null"),
-    "+trainer.enable_progress_bar=false",
+    "trainer.enable_progress_bar=false",
 )
 METHODS = {
     "pipnet": (

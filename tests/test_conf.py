@@ -73,6 +73,17 @@ def test_check_config_accepts_evaluate(words: list[str]) -> None:
         assert cfg.paths.name == f"run-{words[0].partition('=')[2] if words else 'own'}-test"
 
 
+@pytest.mark.parametrize("callbacks", ["default", "ema", "swa"])
+def test_early_stopping_goes_with_the_callbacks(callbacks: str) -> None:
+    """Would catch an option that replaces the other callbacks, or a metric that is not the monitor."""
+    words = [f"callbacks={callbacks}", "callbacks/early_stopping=patience", "callbacks.early_stopping.patience=3"]
+    assert faults(words) == []
+    chosen = compose_config([*words, "monitor.name=val/auc08_ioc", "monitor.mode=max"]).callbacks
+    stopping = chosen.early_stopping
+    assert (stopping.monitor, stopping.mode, stopping.patience) == ("val/auc08_ioc", "max", 3)
+    assert chosen.checkpoint.filename == "best"
+
+
 @pytest.mark.parametrize("model", options("official"))
 def test_check_import_accepts_every_official_file(model: str) -> None:
     """Would catch a value of conf/official/ that the parts of its method do not accept."""

@@ -124,6 +124,7 @@ def test_evaluate_reproduces_the_results_of_the_run(trained: Path, tmp_path: Pat
     np.testing.assert_allclose(two["error_px"], one["error_px"], atol=1e-4)
     files = {path.name for path in (tmp_path / "again").iterdir()}
     assert files >= {"config.yaml", "environment.json", "status.json", "metrics.json", "faces.csv", "samples"}
+    assert files >= {"tensorboard", "wandb"} and "metrics.csv" not in files, "it logs elsewhere than the run"
     assert {path.name for path in (tmp_path / "again" / "samples").iterdir()} == {"test.png", "worst.png"}
 
 

@@ -112,6 +112,8 @@ def test_resume_and_compare_accept_a_recorded_sweep(folder: Path, capsys: pytest
 def test_evaluate_measures_a_recorded_run(folder: Path) -> None:
     """Would catch an old run that only its own version could evaluate, or that gets other results."""
     open_door("evaluate", "ckpt=finished", "hydra.run.dir=again", folder=folder)
+    names = {path.name for path in (folder / "again").iterdir()}
+    assert not names & {"tensorboard", "wandb"}, "the evaluation has loggers that the run does not have"
     results, expected = (load(folder / run / "metrics.json") for run in ("again", "finished"))
     assert results["protocol"] == compared(expected["protocol"])
     # OpenCV 5.0 gives the recorded number with the lowest and the newest torch and timm. Crops of OpenCV 4.13 differ by

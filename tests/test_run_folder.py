@@ -16,6 +16,7 @@ from facelab.runs.resume import _changes
 from facelab.runs.targets import buildable
 
 EMA = "lightning.pytorch.callbacks.EMAWeightAveraging"
+SWA = "callbacks.weight_averaging.StochasticWeightAveraging"
 RUN = {"paths": {"run": "/home/a/run"}, "logger": {"wandb": {"name": "a"}}, "seed": 1}
 
 
@@ -29,7 +30,7 @@ def project_callbacks() -> set[str]:
     return {node["_target_"] for file in files for node in file.values() if isinstance(node, dict)}
 
 
-@pytest.mark.parametrize("name", sorted(project_callbacks() - {EMA, BEST_CALLBACK}))
+@pytest.mark.parametrize("name", sorted(project_callbacks() - {EMA, SWA, BEST_CALLBACK}))
 def test_result_settings_omit_passive_callbacks(name: str) -> None:
     """Would catch seeds in different rows because a picture, a chart or the checkpoint interval differs."""
     assert "callbacks" not in result_settings(with_callbacks(it={"_target_": name, "minutes": 1}))
@@ -50,7 +51,7 @@ def test_passive_callbacks_can_be_built() -> None:
             for name in ("EarlyStopping", "GradientAccumulationScheduler", "Timer")
         ),
         *(f"lightning.pytorch.callbacks.{name}" for name in ("StochasticWeightAveraging", "LambdaCallback")),
-        *(EMA, "callbacks.mine.Mine", None),
+        *(EMA, SWA, "callbacks.mine.Mine", None),
     ],
 )
 def test_result_settings_keep_other_callbacks(name: str | None) -> None:

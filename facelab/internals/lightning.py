@@ -50,8 +50,15 @@ def forget_best(trainer: Trainer) -> None:
             stopping.best_score = torch.tensor(torch.inf if stopping.mode == "min" else -torch.inf)
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint):
+            for path in callback.best_k_models.keys() - {callback.best_model_path}:
+                trainer.strategy.remove_checkpoint(path)
             callback.best_k_models, callback.best_model_score = {}, None
             callback.best_model_path = callback.kth_best_model_path = ""
+
+
+def number_files(callback: ModelCheckpoint) -> None:
+    """Let a ``ModelCheckpoint`` of several files name them NAME.ckpt, NAME-v1.ckpt and so on."""
+    callback._enable_version_counter = True
 
 
 def release_children() -> list["Popen[Any]"]:

@@ -90,6 +90,14 @@ def overrides_of(argv: Sequence[str]) -> list[str]:
     return words[1:] if words[:1] == ["--"] else words
 
 
+def with_trainer_keys(words: Sequence[str]) -> list[str]:
+    """Put ``++`` before overrides of ``trainer.KEY``, so that they need no ``+`` for keys that no YAML file has.
+
+    :func:`facelab.runs.typed.check_typed` refuses a key that is no argument of the Trainer.
+    """
+    return [f"++{word}" if word.startswith("trainer.") else word for word in words]
+
+
 def is_sweep(argv: Sequence[str]) -> bool:
     """Return whether a normalised command line starts a sweep."""
     return bool({"-m", "--multirun"} & set(argv)) or "hydra.mode=MULTIRUN" in argv

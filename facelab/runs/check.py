@@ -31,7 +31,7 @@ TRAIN_KEYS: dict[str, Any] = {
     "monitor.name": Text,
     "monitor.mode": Literal["min", "max"],
     **dict.fromkeys(("logger", "callbacks"), dict[str, Any] | None),
-    **dict.fromkeys(("memory_format", "compile", "trainer", "model", "datamodule"), Any),
+    **dict.fromkeys(("rates", "memory_format", "compile", "trainer", "model", "datamodule"), Any),
     **PATHS,
 }
 """Keys that train.py reads, with their types if no constructor checks them. Any other key must be used by one of

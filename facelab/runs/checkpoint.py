@@ -75,7 +75,7 @@ def find_checkpoint(path: Path, name: str) -> Path:
         return file
     if not path.is_dir():
         raise RunError(f"{path} is neither a run folder nor a checkpoint file")
-    if OmegaConf.select(OmegaConf.create(_saved_config(path)), "trainer.fast_dev_run"):
+    if OmegaConf.select(OmegaConf.create(saved_config(path)), "trainer.fast_dev_run"):
         raise RunError(f"{path} is a check of a few batches (trainer=check), and saves no checkpoint; train without it")
     raise RunError(f"{path} has no {file.relative_to(path)}; did its training complete an epoch?")
 
@@ -86,7 +86,7 @@ def tested_checkpoint(path: Path) -> Path:
     Raises:
         RunError: there is no checkpoint, or the configuration of the run cannot be read.
     """
-    return find_checkpoint(path, "best" if _saved_config(path).get("test_ckpt") == "best" else "last")
+    return find_checkpoint(path, "best" if saved_config(path).get("test_ckpt") == "best" else "last")
 
 
 def read_checkpoint(file: Path) -> Checkpoint:
@@ -187,7 +187,7 @@ def build_crop(run: LoadedRun, box: "BoxSource", changes: Mapping[str, Any]) -> 
     return crop
 
 
-def _saved_config(folder: Path) -> dict[str, Any]:
+def saved_config(folder: Path) -> dict[str, Any]:
     """Read the ``config.yaml`` of a run with today's names; empty where there is none.
 
     Raises:

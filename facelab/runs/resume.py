@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 RESTORED = (
     *("backbone", "head", "coder", "crop", "pose", "data.layout"),
-    *("optimizer", "scheduler", "seed", "init"),
+    *("optimizer", "scheduler", "rates", "callbacks.early_stopping", "callbacks.swa", "seed", "init"),
     *("datamodule.batch_size", "trainer.devices", "trainer.accumulate_grad_batches"),
 )
 """Nodes and keys that a resumed run keeps as saved, because another value would not be used, would not fit the current
@@ -71,8 +71,8 @@ def find_resume_point(folder: Path, cfg: DictConfig) -> ResumePoint | None:
     keys = [line.partition(":")[0] for line in changes]
     if any(_is_of(key, RESTORED) and key.rpartition(".")[2] not in INITIAL_WEIGHTS for key in keys):
         raise RunError(
-            "A resumed run keeps its saved network, crop, optimizer, schedule, seed and batches, so another value "
-            "would have no effect; start another run for:\n  " + "\n  ".join(changes)
+            "A resumed run keeps its saved network, crop, optimizer, schedule, early stopping, average, seed and "
+            "batches, so another value would have no effect; start another run for:\n  " + "\n  ".join(changes)
         )
     finished = files.metrics.is_file()
     if finished and any(key != MAX_EPOCHS for key in keys):

@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from facelab import signals
 from facelab.errors import ConfigError, FacelabError, RunError
 from facelab.runs import resolvers  # noqa: F401  registers them
-from facelab.runs.argv import is_sweep, normalise_argv
+from facelab.runs.argv import is_sweep, normalise_argv, with_trainer_keys
 from facelab.runs.overrides import RESUME_PREFIX, resumed_argv
 from facelab.runs.processes import RANKS, RANKS_PARENT, STAMP, STAMP_FORMAT, choose_stamp
 from facelab.runs.snapshot import run_from_copy
@@ -68,6 +68,7 @@ def _start(resumable: bool) -> None:
         argv = [*json.loads(os.environ[RANKS]), f"hydra.job.name={Path(sys.argv[0]).stem}_rank_{rank}"]
     else:
         check_typed(argv, RESUME_PREFIX if resumable else None)
+        argv = with_trainer_keys(argv)
     if resumable and (words := [word for word in argv if word.startswith("ckpt=")]):
         raise ConfigError(
             words[0],
@@ -90,6 +91,7 @@ def _start(resumable: bool) -> None:
     # Intended for a dataset without a validation split; the datamodule logs it.
     warnings.filterwarnings("ignore", message=r"Total length of `list` across ranks is zero")
     warnings.filterwarnings("ignore", message=r"`ModelCheckpoint\(monitor=.*could not find the monitored key")
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")  # intended for frozen parts
     warnings.filterwarnings("ignore", message="Checkpoint directory")  # is not empty, in a resumed run
     warnings.filterwarnings("ignore", message=r"The `srun` command is available")  # jobs are started by submitit
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # in Lightning

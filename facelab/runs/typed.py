@@ -16,9 +16,11 @@ from hydra.errors import HydraException
 
 from facelab.errors import FacelabError
 from facelab.files import why_not_writable
+from facelab.internals.trainer import trainer_arguments
 from facelab.renames import renamed_key
 from facelab.runs.argv import as_typed, is_sweep, options_of, overrides_of
 from facelab.runs.environment import ROOT
+from facelab.runs.targets import hint
 
 HELP = ("-h", "--help", "--hydra-help", "--version", "-sc", "--shell-completion")
 """Hydra's options that print information without composing a configuration."""
@@ -112,6 +114,9 @@ def _word_fault(words: Sequence[str], number: int, sweep: bool, folders: Sequenc
         return f"{word} cannot be read{why}. As one text it is typed: {as_typed(key, text)}"
     if (new := renamed_key(key)) != key:
         return f"{word}: {key} is called {new} in this version"
+    node, _, argument = key.lstrip("+~").partition(".")
+    if node == "trainer" and argument and argument.split(".")[0] not in (*trainer_arguments(), "_target_"):
+        return f"{word}: Lightning's Trainer has no argument {argument}{hint(argument, trainer_arguments())}"
     if _is_group(override, folders):
         return _group_fault(override, sweep, folders)
     if override.is_sweep_override() and not sweep:

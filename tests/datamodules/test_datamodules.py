@@ -501,13 +501,13 @@ class BatchRecorder(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def fit(datamodule: LandmarkDataModule, epochs: int) -> list[list[LandmarkBatch]]:
+def fit(datamodule: LandmarkDataModule, epochs: int, **options: Any) -> list[list[LandmarkBatch]]:
     """Train for some epochs and return the batches of each epoch."""
     recorder = BatchRecorder()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("trainer/cpu").trainer
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
-    trainer: Trainer = instantiate(cfg, max_epochs=epochs, log_every_n_steps=1, **quiet)
+    trainer: Trainer = instantiate(cfg, max_epochs=epochs, log_every_n_steps=1, **quiet, **options)
     trainer.fit(recorder, datamodule=datamodule)
     return recorder.batches
 
@@ -519,6 +519,14 @@ def test_trainer_passes_the_epoch_to_the_sampler(faces: InMemory, third_epoch: l
     assert not same(epochs[0], epochs[1])
     assert same(epochs[0], epoch(module(faces), 0))
     assert same(epochs[3], third_epoch)
+
+
+@pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
+def test_overfit_batches_repeats_the_first_batches(faces: InMemory) -> None:
+    """Would catch a sampler of Lightning without epochs, which fails, or another augmentation in each epoch."""
+    epochs = fit(module(faces), epochs=3, overfit_batches=2)
+    first = epoch(module(faces), 0)[:2]
+    assert all(same(batches, first) for batches in epochs)
 
 
 def test_workers_log_an_unreadable_photo_once(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Tests of undocumented behaviour of Lightning, torch and Hydra that the project depends on."""
 
+import inspect
 import subprocess
 import sys
 import threading
@@ -24,11 +25,13 @@ from facelab.internals.lightning import (
     forget_best,
     is_last_batch,
     keep_handlers,
+    number_files,
     processed_epochs,
     release_children,
     validates_after,
 )
 from facelab.internals.torch import Operands
+from facelab.internals.trainer import trainer_arguments
 from hydra_plugins.facelab_grid import GridSweeper
 
 
@@ -151,6 +154,21 @@ def test_forget_best_lets_a_worse_checkpoint_win(tmp_path: Path) -> None:
     forget_best(trainer)
     assert callback.check_monitor_top_k(trainer, worse)
     assert callback.best_model_path == "" and callback.best_model_score is None
+
+
+def test_number_files_gives_each_checkpoint_a_name(tmp_path: Path) -> None:
+    """Would catch an attribute that a release of Lightning renames, so that all checkpoints are one file."""
+    callback = ModelCheckpoint(tmp_path, filename="best", enable_version_counter=False)
+    (tmp_path / "best.ckpt").touch()
+    trainer = Trainer(logger=False, accelerator="cpu")
+    number_files(callback)
+    name = callback._get_metric_interpolated_filepath_name({}, trainer)
+    assert Path(name).name == "best-v1.ckpt"
+
+
+def test_trainer_arguments_are_those_of_the_signature() -> None:
+    """Would catch a release of Lightning whose Trainer is in another file, or has a wrapped constructor."""
+    assert list(trainer_arguments()) == list(inspect.signature(Trainer).parameters)
 
 
 def test_allow_unused_parameters_reaches_the_wrapper(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Tests of resuming: an interrupted run ends with the results of an uninterrupted one."""
 
+import csv
 import filecmp
 import itertools
 import json
@@ -31,7 +32,7 @@ from callbacks.resume import ResumableCheckpoint
 from facelab.errors import RunError
 from facelab.renames import renamed_config
 from facelab.run_folder import read_status
-from facelab.runs.argv import quoted
+from facelab.runs.argv import quoted, with_trainer_keys
 from facelab.runs.overrides import check_reach, check_words, resumed_argv, task_overrides
 from facelab.runs.resume import _pin
 from facelab.runs.sweep import write_jobs
@@ -59,6 +60,12 @@ VARIANTS = {
     "accumulated gradients": [SAVE_EVERY_STEP, "+trainer.accumulate_grad_batches=2"],
     "validation within epochs": [SAVE_EVERY_STEP, "+trainer.val_check_interval=2"],
     "every step": [SAVE_EVERY_STEP, "trainer.log_every_n_steps=1"],
+    "rates, plateau and SWA": [
+        *(SAVE_EVERY_STEP, "callbacks=swa", "callbacks.swa.start=0.3", *PLAIN),
+        *("scheduler=plateau", "scheduler.patience=0", "scheduler.threshold=0.999"),
+        *("rates.freeze=[backbone.pyramid.conv1]", "rates.factors={head:0.5}", "rates.warmup_epochs=1.5"),
+    ],
+    "overfitting": [SAVE_EVERY_STEP, "trainer.overfit_batches=5"],
 }
 
 
@@ -231,6 +238,21 @@ def test_resume_after_a_crash_at_a_boundary_gives_the_uninterrupted_results(
     assert not (tmp_path / "run" / "metrics.json").exists()
     train("resume=run", folder=tmp_path)
     same_runs(tmp_path / "run", uninterrupted(*words))
+
+
+def test_resume_of_a_training_that_stopped_early_trains_no_further(tmp_path: Path, interrupt: Interrupt) -> None:
+    """Would catch an early stop that the checkpoint does not contain, so that a run killed in its test trains on."""
+    stopping = ["callbacks/early_stopping=patience", "callbacks.early_stopping.patience=1"]
+    stopping += ["callbacks.early_stopping.min_delta=1.0"]  # no validation but the first is an improvement
+    interrupt("on_test_end", 1, crash)
+    with pytest.raises(Crash):
+        train(*OVERRIDES, *stopping, "trainer.max_epochs=4", "hydra.run.dir=run", folder=tmp_path)
+    curves = tmp_path / "run" / "metrics.csv"
+    trained = [row["step"] for row in csv.DictReader(curves.open()) if row["val/nme_box"]]
+    assert len(trained) == 2
+    train("resume=run", folder=tmp_path)
+    assert [row["step"] for row in csv.DictReader(curves.open()) if row["val/nme_box"]] == trained
+    assert load(tmp_path / "run" / "status.json")["state"] == "finished"
 
 
 def test_resumable_checkpoint_restores_the_rng_state_once(tmp_path: Path) -> None:
@@ -530,12 +552,15 @@ def test_resume_prints_and_stores_changed_overrides(
     assert "changed: " not in capfd.readouterr().out
     assert OmegaConf.load(run / "config.yaml").data.val == 5
     stored = yaml.safe_load((run / "overrides.yaml").read_text())
-    assert stored == [*OVERRIDES, "datamodule.num_workers=1", "data.val=5"]
+    assert stored == with_trainer_keys([*OVERRIDES, "datamodule.num_workers=1", "data.val=5"])
 
 
 @pytest.mark.parametrize(
     "word",
-    slow_or_quick(["scheduler=cosine", "scheduler.factor=0.5", "optimizer.weight_decay=0.1"], "optimizer.lr=0.1"),
+    slow_or_quick(
+        ["scheduler=cosine", "scheduler.factor=0.5", "optimizer.weight_decay=0.1", "rates.warmup_epochs=1"],
+        "optimizer.lr=0.1",
+    ),
 )
 def test_resume_refuses_overrides_of_the_optimizer_state(word: str, tmp_path: Path, crashed: Path) -> None:
     """Would catch a learning rate in config.yaml that was never used, or a refused override that is stored."""

@@ -119,6 +119,16 @@ def test_train_runs_without_checkpoint_or_logger(words: list[str], tmp_path: Pat
             open_door("evaluate", "ckpt=run", folder=tmp_path)
 
 
+def test_train_takes_keys_of_the_trainer_without_plus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a key that no YAML file has and that Hydra refuses, or one that does not reach Lightning."""
+    clipped = []
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda _, norm: clipped.append(norm))
+    words = ["trainer.gradient_clip_val=0.5", "trainer.accumulate_grad_batches=2", "trainer.limit_train_batches=4"]
+    words += ["trainer.max_epochs=1", "test=false", "callbacks=none", "logger=none", "hydra.run.dir=run"]
+    open_door("train", *small("pipnet"), *words, folder=tmp_path)
+    assert clipped == [0.5, 0.5]
+
+
 def test_protocol_of_a_partial_test_differs(tmp_path: Path, trained: Path) -> None:
     """Would catch metrics of a few batches in one table with those of all faces."""
     overrides = ["+trainer.limit_test_batches=1", "trainer.max_epochs=1", "logger=none", "callbacks=none"]
@@ -363,6 +373,7 @@ def test_build_makes_plain_containers() -> None:
             ["+callbacks.stop={_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/auc08_ioc}"],
             r"callbacks\.stop\.mode=min: the best val/auc08_ioc is its maximum; use max",
         ),
+        (["scheduler=plateau", "scheduler.mode=max"], r"scheduler\.mode=max: the best val/nme_box is its minimum"),
         (["callbacks.checkpoint.mode=max"], r"callbacks\.checkpoint\.mode=max: the best val/nme_box is its minimum"),
     ],
 )
@@ -371,6 +382,16 @@ def test_train_refuses_a_monitor_in_the_wrong_direction(words: list[str], messag
     with pytest.raises(SystemExit, match=message):
         open_door("train", *small("pipnet"), *words, "hydra.run.dir=run", folder=tmp_path)
     assert not (tmp_path / "run" / "overrides.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "place"),
+    [("scheduler=plateau", "scheduler"), ("callbacks/early_stopping=patience", "callbacks.early_stopping")],
+)
+def test_train_refuses_options_that_need_a_validation(word: str, place: str, tmp_path: Path) -> None:
+    """Would catch a schedule or an early stop that fails after the first epoch with a traceback."""
+    with pytest.raises(SystemExit, match=f"{place}: it needs val/nme_box, but the run has no validation"):
+        open_door("train", *small("pipnet"), word, "trainer.limit_val_batches=0", "logger=none", folder=tmp_path)
 
 
 def test_train_refuses_to_monitor_a_pose_that_is_not_predicted(tmp_path: Path) -> None:

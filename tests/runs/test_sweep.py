@@ -46,6 +46,18 @@ def train(*arguments: object, folder: Path) -> None:
     open_door("train", *arguments, folder=folder)
 
 
+def test_sweep_adds_keys_of_the_trainer(tmp_path: Path) -> None:
+    """Would catch keys that no YAML file has and that a sweep refuses, typed or in the params of a grid experiment."""
+    grid = "hydra.sweeper.params={trainer.gradient_clip_val:'0.5,1.0'}"
+    with pytest.raises(SystemExit):  # each job is refused before anything is built
+        train(*OVERRIDES, "-m", grid, "trainer.accumulate_grad_batches=2", "optimizer.lr=-1", folder=tmp_path)
+    cells = load(tmp_path / SWEEP / "sweep.json")["cells"]
+    clipped = [[word for word in words if "gradient_clip" in word] for words in cells.values()]
+    assert clipped == [["++trainer.gradient_clip_val=0.5"], ["++trainer.gradient_clip_val=1.0"]]
+    reasons = [job.status.reason for job in read_job_states(tmp_path / SWEEP)]
+    assert len(reasons) == 2 and all("optimizer.lr" in reason and "trainer" not in reason for reason in reasons)
+
+
 @pytest.mark.slow
 def test_sweep_trains_every_cell_of_a_grid(tmp_path: Path) -> None:
     """Would catch mixed-up numbers, folders, overrides or W&B groups, or another product of the axes."""

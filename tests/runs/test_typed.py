@@ -185,6 +185,21 @@ def test_check_typed_skips_arguments_that_hydra_does_not_read() -> None:
     assert message_of("resume=/a/b=c (d)").startswith("resume=/a/b=c (d) cannot be read")
 
 
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("trainer.gradient_clip_val=1.0", ""),
+        ("+trainer.strategy._target_=lightning.pytorch.strategies.DDPStrategy", ""),
+        ("trainer.gradient_clip=1.0", "has no argument gradient_clip; did you mean `gradient_clip_val`?"),
+        ("+trainer.max_epoch=3", "has no argument max_epoch; did you mean `max_epochs`?"),
+    ],
+)
+def test_check_typed_knows_the_arguments_of_the_trainer(word: str, expected: str) -> None:
+    """Would catch a mistyped key that is added, and refused only by each job of a sweep."""
+    assert bool(message_of("-m", word, "seed=1,2")) == bool(expected)
+    assert expected in message_of("-m", word, "seed=1,2")
+
+
 @pytest.mark.parametrize("door", ["train", "evaluate", "predict", "benchmark"])
 def test_check_typed_is_called_by_every_door(door: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Would catch a door that omits the check or creates a folder before it."""
