@@ -144,12 +144,12 @@ def ced(e: Array, x: Array) -> Array:
 
 def yaw_buckets(table: FaceTable) -> dict[str, Array]:
     """Return the faces ``(F,)`` bool of each bucket of absolute yaw by name; a face of unknown yaw is in none."""
-    return _buckets(np.abs(table.pose[:, 0]), YAW_BUCKETS, YAW_EDGES, right=True)
+    return buckets(np.abs(table.pose[:, 0]), YAW_BUCKETS, YAW_EDGES, right=True)
 
 
 def size_buckets(table: FaceTable) -> dict[str, Array]:
     """Return the faces ``(F,)`` bool of each bucket of face size by name; a face without a point is in none."""
-    return _buckets(table.box, SIZE_BUCKETS, SIZE_EDGES, right=False)
+    return buckets(table.box, SIZE_BUCKETS, SIZE_EDGES, right=False)
 
 
 class Definition(NamedTuple):
@@ -284,7 +284,7 @@ def bootstrap(e: Array, statistic: Statistic, resamples: int, seed: int) -> tupl
     >>> bootstrap(np.array([0.5, 0.5, np.nan]), nme, resamples=100, seed=0)
     (0.5, 0.5)
     """
-    return _interval(_resample(e[~np.isnan(e)], statistic, resamples, seed))
+    return interval(_resample(e[~np.isnan(e)], statistic, resamples, seed))
 
 
 def stratified_bootstrap(
@@ -303,7 +303,7 @@ def stratified_bootstrap(
     """
     # Each group has its own seed: with one seed for all, groups of equal size would draw the same rows.
     drawn = [_resample(e[~np.isnan(e)], statistic, resamples, (seed, i)) for i, e in enumerate(groups)]
-    return _interval(np.mean(drawn, axis=0))
+    return interval(np.mean(drawn, axis=0))
 
 
 class Difference(NamedTuple):
@@ -346,7 +346,7 @@ def paired_bootstrap(a: Array, b: Array, statistic: Statistic, resamples: int, s
     drawn = _resample(both, statistic, resamples, seed)
     with np.errstate(invalid="ignore"):
         value, differences = float(np.subtract(*statistic(both))), drawn[0] - drawn[1]
-    low, high = _interval(differences)
+    low, high = interval(differences)
     smaller_side = 1 + min((differences <= 0).sum(), (differences >= 0).sum())
     probability = np.nan if np.isnan(differences).any() else min(1.0, 2 * smaller_side / (resamples + 1))
     return Difference(value, low, high, float(probability), both.shape[1])
@@ -369,7 +369,7 @@ def common_faces(a: Array, b: Array) -> tuple[Array, Array]:
     return rows_a, rows_b
 
 
-def _buckets(values: Array, names: Sequence[str], edges: Sequence[float], *, right: bool) -> dict[str, Array]:
+def buckets(values: Array, names: Sequence[str], edges: Sequence[float], *, right: bool) -> dict[str, Array]:
     """Return the members ``(F,)`` bool of each bucket by name; ``right``: an edge belongs to the bucket below it."""
     bucket = np.where(np.isnan(values), -1, np.digitize(values, edges, right=right))
     return {name: bucket == i for i, name in enumerate(names)}
@@ -386,7 +386,7 @@ def _resample(e: Array, statistic: Statistic, resamples: int, seed: int | tuple[
     return np.concatenate([statistic(e[..., random.integers(faces, size=(size, faces))]) for size in sizes], axis=-1)
 
 
-def _interval(drawn: Array) -> tuple[float, float]:
+def interval(drawn: Array) -> tuple[float, float]:
     """Return the ends of the middle 95 %. Each end is one of the values: an infinite one cannot be interpolated."""
     low, high = np.quantile(drawn, [0.025, 0.975], method="inverted_cdf")
     return float(low), float(high)
