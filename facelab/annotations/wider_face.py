@@ -304,6 +304,10 @@ def _sets(flags: Array, tags: Sequence[str]) -> list[frozenset[str]]:
 
 def _read_list(path: Path) -> dict[str, tuple[Array, Array]]:
     """Read a .mat file of the evaluation tools: EVENT/NAME without ending -> boxes, and rows in the list from 1."""
+    if not path.is_file():
+        raise DatasetError(
+            f"{path} does not exist; it is in the evaluation tools of WIDER FACE. Without the lists: lists=null"
+        )
     keys = ("event_list", "file_list", "face_bbx_list", "gt_list")
     listed = {}
     try:
@@ -311,10 +315,6 @@ def _read_list(path: Path) -> dict[str, tuple[Array, Array]]:
         for event, *photos in zip(*(content[key][:, 0] for key in keys), strict=True):
             for name, boxes, numbers in zip(*(column[:, 0] for column in photos), strict=True):
                 listed[f"{event[0]}/{name[0]}"] = boxes, numbers.ravel().astype(np.int64)
-    except FileNotFoundError as error:
-        raise DatasetError(
-            f"{path} does not exist; it is in the evaluation tools of WIDER FACE. Without the lists: lists=null"
-        ) from error
     except Exception as error:  # loadmat raises whatever the bytes lead to
         raise DatasetError(f"{path} cannot be read as a list of WIDER FACE: {error}") from error
     return listed
