@@ -190,7 +190,7 @@ def definitions(table: DetectionTable) -> dict[str, Definition]:
     pairs, every = all_pairs(table), np.ones(len(table.scores), np.bool_)
     counted = ~table.ignore
     ranked = [rank(table, pairs, least, counted, every) for least in IOUS]
-    base = partial(Definition, photos=len(ranked[0].faces), faces=int(counted.sum()), left_out=int(table.ignore.sum()))
+    base = partial(Definition, photos=len(table.photo_id), faces=int(counted.sum()), left_out=int(whole.ignore.sum()))
     metrics = {
         "ap50": _ranked(base, ranked[:1], average_precision),
         "ap": _ranked(base, ranked, average_precision),
@@ -199,12 +199,11 @@ def definitions(table: DetectionTable) -> dict[str, Definition]:
     for name, false in FALSE_PER_PHOTO.items():
         metrics[f"recall_fppi_{name}"] = _ranked(base, ranked[:1], partial(recall_at, false_per_photo=false))
     for breakdown, part, faces, false_detections in _parts(table):
-        one = rank(table, pairs, IOU, counted & faces, false_detections)
-        definition = _ranked(base, [one], average_precision)
+        one = [rank(table, pairs, IOU, counted & faces, false_detections)]
         number = int((counted & faces).sum())
-        metrics[f"ap50_{breakdown}_{part}"] = definition._replace(
-            faces=number, left_out=int(faces.sum()) - number, whole="ap50", breakdown=breakdown, part=part
-        )
+        of_part = partial(base, faces=number, left_out=int(faces.sum()) - number, breakdown=breakdown, part=part)
+        for name, statistic in (("ap50", average_precision), ("recall", recall_of_all)):
+            metrics[f"{name}_{breakdown}_{part}"] = _ranked(partial(of_part, whole=name), one, statistic)
     if set(wider.LISTS) <= set(table.tag_names):
         best = wider.best_faces(table)
         for name in wider.LISTS:

@@ -148,18 +148,19 @@ def oracle(table: DetectionTable) -> dict[str, float]:
         allowed = [hits for hits, wrong in points if wrong / photos <= false]
         expected[f"recall_fppi_{name}"] = max(allowed, default=0) / faces
 
-    def part(members: Array, counts: Any = lambda d: True) -> float:
+    def part(name: str, members: Array, counts: Any = lambda d: True) -> None:
         rows = [m for m in loop_matches(table, 0.5, to_find & members) if m[3] >= 0 or counts(m[2])]
-        return loop_ap(loop_points(rows), int((to_find & members).sum()))
+        number = int((to_find & members).sum())
+        expected[f"ap50_{name}"] = loop_ap(loop_points(rows), number)
+        expected[f"recall_{name}"] = sum(m[3] >= 0 for m in rows) / number if number else math.nan
 
     for i, tag in enumerate(TAGS):
-        expected[f"ap50_tag_{tag}"] = part(table.tags[:, i])
+        part(f"tag_{tag}", table.tags[:, i])
     edges = [0, 16, 32, 64, 128, math.inf]
     size, own = ([max((b[2] - b[0]) * (b[3] - b[1]), 0) ** 0.5 for b in x] for x in (table.true_boxes, table.boxes))
     for name, low, high in zip(SIZE_BUCKETS, edges, edges[1:], strict=False):
-        expected[f"ap50_size_{name}"] = part(
-            np.array([low <= s < high for s in size]), lambda d, low=low, high=high: low <= own[d] < high
-        )
+        members = np.array([low <= s < high for s in size])
+        part(f"size_{name}", members, lambda d, low=low, high=high: low <= own[d] < high)
     yaw, yaws = np.abs(table.pose[:, 0]), [-1, 30, 60, 90]
     errors: dict[int, float] = {}
     annotated = [f for f in range(len(to_find)) if to_find[f] and not np.isnan(table.true_points[f]).any(-1).all()]
@@ -172,7 +173,7 @@ def oracle(table: DetectionTable) -> dict[str, float]:
     expected["nme5_box"] = sum(errors.values()) / len(errors)
     expected["fr10_5"] = sum(e > 0.1 for e in errors.values()) / len(errors)
     for name, low, high in zip(YAW_BUCKETS, yaws, yaws[1:], strict=False):
-        expected[f"ap50_yaw_{name}"] = part((low < yaw) & (yaw <= high))
+        part(f"yaw_{name}", (low < yaw) & (yaw <= high))
         some = [e for f, e in errors.items() if low < yaw[f] <= high]
         expected[f"nme5_box_yaw_{name}"] = sum(some) / len(some)
     counts = {"faces": faces, "photos": photos, "photos_skipped": 1, "photos_cut": sum(table.cut)}
@@ -325,20 +326,45 @@ def test_intervals_contain_the_value_and_shrink() -> None:
     assert wide["ap50"].record(200, seed=1) != wide["ap50"].record(200, seed=0) == wide["ap50"].record(200, seed=0)
 
 
-def test_interval_of_a_mean_agrees_with_a_loop() -> None:
-    """Would catch a bootstrap over faces, which understates the interval of photos with many faces."""
-    table = table_of(scenes())
-    record = definitions(table)["nme5_recall"].record(400, seed=3)
-    counts = {photo: [0, 0] for photo in range(PHOTOS) if not table.skipped[photo]}
-    annotated = [f for f in range(len(table.face_id)) if table.valid[f].any() and not table.ignore[f]]
-    found = {face for *_, face in loop_matches(table, 0.5, ~table.ignore)}
-    for f in annotated:
-        counts[table.true_photo[f]][0] += f in found
-        counts[table.true_photo[f]][1] += 1
-    numbers, rng = np.array(list(counts.values())), np.random.default_rng(0)
-    drawn = [numbers[rng.integers(len(numbers), size=len(numbers))].sum(axis=0) for _ in range(2000)]
-    low, high = np.quantile([hits / faces for hits, faces in drawn], [0.025, 0.975])
-    assert record.low == pytest.approx(low, abs=0.02) and record.high == pytest.approx(high, abs=0.02)
+def repeated(columns: dict[str, Array], weights: Array) -> dict[str, Array]:
+    """Return the columns with each photo as often as its weight says, under new ids."""
+    blocks = []
+    for copy in range(weights.max()):
+        kept = set((100 + np.flatnonzero(weights > copy)).tolist())
+        rows = {
+            axis: np.isin(columns[name], [*kept])
+            for axis, name in zip("PDF", ("photo_id", "photo", "true_photo"), strict=True)
+        }
+        block = {name: column[rows[COLUMNS[name][1][0]]] for name, column in columns.items()}  # type: ignore[index]
+        ids = ("photo_id", "photo", "true_photo", "face_id")
+        blocks.append(block | {name: block[name] + 1000 * copy for name in ids})
+    return {name: np.concatenate([block[name] for block in blocks]) for name in columns}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_resample_has_the_numbers_of_the_repeated_photos(seed: int) -> None:
+    """Would catch weights of other photos, faces that are not weighted, and thresholds that change a number."""
+    columns = scenes(seed)
+    readable = ~columns["skipped"]
+    weights = np.random.default_rng(seed).multinomial(PHOTOS - 1, np.full(PHOTOS - 1, 1 / (PHOTOS - 1)))
+    all_weights = np.zeros(PHOTOS, int)
+    all_weights[readable] = weights
+    metrics = definitions(table_of(columns))
+    expected = values(table_of(repeated(columns, all_weights)))
+    for name, metric in metrics.items():
+        if metric.resampled is not None:
+            (value,) = metric.resampled(weights[:, None].astype(float))
+            assert value == pytest.approx(expected[name], nan_ok=True, rel=1e-9), name
+
+
+def test_intervals_of_scarce_parts_use_the_resamples_with_a_face() -> None:
+    """Would catch an interval that is lost because one resample lacks the only photo of a tag."""
+    columns = scenes()
+    columns["tags"][:] = False
+    columns["ignore"][1] = False
+    columns["tags"][1, 0] = True
+    record = definitions(table_of(columns))["recall_tag_blur"].record(50, seed=0)
+    assert record.faces == 1 and record.low == record.high == record.value
 
 
 def test_coarse_thresholds_hardly_change_a_resample(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,10 +180,8 @@ def test_loop_has_the_known_numbers_of_the_toy_set() -> None:
     assert np.round(scores[1], 5).tolist() == [0.95745, 0.85106, 0.47872, 0.15957]
 
 
-@pytest.mark.parametrize("rounded", [False, True])
-@pytest.mark.parametrize("seed", range(4))
-def test_ap_agrees_with_the_loop_on_random_photos(seed: int, rounded: bool) -> None:
-    """Would catch a tie of overlaps, equal scores, a photo without rows or detections that is treated otherwise."""
+def random_photos(seed: int) -> tuple[list[Array], list[Array], list[Array]]:
+    """Return faces, detections and listed rows of 25 photos: crowded, with doubled faces, equal scores, or empty."""
     rng = np.random.default_rng(seed)
     truth, found, kept = [], [], []
     for photo in range(25):
@@ -195,10 +193,30 @@ def test_ap_agrees_with_the_loop_on_random_photos(seed: int, rounded: bool) -> N
         truth.append(faces)
         found.append(rows[: rng.integers(0, 26)])
         kept.append(1 + np.flatnonzero(rng.random(len(faces)) < 0.6))
-    table = make_table(truth, found, dict.fromkeys(LISTS, kept))
+    return truth, found, kept
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_ap_agrees_with_the_loop_on_random_photos(seed: int, rounded: bool) -> None:
+    """Would catch a tie of overlaps, equal scores, a photo without rows or detections that is treated otherwise."""
+    truth, found, kept = random_photos(seed)
     expected, _, _ = loop_ap(truth, found, kept, rounded)
     assert 0.1 < expected < 0.9
-    assert aps(table, rounded=rounded)["easy"] == pytest.approx(expected, abs=1e-12)
+    assert aps(make_table(truth, found, dict.fromkeys(LISTS, kept)), rounded=rounded)["easy"] == pytest.approx(
+        expected, abs=1e-12
+    )
+
+
+def test_a_resample_has_the_ap_of_the_repeated_photos() -> None:
+    """Would catch weights of other photos, or faces of the list that are not weighted."""
+    truth, found, kept = random_photos(0)
+    weights = np.arange(25) % 3 + 1  # no photo is missing: the scores are stretched alike
+    repeats = np.repeat(np.arange(25), weights)
+    expected, _, _ = loop_ap(*([each[photo] for photo in repeats] for each in (truth, found, kept)))
+    metric = definitions(make_table(truth, found, dict.fromkeys(LISTS, kept)))["wider_hard"]
+    assert metric.resampled is not None
+    assert metric.resampled(weights[:, None].astype(float))[0] == pytest.approx(expected, abs=1e-12)
 
 
 # The official val
