@@ -112,28 +112,25 @@ class WiderFace:
         Raises:
             DatasetError: a file is missing or malformed, an image is missing, or the split is empty.
         """
-        parts = {part: self._file(part) for part in ("train", "val") if self._file(part).is_file()}
+        parts = [part for part in ("train", "val") if self._file(part).is_file()]
         if not parts:
             raise not_found(self.root, str(self._file("{train,val}").relative_to(self.root)), SOURCE)
-        if split == "all":
-            return with_images(
-                self.root, [photo for part in parts for photo in self._part(part)], skip=self.skip_unpaired
-            )
-        part = "val" if split == "test" else "train"  # the official val is test
-        if split not in ("train", "val", "test") or part not in parts:
+        part = "val" if split == "test" else "train"  # the official val is the test
+        if split not in ("train", "val", "test", "all") or (split != "all" and part not in parts):
             raise DatasetError(
                 f"{self.root}: there is no split {split!r}; train and val are parts of {self._file('train').name} in "
                 f"{self._file('train').parent}, test is {self._file('val').name}"
             )
-        photos = self._part(part)
-        if part == "train":
-            wanted = split == "val"
-            photos = [each for each in photos if (hash_fraction(_name(each)) < self.val_share) == wanted]
+        photos = [photo for each in (parts if split == "all" else (part,)) for photo in self._part(each, split)]
         if not photos and split == "val" and not self.val_share:
             return []
         if not photos:
-            raise DatasetError(f"{parts[part]}: the split {split!r} is empty with val_share={self.val_share}")
+            raise DatasetError(f"{self.root}: the split {split!r} is empty with val_share={self.val_share}")
         return with_images(self.root, photos, skip=self.skip_unpaired)
+
+    def _is_in(self, split: Split, name: str) -> bool:
+        """Return whether a photo, EVENT/NAME.jpg in the file of a split, belongs to the split."""
+        return split in ("test", "all") or (hash_fraction(name) < self.val_share) == (split == "val")
 
     def _file(self, part: str) -> Path:
         """Return the path of the file of an official split whose rows are the faces."""
@@ -141,8 +138,8 @@ class WiderFace:
             return self.root / "retinaface_gt" / part / "label.txt"
         return self.root / "wider_face_split" / f"wider_face_{part}_bbx_gt.txt"
 
-    def _part(self, part: str) -> list[Photo]:
-        """Read the photos of an official split."""
+    def _part(self, part: str, split: Split) -> list[Photo]:
+        """Read an official split and return its photos in a split."""
         path = self._file(part)
         rows, table = _read_labels(path) if self.labels == "retinaface" else _read_official(path)
         paths = [self.root / f"WIDER_{part}" / "images" / name for name in rows.names]
@@ -164,8 +161,8 @@ class WiderFace:
                 raise DatasetError(f"{label} does not exist; it has the points of RetinaFace. Without: labels=official")
             points, visible = _joined(rows, *_read_labels(label))
         faces = faces_of(boxes, points, visible, tags)
-        starts = pairwise([0, *rows.ends])
-        return [Photo(photo, tuple(faces[i:j]), "stored") for photo, (i, j) in zip(paths, starts, strict=True)]
+        photos = zip(rows.names, paths, pairwise([0, *rows.ends]), strict=True)
+        return [Photo(path, tuple(faces[i:j]), "stored") for name, path, (i, j) in photos if self._is_in(split, name)]
 
     def _listed(self, name: str, rows: BoxRows) -> Array:
         """Return which rows of the official val are in a list, ``(R,)`` bool."""
@@ -182,11 +179,6 @@ class WiderFace:
             result[start + numbers - 1] = True
             start = end
         return result
-
-
-def _name(photo: Photo) -> str:
-    """Return the name of a photo in the files, EVENT/NAME.jpg."""
-    return "/".join(photo.path.parts[-2:])
 
 
 def _read_official(path: Path) -> tuple[BoxRows, Array]:

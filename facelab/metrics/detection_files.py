@@ -2,6 +2,7 @@
 
 import csv
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,7 +38,7 @@ COLUMNS = {
 """Kind of the type and shape of each array of ``detections.npz``."""
 
 
-def write_table(table: DetectionTable, path: Path, photos: Sequence[str]) -> None:
+def write_detection_table(table: DetectionTable, path: Path, photos: Sequence[str]) -> None:
     """Write all detections and faces; the file is written atomically.
 
     The arrays are the columns of :class:`DetectionTable`, in which ``photo`` and ``true_photo`` are rows of the arrays
@@ -57,8 +58,8 @@ def write_table(table: DetectionTable, path: Path, photos: Sequence[str]) -> Non
         np.savez_compressed(file, **columns, photos=names)
 
 
-def read_table(path: Path) -> tuple[DetectionTable, list[str]]:
-    """Read a file of :func:`write_table`.
+def read_detection_table(path: Path) -> tuple[DetectionTable, list[str]]:
+    """Read a file of :func:`write_detection_table`.
 
     Returns:
         The table, and the name of each of its photos.
@@ -68,9 +69,9 @@ def read_table(path: Path) -> tuple[DetectionTable, list[str]]:
         ValueError: it is not such a file; the message contains the path and the array.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:  # np.load reads other files too
             columns = {name: file[name] for name in COLUMNS if name in file}
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise ValueError(f"{path} is not a file of NumPy arrays (.npz): {error}") from error
     lengths: dict[str, int] = {}
     for name, (kind, shape) in COLUMNS.items():

@@ -16,7 +16,13 @@ from facelab.faces.geometry import Array
 from facelab.metrics import detection
 from facelab.metrics.detection import FALSE_PER_PHOTO, IOUS, SIZE_BUCKETS, count_photos, curve, definitions, example
 from facelab.metrics.detection_errors import DetectionErrors
-from facelab.metrics.detection_files import COLUMNS, read_table, write_detections, write_photos, write_table
+from facelab.metrics.detection_files import (
+    COLUMNS,
+    read_detection_table,
+    write_detection_table,
+    write_detections,
+    write_photos,
+)
 from facelab.metrics.detection_table import DetectionTable, detection_table
 from facelab.metrics.landmarks import YAW_BUCKETS
 
@@ -431,18 +437,18 @@ def test_count_photos_adds_up() -> None:
 def test_table_survives_writing_and_reading(tmp_path: Path) -> None:
     """Would catch a file whose detections give other numbers when they are evaluated again."""
     table, names = table_of(scenes()), [f"{i % 3}--Event/photo {i}.jpg" for i in range(200)]
-    write_table(table, tmp_path / "detections.npz", names)
-    again, photos = read_table(tmp_path / "detections.npz")
+    write_detection_table(table, tmp_path / "detections.npz", names)
+    again, photos = read_detection_table(tmp_path / "detections.npz")
     assert_same(again, table)
     assert photos == names[100 : 100 + PHOTOS]
     with pytest.raises(ValueError, match="the table has photo 129, but the split has 5 photos"):
-        write_table(table, tmp_path / "other.npz", names[:5])
+        write_detection_table(table, tmp_path / "other.npz", names[:5])
 
 
 def test_read_table_names_the_broken_array(tmp_path: Path) -> None:
     """Would catch a traceback for another file, or arrays that broadcast to wrong boxes."""
     path = tmp_path / "detections.npz"
-    write_table(table_of(scenes()), path, ["a"] * 200)
+    write_detection_table(table_of(scenes()), path, ["a"] * 200)
     columns = dict(np.load(path))
     for change, message in (
         (
@@ -456,14 +462,18 @@ def test_read_table_names_the_broken_array(tmp_path: Path) -> None:
     ):
         np.savez(path, **(columns | change))
         with pytest.raises(ValueError, match=message):
-            read_table(path)
+            read_detection_table(path)
     np.savez(path, boxes=columns["boxes"])
     with pytest.raises(ValueError, match="has no array `photo_id`; this is not a"):
-        read_table(path)
-    for content in (b"", b"x,y\n", b"PK\x03\x04 cut off"):
+        read_detection_table(path)
+    write_detection_table(table_of(scenes()), path, ["a"] * 200)
+    whole = path.read_bytes()
+    np.save(tmp_path / "one.npy", columns["boxes"])
+    broken = whole[:3000] + b"\0" * 90 + whole[3090:]
+    for content in (b"", b"x,y\n", whole[:-9], broken, (tmp_path / "one.npy").read_bytes()):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"detections\.npz is not a file of NumPy arrays"):
-            read_table(path)
+            read_detection_table(path)
 
 
 def test_csv_files_contain_what_the_table_says(tmp_path: Path) -> None:
@@ -577,11 +587,11 @@ def _collect_on_rank(rank: int, folder: Path) -> None:
     )
     for photos in torch.tensor(list(sampler)).split(4):
         metric.update(*batches(photos.tolist()))
-    write_table(metric.table(), folder / f"all{rank}.npz", ["a"] * 200)
+    write_detection_table(metric.table(), folder / f"all{rank}.npz", ["a"] * 200)
     metric.reset()
     if rank:
         metric.update(*batches([2]))
-    write_table(metric.table(), folder / f"one{rank}.npz", ["a"] * 200)
+    write_detection_table(metric.table(), folder / f"one{rank}.npz", ["a"] * 200)
     torch.distributed.destroy_process_group()
 
 
@@ -590,8 +600,8 @@ def test_detection_errors_gathers_an_identical_table_on_two_ranks(tmp_path: Path
     """Would catch a repeated or lost photo, and a rank without photos that blocks or breaks the gathering."""
     mp.spawn(_collect_on_rank, args=(tmp_path,), nprocs=2)
     for rank in range(2):
-        assert_same(read_table(tmp_path / f"all{rank}.npz")[0], collected(list(range(PHOTOS - 1))))
-        assert_same(read_table(tmp_path / f"one{rank}.npz")[0], collected([2]))
+        assert_same(read_detection_table(tmp_path / f"all{rank}.npz")[0], collected(list(range(PHOTOS - 1))))
+        assert_same(read_detection_table(tmp_path / f"one{rank}.npz")[0], collected([2]))
 
 
 def test_example_defines_every_metric() -> None:
