@@ -1,6 +1,7 @@
 """Boxes of many photos in flat arrays, and checks of their numbers: shared by the readers of detection datasets."""
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +35,20 @@ class BoxRows(NamedTuple):
     ends: list[int]  # (P,) number of rows up to and including those of the photo
     boxes: Array  # (R, 4) as in the file, see the reader
     places: list[str]  # (R,) file and line, for messages
+
+
+def check_names(names: Sequence[str], place: str) -> None:
+    """Refuse a photo that is listed twice: it would be measured twice, or be in two splits.
+
+    Args:
+        names: of the photos.
+        place: file or folder, for the message.
+
+    Raises:
+        DatasetError: a name appears more than once.
+    """
+    if doubled := [name for name, times in Counter(names).items() if times > 1]:
+        raise DatasetError(f"{place}: the photo {doubled[0]} is listed more than once ({len(doubled)} such photos)")
 
 
 def check_numbers(rows: BoxRows) -> None:

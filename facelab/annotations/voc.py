@@ -24,7 +24,7 @@ from xml.etree import ElementTree
 import numpy as np
 from annotated_types import MinLen
 
-from facelab.annotations.box_rows import BoxRows, check_numbers, check_sizes, faces_of, without_points
+from facelab.annotations.box_rows import BoxRows, check_names, check_numbers, check_sizes, faces_of, without_points
 from facelab.annotations.points_file import by_stem, not_found, read_lines, report_unpaired
 from facelab.bounds import Text
 from facelab.errors import DatasetError
@@ -83,9 +83,8 @@ class VOC:
             raise not_found(self.root, str(self._list("{train,val,test}").relative_to(self.root)), SOURCE)
         if split not in (*lists, "all"):
             raise DatasetError(f"{self.root}: there is no split {split!r}, only {', '.join(lists)}")
-        names = [line.split()[0] for part in lists if split in (part, "all") for line in read_lines(lists[part])]
-        if doubled := [name for name, times in Counter(names).items() if times > 1]:
-            raise DatasetError(f"{self.root}: the lists of {split} contain the photo {doubled[0]} more than once")
+        names = [name for part, path in lists.items() if split in (part, "all") for name in _names(path)]
+        check_names(names, f"{self.root}, lists of {split}")
         return self._read(names)
 
     def _list(self, part: str) -> Path:
@@ -142,6 +141,14 @@ class VOC:
             found = ", ".join(f"{name} ({times})" for name, times in others.most_common(5))
             log.warning("%s: objects that are not in data.classes were not read: %s", self.root, found)
         return rows._replace(boxes=np.array(corners, np.float32).reshape(-1, 4)), tags
+
+
+def _names(path: Path) -> list[str]:
+    """Read the names of a list; a list of one class has a number behind each name."""
+    lines = [line.split() for line in read_lines(path)]
+    if [] in lines:
+        raise DatasetError(f"{path}, line {lines.index([]) + 1}: expected the name of a photo, found a blank line")
+    return [name for name, *_ in lines]
 
 
 def _tree(path: Path) -> ElementTree.Element:

@@ -33,7 +33,7 @@ import numpy as np
 from annotated_types import Interval
 from scipy.io import loadmat
 
-from facelab.annotations.box_rows import BoxRows, check_numbers, check_sizes, faces_of, without_points
+from facelab.annotations.box_rows import BoxRows, check_names, check_numbers, check_sizes, faces_of, without_points
 from facelab.annotations.points_file import hash_fraction, not_found, read_lines, read_table, with_images
 from facelab.bounds import Text
 from facelab.errors import ConfigError, DatasetError
@@ -144,6 +144,7 @@ class WiderFace:
         rows, table = _read_labels(path) if self.labels == "retinaface" else _read_official(path)
         paths = [self.root / f"WIDER_{part}" / "images" / name for name in rows.names]
         boxes = from_corner_and_size(rows.boxes)
+        check_names(rows.names, str(path))
         check_numbers(rows)
         check_sizes(rows, paths, boxes)
         points, visible = without_points(len(boxes), self.layout)

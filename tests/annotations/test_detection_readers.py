@@ -111,6 +111,7 @@ ROW = "9 9 20 20 0 0 0 0 0 0\n"
         (f"e/a.jpg\n3\n{ROW}{ROW}", r"line 2: 3 faces of e/a\.jpg, but the file ends after 2"),
         (f"e/a.jpg\n{ROW}", r"line 2: expected the number of faces of e/a\.jpg, found '9 9 20"),
         ("e/a.jpg\n", r"line 2: expected the number of faces of e/a\.jpg, found 'the end of the file'"),
+        ("e/a.jpg\n0\n\ne/b.jpg\n0\n", "line 3: found 0 values, expected 10"),
         (f"e/a.jpg\n0\n{ROW}", r"line 3: e/a\.jpg has 0 faces, but a row of one follows"),
         (f"e/a.jpg\n1\n{ROW[:-1]} 7\n", r"line 3: found 11 values, expected 10 \(x y w h, blur, expression"),
         ("e/a.jpg\n1\n9 9 20 20 3 0 0 0 0 0\n", "line 3: blur must be 0 to 2, found 3"),
@@ -214,7 +215,7 @@ def test_wider_warns_about_photos_of_another_size(tmp_path: Path, caplog: pytest
 
 
 def test_readers_warn_about_doubled_boxes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Would catch a file that was appended twice: each face would be found once and missed once."""
+    """Would catch faces that are annotated twice: each would be found once and missed once."""
     photos = {"e/a.jpg": CROWD[:1] * 3, "e/b.jpg": CROWD[:1]}
     write_file(tmp_path / TRAIN, official(photos))
     for name in photos:
@@ -222,6 +223,16 @@ def test_readers_warn_about_doubled_boxes(tmp_path: Path, caplog: pytest.LogCapt
     read = faces_by_name(wider(tmp_path, labels="official", lists=None), "all")
     assert [len(faces) for faces in read.values()] == [3, 1]
     assert re.search(r"train_bbx_gt\.txt, line 4: a box that the photo has already \(2 such rows\)", caplog.text)
+
+
+def test_wider_refuses_a_photo_that_is_listed_twice(tmp_path: Path) -> None:
+    """Would catch a file that was appended twice, whose photos would be measured twice."""
+    write_wider(tmp_path)
+    write_file(tmp_path / TRAIN, 2 * (tmp_path / TRAIN).read_text())
+    with pytest.raises(
+        DatasetError, match=r"train_bbx_gt\.txt: the photo 0--Parade/1\.jpg is listed more than once \(41"
+    ):
+        wider(tmp_path).photos("train")
 
 
 def test_wider_lists_have_their_faces_on_real_data() -> None:
@@ -300,8 +311,11 @@ def test_voc_reports_lists_without_files(tmp_path: Path, caplog: pytest.LogCaptu
     assert "skipped 1 listed photos" in caplog.text
     write_file(tmp_path / "ImageSets" / "Main" / "val.txt", "test0 -1\nval1 1\n")
     assert len(voc(tmp_path).photos("val")) == 2  # a list of one class has a number behind each name
-    with pytest.raises(DatasetError, match="the lists of all contain the photo test0 more than once"):
+    with pytest.raises(DatasetError, match=r"lists of all: the photo test0 is listed more than once \(1 such photos\)"):
         voc(tmp_path).photos("all")
+    write_file(tmp_path / "ImageSets" / "Main" / "val.txt", "val0\n\nval1\n")
+    with pytest.raises(DatasetError, match=r"val\.txt, line 2: expected the name of a photo, found a blank line"):
+        voc(tmp_path).photos("val")
     (tmp_path / "ImageSets" / "Main" / "test.txt").unlink()
     with pytest.raises(DatasetError, match="no split 'test', only train, val"):
         voc(tmp_path).photos("test")

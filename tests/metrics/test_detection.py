@@ -570,6 +570,14 @@ def test_detection_errors_does_not_depend_on_batches(whole: DetectionTable) -> N
     assert definitions(collected([4]))["photos"].value() == 1
 
 
+def test_detection_errors_has_no_point_that_is_not_valid() -> None:
+    """Would catch a point that augmentation moved out of the image and marked as not valid, but that counts."""
+    found, batch = batches([0, 1])
+    metric = DetectionErrors(TAGS)
+    metric.update(found, batch._replace(points=torch.ones_like(batch.points), valid=torch.zeros_like(batch.valid)))
+    assert not metric.table().valid.any()
+
+
 def test_detection_errors_refuses_wrong_shapes() -> None:
     """Would catch scores (D, 1) that broadcast, or tags of another dataset."""
     found, batch = batches([0, 1])

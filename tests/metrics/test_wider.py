@@ -227,8 +227,8 @@ def official(root: Path) -> tuple[list[str], list[Array], dict[str, list[Array]]
     """Return names, faces x y w h, and rows of each list from 1, of the 3,226 photos."""
     whole = loadmat(root / "wider_face_val.mat")
     events = [str(event[0]) for event in whole["event_list"][:, 0]]
-    names = [f"{event}/{file[0]}" for event, files in zip(events, whole["file_list"][:, 0], strict=True)
-             for file in files[:, 0]]  # fmt: skip
+    files = zip(events, whole["file_list"][:, 0], strict=True)
+    names = [f"{event}/{name[0]}" for event, of_event in files for name in of_event[:, 0]]
     truth = [rows.astype(np.float64) for photos in whole["face_bbx_list"][:, 0] for rows in photos[:, 0]]
     kept = {
         name: [rows for photos in loadmat(root / f"wider_{name}_val.mat")["gt_list"][:, 0] for rows in photos[:, 0]]
@@ -276,8 +276,8 @@ def test_ap_agrees_with_the_loop_on_real_photos() -> None:
     """Would catch a mistake that whole numbers hide: detections with fractions on the photos that are on disk."""
     root = face_data("WIDER", "ground_truth")
     names, truth, kept = official(root)
-    on_disk = {path.with_suffix("").relative_to(path.parents[1]).as_posix() for path in
-               (root.parent / "WIDER_val" / "images").glob("*/*.jpg")}  # fmt: skip
+    photos = (root.parent / "WIDER_val" / "images").glob("*/*.jpg")
+    on_disk = {path.with_suffix("").relative_to(path.parents[1]).as_posix() for path in photos}
     rows = [i for i, name in enumerate(names) if name in on_disk]
     assert len(rows) == len(on_disk) > 50
     rng, truth = np.random.default_rng(0), [truth[i] for i in rows]

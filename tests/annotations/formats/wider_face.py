@@ -82,8 +82,10 @@ def write(root: Path) -> None:
     val = {"1--Handshaking/crowd.jpg": CROWD, "1--Handshaking/none.jpg": EMPTY, "2--Show/one.jpg": CROWD[:1]}
     write_file(root / TRAIN, official(train))
     write_file(root / VAL, official(val))
-    write_file(root / TRAIN_LABELS, labels({name: [f"{row[0]} {row[1]} {row[2]} 40 {POINTS}" for row in rows]
-                                            for name, rows in train.items() if rows != EMPTY}))  # fmt: skip
+    with_points = {
+        name: [f"{x} {y} {w} {h} {POINTS}" for x, y, w, h, *_ in rows] for name, rows in train.items() if rows != EMPTY
+    }
+    write_file(root / TRAIN_LABELS, labels(with_points))
     write_file(root / "retinaface_gt" / "val" / "label.txt", labels({"2--Show/one.jpg": ["10 20 30 40"]}))
     kept = {"easy": {}, "medium": {"1--Handshaking/crowd.jpg": [1]}, "hard": {"1--Handshaking/crowd.jpg": [1, 3]}}
     write_lists(root / "ground_truth", val, kept)  # type: ignore[arg-type]
