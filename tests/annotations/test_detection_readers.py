@@ -205,7 +205,7 @@ def test_wider_refuses_corners_for_sizes(tmp_path: Path) -> None:
 
 def test_wider_warns_about_photos_of_another_size(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Would catch photos that were made smaller than those that were annotated."""
-    sizes = ["20 30 60 40", "120 20 60 60", "100 60 50 30", "10 10 30 40", "80 50 70 40"]
+    sizes = ["20 30 60 40", "120 20 60 60", "100 60 50 30", "80 50 70 40", "10 10 30 40"]
     write_photos(tmp_path, [f"{box} 0 0 0 0 0 0" for box in sizes])
     reader = wider(tmp_path, labels="official", lists=None)
     assert len(reader.photos("all")) == 5 and not caplog.text
