@@ -354,7 +354,7 @@ class LandmarkDataModule(LightningDataModule):
         """Read the annotations that the stage needs. No more than the header of a photo is read.
 
         Raises:
-            DatasetError: the reader raises it; a split has no face, or none with the box that the crop needs.
+            DatasetError: the reader raises it; a split has no face, none with the box that the crop needs, or no point.
         """
         needed: dict[str, tuple[Split, Augmentation | None]] = {}
         if stage == "fit":
@@ -375,6 +375,11 @@ class LandmarkDataModule(LightningDataModule):
                         raise
                     log.warning("%s: the split val has no face; the run trains without validation", self.data.name)
                     continue
+                if not any(np.isfinite(face.points).all(axis=1).any() for face in self.faces[role].faces):
+                    raise DatasetError(
+                        f"{self.data.name}: no face of the split {split!r} has an annotated point; a method that finds "
+                        "landmarks needs points, a detector only boxes"
+                    )
                 log.info("%s %s: %d faces", self.data.name, split, len(self.faces[role]))
 
     def train_dataloader(self) -> DataLoader[LandmarkBatch]:

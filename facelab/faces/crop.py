@@ -9,6 +9,7 @@ from annotated_types import Interval
 
 from facelab.bounds import Pixels, Seed
 from facelab.errors import ConfigError
+from facelab.faces import boxes
 from facelab.faces.face import Face
 from facelab.faces.geometry import Array, bounding_box, box_to_image
 from facelab.faces.image import PhotoFile
@@ -214,10 +215,5 @@ class BoxJitter:
             box: ``(4,)`` in pixels of the photo.
             row: row of the face in its split.
         """
-        rng = np.random.default_rng((self.seed, row))
         low, high = self.scale
-        factor, shift = rng.uniform(low, high), rng.uniform(-self.shift, self.shift, 2)
-        top_left, bottom_right = np.asarray(box, np.float64).reshape(2, 2)
-        sides = bottom_right - top_left
-        centre = (top_left + bottom_right) / 2 + shift * sides
-        return np.concatenate([centre - factor * sides / 2, centre + factor * sides / 2])
+        return boxes.jitter(box, (low, high), self.shift, np.random.default_rng((self.seed, row)))

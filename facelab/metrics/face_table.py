@@ -220,10 +220,10 @@ def write_faces(table: FaceTable, path: Path, photos: Sequence[str]) -> None:
     columns: dict[str, Sequence[object]] = {
         "face_id": table.face_id.tolist(),
         "photo": [photos[face] for face in table.face_id],
-        **{name: _cells(e) for name, e in errors_per_face(table).items()},
-        "error_px": _cells(mean_error(table)),
-        **{normaliser: _cells(getattr(table, normaliser)) for normaliser in NORMALISERS},
-        **{angle: _cells(table.pose[:, i]) for i, angle in enumerate(ANGLES)},
+        **{name: cells(e) for name, e in errors_per_face(table).items()},
+        "error_px": cells(mean_error(table)),
+        **{normaliser: cells(getattr(table, normaliser)) for normaliser in NORMALISERS},
+        **{angle: cells(table.pose[:, i]) for i, angle in enumerate(ANGLES)},
         "points": table.valid.sum(axis=1).tolist(),
         **{f"tag_{tag}": faces.astype(int).tolist() for tag, faces in zip(table.tag_names, table.tags.T, strict=True)},
     }
@@ -278,7 +278,7 @@ def _column(path: Path, name: str, cells: Sequence[str]) -> Array:
         raise ValueError(f"{path}: column {name} contains {max(map(abs, values))}, too large for int64") from error
 
 
-def _cells(values: Array) -> list[float | str]:
+def cells(values: Array) -> list[float | str]:
     """Replace NaN by an empty cell."""
     return ["" if np.isnan(value) else value for value in values.tolist()]
 

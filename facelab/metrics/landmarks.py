@@ -145,12 +145,12 @@ def ced(e: Array, x: Array) -> Array:
 
 def yaw_buckets(table: FaceTable) -> dict[str, Array]:
     """Return the faces ``(F,)`` bool of each bucket of absolute yaw by name; a face of unknown yaw is in none."""
-    return _buckets(np.abs(table.pose[:, 0]), YAW_BUCKETS, YAW_EDGES, right=True)
+    return buckets(np.abs(table.pose[:, 0]), YAW_BUCKETS, YAW_EDGES, right=True)
 
 
 def size_buckets(table: FaceTable) -> dict[str, Array]:
     """Return the faces ``(F,)`` bool of each bucket of face size by name; a face without a point is in none."""
-    return _buckets(table.box, SIZE_BUCKETS, SIZE_EDGES, right=False)
+    return buckets(table.box, SIZE_BUCKETS, SIZE_EDGES, right=False)
 
 
 class Definition(NamedTuple):
@@ -291,7 +291,7 @@ def bootstrap(e: Array, statistic: Statistic, resamples: int, seed: int) -> tupl
     >>> bootstrap(np.array([0.5, 0.5, np.nan]), nme, resamples=100, seed=0)
     (0.5, 0.5)
     """
-    return _interval(_resample(e[~np.isnan(e)], statistic, resamples, seed))
+    return interval(_resample(e[~np.isnan(e)], statistic, resamples, seed))
 
 
 def stratified_bootstrap(
@@ -310,7 +310,7 @@ def stratified_bootstrap(
     """
     # Each group has its own seed: with one seed for all, groups of equal size would draw the same rows.
     drawn = [_resample(e[~np.isnan(e)], statistic, resamples, (seed, i)) for i, e in enumerate(groups)]
-    return _interval(np.mean(drawn, axis=0))
+    return interval(np.mean(drawn, axis=0))
 
 
 class Difference(NamedTuple):
@@ -380,7 +380,7 @@ def _difference(numbers: Array, drawn: Array, smaller: Array) -> Difference:
     value = float(numbers.mean()) if len(numbers) else math.nan
     low, high, probability = math.nan, math.nan, math.nan
     if math.isfinite(value):
-        low, high = _interval(drawn)
+        low, high = interval(drawn)
         smaller_side = 1 + min((drawn <= 0).sum(), (drawn >= 0).sum())
         probability = min(1.0, float(2 * smaller_side / (len(drawn) + 1)))
     return Difference(value, low, high, probability, len(numbers), float(nanmean(smaller)))
@@ -403,7 +403,7 @@ def common_faces(a: Array, b: Array) -> tuple[Array, Array]:
     return rows_a, rows_b
 
 
-def _buckets(values: Array, names: Sequence[str], edges: Sequence[float], *, right: bool) -> dict[str, Array]:
+def buckets(values: Array, names: Sequence[str], edges: Sequence[float], *, right: bool) -> dict[str, Array]:
     """Return the members ``(F,)`` bool of each bucket by name; ``right``: an edge belongs to the bucket below it."""
     bucket = np.where(np.isnan(values), -1, np.digitize(values, edges, right=right))
     return {name: bucket == i for i, name in enumerate(names)}
@@ -446,7 +446,7 @@ def _draws(faces: int, resamples: int, seed: int | tuple[int, int]) -> Iterator[
         yield random.integers(faces, size=(min(block, resamples - start), faces))
 
 
-def _interval(drawn: Array) -> tuple[float, float]:
+def interval(drawn: Array) -> tuple[float, float]:
     """Return the ends of the middle 95 %. Each end is one of the values: an infinite one cannot be interpolated."""
     low, high = np.quantile(drawn, [0.025, 0.975], method="inverted_cdf")
     return float(low), float(high)

@@ -363,6 +363,13 @@ def test_setup_refuses_an_empty_split_by_name() -> None:
         module(empty)
 
 
+def test_setup_refuses_a_split_without_points() -> None:
+    """Would catch a landmark method that trains on a dataset for detectors, with a loss of 0 and `-` as results."""
+    face = three(np.full((3, 2), NAN))._replace(box=np.array([1, 1, 9, 9], np.float32))
+    with pytest.raises(DatasetError, match="drawn: no face of the split 'train' has an annotated point"):
+        module(InMemory(THREE, (), {"train": [Photo(Path("a.jpg"), (face,), "stored")]}), crop=crop(box="given"))
+
+
 def test_setup_refuses_crop_box_given_without_boxes() -> None:
     """Would catch one warning for each of thousands of faces, and a training on only blank images."""
     photo = Photo(Path("a.jpg"), (three([[1, 1], [9, 1], [5, 9]]),), "stored")

@@ -9,11 +9,13 @@ from scipy.io import loadmat
 
 from facelab.faces.convert import convert
 from facelab.faces.geometry import Array, affine_about_centre, bounding_box, flip_image, from_cells, transform_points
-from facelab.faces.layouts import AFLW19, ALPHA106, COFW29, IBUG68, LAPA106, POSE_FLIP, WFLW98, Layout
+from facelab.faces.layouts import AFLW19, ALPHA106, COFW29, FIVE5, IBUG68, LAPA106, POSE_FLIP, WFLW98, Layout
 from facelab.faces.pose import (
     MODEL,
+    MODEL_OF_FIVE,
     angles,
     estimate_pose,
+    estimate_pose_of_five,
     flipped,
     from_300w_lp,
     official_pnp,
@@ -245,6 +247,24 @@ def test_estimate_pose_sorts_2000_faces_into_yaw_buckets() -> None:
     same_order = np.rad2deg(np.arcsin(rotation(pose)[:, 0, 2]))
     assert angle_difference(same_order, label).mean() < 2.3
     assert (_bucket(same_order) != _bucket(label)).mean() < 0.045
+
+
+def test_estimate_pose_of_five_sorts_2000_faces_into_yaw_buckets() -> None:
+    """Would catch a nose without depth, whose yaw is a guess, and another order of the five points."""
+    points, label = _aflw2000_all()
+    pose = estimate_pose_of_five(convert(points, IBUG68, FIVE5))
+    assert angle_difference(pose[:, 0], label).mean() < 3.3
+    assert (_bucket(pose[:, 0]) != _bucket(label)).mean() < 0.055
+    assert angle_difference(pose, estimate_pose(points, IBUG68)).mean(axis=0)[1:].max() < 5
+
+
+def test_estimate_pose_of_five_is_nan_without_all_points() -> None:
+    """Would catch a pose from four points, which fit every rotation of a plane, or from points that coincide."""
+    points = np.tile((MODEL_OF_FIVE @ rotation(np.array([20.0, 5, 0])).T)[:, :2], (3, 1, 1))
+    points[1, 3] = np.nan
+    points[2] = points[2, 0]
+    assert np.isnan(estimate_pose_of_five(points)).all(axis=1).tolist() == [False, True, True]
+    assert estimate_pose_of_five(points[:0]).shape == (0, 3)
 
 
 def test_official_pnp_has_its_known_error_on_2000_faces() -> None:

@@ -4,7 +4,8 @@ The tests find these files by listing the folder. Each defines
 
 * ``write(root)``: write a small set in the official format, with points from :func:`writing.some_points`,
 * ``read(root, *, skip=False)``: return the reader of that folder; ``skip`` is ``data.skip_unpaired``,
-* ``KNOWN``: path of a photo of one face, below the root, and the points ``(N, 2)`` that must be read,
+* ``KNOWN``: path of a photo of one face, below the root, and the points ``(N, 2)`` that must be read, or, for a
+  detection dataset, ``BOX``: path of a photo and the boxes ``(F, 4)`` of its faces,
 
 and, where applicable,
 
