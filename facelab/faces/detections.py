@@ -1,0 +1,138 @@
+"""Rules of detection: size of the searched image, thresholds, suppression and voting."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchvision.ops import batched_nms, box_iou
+
+from facelab.bounds import Count, Share
+from facelab.faces.batch import Detections
+
+Scale: TypeAlias = Literal["original", "vga", "large", "multiple"]
+"""Size at which a photo is searched; see :class:`DetectionRule`."""
+VGA = 640
+"""Longer side in pixels of a photo that is searched at ``vga``, as in the papers that report this size."""
+SHORTER, LONGER = 1600, 2150
+"""Shorter side in pixels of a photo that is searched at ``large``, unless its longer side would exceed the second
+number; as in the official code of RetinaFace."""
+SHORTER_SIDES = (500, 800, 1100, 1400, 1700)
+"""Shorter sides in pixels of the searches of ``multiple``, as in the paper of RetinaFace."""
+
+
+@dataclass(frozen=True)
+class DetectionRule:
+    """How a detector searches a photo. Two results are comparable only if their rules are equal.
+
+    Args:
+        scale: size of the searched image. ``original``: that of the photo; ``vga``: longer side 640 pixels; ``large``:
+            shorter side 1600 pixels, or longer side 2150 if that is smaller; ``multiple``: shorter sides 500, 800,
+            1100, 1400 and 1700 pixels, each also flipped, joined by box voting.
+        threshold: smallest score of a detection.
+        candidates: largest number of detections of an image before the suppression; those of the highest scores.
+        nms_iou: smallest IoU of two detections at which the one of the lower score is suppressed, or joined by voting.
+        most: largest number of detections of an image.
+    """
+
+    scale: Scale
+    threshold: Share
+    candidates: Count
+    nms_iou: Share
+    most: Count
+
+    @property
+    def votes(self) -> bool:
+        """Return whether detections of several searches are joined by voting."""
+        return self.scale == "multiple"
+
+    def searches(self, height: int, width: int) -> list[tuple[int, int, bool]]:
+        """Return the searches of a photo: height and width in pixels, and whether it is flipped."""
+        shorter, longer = min(height, width), max(height, width)
+        if self.scale == "original":
+            return [(height, width, False)]
+        if self.scale == "multiple":
+            factors = [side / shorter for side in SHORTER_SIDES]
+        else:
+            factors = [VGA / longer if self.scale == "vga" else min(SHORTER / shorter, LONGER / longer)]
+        sizes = [(max(round(factor * height), 1), max(round(factor * width), 1)) for factor in factors]
+        return [(*size, flipped) for size in sizes for flipped in (False, True)[: 1 + self.votes]]
+
+
+def resize(image: Tensor, height: int, width: int) -> Tensor:
+    """Resize images by bilinear interpolation without smoothing, as the public codes of detectors do.
+
+    Args:
+        image: ``(B, 3, H, W)`` uint8.
+        height: in pixels.
+        width: in pixels.
+
+    Returns:
+        ``(B, 3, height, width)`` uint8.
+    """
+    if image.shape[-2:] == (height, width):
+        return image
+    resized = functional.interpolate(image.float(), (height, width), mode="bilinear", align_corners=False)
+    return resized.round_().to(torch.uint8)
+
+
+def order(photo: Tensor, scores: Tensor) -> Tensor:
+    """Return the order ``(D,)`` by photo and falling score; equal scores keep their order."""
+    by_score = scores.argsort(descending=True, stable=True)
+    return by_score[photo[by_score].argsort(stable=True)]
+
+
+def first_of_each(photo: Tensor, most: int) -> Tensor:
+    """Return a mask of the first rows of each photo.
+
+    Args:
+        photo: ``(D,)`` sorted photos of the rows.
+        most: largest number of rows of a photo.
+    """
+    place = torch.arange(len(photo), device=photo.device)
+    return place - torch.searchsorted(photo, photo) < most  # searchsorted: first row of the same photo
+
+
+def suppress(found: Detections, iou: float) -> Detections:
+    """Remove each candidate that overlaps one of a higher score in the same image (non-maximum suppression).
+
+    Coordinates are float64: torchvision separates the images by large offsets, after which float32 would round the
+    boxes, and a batch would differ from single images.
+
+    Args:
+        found: candidates, in the order of :func:`order`.
+        iou: candidates with a larger IoU are removed.
+    """
+    kept = batched_nms(found.boxes.double(), found.scores.double(), found.photo, iou)
+    return found.take(kept.sort().values)
+
+
+def vote(found: Detections, iou: float) -> Detections:
+    """Join each group of overlapping candidates of an image to one: boxes and points are means weighted by the scores.
+
+    As in the official code of RetinaFace, a group is the candidate of the highest score and all that have at least this
+    IoU with it, and keeps the highest score. Departures: a group of one stays, and the landmarks are joined as well.
+
+    Args:
+        found: candidates, in the order of :func:`order`.
+        iou: smallest IoU within a group.
+    """
+    joined: list[Detections] = []
+    for photo in found.photo.unique():
+        rest = found.take(found.photo == photo)
+        while len(rest.scores):
+            group = box_iou(rest.boxes[:1], rest.boxes)[0] >= iou
+            group[0] = True  # also a box without area
+            members, weight = rest.take(group), rest.scores[group] / rest.scores[group].sum()
+            box = (members.boxes * weight[:, None]).sum(dim=0, keepdim=True)
+            points = (members.points * weight[:, None, None]).sum(dim=0, keepdim=True)
+            joined.append(Detections(box, members.scores[:1], points, members.photo[:1]))
+            rest = rest.take(~group)
+    return concatenate(joined) if joined else found
+
+
+def concatenate(parts: Sequence[Detections]) -> Detections:
+    """Concatenate candidates."""
+    return Detections(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
