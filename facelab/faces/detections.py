@@ -96,43 +96,53 @@ def first_of_each(photo: Tensor, most: int) -> Tensor:
 
 
 def suppress(found: Detections, iou: float) -> Detections:
-    """Remove each candidate that overlaps one of a higher score in the same image (non-maximum suppression).
-
-    Coordinates are float64: torchvision separates the images by large offsets, after which float32 would round the
-    boxes, and a batch would differ from single images.
+    """Remove each detection that overlaps one of a higher score in the same photo (non-maximum suppression).
 
     Args:
-        found: candidates, in the order of :func:`order`.
-        iou: candidates with a larger IoU are removed.
+        found: detections in the order of :func:`order`.
+        iou: detections with a larger IoU are removed.
     """
-    kept = batched_nms(found.boxes.double(), found.scores.double(), found.photo, iou)
-    return found.take(kept.sort().values)
+    return found.take(_leaders(found, iou))
+
+
+def _leaders(found: Detections, iou: float) -> Tensor:
+    """Return the rows that the suppression keeps, in their order.
+
+    Coordinates are float64: torchvision separates the photos by large offsets, after which float32 would round the
+    boxes, and a batch would differ from single photos.
+    """
+    return batched_nms(found.boxes.double(), found.scores.double(), found.photo, iou).sort().values
 
 
 def vote(found: Detections, iou: float) -> Detections:
-    """Join each group of overlapping candidates of an image to one: boxes and points are means weighted by the scores.
+    """Join each group of overlapping detections of a photo to one: boxes and points are means weighted by the scores.
 
-    As in the official code of RetinaFace, a group is the candidate of the highest score and all that have at least this
-    IoU with it, and keeps the highest score. Departures: a group of one stays, and the landmarks are joined as well.
+    As in the official code of RetinaFace, a group is the detection of the highest score and all others that overlap it,
+    and keeps the highest score. Departures: a group of one stays, and the landmarks are joined as well.
 
     Args:
-        found: candidates, in the order of :func:`order`.
-        iou: smallest IoU within a group.
+        found: detections in the order of :func:`order`.
+        iou: IoU above which detections belong to a group.
     """
-    joined: list[Detections] = []
+    leaders = _leaders(found, iou)
+    leader = torch.empty_like(found.photo)  # place of each detection's leader in `leaders`
+    leader[leaders] = torch.arange(len(leaders), device=leader.device)
+    led = torch.ones_like(found.photo, dtype=torch.bool)
+    led[leaders] = False
     for photo in found.photo.unique():
-        rest = found.take(found.photo == photo)
-        while len(rest.scores):
-            group = box_iou(rest.boxes[:1], rest.boxes)[0] >= iou
-            group[0] = True  # also a box without area
-            members, weight = rest.take(group), rest.scores[group] / rest.scores[group].sum()
-            box = (members.boxes * weight[:, None]).sum(dim=0, keepdim=True)
-            points = (members.points * weight[:, None, None]).sum(dim=0, keepdim=True)
-            joined.append(Detections(box, members.scores[:1], points, members.photo[:1]))
-            rest = rest.take(~group)
-    return concatenate(joined) if joined else found
+        heads = (found.photo[leaders] == photo).nonzero().squeeze(1)
+        others = (led & (found.photo == photo)).nonzero().squeeze(1)
+        overlaps = box_iou(found.boxes[others].double(), found.boxes[leaders[heads]].double()) > iou
+        leader[others] = heads[overlaps.int().argmax(dim=1)]  # the first of those that overlap
+    weight = found.scores.new_zeros(len(leaders)).index_add_(0, leader, found.scores)
+    share = found.scores / weight[leader]
+    joined = found.take(leaders)
+    return joined._replace(
+        boxes=torch.zeros_like(joined.boxes).index_add_(0, leader, found.boxes * share[:, None]),
+        points=torch.zeros_like(joined.points).index_add_(0, leader, found.points * share[:, None, None]),
+    )
 
 
 def concatenate(parts: Sequence[Detections]) -> Detections:
-    """Concatenate candidates."""
+    """Concatenate detections."""
     return Detections(*(torch.cat(columns) for columns in zip(*parts, strict=True)))

@@ -235,9 +235,7 @@ class RetinaFaceHead(nn.Module):
         logits, boxes, points = zip(*(output.split(sizes, dim=1) for output in outputs), strict=True)
         height_and_width = tuple((int(output.shape[-2]), int(output.shape[-1])) for output in outputs)
         joined = _join(points, 2 * POINTS)
-        return AnchorPrediction(
-            _join(logits, 2), _join(boxes, 4), joined.unflatten(-1, (POINTS, 2)), height_and_width
-        )
+        return AnchorPrediction(_join(logits, 2), _join(boxes, 4), joined.unflatten(-1, (POINTS, 2)), height_and_width)
 
 
 def _join(maps: Sequence[Tensor], numbers: int) -> Tensor:
