@@ -1,7 +1,7 @@
 """Base class of the face detectors: validation, test and prediction steps, search of a photo, optimizer."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning import LightningModule
@@ -11,17 +11,19 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from facelab.faces.batch import DetectionBatch, Detections
-from facelab.faces.detections import DetectionRule, concatenate, first_of_each, order, resize, suppress, vote
+from facelab.faces.detections import (
+    Candidates,
+    DetectionRule,
+    concatenate,
+    first_of_each,
+    order,
+    resize,
+    suppress,
+    vote,
+)
 from facelab.faces.geometry import box_to_image, flip_image, image_box, transform_points
 from facelab.faces.layouts import FIVE5
 from facelab.renames import FORMAT
-
-
-class Found(NamedTuple):
-    """Detections in a batch of photos."""
-
-    faces: Detections  # sorted by photo and falling score, in pixels of the image of the batch
-    capped: Tensor  # (B,) bool: a limit of the rule left out detections of this photo
 
 
 class DetectorModule(LightningModule):
@@ -57,7 +59,7 @@ class DetectorModule(LightningModule):
         """Add the format of the checkpoint."""
         checkpoint["format"] = FORMAT
 
-    def search(self, image: Tensor) -> tuple[Detections, Tensor]:
+    def search(self, image: Tensor) -> tuple[Candidates, Tensor]:
         """Find candidates in images of one size, before the suppression.
 
         Args:
@@ -69,7 +71,7 @@ class DetectorModule(LightningModule):
         """
         raise NotImplementedError
 
-    def detect(self, image: Tensor, size: Tensor) -> Found:
+    def detect(self, image: Tensor, size: Tensor) -> Detections:
         """Find the faces in a batch of photos by the rule of the module.
 
         Photos of one size are searched together, without the padding of the batch. The result is therefore that of
@@ -79,25 +81,25 @@ class DetectorModule(LightningModule):
             image: ``(B, 3, H, W)`` uint8 RGB, padded at the right and below.
             size: ``(B, 2)`` height and width of each photo in ``image``.
         """
-        capped = torch.zeros(len(image), dtype=torch.bool, device=image.device)
-        parts = [Detections(*(torch.empty(0, *shape, device=image.device) for shape in ((4,), (), (5, 2), ())))]
+        cut_photos = torch.zeros(len(image), dtype=torch.bool, device=image.device)
+        parts = [Candidates(*(torch.empty(0, *shape, device=image.device) for shape in ((4,), (), (5, 2), ())))]
         parts[0] = parts[0]._replace(photo=parts[0].photo.long())
         for height, width in {tuple(pair) for pair in size.tolist()}:
             rows = (size == size.new_tensor([height, width])).all(dim=1).nonzero().squeeze(1)
             same = image[rows, :, :height, :width]
             for new_height, new_width, flipped in self.detection.searches(height, width):
                 found, cut = self._search_resized(same, new_height, new_width, flipped=flipped)
-                capped[rows[cut]] = True
+                cut_photos[rows[cut]] = True
                 parts.append(found._replace(photo=rows[found.photo]))
         found = concatenate(parts)
         found = found.take(order(found.photo, found.scores))
         found = (vote if self.detection.votes else suppress)(found, self.detection.nms_iou)
         found = found.take(order(found.photo, found.scores))
         kept = first_of_each(found.photo, self.detection.most)
-        capped[found.photo[~kept]] = True
-        return Found(found.take(kept), capped)
+        cut_photos[found.photo[~kept]] = True
+        return Detections(*found.take(kept), cut_photos)
 
-    def _search_resized(self, image: Tensor, height: int, width: int, *, flipped: bool) -> tuple[Detections, Tensor]:
+    def _search_resized(self, image: Tensor, height: int, width: int, *, flipped: bool) -> tuple[Candidates, Tensor]:
         """Search resized images; return the candidates in pixels of ``image``."""
         resized = resize(image, height, width).contiguous(memory_format=self.memory_format)
         found, cut = self.search(resized.flip(-1) if flipped else resized)
@@ -114,7 +116,7 @@ class DetectorModule(LightningModule):
             points = points[:, list(self.layout.flip)]
         return found._replace(boxes=corners.flatten(-2), points=points), cut
 
-    def predict_step(self, batch: DetectionBatch, batch_index: int) -> Found:
+    def predict_step(self, batch: DetectionBatch, batch_index: int) -> Detections:
         """Find the faces of a batch, in pixels of its images."""
         return self.detect(batch.image, batch.size)
 

@@ -7,8 +7,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from facelab.coders.anchors import AnchorCoder
-from facelab.faces.batch import Detections
-from facelab.faces.detections import DetectionRule
+from facelab.faces.detections import Candidates, DetectionRule
 from facelab.networks.official import OfficialLayers
 from facelab.networks.retinaface import AnchorPrediction, RetinaFaceHead, match_retinaface_layers
 from lightning_modules.detector import DetectorModule
@@ -50,7 +49,7 @@ class RetinaFace(DetectorModule):
         prediction: AnchorPrediction = self.head(self.backbone(image))
         return prediction
 
-    def search(self, image: Tensor) -> tuple[Detections, Tensor]:
+    def search(self, image: Tensor) -> tuple[Candidates, Tensor]:
         """Find candidates in images of one size; see :class:`DetectorModule`."""
         logits, boxes, points, shapes = self(image)
         anchors = self.coder.anchors(shapes, image.device)

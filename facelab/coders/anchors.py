@@ -14,8 +14,7 @@ from torchvision.ops import box_iou
 
 from facelab.bounds import Count, Positive, Share
 from facelab.errors import ConfigError
-from facelab.faces.batch import Detections
-from facelab.faces.detections import first_of_each, order
+from facelab.faces.detections import Candidates, first_of_each, order
 from facelab.faces.geometry import from_grid
 
 Pair: TypeAlias = Annotated[Sequence[Positive], Len(2, 2)]
@@ -123,7 +122,7 @@ class AnchorCoder(nn.Module):
 
     def detect(
         self, logits: Tensor, boxes: Tensor, points: Tensor, anchors: Tensor, threshold: float, most: int
-    ) -> tuple[Detections, Tensor]:
+    ) -> tuple[Candidates, Tensor]:
         """Decode the anchors of the highest scores; the others are not decoded.
 
         Args:
@@ -135,7 +134,7 @@ class AnchorCoder(nn.Module):
             most: largest number of anchors of an image.
 
         Returns:
-            Detections in pixels of the image, sorted by image and falling score; images ``(I,)`` in which ``most`` left
+            Candidates in pixels of the image, sorted by image and falling score; images ``(I,)`` in which ``most`` left
             out anchors.
         """
         score = (logits[..., 1] - logits[..., 0]).sigmoid()  # softmax of two classes
@@ -145,7 +144,7 @@ class AnchorCoder(nn.Module):
         cut = image[rows][~kept].unique()
         image, anchor = image[rows][kept], anchor[rows][kept]
         found = self.decode(boxes[image, anchor], points[image, anchor], anchors[anchor])
-        return Detections(found[0], score[image, anchor], found[1], image), cut
+        return Candidates(found[0], score[image, anchor], found[1], image), cut
 
     def match(self, boxes: Tensor, ignore: Tensor, anchors: Tensor) -> Tensor:
         """Match the anchors of one image with its faces.

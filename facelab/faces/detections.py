@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -10,7 +10,6 @@ from torch.nn import functional
 from torchvision.ops import batched_nms, box_iou
 
 from facelab.bounds import Count, Share
-from facelab.faces.batch import Detections
 
 Scale: TypeAlias = Literal["original", "vga", "large", "multiple"]
 """Size at which a photo is searched; see :class:`DetectionRule`."""
@@ -21,6 +20,19 @@ SHORTER, LONGER = 1600, 2150
 number; as in the official code of RetinaFace."""
 SHORTER_SIDES = (500, 800, 1100, 1400, 1700)
 """Shorter sides in pixels of the searches of ``multiple``, as in the paper of RetinaFace."""
+
+
+class Candidates(NamedTuple):
+    """D possible faces in B photos, in flat arrays."""
+
+    boxes: Tensor  # (D, 4) float32 x0 y0 x1 y1 in pixels of the image
+    scores: Tensor  # (D,) float32
+    points: Tensor  # (D, 5, 2) float32 in pixels of the image
+    photo: Tensor  # (D,) int64: row of its photo in the batch
+
+    def take(self, rows: Tensor) -> "Candidates":
+        """Return some of the candidates, by index or mask."""
+        return Candidates(*(column[rows] for column in self))
 
 
 @dataclass(frozen=True)
@@ -95,7 +107,7 @@ def first_of_each(photo: Tensor, most: int) -> Tensor:
     return place - torch.searchsorted(photo, photo) < most  # searchsorted: first row of the same photo
 
 
-def suppress(found: Detections, iou: float) -> Detections:
+def suppress(found: Candidates, iou: float) -> Candidates:
     """Remove each detection that overlaps one of a higher score in the same photo (non-maximum suppression).
 
     Args:
@@ -105,7 +117,7 @@ def suppress(found: Detections, iou: float) -> Detections:
     return found.take(_leaders(found, iou))
 
 
-def _leaders(found: Detections, iou: float) -> Tensor:
+def _leaders(found: Candidates, iou: float) -> Tensor:
     """Return the rows that the suppression keeps, in their order.
 
     Coordinates are float64: torchvision separates the photos by large offsets, after which float32 would round the
@@ -114,7 +126,7 @@ def _leaders(found: Detections, iou: float) -> Tensor:
     return batched_nms(found.boxes.double(), found.scores.double(), found.photo, iou).sort().values
 
 
-def vote(found: Detections, iou: float) -> Detections:
+def vote(found: Candidates, iou: float) -> Candidates:
     """Join each group of overlapping detections of a photo to one: boxes and points are means weighted by the scores.
 
     As in the official code of RetinaFace, a group is the detection of the highest score and all others that overlap it,
@@ -143,6 +155,6 @@ def vote(found: Detections, iou: float) -> Detections:
     )
 
 
-def concatenate(parts: Sequence[Detections]) -> Detections:
+def concatenate(parts: Sequence[Candidates]) -> Candidates:
     """Concatenate detections."""
-    return Detections(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+    return Candidates(*(torch.cat(columns) for columns in zip(*parts, strict=True)))

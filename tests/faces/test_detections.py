@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from facelab.faces.batch import Detections
-from facelab.faces.detections import DetectionRule, first_of_each, order, resize, suppress, vote
+from facelab.faces.detections import Candidates, DetectionRule, first_of_each, order, resize, suppress, vote
 
 
 def rule(**changes: Any) -> DetectionRule:
@@ -14,10 +13,10 @@ def rule(**changes: Any) -> DetectionRule:
     return DetectionRule(**values | changes)
 
 
-def detections(boxes: list[list[float]], scores: list[float], photo: list[int]) -> Detections:
+def detections(boxes: list[list[float]], scores: list[float], photo: list[int]) -> Candidates:
     corners = torch.tensor(boxes).reshape(-1, 4)
     points = corners[:, None, :2].expand(-1, 5, 2)
-    return Detections(corners, torch.tensor(scores), points, torch.tensor(photo, dtype=torch.int64))
+    return Candidates(corners, torch.tensor(scores), points, torch.tensor(photo, dtype=torch.int64))
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from facelab.coders.anchors import AnchorCoder
 from facelab.faces.batch import Detections
-from facelab.faces.detections import DetectionRule
+from facelab.faces.detections import Candidates, DetectionRule
 from facelab.networks.retinaface import MobileNetV1, RetinaFaceHead
-from lightning_modules.detector import DetectorModule, Found
+from lightning_modules.detector import DetectorModule
 from lightning_modules.retinaface import RetinaFace
 
 
@@ -23,7 +23,7 @@ def rule(**changes: Any) -> DetectionRule:
 class BrightDetector(DetectorModule):
     """Detector that finds the brightest pixel of an image as a face of half its width, with its eyes at both sides."""
 
-    def search(self, image: Tensor) -> tuple[Detections, Tensor]:
+    def search(self, image: Tensor) -> tuple[Candidates, Tensor]:
         place = image[:, 0].flatten(1).argmax(dim=1)
         centre = torch.stack([place % image.shape[-1], place // image.shape[-1]], dim=-1).float()
         eyes = torch.tensor([[-1.0, 0], [1, 0], [0, 0], [-1, 1], [1, 1]])
@@ -31,7 +31,7 @@ class BrightDetector(DetectorModule):
         scores = torch.full((len(image),), 0.9)
         half = image.shape[-1] / 4
         corners = torch.cat([centre - half, centre + half], dim=1)
-        return Detections(corners, scores, centre[:, None] + eyes * half / 2, rows), rows[:0]
+        return Candidates(corners, scores, centre[:, None] + eyes * half / 2, rows), rows[:0]
 
 
 def bright_photo(height: int, width: int, x: int, y: int) -> Tensor:
@@ -54,9 +54,9 @@ def retinaface() -> RetinaFace:
     return module.eval()
 
 
-def found_in(found: Found, photo: int) -> list[Tensor]:
-    rows = found.faces.photo == photo
-    return [found.faces.boxes[rows], found.faces.scores[rows], found.faces.points[rows]]
+def found_in(found: Detections, photo: int) -> list[Tensor]:
+    rows = found.photo == photo
+    return [found.boxes[rows], found.scores[rows], found.points[rows]]
 
 
 @torch.inference_mode()
@@ -66,10 +66,10 @@ def test_detect_of_a_batch_equals_single_photos(retinaface: RetinaFace) -> None:
     image = torch.randint(0, 256, (3, 3, 96, 128), dtype=torch.uint8, generator=generator)
     size = torch.tensor([[96, 128], [50, 70], [96, 128]])
     batch = retinaface.detect(image, size)
-    assert batch.faces.photo.tolist() == sorted(batch.faces.photo.tolist())
+    assert batch.photo.tolist() == sorted(batch.photo.tolist())
     for row, (height, width) in enumerate(size.tolist()):
         alone = retinaface.detect(image[row : row + 1, :, :height, :width], size[row : row + 1])
-        assert len(alone.faces.scores) > 3
+        assert len(alone.scores) > 3
         for one, other in zip(found_in(alone, 0), found_in(batch, row), strict=True):
             assert torch.allclose(one, other, atol=1e-4)
 
@@ -81,12 +81,12 @@ def test_detect_reports_photos_in_which_a_limit_applied(retinaface: RetinaFace) 
     size = torch.tensor([[64, 64]])
     before = retinaface.detection
     try:
-        assert not retinaface.detect(image, size).capped.any()
+        assert not retinaface.detect(image, size).cut.any()
         for limit in ({"candidates": 1}, {"most": 1}):
             retinaface.detection = rule(**limit)
             found = retinaface.detect(image, size)
-            assert found.capped.tolist() == [True]
-            assert len(found.faces.scores) == 1
+            assert found.cut.tolist() == [True]
+            assert len(found.scores) == 1
     finally:
         retinaface.detection = before
 
@@ -98,8 +98,8 @@ def test_detect_returns_pixels_of_the_photo(scale: str) -> None:
     image = torch.zeros(2, 3, 60, 80, dtype=torch.uint8)
     image[0], image[1, :, :40, :50] = bright_photo(60, 80, 30, 20), bright_photo(40, 50, 10, 25)
     found = module.detect(image, torch.tensor([[60, 80], [40, 50]]))
-    assert found.faces.photo.tolist() == [0, 1]
-    for (x, y), box, points in zip([(30, 20), (10, 25)], found.faces.boxes, found.faces.points, strict=True):
+    assert found.photo.tolist() == [0, 1]
+    for (x, y), box, points in zip([(30, 20), (10, 25)], found.boxes, found.points, strict=True):
         centre = (box[:2] + box[2:]) / 2
         assert centre.tolist() == pytest.approx([x, y], abs=0.8)
         assert points[2].tolist() == pytest.approx([x, y], abs=0.8)
@@ -115,5 +115,5 @@ def test_detect_of_photos_without_a_face() -> None:
     for photos in (0, 1):
         image, size = torch.zeros(photos, 3, 1, 1, dtype=torch.uint8), torch.ones(photos, 2, dtype=torch.int64)
         found = module.detect(image, size)
-        assert [tuple(column.shape) for column in found.faces] == [(0, 4), (0,), (0, 5, 2), (0,)]
-        assert found.capped.tolist() == [False] * photos
+        assert [tuple(column.shape) for column in found[:4]] == [(0, 4), (0,), (0, 5, 2), (0,)]
+        assert found.cut.tolist() == [False] * photos
