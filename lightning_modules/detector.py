@@ -23,7 +23,13 @@ from facelab.faces.detections import (
 )
 from facelab.faces.geometry import box_to_image, flip_image, image_box, transform_points
 from facelab.faces.layouts import FIVE5
+from facelab.metrics.detection import Definition, definitions
+from facelab.metrics.detection_errors import DetectionErrors
+from facelab.metrics.detection_table import DetectionTable
 from facelab.renames import FORMAT
+
+IN_PROGRESS_BAR = "ap50"
+"""Metric shown in the progress bar; also the metric that detectors monitor."""
 
 
 class DetectorModule(LightningModule):
@@ -38,11 +44,13 @@ class DetectorModule(LightningModule):
 
     Attributes:
         memory_format: memory format of images; ``facelab.profiling.compile`` sets it together with that of the weights.
+        table: detections and faces of the last validation or test.
     """
 
     memory_format = torch.channels_last
     layout = FIVE5
     resumed = False
+    table: DetectionTable
 
     def __init__(
         self,
@@ -54,6 +62,11 @@ class DetectorModule(LightningModule):
         super().__init__()
         self.detection, self.loss = detection, loss
         self.optimizer, self.scheduler = optimizer, scheduler
+
+    def setup(self, stage: str) -> None:
+        """Create the metric. Prediction does not need it."""
+        if stage != "predict":
+            self.errors = DetectionErrors(self.trainer.datamodule.data.tags)  # type: ignore[attr-defined]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the format of the checkpoint."""
@@ -79,12 +92,14 @@ class DetectorModule(LightningModule):
 
         Args:
             image: ``(B, 3, H, W)`` uint8 RGB, padded at the right and below.
-            size: ``(B, 2)`` height and width of each photo in ``image``.
+            size: ``(B, 2)`` height and width of each photo in ``image``; 0 for a photo that could not be read.
         """
         cut_photos = torch.zeros(len(image), dtype=torch.bool, device=image.device)
         parts = [Candidates(*(torch.empty(0, *shape, device=image.device) for shape in ((4,), (), (5, 2), ())))]
         parts[0] = parts[0]._replace(photo=parts[0].photo.long())
-        for height, width in {tuple(pair) for pair in size.tolist()}:
+        for height, width in sorted({(int(height), int(width)) for height, width in size.tolist()}):
+            if height * width == 0:  # the photo could not be read
+                continue
             rows = (size == size.new_tensor([height, width])).all(dim=1).nonzero().squeeze(1)
             same = image[rows, :, :height, :width]
             for new_height, new_width, flipped in self.detection.searches(height, width):
@@ -115,6 +130,40 @@ class DetectorModule(LightningModule):
             corners = torch.stack([corners.amin(dim=-2), corners.amax(dim=-2)], dim=-2)
             points = points[:, list(self.layout.flip)]
         return found._replace(boxes=corners.flatten(-2), points=points), cut
+
+    def validation_step(  # type: ignore[override]
+        self, batch: DetectionBatch, batch_index: int
+    ) -> Detections:
+        """Find the faces of a batch and update the metric. Callbacks use the returned detections."""
+        detections = self.detect(batch.image, batch.size)
+        self.errors.update(detections, batch)
+        return detections
+
+    def test_step(  # type: ignore[override]
+        self, batch: DetectionBatch, batch_index: int
+    ) -> Detections:
+        """Find the faces of a batch and update the metric, see :meth:`validation_step`."""
+        return self.validation_step(batch, batch_index)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the table as ``val/...``."""
+        self._log_table("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of the table as ``test/...``."""
+        self._log_table("test")
+
+    def metrics(self, table: DetectionTable) -> dict[str, Definition]:
+        """Define the metrics of a table by name."""
+        return definitions(table)
+
+    def _log_table(self, role: str) -> None:
+        """Compute the table, log its metrics and reset the collected detections."""
+        self.table = self.errors.table()
+        self.errors.reset()
+        for name, definition in self.metrics(self.table).items():
+            # Every process has the whole table and the same numbers; Lightning still requests sync_dist.
+            self.log(f"{role}/{name}", definition.value(), sync_dist=True, prog_bar=name == IN_PROGRESS_BAR)
 
     def predict_step(self, batch: DetectionBatch, batch_index: int) -> Detections:
         """Find the faces of a batch, in pixels of its images."""

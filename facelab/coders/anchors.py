@@ -10,10 +10,10 @@ from typing import Annotated, NamedTuple, TypeAlias
 import torch
 from annotated_types import Len
 from torch import Tensor, nn
-from torchvision.ops import box_iou
 
 from facelab.bounds import Count, Positive, Share
 from facelab.errors import ConfigError
+from facelab.faces.boxes import iou
 from facelab.faces.detections import Candidates, first_of_each, order
 from facelab.faces.geometry import from_grid
 
@@ -167,10 +167,11 @@ class AnchorCoder(nn.Module):
         if not len(usable):
             return match
         half = anchors[:, 2:] / 2
-        iou = box_iou(torch.cat([anchors[:, :2] - half, anchors[:, :2] + half], dim=1), boxes[usable])  # (A, F)
-        best, face = iou.max(dim=1)
+        corners = torch.cat([anchors[:, :2] - half, anchors[:, :2] + half], dim=1)
+        overlap = iou(corners, boxes[usable])  # (A, F)
+        best, face = overlap.max(dim=1)
         match = torch.where(best >= self.match_iou, face, match)
-        best_of_face, anchor = iou.max(dim=0)
+        best_of_face, anchor = overlap.max(dim=0)
         claims = best_of_face >= self.claim_iou
         number = torch.arange(len(usable), device=anchors.device)
         match.scatter_reduce_(0, anchor[claims], number[claims], "amax", include_self=False)

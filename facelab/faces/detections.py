@@ -7,9 +7,10 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchvision.ops import batched_nms, box_iou
+from torchvision.ops import batched_nms
 
 from facelab.bounds import Count, Share
+from facelab.faces import boxes
 
 Scale: TypeAlias = Literal["original", "vga", "large", "multiple"]
 """Size at which a photo is searched; see :class:`DetectionRule`."""
@@ -144,7 +145,7 @@ def vote(found: Candidates, iou: float) -> Candidates:
     for photo in found.photo.unique():
         heads = (found.photo[leaders] == photo).nonzero().squeeze(1)
         others = (led & (found.photo == photo)).nonzero().squeeze(1)
-        overlaps = box_iou(found.boxes[others].double(), found.boxes[leaders[heads]].double()) > iou
+        overlaps = boxes.iou(found.boxes[others].double(), found.boxes[leaders[heads]].double()) > iou
         leader[others] = heads[overlaps.int().argmax(dim=1)]  # the first of those that overlap
     weight = found.scores.new_zeros(len(leaders)).index_add_(0, leader, found.scores)
     share = found.scores / weight[leader]
