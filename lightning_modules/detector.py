@@ -108,7 +108,7 @@ class DetectorModule(LightningModule):
                 parts.append(found._replace(photo=rows[found.photo]))
         found = concatenate(parts)
         found = found.take(order(found.photo, found.scores))
-        found = (vote if self.detection.votes else suppress)(found, self.detection.nms_iou)
+        found = (vote if self.detection.votes else suppress)(found, self.detection)
         found = found.take(order(found.photo, found.scores))
         kept = first_of_each(found.photo, self.detection.most)
         cut_photos[found.photo[~kept]] = True

@@ -48,6 +48,8 @@ class DetectionRule:
         candidates: largest number of detections of an image before the suppression; those of the highest scores.
         nms_iou: smallest IoU of two detections at which the one of the lower score is suppressed, or joined by voting.
         most: largest number of detections of an image.
+        official_areas: whether the suppression adds 1 to both sides of each box, as the reference code does. It keeps
+            and removes other boxes among small faces.
     """
 
     scale: Scale
@@ -55,6 +57,7 @@ class DetectionRule:
     candidates: Count
     nms_iou: Share
     most: Count
+    official_areas: bool
 
     @property
     def votes(self) -> bool:
@@ -108,26 +111,29 @@ def first_of_each(photo: Tensor, most: int) -> Tensor:
     return place - torch.searchsorted(photo, photo) < most  # searchsorted: first row of the same photo
 
 
-def suppress(found: Candidates, iou: float) -> Candidates:
+def suppress(found: Candidates, rule: DetectionRule) -> Candidates:
     """Remove each detection that overlaps one of a higher score in the same photo (non-maximum suppression).
 
     Args:
         found: detections in the order of :func:`order`.
-        iou: detections with a larger IoU are removed.
+        rule: a candidate with a larger IoU than ``rule.nms_iou`` is removed.
     """
-    return found.take(_leaders(found, iou))
+    return found.take(_leaders(found, rule))
 
 
-def _leaders(found: Candidates, iou: float) -> Tensor:
+def _leaders(found: Candidates, rule: DetectionRule) -> Tensor:
     """Return the rows that the suppression keeps, in their order.
 
     Coordinates are float64: torchvision separates the photos by large offsets, after which float32 would round the
     boxes, and a batch would differ from single photos.
     """
-    return batched_nms(found.boxes.double(), found.scores.double(), found.photo, iou).sort().values
+    corners = found.boxes.double()
+    if rule.official_areas:
+        corners = corners + corners.new_tensor([0, 0, 1, 1])
+    return batched_nms(corners, found.scores.double(), found.photo, rule.nms_iou).sort().values
 
 
-def vote(found: Candidates, iou: float) -> Candidates:
+def vote(found: Candidates, rule: DetectionRule) -> Candidates:
     """Join each group of overlapping detections of a photo to one: boxes and points are means weighted by the scores.
 
     As in the official code of RetinaFace, a group is the detection of the highest score and all others that overlap it,
@@ -135,9 +141,9 @@ def vote(found: Candidates, iou: float) -> Candidates:
 
     Args:
         found: detections in the order of :func:`order`.
-        iou: IoU above which detections belong to a group.
+        rule: candidates with a larger IoU than ``rule.nms_iou`` belong to a group.
     """
-    leaders = _leaders(found, iou)
+    leaders = _leaders(found, rule)
     leader = torch.empty_like(found.photo)  # place of each detection's leader in `leaders`
     leader[leaders] = torch.arange(len(leaders), device=leader.device)
     led = torch.ones_like(found.photo, dtype=torch.bool)
@@ -145,7 +151,7 @@ def vote(found: Candidates, iou: float) -> Candidates:
     for photo in found.photo.unique():
         heads = (found.photo[leaders] == photo).nonzero().squeeze(1)
         others = (led & (found.photo == photo)).nonzero().squeeze(1)
-        overlaps = boxes.iou(found.boxes[others].double(), found.boxes[leaders[heads]].double()) > iou
+        overlaps = boxes.iou(found.boxes[others].double(), found.boxes[leaders[heads]].double()) > rule.nms_iou
         leader[others] = heads[overlaps.int().argmax(dim=1)]  # the first of those that overlap
     weight = found.scores.new_zeros(len(leaders)).index_add_(0, leader, found.scores)
     share = found.scores / weight[leader]

@@ -145,7 +145,7 @@ class WhiteDetector(DetectorModule):
 def test_detector_is_measured_on_a_split(scenes: Scenes, tmp_path: Path) -> None:
     """Would catch a face that is counted twice, or an unreadable photo or ignored face that costs recall."""
     (scenes.root / "1.png").unlink()
-    rule = DetectionRule("original", 0.02, 5000, 0.4, 750)
+    rule = DetectionRule("original", 0.02, 5000, 0.4, 750, official_areas=False)
     module = WhiteDetector(rule, None, None, None)
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
     (numbers,) = trainer.test(module, module_of(scenes, max_unreadable=0.5), verbose=False)

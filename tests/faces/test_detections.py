@@ -10,6 +10,7 @@ from facelab.faces.detections import Candidates, DetectionRule, first_of_each, o
 
 def rule(**changes: Any) -> DetectionRule:
     values: dict[str, Any] = {"scale": "original", "threshold": 0.02, "candidates": 5000, "nms_iou": 0.4, "most": 750}
+    values["official_areas"] = False
     return DetectionRule(**values | changes)
 
 
@@ -67,24 +68,31 @@ def test_suppress_removes_only_overlapping_boxes_of_the_same_photo() -> None:
     """Would catch a suppression between photos, or the removal of the higher score."""
     box = [0.0, 0, 10, 10]
     found = detections([box, [1, 0, 11, 10], [50, 0, 60, 10], box], [0.9, 0.8, 0.7, 0.6], [0, 0, 0, 1])
-    kept = suppress(found, 0.4)
+    kept = suppress(found, rule())
     assert kept.scores.tolist() == pytest.approx([0.9, 0.7, 0.6])
     assert kept.photo.tolist() == [0, 0, 1]
+
+
+def test_suppress_with_official_areas_counts_the_last_pixel() -> None:
+    """Would catch an option without effect: two small boxes overlap by 0.33, and by 0.41 with a pixel more."""
+    found = detections([[0.0, 0, 8, 8], [4.0, 0, 12, 8]], [0.9, 0.8], [0, 0])
+    assert len(suppress(found, rule(nms_iou=0.35)).scores) == 2
+    assert len(suppress(found, rule(nms_iou=0.35, official_areas=True)).scores) == 1
 
 
 def test_suppress_of_a_batch_equals_that_of_each_photo() -> None:
     """Would catch boxes that are rounded by the offsets that separate photos."""
     pair = [[2000.0, 2000, 2010, 2010], [2000.0, 2004.2857, 2010, 2014.2857]]  # IoU 0.4 up to rounding
-    alone = len(suppress(detections(pair, [0.9, 0.8], [0, 0]), 0.4).scores)
+    alone = len(suppress(detections(pair, [0.9, 0.8], [0, 0]), rule()).scores)
     many = detections(pair * 40, [0.9, 0.8] * 40, [photo for photo in range(40) for _ in pair])
-    assert len(suppress(many, 0.4).scores) == 40 * alone
+    assert len(suppress(many, rule()).scores) == 40 * alone
 
 
 def test_vote_averages_boxes_and_points_by_score() -> None:
     """Would catch a lower score for the group, a group of one that vanishes, or points that are not joined."""
     found = detections([[0.0, 0, 10, 10], [2.0, 0, 12, 10], [50.0, 0, 60, 10]], [0.6, 0.2, 0.1], [0, 0, 0])
-    joined = vote(found, 0.4)
+    joined = vote(found, rule())
     assert joined.scores.tolist() == pytest.approx([0.6, 0.1])
     assert joined.boxes.tolist() == [pytest.approx([0.5, 0, 10.5, 10]), pytest.approx([50, 0, 60, 10])]
     assert joined.points[0, 0].tolist() == pytest.approx([0.5, 0])
-    assert len(vote(detections([], [], []), 0.4).scores) == 0
+    assert len(vote(detections([], [], []), rule()).scores) == 0

@@ -17,6 +17,7 @@ from lightning_modules.retinaface import RetinaFace
 
 def rule(**changes: Any) -> DetectionRule:
     values: dict[str, Any] = {"scale": "original", "threshold": 0.02, "candidates": 5000, "nms_iou": 0.4, "most": 750}
+    values["official_areas"] = False
     return DetectionRule(**values | changes)
 
 
