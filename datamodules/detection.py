@@ -1,0 +1,201 @@
+"""Datamodule of the detectors: one whole photo per sample, with all its faces."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.landmark import EpochSampler, start_worker
+from datamodules.reading import Readings
+from facelab import signals
+from facelab.bounds import Count, Processes, Seed, Share
+from facelab.errors import ConfigError, DatasetError
+from facelab.faces.batch import DetectionBatch
+from facelab.faces.face import Annotations, Photo, Split
+from facelab.faces.geometry import Array
+from facelab.faces.image import read_image
+from facelab.faces.layouts import FIVE5
+
+log = logging.getLogger(__name__)
+
+
+class MissingPhotoError(DatasetError):
+    """Error of a split without a photo."""
+
+
+class PhotoDataset(Dataset[DetectionBatch]):
+    """Whole photos of one split with their faces, without augmentation.
+
+    Args:
+        data: reader of the dataset.
+        split: split of the photos.
+        ignore: tags of the faces that are neither faces to find nor background.
+        max_unreadable: largest share of photos that cannot be read. One may always fail unless it is 0.
+
+    Raises:
+        MissingPhotoError: the split has no photo.
+        DatasetError: the reader raises it.
+    """
+
+    def __init__(self, data: Annotations, split: Split, ignore: Sequence[str], max_unreadable: float) -> None:
+        self.photos: list[Photo] = data.photos(split)
+        if not self.photos:
+            raise MissingPhotoError(
+                f"{data.name}: the split {split!r} has no photo; check data.root, or choose another split"
+            )
+        self.tag_names, self.ignore = data.tags, frozenset(ignore)
+        self.first_face = np.cumsum([0, *(len(photo.faces) for photo in self.photos)])
+        paths = [photo.path for photo in self.photos]
+        self.readings = Readings(f"{data.name} {split}", "photo", paths, max_unreadable)
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, key: tuple[int, int]) -> DetectionBatch:
+        """Load the photo of (epoch, row) as a batch of one. One that cannot be read has no pixel."""
+        _, row = key
+        photo = self.photos[row]
+        image = self.readings.attempt(row, lambda: read_image(photo.path, orientation=photo.orientation))
+        return self._sample(row, np.zeros((0, 0, 3), np.uint8) if image is None else image)
+
+    def _sample(self, row: int, image: Array) -> DetectionBatch:
+        """Convert a photo and its faces to tensors."""
+        faces, n = self.photos[row].faces, FIVE5.num_points
+        height, width = image.shape[:2]
+        points = torch.from_numpy(_stack([face.points for face in faces], (n, 2)))
+        tags = [[tag in face.tags for tag in self.tag_names] for face in faces]
+        return DetectionBatch(
+            image=torch.from_numpy(image).permute(2, 0, 1)[None],
+            size=torch.tensor([[height, width]]),
+            to_photo=torch.eye(3)[None],
+            photo_id=torch.tensor([row]),
+            boxes=torch.from_numpy(_stack([face.box for face in faces], (4,))),
+            points=points,
+            valid=points.isfinite().all(dim=-1),
+            pose=torch.from_numpy(_stack([face.pose for face in faces], (3,))),
+            tags=torch.tensor(tags, dtype=torch.bool).reshape(len(faces), len(self.tag_names)),
+            ignore=torch.tensor([bool(face.tags & self.ignore) for face in faces], dtype=torch.bool),
+            face_id=torch.arange(len(faces)) + int(self.first_face[row]),
+            photo=torch.zeros(len(faces), dtype=torch.int64),
+        )
+
+
+def _stack(arrays: Sequence[Array], shape: tuple[int, ...]) -> Array:
+    """Stack arrays of a shape, of which there may be none, to ``(F, *shape)`` float32."""
+    return np.stack(arrays).astype(np.float32) if arrays else np.empty((0, *shape), np.float32)
+
+
+def collate(samples: Sequence[DetectionBatch]) -> DetectionBatch:
+    """Join photos to a batch. Smaller photos are padded at the right and below with zeros, which no network sees."""
+    height, width = (max(1, *(int(sample.size[0, side]) for sample in samples)) for side in (0, 1))
+    image = torch.zeros(len(samples), 3, height, width, dtype=torch.uint8)
+    for row, sample in zip(image, samples, strict=True):
+        row[:, : sample.image.shape[-2], : sample.image.shape[-1]] = sample.image[0]
+    joined = DetectionBatch(
+        *(torch.cat(parts) for parts in zip(*(s._replace(image=s.size) for s in samples), strict=True))
+    )
+    photo = torch.cat([sample.photo + row for row, sample in enumerate(samples)])
+    return joined._replace(image=image, photo=photo)
+
+
+class PhotoLoader(DataLoader[DetectionBatch]):
+    """Loader that checks for unreadable photos after each batch."""
+
+    def __iter__(self) -> Iterator[DetectionBatch]:  # type: ignore[override]
+        """Yield the batches."""
+        with signals.deferred():
+            batches = super().__iter__()
+        return self._checked(batches)
+
+    def _checked(self, batches: Iterator[DetectionBatch]) -> Iterator[DetectionBatch]:
+        """Yield the batches."""
+        for batch in batches:
+            self.dataset.readings.check()  # type: ignore[attr-defined]
+            yield batch
+
+
+class DetectionDataModule(LightningDataModule):
+    """Validation and test photos of one dataset.
+
+    Args:
+        data: reader of the dataset.
+        batch_size: photos of a batch of one process.
+        num_workers: number of processes that prepare batches. It does not change results.
+        seed: unused without a training.
+        test_split: split of the test photos: ``test``, or the one of ``evaluate.py split=...``.
+        max_unreadable: largest share of photos of a split that cannot be read; a larger one stops the run. One photo
+            may always fail unless it is 0.
+        ignore: tags of the faces that are neither faces to find nor background.
+
+    Raises:
+        ConfigError: the dataset has not the five points of a detector, or no such tag.
+    """
+
+    batch_type: ClassVar[type] = DetectionBatch
+
+    def __init__(
+        self,
+        data: Annotations,
+        batch_size: Count,
+        num_workers: Processes,
+        seed: Seed,
+        test_split: Split,
+        max_unreadable: Share,
+        ignore: Sequence[str],
+    ) -> None:
+        super().__init__()
+        if data.layout.name != FIVE5.name:
+            raise ConfigError(
+                "data",
+                f"={data.name} has the {data.layout.num_points} landmarks of {data.layout.name}; a detector needs a "
+                f"dataset of boxes with the points of {FIVE5.name}",
+                mounted=True,
+            )
+        if unknown := sorted({*ignore} - {*data.tags}):
+            raise ConfigError(
+                "ignore", f"=[{unknown[0]}]: the faces of {data.name} have the tags {', '.join(data.tags)}"
+            )
+        self.data, self.batch_size, self.num_workers, self.seed = data, batch_size, num_workers, seed
+        self.test_split, self.max_unreadable, self.ignore = test_split, max_unreadable, tuple(ignore)
+        self.photos: dict[str, PhotoDataset] = {}
+
+    def setup(self, stage: str) -> None:
+        """Read the annotations that the stage needs; no photo is opened.
+
+        Raises:
+            DatasetError: the reader raises it, or the split has no photo.
+        """
+        needed: dict[str, Split] = {"test": self.test_split} if stage == "test" else {"val": "val"}
+        for role, split in needed.items():
+            if role not in self.photos:
+                self.photos[role] = PhotoDataset(self.data, split, self.ignore, self.max_unreadable)
+                photos = self.photos[role]
+                log.info("%s %s: %d photos, %d faces", self.data.name, split, len(photos), photos.first_face[-1])
+
+    def val_dataloader(self) -> DataLoader[DetectionBatch]:
+        """Return the loader of every validation photo once."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[DetectionBatch]:
+        """Return the loader of every test photo once."""
+        return self._loader("test")
+
+    def _loader(self, role: str) -> DataLoader[DetectionBatch]:
+        """Build the loader of the photos of this process."""
+        photos = self.photos[role]
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        return PhotoLoader(
+            photos,
+            batch_size=self.batch_size,
+            sampler=EpochSampler(photos, num_replicas=world, rank=rank, shuffle=False, seed=0),
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            worker_init_fn=start_worker,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),
+        )

@@ -1,0 +1,167 @@
+"""Rules of detection: size of the searched image, thresholds, suppression and voting."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchvision.ops import batched_nms
+
+from facelab.bounds import Count, Share
+from facelab.faces import boxes
+
+Scale: TypeAlias = Literal["original", "vga", "large", "multiple"]
+"""Size at which a photo is searched; see :class:`DetectionRule`."""
+VGA = 640
+"""Longer side in pixels of a photo that is searched at ``vga``, as in the papers that report this size."""
+SHORTER, LONGER = 1600, 2150
+"""Shorter side in pixels of a photo that is searched at ``large``, unless its longer side would exceed the second
+number; as in the official code of RetinaFace."""
+SHORTER_SIDES = (500, 800, 1100, 1400, 1700)
+"""Shorter sides in pixels of the searches of ``multiple``, as in the paper of RetinaFace."""
+
+
+class Candidates(NamedTuple):
+    """D possible faces in B photos, in flat arrays."""
+
+    boxes: Tensor  # (D, 4) float32 x0 y0 x1 y1 in pixels of the image
+    scores: Tensor  # (D,) float32
+    points: Tensor  # (D, 5, 2) float32 in pixels of the image
+    photo: Tensor  # (D,) int64: row of its photo in the batch
+
+    def take(self, rows: Tensor) -> "Candidates":
+        """Return some of the candidates, by index or mask."""
+        return Candidates(*(column[rows] for column in self))
+
+
+@dataclass(frozen=True)
+class DetectionRule:
+    """How a detector searches a photo. Two results are comparable only if their rules are equal.
+
+    Args:
+        scale: size of the searched image. ``original``: that of the photo; ``vga``: longer side 640 pixels; ``large``:
+            shorter side 1600 pixels, or longer side 2150 if that is smaller; ``multiple``: shorter sides 500, 800,
+            1100, 1400 and 1700 pixels, each also flipped, joined by box voting.
+        threshold: smallest score of a detection.
+        candidates: largest number of detections of an image before the suppression; those of the highest scores.
+        nms_iou: smallest IoU of two detections at which the one of the lower score is suppressed, or joined by voting.
+        most: largest number of detections of an image.
+        official_areas: whether the suppression adds 1 to both sides of each box, as the reference code does. It keeps
+            and removes other boxes among small faces.
+    """
+
+    scale: Scale
+    threshold: Share
+    candidates: Count
+    nms_iou: Share
+    most: Count
+    official_areas: bool
+
+    @property
+    def votes(self) -> bool:
+        """Return whether detections of several searches are joined by voting."""
+        return self.scale == "multiple"
+
+    def searches(self, height: int, width: int) -> list[tuple[int, int, bool]]:
+        """Return the searches of a photo: height and width in pixels, and whether it is flipped."""
+        shorter, longer = min(height, width), max(height, width)
+        if self.scale == "original":
+            return [(height, width, False)]
+        if self.scale == "multiple":
+            factors = [side / shorter for side in SHORTER_SIDES]
+        else:
+            factors = [VGA / longer if self.scale == "vga" else min(SHORTER / shorter, LONGER / longer)]
+        sizes = [(max(round(factor * height), 1), max(round(factor * width), 1)) for factor in factors]
+        return [(*size, flipped) for size in sizes for flipped in (False, True)[: 1 + self.votes]]
+
+
+def resize(image: Tensor, height: int, width: int) -> Tensor:
+    """Resize images by bilinear interpolation without smoothing, as the public codes of detectors do.
+
+    Args:
+        image: ``(B, 3, H, W)`` uint8.
+        height: in pixels.
+        width: in pixels.
+
+    Returns:
+        ``(B, 3, height, width)`` uint8.
+    """
+    if image.shape[-2:] == (height, width):
+        return image
+    resized = functional.interpolate(image.float(), (height, width), mode="bilinear", align_corners=False)
+    return resized.round_().to(torch.uint8)
+
+
+def order(photo: Tensor, scores: Tensor) -> Tensor:
+    """Return the order ``(D,)`` by photo and falling score; equal scores keep their order."""
+    by_score = scores.argsort(descending=True, stable=True)
+    return by_score[photo[by_score].argsort(stable=True)]
+
+
+def first_of_each(photo: Tensor, most: int) -> Tensor:
+    """Return a mask of the first rows of each photo.
+
+    Args:
+        photo: ``(D,)`` sorted photos of the rows.
+        most: largest number of rows of a photo.
+    """
+    place = torch.arange(len(photo), device=photo.device)
+    return place - torch.searchsorted(photo, photo) < most  # searchsorted: first row of the same photo
+
+
+def suppress(found: Candidates, rule: DetectionRule) -> Candidates:
+    """Remove each detection that overlaps one of a higher score in the same photo (non-maximum suppression).
+
+    Args:
+        found: detections in the order of :func:`order`.
+        rule: a candidate with a larger IoU than ``rule.nms_iou`` is removed.
+    """
+    return found.take(_leaders(found, rule))
+
+
+def _leaders(found: Candidates, rule: DetectionRule) -> Tensor:
+    """Return the rows that the suppression keeps, in their order.
+
+    Coordinates are float64: torchvision separates the photos by large offsets, after which float32 would round the
+    boxes, and a batch would differ from single photos.
+    """
+    corners = found.boxes.double()
+    if rule.official_areas:
+        corners = corners + corners.new_tensor([0, 0, 1, 1])
+    return batched_nms(corners, found.scores.double(), found.photo, rule.nms_iou).sort().values
+
+
+def vote(found: Candidates, rule: DetectionRule) -> Candidates:
+    """Join each group of overlapping detections of a photo to one: boxes and points are means weighted by the scores.
+
+    As in the official code of RetinaFace, a group is the detection of the highest score and all others that overlap it,
+    and keeps the highest score. Departures: a group of one stays, and the landmarks are joined as well.
+
+    Args:
+        found: detections in the order of :func:`order`.
+        rule: candidates with a larger IoU than ``rule.nms_iou`` belong to a group.
+    """
+    leaders = _leaders(found, rule)
+    leader = torch.empty_like(found.photo)  # place of each detection's leader in `leaders`
+    leader[leaders] = torch.arange(len(leaders), device=leader.device)
+    led = torch.ones_like(found.photo, dtype=torch.bool)
+    led[leaders] = False
+    for photo in found.photo.unique():
+        heads = (found.photo[leaders] == photo).nonzero().squeeze(1)
+        others = (led & (found.photo == photo)).nonzero().squeeze(1)
+        overlaps = boxes.iou(found.boxes[others].double(), found.boxes[leaders[heads]].double()) > rule.nms_iou
+        leader[others] = heads[overlaps.int().argmax(dim=1)]  # the first of those that overlap
+    weight = found.scores.new_zeros(len(leaders)).index_add_(0, leader, found.scores)
+    share = found.scores / weight[leader]
+    joined = found.take(leaders)
+    return joined._replace(
+        boxes=torch.zeros_like(joined.boxes).index_add_(0, leader, found.boxes * share[:, None]),
+        points=torch.zeros_like(joined.points).index_add_(0, leader, found.points * share[:, None, None]),
+    )
+
+
+def concatenate(parts: Sequence[Candidates]) -> Candidates:
+    """Concatenate detections."""
+    return Candidates(*(torch.cat(columns) for columns in zip(*parts, strict=True)))

@@ -1,0 +1,178 @@
+"""Base class of the face detectors: validation, test and prediction steps, search of a photo, optimizer."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from facelab.faces.batch import DetectionBatch, Detections
+from facelab.faces.detections import (
+    Candidates,
+    DetectionRule,
+    concatenate,
+    first_of_each,
+    order,
+    resize,
+    suppress,
+    vote,
+)
+from facelab.faces.geometry import box_to_image, flip_image, image_box, transform_points
+from facelab.faces.layouts import FIVE5
+from facelab.metrics.detection import Definition, definitions
+from facelab.metrics.detection_errors import DetectionErrors
+from facelab.metrics.detection_table import DetectionTable
+from facelab.renames import FORMAT
+
+IN_PROGRESS_BAR = "ap50"
+"""Metric shown in the progress bar; also the metric that detectors monitor."""
+
+
+class DetectorModule(LightningModule):
+    """Base class of the detectors. A method builds its network and overrides :meth:`search`.
+
+    Args:
+        detection: rule of the search.
+        loss: loss of the method. None, like the optimizer, if the module is not trained.
+        optimizer: function of the parameters that returns the optimizer.
+        scheduler: function of the optimizer that returns the scheduler, stepped once per epoch; None for a constant
+            rate.
+
+    Attributes:
+        memory_format: memory format of images; ``facelab.profiling.compile`` sets it together with that of the weights.
+        table: detections and faces of the last validation or test.
+    """
+
+    memory_format = torch.channels_last
+    layout = FIVE5
+    resumed = False
+    table: DetectionTable
+
+    def __init__(
+        self,
+        detection: DetectionRule,
+        loss: nn.Module | None,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None,
+        scheduler: Callable[[Optimizer], LRScheduler] | None,
+    ) -> None:
+        super().__init__()
+        self.detection, self.loss = detection, loss
+        self.optimizer, self.scheduler = optimizer, scheduler
+
+    def setup(self, stage: str) -> None:
+        """Create the metric. Prediction does not need it."""
+        if stage != "predict":
+            self.errors = DetectionErrors(self.trainer.datamodule.data.tags)  # type: ignore[attr-defined]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the format of the checkpoint."""
+        checkpoint["format"] = FORMAT
+
+    def search(self, image: Tensor) -> tuple[Candidates, Tensor]:
+        """Find candidates in images of one size, before the suppression.
+
+        Args:
+            image: ``(B, 3, H, W)`` uint8 RGB.
+
+        Returns:
+            At most ``detection.candidates`` of each image with at least ``detection.threshold``, in pixels of the
+            image; and the images ``(I,)`` in which the limit left out some.
+        """
+        raise NotImplementedError
+
+    def detect(self, image: Tensor, size: Tensor) -> Detections:
+        """Find the faces in a batch of photos by the rule of the module.
+
+        Photos of one size are searched together, without the padding of the batch. The result is therefore that of
+        each photo alone.
+
+        Args:
+            image: ``(B, 3, H, W)`` uint8 RGB, padded at the right and below.
+            size: ``(B, 2)`` height and width of each photo in ``image``; 0 for a photo that could not be read.
+        """
+        cut_photos = torch.zeros(len(image), dtype=torch.bool, device=image.device)
+        parts = [Candidates(*(torch.empty(0, *shape, device=image.device) for shape in ((4,), (), (5, 2), ())))]
+        parts[0] = parts[0]._replace(photo=parts[0].photo.long())
+        for height, width in sorted({(int(height), int(width)) for height, width in size.tolist()}):
+            if height * width == 0:  # the photo could not be read
+                continue
+            rows = (size == size.new_tensor([height, width])).all(dim=1).nonzero().squeeze(1)
+            same = image[rows, :, :height, :width]
+            for new_height, new_width, flipped in self.detection.searches(height, width):
+                found, cut = self._search_resized(same, new_height, new_width, flipped=flipped)
+                cut_photos[rows[cut]] = True
+                parts.append(found._replace(photo=rows[found.photo]))
+        found = concatenate(parts)
+        found = found.take(order(found.photo, found.scores))
+        found = (vote if self.detection.votes else suppress)(found, self.detection)
+        found = found.take(order(found.photo, found.scores))
+        kept = first_of_each(found.photo, self.detection.most)
+        cut_photos[found.photo[~kept]] = True
+        return Detections(*found.take(kept), cut_photos)
+
+    def _search_resized(self, image: Tensor, height: int, width: int, *, flipped: bool) -> tuple[Candidates, Tensor]:
+        """Search resized images; return the candidates in pixels of ``image``."""
+        resized = resize(image, height, width).contiguous(memory_format=self.memory_format)
+        found, cut = self.search(resized.flip(-1) if flipped else resized)
+        back = box_to_image(image_box(width, height), image.shape[-1], image.shape[-2])
+        if flipped:
+            back = back @ flip_image(width)
+        if (height, width) == image.shape[-2:] and not flipped:
+            return found, cut
+        matrix = torch.as_tensor(back, dtype=torch.float32, device=image.device)
+        corners = transform_points(matrix, found.boxes.unflatten(-1, (2, 2)))
+        points = transform_points(matrix, found.points)
+        if flipped:
+            corners = torch.stack([corners.amin(dim=-2), corners.amax(dim=-2)], dim=-2)
+            points = points[:, list(self.layout.flip)]
+        return found._replace(boxes=corners.flatten(-2), points=points), cut
+
+    def validation_step(  # type: ignore[override]
+        self, batch: DetectionBatch, batch_index: int
+    ) -> Detections:
+        """Find the faces of a batch and update the metric. Callbacks use the returned detections."""
+        detections = self.detect(batch.image, batch.size)
+        self.errors.update(detections, batch)
+        return detections
+
+    def test_step(  # type: ignore[override]
+        self, batch: DetectionBatch, batch_index: int
+    ) -> Detections:
+        """Find the faces of a batch and update the metric, see :meth:`validation_step`."""
+        return self.validation_step(batch, batch_index)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of the table as ``val/...``."""
+        self._log_table("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of the table as ``test/...``."""
+        self._log_table("test")
+
+    def metrics(self, table: DetectionTable) -> dict[str, Definition]:
+        """Define the metrics of a table by name."""
+        return definitions(table)
+
+    def _log_table(self, role: str) -> None:
+        """Compute the table, log its metrics and reset the collected detections."""
+        self.table = self.errors.table()
+        self.errors.reset()
+        for name, definition in self.metrics(self.table).items():
+            # Every process has the whole table and the same numbers; Lightning still requests sync_dist.
+            self.log(f"{role}/{name}", definition.value(), sync_dist=True, prog_bar=name == IN_PROGRESS_BAR)
+
+    def predict_step(self, batch: DetectionBatch, batch_index: int) -> Detections:
+        """Find the faces of a batch, in pixels of its images."""
+        return self.detect(batch.image, batch.size)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimizer of all parameters and the scheduler, which is stepped once per epoch."""
+        assert self.optimizer is not None, "a module without an optimizer cannot be trained"
+        optimizer = self.optimizer(self.parameters())
+        if self.scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}

@@ -1,0 +1,57 @@
+"""RetinaFace (Deng et al., CVPR 2020, arXiv 1905.00641), as in biubug6/Pytorch_Retinaface."""
+
+from collections.abc import Callable, Iterable
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from facelab.coders.anchors import AnchorCoder
+from facelab.faces.detections import Candidates, DetectionRule
+from facelab.networks.official import OfficialLayers
+from facelab.networks.retinaface import AnchorPrediction, RetinaFaceHead, match_retinaface_layers
+from lightning_modules.detector import DetectorModule
+
+
+class RetinaFace(DetectorModule):
+    """Class, box and five landmarks of each anchor of a feature pyramid.
+
+    Args:
+        backbone: feature maps of stride 8, 16 and 32, and possibly others.
+        head: finished with the backbone's channels and strides and the number of anchors of a cell.
+        coder: faces to anchors and back.
+        detection: see :class:`DetectorModule`.
+        loss: see :class:`DetectorModule`.
+        optimizer: see :class:`DetectorModule`.
+        scheduler: see :class:`DetectorModule`.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: Callable[..., RetinaFaceHead],
+        coder: AnchorCoder,
+        detection: DetectionRule,
+        loss: nn.Module | None,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None,
+        scheduler: Callable[[Optimizer], LRScheduler] | None,
+    ) -> None:
+        super().__init__(detection, loss, optimizer, scheduler)
+        self.backbone, self.coder = backbone, coder
+        self.head = head(channels=backbone.channels, strides=backbone.strides, anchors=coder.per_cell)
+
+    def official(self) -> OfficialLayers:
+        """Return the correspondence of the layers and those of the reference code."""
+        return match_retinaface_layers(self.backbone, self.head)
+
+    def forward(self, image: Tensor) -> AnchorPrediction:
+        """Predict all anchors of images ``(B, 3, H, W)`` uint8 RGB."""
+        prediction: AnchorPrediction = self.head(self.backbone(image))
+        return prediction
+
+    def search(self, image: Tensor) -> tuple[Candidates, Tensor]:
+        """Find candidates in images of one size; see :class:`DetectorModule`."""
+        logits, boxes, points, shapes = self(image)
+        anchors = self.coder.anchors(shapes, image.device)
+        rule = self.detection
+        return self.coder.detect(logits, boxes, points, anchors, rule.threshold, rule.candidates)
