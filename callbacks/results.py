@@ -77,7 +77,7 @@ def results(module: LandmarkModule, datamodule: LandmarkDataModule) -> dict[str,
         "protocol": protocol(module, datamodule),
         "metrics": {name: as_json(each.record(RESAMPLES, seed=0)) for name, each in definitions.items()},
         "cost": cost(module, datamodule.crop.size, pose=False),
-        "unreadable": {role: faces.unreadable for role, faces in datamodule.faces.items()},
+        "unreadable": {role: faces.readings.unreadable for role, faces in datamodule.faces.items()},
         **({"remarks": list(module.remarks)} if module.remarks else {}),
     }
 

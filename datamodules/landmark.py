@@ -2,8 +2,8 @@
 
 import itertools
 import logging
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,9 +14,10 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler, default_collate
 
 from datamodules.augmentation import UNCHANGED, Augmentation
+from datamodules.reading import MissingBoxError, Readings
 from facelab import signals
 from facelab.bounds import Count, Processes
-from facelab.errors import ConfigError, DatasetError, ImageError
+from facelab.errors import ConfigError, DatasetError
 from facelab.faces.batch import LandmarkBatch
 from facelab.faces.crop import BoxJitter, Crop
 from facelab.faces.face import Annotations, Face, Split
@@ -30,13 +31,6 @@ log = logging.getLogger(__name__)
 
 PoseSource = Literal["labelled", "estimated", "labelled and estimated", "none"]
 """Origin of the poses of a split."""
-
-RETRY_AFTER = (0.2, 1.0, 5.0)
-"""Waiting times in seconds before each retry to read a photo that was readable before."""
-
-
-class MissingBoxError(DatasetError):
-    """Error of a face without the box that the crop needs."""
 
 
 class MissingFaceError(DatasetError):
@@ -88,7 +82,7 @@ class FaceLoader(DataLoader[LandmarkBatch]):
         """Yield the batches, count them and check for unreadable photos."""
         for batch in batches:
             if isinstance(self.dataset, FaceDataset):
-                self.dataset.check_unreadable()
+                self.dataset.readings.check()
             self.used += 1
             yield batch
 
@@ -130,8 +124,7 @@ class FaceDataset(Dataset[LandmarkBatch]):
     ) -> None:
         self.layout: Layout = data.layout
         self.box_jitter = box_jitter
-        self.name = f"{data.name} {split}"
-        self.crop, self.augment, self.seed, self.max_unreadable = crop, augment, seed, max_unreadable
+        self.crop, self.augment, self.seed = crop, augment, seed
         rows = [(photo, face) for photo in data.photos(split) for face in photo.faces]
         self.paths: list[Path] = [photo.path for photo, _ in rows]
         self.orientations: list[Orientation] = [photo.orientation for photo, _ in rows]
@@ -145,10 +138,7 @@ class FaceDataset(Dataset[LandmarkBatch]):
         tags = [[tag in face.tags for tag in data.tags] for face in self.faces]
         self.tags = torch.tensor(tags, dtype=torch.bool)  # (F, T)
         self.pose, self.pose_source = self._poses()
-        # One row of flags per state, shared by the worker processes: photo was read; face reported as left out; photo
-        # unreadable; photo became unreadable.
-        flags = torch.zeros(4, len(self.faces), dtype=torch.bool).share_memory_()
-        self._read, self._reported, self._unreadable, self._lost = flags
+        self.readings = Readings(f"{data.name} {split}", "face", self.paths, max_unreadable)
 
     def _poses(self) -> tuple[Array, PoseSource]:
         """Return the labelled poses ``(F, 3)`` in degrees, estimated from the points where there is no label."""
@@ -165,64 +155,10 @@ class FaceDataset(Dataset[LandmarkBatch]):
         return len(self.faces)
 
     def __getitem__(self, key: tuple[int, int]) -> LandmarkBatch:
-        """Load the sample of (epoch, row). A face that cannot be read becomes a black image without a valid point.
-
-        A photo that was read before or is missing is retried: its disk may be unavailable for seconds.
-        """
+        """Load the sample of (epoch, row). A face that cannot be read becomes a black image without a valid point."""
         epoch, row = key
-        waits = iter(RETRY_AFTER)
-        while True:
-            try:
-                sample = self._sample(row, np.random.default_rng((self.seed, epoch, row)))
-            except (MissingBoxError, CropError) as error:
-                return self._skip(row, error)
-            except ImageError as error:
-                # Pillow's UnidentifiedImageError is an OSError without errno: the file exists but is not an image.
-                missing = isinstance(error.__cause__, OSError) and error.__cause__.errno is not None
-                retry = (missing or bool(self._read[row])) and not self._unreadable[row] and not self._lost.any()
-                if retry and (wait := next(waits, None)) is not None:
-                    time.sleep(wait)
-                    continue
-                self._unreadable[row] = True
-                self._lost[row] = self._read[row]
-                return self._skip(row, error)
-            self._read[row] = True
-            return sample
-
-    def _skip(self, row: int, error: Exception) -> LandmarkBatch:
-        """Log a face that is left out, once, and return a black sample."""
-        if not self._reported[row]:
-            self._reported[row] = True
-            log.warning("face %d is left out: %s", row, error)
-        return self._blank(row)
-
-    @property
-    def unreadable(self) -> int:
-        """Return the number of faces whose photo this process and its workers could not read so far."""
-        return int(self._unreadable.sum())
-
-    def check_unreadable(self) -> None:
-        """Stop the run if photos have become unreadable, or if too many faces are left out.
-
-        Raises:
-            DatasetError: a photo that was read before cannot be read any more, or more faces than ``max_unreadable``
-                are left out.
-        """
-        if (count := int(self._reported.sum())) == 0:
-            return
-        if len(lost := self._lost.nonzero()):
-            raise DatasetError(
-                f"{self.paths[int(lost[0])]}: this photo, one of {len(lost)}, was read before and cannot be read any "
-                f"more, after retries for {sum(RETRY_AFTER):.0f} seconds; check its disk, then resume with resume=RUN"
-            )
-        if count > max(
-            self.max_unreadable * len(self), float(self.max_unreadable > 0)
-        ):  # one may always fail, unless the limit is 0
-            first = int(self._reported.nonzero()[0])
-            raise DatasetError(
-                f"{self.name}: {count} of {len(self)} faces cannot be read or cut out, among them {self.paths[first]}; "
-                f"see the log for the reasons. The largest allowed share is max_unreadable={self.max_unreadable}"
-            )
+        read = partial(self._sample, row, epoch)
+        return self.readings.attempt(row, read) or self._blank(row)
 
     def to_crop(self, row: int) -> Array:
         """Compute the matrix ``(3, 3)`` float64 from the photo of a face to its crop before augmentation.
@@ -250,8 +186,9 @@ class FaceDataset(Dataset[LandmarkBatch]):
         box = self.crop.reference_box(self.faces[row], np.zeros(4) if photo is None else photo)
         return (self.box_jitter.change(box, row) if self.box_jitter else box), photo
 
-    def _sample(self, row: int, rng: np.random.Generator) -> LandmarkBatch:
+    def _sample(self, row: int, epoch: int) -> LandmarkBatch:
         """Read, cut out and augment a face."""
+        rng = np.random.default_rng((self.seed, epoch, row))
         face, size = self.faces[row], self.crop.size
         boxes = self._boxes(row)
         to_crop, truth = self._to_crop(row, *boxes), face.points.astype(np.float64)

@@ -10,7 +10,8 @@ from annotated_types import Le
 from torch import Tensor
 
 from datamodules.augmentation import UNCHANGED, Augmentation, Warp
-from datamodules.landmark import FaceDataset, LandmarkDataModule, MissingBoxError
+from datamodules.landmark import FaceDataset, LandmarkDataModule
+from datamodules.reading import MissingBoxError
 from facelab.bounds import Angle, Count, Processes, Share
 from facelab.errors import ConfigError, ImageError
 from facelab.faces.crop import Crop

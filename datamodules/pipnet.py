@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from datamodules.landmark import LandmarkDataModule, MissingBoxError
+from datamodules.landmark import LandmarkDataModule
+from datamodules.reading import MissingBoxError
 from facelab.errors import DatasetError, ImageError
 from facelab.faces.geometry import Array, transform_points
 

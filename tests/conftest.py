@@ -150,7 +150,7 @@ def hydra_caches() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the seconds before a missing photo is read again."""
-    monkeypatch.setattr("datamodules.landmark.RETRY_AFTER", (0.01,))
+    monkeypatch.setattr("datamodules.reading.RETRY_AFTER", (0.01,))
 
 
 @pytest.fixture(scope="session", autouse=True)

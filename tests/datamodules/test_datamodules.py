@@ -338,10 +338,10 @@ def test_face_dataset_skips_a_misplaced_face(
     dataset = FaceDataset(InMemory(THREE, (), {"val": [photo]}), "val", crop(), None, 0, 1.0)
     assert not dataset[(0, 0)].valid.any() and dataset[(0, 1)].valid.all()
     assert reason in caplog.text and "a.png" in caplog.text
-    assert dataset.unreadable == 0, "the photo is fine"
-    dataset.max_unreadable = 0.0
+    assert dataset.readings.unreadable == 0, "the photo is fine"
+    dataset.readings.max_unreadable = 0.0
     with pytest.raises(DatasetError, match=r"val: 1 of 2 faces cannot be read or cut out"):
-        dataset.check_unreadable()
+        dataset.readings.check()
 
 
 def test_face_dataset_reads_the_photo_size_for_crop_box_image(tmp_path: Path) -> None:
@@ -542,7 +542,7 @@ def test_workers_log_an_unreadable_photo_once(tmp_path: Path) -> None:
     photos = [Photo(tmp_path / f"gone{i}.jpg", (three(points),), "stored") for i in range(6)]
     datamodule = module(InMemory(THREE, (), {"train": photos, "val": photos}), num_workers=2, batch_size=1)
     handler = logging.FileHandler(tmp_path / "log.txt")
-    logger = logging.getLogger("datamodules.landmark")
+    logger = logging.getLogger("datamodules.reading")
     logger.addHandler(handler)
     try:
         loader: Any = datamodule.train_dataloader()
@@ -682,7 +682,7 @@ def loader_of(photos: list[Photo], share: float, workers: int = 0) -> Any:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_loader_raises_when_photos_disappear(workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch a network disk that fails while the training continues with black faces and finishes."""
-    monkeypatch.setattr("datamodules.landmark.RETRY_AFTER", (0.01, 0.02))
+    monkeypatch.setattr("datamodules.reading.RETRY_AFTER", (0.01, 0.02))
     path = write(tmp_path / "a.png", np.full((50, 60, 3), 200, np.uint8))
     photos = [Photo(path, (three([[10, 10], [30, 10], [20, 40]]),), "stored") for _ in range(6)]
     loader = loader_of(photos, 1.0, workers)
@@ -705,11 +705,11 @@ def test_face_dataset_retries_a_missing_photo(tmp_path: Path, monkeypatch: pytes
         if len(waits) == 2:
             (tmp_path / "b.png").rename(path)
 
-    monkeypatch.setattr("datamodules.landmark.RETRY_AFTER", (0.2, 1.0, 5.0))
-    monkeypatch.setattr("datamodules.landmark.time.sleep", sleep)
+    monkeypatch.setattr("datamodules.reading.RETRY_AFTER", (0.2, 1.0, 5.0))
+    monkeypatch.setattr("datamodules.reading.time.sleep", sleep)
     assert dataset[(0, 0)].valid.all()
-    assert waits == [0.2, 1.0] and dataset.unreadable == 0
-    dataset.check_unreadable()
+    assert waits == [0.2, 1.0] and dataset.readings.unreadable == 0
+    dataset.readings.check()
 
 
 def test_loader_raises_above_max_unreadable(tmp_path: Path) -> None:
@@ -721,7 +721,7 @@ def test_loader_raises_above_max_unreadable(tmp_path: Path) -> None:
     for share in (0.2, 0.01):
         loader = loader_of(photos, share)
         assert [int(batch.valid.any(1).sum()) for batch in loader] == [2, 1, 2], "one may always fail"
-        assert loader.dataset.unreadable == 1
+        assert loader.dataset.readings.unreadable == 1
     with pytest.raises(
         DatasetError, match=r"val: 2 of 7 faces cannot be read or cut out, .*bad\.jpg; .*max_unreadable=0\.1"
     ):
@@ -734,8 +734,8 @@ def test_loader_raises_above_max_unreadable(tmp_path: Path) -> None:
 def test_face_dataset_does_not_retry_a_damaged_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch seconds lost per damaged photo in each epoch, and minutes when a whole disk is missing."""
     waits: list[float] = []
-    monkeypatch.setattr("datamodules.landmark.RETRY_AFTER", (0.2, 1.0))
-    monkeypatch.setattr("datamodules.landmark.time.sleep", waits.append)
+    monkeypatch.setattr("datamodules.reading.RETRY_AFTER", (0.2, 1.0))
+    monkeypatch.setattr("datamodules.reading.time.sleep", waits.append)
     (tmp_path / "bad.jpg").write_bytes(b"no photo")
     face = (three([[10, 10], [30, 10], [20, 40]]),)
     for orientation in ("shown", "stored"):
@@ -762,4 +762,4 @@ def test_face_dataset_accepts_a_face_that_some_shifts_move_outside(tmp_path: Pat
     dataset = FaceDataset(InMemory(THREE, (), {"train": [photo]}), "train", crop(scale=1.0), shifted, 0, 1.0)
     seen = {bool(dataset[(epoch, 0)].valid.any()) for epoch in range(40)}
     assert seen == {True, False}
-    dataset.check_unreadable()
+    dataset.readings.check()
