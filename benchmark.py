@@ -22,6 +22,7 @@ from facelab.runs.overrides import key_of
 from facelab.runs.recording import track_run
 from facelab.runs.resolvers import run_name
 from facelab.runs.start import exits, start
+from facelab.runs.targets import trusting
 
 if TYPE_CHECKING:  # importing torch takes seconds
     from lightning_modules.landmark import LandmarkModule
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 OPTIONS: dict[str, Any] = {
     "task": Text,
     "ckpt": Name | Sequence[Name] | None,
+    "trust": Sequence[str],
     "with_pose": bool,
     "device": Device,
     "threads": Annotated[int, Interval(ge=1, le=2**10)],
@@ -58,7 +60,7 @@ OmegaConf.register_new_resolver("benchmarked", benchmarked, replace=True)
 def main(cfg: DictConfig) -> None:
     """Measure each run or the model, print a table, and write the results also into the folder of each run."""
     folder = Path(cfg.paths.run)
-    with exits(), track_run(folder, cfg.task):
+    with exits(), track_run(folder, cfg.task), trusting(cfg.trust):
         check_values(cfg)
         check(cfg, {**TRAIN_KEYS, **OPTIONS})
         rows = measure_runs(folder, cfg) if cfg.ckpt is not None else [measure_model(folder, cfg)]

@@ -1,6 +1,7 @@
 """Evaluation of a trained run on its dataset or on another one: ``python evaluate.py ckpt=RUN data=wflw98``."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from facelab.runs.recording import track_run
 from facelab.runs.report import report
 from facelab.runs.resume import remove_results
 from facelab.runs.start import exits, start
+from facelab.runs.targets import trusting
 
 log = logging.getLogger(__name__)
 
 EVALUATE_KEYS: dict[str, Any] = {
     "task": Text,
     "ckpt": Name,
+    "trust": Sequence[str],
     "flip_test": bool | None,
     "batch_size": Count | None,
     "num_workers": Processes | None,
@@ -42,7 +45,7 @@ EVALUATE_OPTIONS = ("ckpt", "split", "box", "flip_test", "batch_size", "num_work
 def main(cfg: DictConfig) -> None:
     """Open the run, apply the requested changes, test it, and write the results to a new run folder."""
     folder = Path(cfg.paths.run)
-    with exits(), track_run(folder, cfg.task) as status:
+    with exits(), track_run(folder, cfg.task) as status, trusting(cfg.trust):
         check(cfg, EVALUATE_KEYS)
         run = load_run(expand_home(str(cfg.ckpt)), cfg.paths)
         datamodule = build_data(run, cfg)
@@ -106,7 +109,7 @@ def evaluated_config(run: LoadedRun, cfg: DictConfig) -> DictConfig:
     requested = {key: cfg[key] for key in EVALUATE_OPTIONS}
     if build(cfg, "box_jitter"):
         requested["box_jitter"] = cfg.box_jitter
-    kept = OmegaConf.merge(run.cfg, {"task": cfg.task, "evaluate": requested})
+    kept = OmegaConf.merge(run.cfg, {"task": cfg.task, "trust": cfg.trust, "evaluate": requested})
     assert isinstance(kept, DictConfig)
     while broken := next(((key, error) for key in kept if (error := unresolved(kept, str(key)))), None):
         log.warning(

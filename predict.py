@@ -18,6 +18,7 @@ from facelab.runs.build import check, choose_device, write_config
 from facelab.runs.check import PATHS
 from facelab.runs.recording import track_run
 from facelab.runs.start import exits, start
+from facelab.runs.targets import trusting
 
 if TYPE_CHECKING:  # importing torch takes seconds
     from facelab.api import Landmarker
@@ -38,6 +39,7 @@ PREDICT_KEYS: dict[str, Any] = {
     "crop.scale": Positive | Sequence[Positive] | None,
     "crop.square": bool | None,
     "crop.shift": Sequence[float] | None,
+    "trust": Sequence[str],
     "batch_size": Count,
     "device": Device,
     "pictures": bool,
@@ -52,7 +54,7 @@ SHOWN = 10
 def main(cfg: DictConfig) -> None:
     """Open the run, predict every photo and write the results; fail if no face was predicted."""
     folder = Path(cfg.paths.run)
-    with exits(), track_run(folder, cfg.task) as status:
+    with exits(), track_run(folder, cfg.task) as status, trusting(cfg.trust):
         check(cfg, PREDICT_KEYS)
         check_values(cfg)
         from facelab import api

@@ -20,6 +20,7 @@ from facelab.inference.landmarks import FaceCrops, Photos, PredictedFace, Predic
 from facelab.inference.write import draw_face
 from facelab.runs.build import choose_device
 from facelab.runs.checkpoint import build_crop, load_run
+from facelab.runs.targets import trusting
 from lightning_modules.landmark import LandmarkModule
 
 CropChange = Literal["scale", "square", "shift"]
@@ -134,7 +135,13 @@ class Landmarker:
         return drawn
 
 
-def load(path: str | Path, *, device: Device = "auto", crop: Mapping[CropChange, Any] | None = None) -> Landmarker:
+def load(
+    path: str | Path,
+    *,
+    device: Device = "auto",
+    crop: Mapping[CropChange, Any] | None = None,
+    trust: Sequence[str] = (),
+) -> Landmarker:
     """Open a trained landmark method.
 
     Args:
@@ -142,11 +149,13 @@ def load(path: str | Path, *, device: Device = "auto", crop: Mapping[CropChange,
         device: ``cpu``, ``cuda``, or ``auto`` for cuda where torch finds a CUDA device.
         crop: arguments of the crop to change, such as ``{"scale": 1.3}`` for boxes that are smaller than those of the
             training.
+        trust: packages of your own whose classes the run may build; their code runs.
 
     Raises:
         FacelabError: there is no such run, it cannot be opened here, or a value is invalid.
     """
-    return open_landmarker(path, device, crop or {}, None)
+    with trusting(trust):
+        return open_landmarker(path, device, crop or {}, None)
 
 
 def open_landmarker(path: str | Path, device: Device, crop: Mapping[CropChange, Any], paths: Any) -> Landmarker:

@@ -17,7 +17,7 @@ from facelab.run_folder import RunFolder
 from facelab.runs.check import SPECIAL, check_config
 from facelab.runs.processes import is_first
 from facelab.runs.references import reference
-from facelab.runs.targets import GET_OBJECT, PROJECT, buildable, layout_at
+from facelab.runs.targets import GET_OBJECT, buildable, is_own, layout_at
 
 
 def check(cfg: DictConfig, names: Collection[str], *, absent: Sequence[str] = ()) -> None:
@@ -113,7 +113,7 @@ def _is_refusal(error: Exception) -> bool:
     if isinstance(error, ValueError | RuntimeError | OSError):
         return True
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return frame.f_globals["__name__"].partition(".")[0] not in PROJECT
+    return not is_own(frame.f_globals["__name__"])
 
 
 def _reason(error: Exception) -> tuple[str, str]:

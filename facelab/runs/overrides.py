@@ -26,6 +26,8 @@ READ_ONLY = ("init",)
 """Keys without a dot whose value is the path of a checkpoint, which is read without running code."""
 RESUME_PREFIX = "resume="
 """Prefix of the word that names the folder to resume."""
+TRUST = "trust"
+"""Key of the packages whose classes a run may build."""
 
 WRITTEN = frozenset({"cache", "run"})
 """Keys that name a place to write to, in any node."""
@@ -125,16 +127,30 @@ def first_job(folder: Path) -> list[str]:
 
 
 def check_words(words: Sequence[str], typed: Sequence[str], source: Path) -> None:
-    """Refuse saved overrides that read the environment, unless their keys are typed now.
+    """Refuse saved overrides that trust a package or read the environment, unless their keys are typed now.
 
     Raises:
-        RunError: an override reads the environment. The resumed run would write the value, which may be a secret, to a
-            file.
+        RunError: an override trusts a package, whose code would run. Or it reads the environment: the resumed run would
+            write the value, which may be a secret, to a file.
     """
     typed_keys = {key_of(word) for word in typed}
     for word in words:
-        if key_of(word) not in typed_keys and foreign_interpolation(word):
+        if key_of(word) in typed_keys:
+            continue
+        if key_of(word) == TRUST:
+            again = shlex.quote(word.lstrip("+"))
+            raise RunError(f"{source}: the run uses the code of other packages; if they are yours, type {again} too")
+        if foreign_interpolation(word):
             raise RunError(f"{source}: {word!r} reads the environment; to allow this, type it on the command line too")
+
+
+def trusted(cfg: DictConfig) -> Any:
+    """Return the packages that the user trusts in this run.
+
+    A resumed run trusts only what is typed now, because its folder may be from somebody else.
+    """
+    is_resumed = RESUMED_WORDS in os.environ
+    return [] if is_resumed and TRUST not in map(key_of, json.loads(os.environ[RESUMED_WORDS])) else cfg[TRUST]
 
 
 def check_reach(cfg: DictConfig, folder: Path) -> None:
