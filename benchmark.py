@@ -15,10 +15,10 @@ from facelab.bounds import Device, Name, Text
 from facelab.errors import ConfigError, FacelabError, RunError
 from facelab.files import expand_home, replacing, write_json
 from facelab.run_folder import RunFolder, owner_of
+from facelab.runs.argv import key_of
 from facelab.runs.build import build, check, choose_device, write_config
 from facelab.runs.check import TRAIN_KEYS
 from facelab.runs.checkpoint import clear_initial_weights, load_run
-from facelab.runs.overrides import key_of
 from facelab.runs.recording import track_run
 from facelab.runs.resolvers import run_name
 from facelab.runs.start import exits, start

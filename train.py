@@ -10,11 +10,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from facelab.errors import CheckpointError, ConfigError, RunError
+from facelab.runs.argv import key_of
 from facelab.runs.build import build, build_trainer, check
 from facelab.runs.check import TRAIN_KEYS
 from facelab.runs.checkpoint import clear_initial_weights, find_checkpoint, offline, read_checkpoint
 from facelab.runs.initial import build_initialised
-from facelab.runs.overrides import check_reach, key_of, plain_overrides, trusted
+from facelab.runs.overrides import check_reach, trusted
+from facelab.runs.processes import plain_overrides
 from facelab.runs.recording import track_run
 from facelab.runs.report import report
 from facelab.runs.resume import Once, ResumePoint, begin, check_weights, find_resume_point
@@ -36,7 +38,7 @@ def main(cfg: DictConfig) -> float | None:
             return None
         module, datamodule, trainer = build_parts(cfg, resumed=resumed is not None)
         check_monitors(cfg, module, datamodule)
-        prepare = Once(partial(begin, folder, cfg, plain_overrides(), resumed))
+        prepare = Once(partial(begin, folder, cfg, plain_overrides(HydraConfig.get()), resumed))
         if resumed:
             check_weights(module, resumed)
         else:

@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 # Options of Hydra that take the next word as their value. For `--info` the value is optional.
@@ -50,6 +51,17 @@ def options_of(argv: Sequence[str]) -> list[str]:
     return options
 
 
+def config_folders(argv: Sequence[str]) -> list[Path]:
+    """Return the folders of ``--config-dir`` on a normalised command line."""
+    words = [part for word in options_of(argv) for part in (word.split("=", 1) if word.startswith("-") else [word])]
+    return [Path(value) for option, value in pairwise(words) if _names_folder(option)]
+
+
+def _names_folder(option: str) -> bool:
+    """Return whether an option is ``--config-dir``, which may be abbreviated."""
+    return option == "-cd" or (len(option) > len("--config-") and "--config-dir".startswith(option))
+
+
 def normalise_argv(argv: Sequence[str]) -> list[str]:
     """Sort the words after the program's name: first Hydra's options with their values, then the overrides.
 
@@ -93,6 +105,11 @@ def overrides_of(argv: Sequence[str]) -> list[str]:
 def is_sweep(argv: Sequence[str]) -> bool:
     """Return whether a normalised command line starts a sweep."""
     return bool({"-m", "--multirun"} & set(argv)) or "hydra.mode=MULTIRUN" in argv
+
+
+def key_of(word: str) -> str:
+    """Return the key of an override, without ``+`` or ``~``."""
+    return word.lstrip("+~").partition("=")[0]
 
 
 def quoted(text: str | Path) -> str:

@@ -16,10 +16,10 @@ from facelab.errors import CheckpointError, ConfigError
 from facelab.files import expand_home, read_text, replacing
 from facelab.renames import FORMAT
 from facelab.run_folder import RunFolder
+from facelab.runs.argv import key_of
 from facelab.runs.build import build, check, write_config
 from facelab.runs.check import PATHS
 from facelab.runs.checkpoint import ABSENT, clear_initial_weights, needed
-from facelab.runs.overrides import key_of
 
 log = logging.getLogger(__name__)
 

@@ -26,6 +26,10 @@ RANKS = "FACELAB_RANKS"
 """Environment variable: command line of the other ranks of this run, as a JSON list of words."""
 RANKS_PARENT = "FACELAB_RANKS_PARENT"
 """Environment variable: PID of the process that starts the other ranks."""
+RESUMED_WORDS = "FACELAB_RESUMED"
+"""Environment variable: the words typed beside ``resume=``, as a JSON list."""
+SEARCH_PATH = "hydra.searchpath"
+"""Key of the user's folders of configuration files."""
 CHILDREN_END, CHILDREN_END_EARLY = 20, 2
 """Seconds to wait for the other processes at the end of a run: normally, and after an error or signal, when they may be
 waiting for this process."""
@@ -74,6 +78,34 @@ def restart_with_next_stamp(folder: Path) -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def plain_overrides(hydra: Any) -> list[str]:
+    """Return the overrides of a run as they were typed, after :func:`search_path`.
+
+    References are not resolved: each rank resolves them, and the check reports those that cannot be resolved.
+
+    Args:
+        hydra: Hydra's own configuration.
+    """
+    words: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    return [*search_path(hydra), *map(str, words)]
+
+
+def search_path(hydra: Any) -> list[str]:
+    """Return the override that adds the user's folders of configuration files; no word if there are none.
+
+    They are those of ``--config-dir`` and ``hydra.searchpath``, with absolute paths.
+
+    Args:
+        hydra: Hydra's own configuration.
+    """
+    folders = [
+        str(Path(source.path).absolute()) if source.schema == "file" else f"{source.schema}://{source.path}"
+        for source in hydra.runtime.config_sources
+        if source.provider in ("command-line", f"{SEARCH_PATH} in command-line")
+    ]
+    return [f"{SEARCH_PATH}=[{','.join(map(quoted, folders))}]"] if folders else []
+
+
 @contextmanager
 def prepare_ranks(folder: Path) -> Iterator[None]:
     """Set the command line of the ranks that Lightning starts, and restore the environment afterwards.
@@ -86,9 +118,7 @@ def prepare_ranks(folder: Path) -> Iterator[None]:
     if not HydraConfig.initialized() or RANKS in os.environ:
         yield
         return
-    # Unresolved: each rank resolves the references, and the check reports those that cannot be resolved.
-    typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
-    words = [*options_of(sys.argv[1:]), *typed, f"hydra.run.dir={quoted(folder)}"]
+    words = [*options_of(sys.argv[1:]), *plain_overrides(HydraConfig.get()), f"hydra.run.dir={quoted(folder)}"]
     os.environ |= {RANKS: json.dumps(words), RANKS_PARENT: str(os.getpid())}
     patience = CHILDREN_END_EARLY
     try:

@@ -13,9 +13,10 @@ from facelab.errors import RunError
 from facelab.files import read_table, replacing
 from facelab.renames import STEPS, renamed_config
 from facelab.run_folder import RunFolder, read_status, result_settings
+from facelab.runs.argv import key_of
 from facelab.runs.build import write_config
 from facelab.runs.checkpoint import INITIAL_WEIGHTS, kind_of, read_checkpoint
-from facelab.runs.overrides import key_of, read_yaml
+from facelab.runs.overrides import read_yaml
 from facelab.runs.processes import is_first
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,8 @@ from facelab.files import read_json
 from facelab.runs.build import check
 from facelab.runs.check import TRAIN_KEYS
 from facelab.runs.checkpoint import read_checkpoint
-from facelab.runs.overrides import RESUMED_WORDS, trusted
+from facelab.runs.overrides import trusted
+from facelab.runs.processes import RESUMED_WORDS
 from facelab.runs.targets import Refused, buildable, trusting
 
 OWN = ROOT / "tests" / "own"
@@ -82,7 +83,7 @@ def test_foreign_checkpoint_with_own_classes_is_refused(door: str, own: Path, pa
 def test_resume_trusts_only_what_is_typed_again(own: Path, packages: Path) -> None:
     """Would catch a received folder that runs a package of this machine, or an own run that cannot be continued."""
     shutil.copytree(own, packages / "run")
-    words = ["--config-dir", own.parent / "own_conf", "resume=run", "trainer.max_epochs=2"]
+    words = ["resume=run", "trainer.max_epochs=2"]
     with pytest.raises(SystemExit, match=r"overrides\.yaml: .* type 'trust=\[ownmethod,pace\]' too"):
         open_door("train", *words, folder=packages)
     assert read_json(packages / "run" / "status.json")["state"] == "finished"
