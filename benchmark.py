@@ -18,7 +18,7 @@ from facelab.run_folder import RunFolder, owner_of
 from facelab.runs.argv import key_of
 from facelab.runs.build import build, check, choose_device, write_config
 from facelab.runs.check import TRAIN_KEYS
-from facelab.runs.checkpoint import clear_initial_weights, load_run
+from facelab.runs.checkpoint import clear_initial_weights, load_run, parse_supplements
 from facelab.runs.recording import track_run
 from facelab.runs.resolvers import run_name
 from facelab.runs.start import exits, start
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 OPTIONS: dict[str, Any] = {
     "task": Text,
     "ckpt": Name | Sequence[Name] | None,
-    "trust": Sequence[str],
+    **dict.fromkeys(("trust", "supplements"), Sequence[str]),
     "with_pose": bool,
     "device": Device,
     "threads": Annotated[int, Interval(ge=1, le=2**10)],
@@ -137,7 +137,7 @@ def refusal(path: Path, cfg: DictConfig) -> str:
     Raises:
         FacelabError: the run cannot be opened.
     """
-    run = load_run(path, cfg.paths)
+    run = load_run(path, cfg.paths, parse_supplements(cfg.supplements))
     return no_pose(run.module, run.cfg.crop.size, cfg)
 
 
@@ -154,7 +154,7 @@ def measure_run(path: Path, cfg: DictConfig) -> Row:
 
     If that folder is read-only, the results are in the table of the benchmark only.
     """
-    run = load_run(path, cfg.paths)
+    run = load_run(path, cfg.paths, parse_supplements(cfg.supplements))
     row = measure(run.module, run.cfg.crop.size, cfg)
     owner = owner_of(run.checkpoint)
     if owner:
@@ -257,5 +257,5 @@ def report(folder: Path, rows: list[Row]) -> None:
 
 
 if __name__ == "__main__":
-    start()
+    start(opens="ckpt")
     main()

@@ -15,7 +15,7 @@ from facelab.files import expand_home
 from facelab.run_folder import RunFolder
 from facelab.runs.build import build, build_trainer, check, write_config
 from facelab.runs.check import PATHS
-from facelab.runs.checkpoint import ABSENT, LoadedRun, load_run, needed
+from facelab.runs.checkpoint import ABSENT, LoadedRun, load_run, needed, parse_supplements
 from facelab.runs.recording import track_run
 from facelab.runs.report import report
 from facelab.runs.resume import remove_results
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 EVALUATE_KEYS: dict[str, Any] = {
     "task": Text,
     "ckpt": Name,
-    "trust": Sequence[str],
+    **dict.fromkeys(("trust", "supplements"), Sequence[str]),
     "flip_test": bool | None,
     "batch_size": Count | None,
     "num_workers": Processes | None,
@@ -47,7 +47,7 @@ def main(cfg: DictConfig) -> None:
     folder = Path(cfg.paths.run)
     with exits(), track_run(folder, cfg.task) as status, trusting(cfg.trust):
         check(cfg, EVALUATE_KEYS)
-        run = load_run(expand_home(str(cfg.ckpt)), cfg.paths)
+        run = load_run(expand_home(str(cfg.ckpt)), cfg.paths, parse_supplements(cfg.supplements))
         datamodule = build_data(run, cfg)
         evaluated = evaluated_config(run, cfg)
         trainer = build_trainer(cfg)
@@ -107,6 +107,8 @@ def evaluated_config(run: LoadedRun, cfg: DictConfig) -> DictConfig:
     A node that cannot be resolved, such as a logger of an earlier version, is left out.
     """
     requested = {key: cfg[key] for key in EVALUATE_OPTIONS}
+    if cfg.supplements:
+        requested["supplements"] = cfg.supplements
     if build(cfg, "box_jitter"):
         requested["box_jitter"] = cfg.box_jitter
     kept = OmegaConf.merge(run.cfg, {"task": cfg.task, "trust": cfg.trust, "evaluate": requested})
@@ -130,5 +132,5 @@ def unresolved(cfg: DictConfig, key: str) -> str:
 
 
 if __name__ == "__main__":
-    start()
+    start(opens="ckpt")
     main()

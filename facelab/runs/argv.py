@@ -15,6 +15,8 @@ _WITH_VALUE = {
     "--config-dir": "-cd",
     "--experimental-rerun": None,
 }
+SCRIPT_NODES = ("box_jitter", "callbacks", "data", "hydra", "logger", "paths", "trainer")
+"""Nodes of the scripts that open a run; ``+`` before a key of any other node supplements the run."""
 _INFO = ("--info", "-i")
 _WITHOUT_VALUE = ("--help", "--hydra-help", "--version", "--resolve", "--run", "--multirun", "--shell-completion")
 
@@ -90,6 +92,17 @@ def normalise_argv(argv: Sequence[str]) -> list[str]:
         else:
             options.append(word)
     return options + overrides
+
+
+def take_supplements(argv: Sequence[str]) -> list[str]:
+    """Collect the words such as ``+model.width=8`` of a normalised command line in one override, ``supplements=[...]``.
+
+    They supplement the configuration of the opened run, not that of the script; see :data:`SCRIPT_NODES`.
+    """
+    words = overrides_of(argv)
+    taken = [word for word in words if (match := re.match(r"\+(\w+)\.", word)) and match[1] not in SCRIPT_NODES]
+    rest = [word for word in argv if word not in taken]
+    return [*rest, f"supplements=[{','.join(quoted(word[1:]) for word in taken)}]"] if taken else list(argv)
 
 
 def overrides_of(argv: Sequence[str]) -> list[str]:

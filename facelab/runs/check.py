@@ -198,7 +198,9 @@ def _argument_faults(place: Place, node: DictConfig, target: Callable[..., Any])
     if not is_partial(node):
         for key, parameter in named.items():
             if parameter.default is parameter.empty and key not in arguments:
-                yield fault_at(place, key, f"is required by `{name}`")
+                whole = (*place, key)
+                how = "" if any(isinstance(step, int) for step in whole) else f"; type +{dotted(whole)}=VALUE"
+                yield fault_at(place, key, f"is required by `{name}`{how}")
 
 
 def _takes(names: Collection[str]) -> str:

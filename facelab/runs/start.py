@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from facelab import signals
 from facelab.errors import ConfigError, FacelabError, RunError
 from facelab.runs import resolvers  # noqa: F401  registers them
-from facelab.runs.argv import is_sweep, normalise_argv
+from facelab.runs.argv import is_sweep, normalise_argv, take_supplements
 from facelab.runs.overrides import RESUME_PREFIX, resumed_argv
 from facelab.runs.processes import RANKS, RANKS_PARENT, STAMP, STAMP_FORMAT, choose_stamp
 from facelab.runs.snapshot import run_from_copy
@@ -46,20 +46,21 @@ def exits() -> Iterator[None]:
         raise SystemExit(str(error)) from error
 
 
-def start(resumable: bool = False) -> None:
+def start(resumable: bool = False, opens: str | None = None) -> None:
     """Prepare a script before Hydra: normalise the command line, and give all processes of the run one stamp.
 
     Args:
         resumable: whether the script accepts ``resume=FOLDER``.
+        opens: key of the run that the script opens, if it accepts supplements of its configuration.
 
     Raises:
         SystemExit: the command line cannot be read, or ``resume=`` does not name a run or, with ``-m``, a sweep.
     """
     with exits():
-        _start(resumable)
+        _start(resumable, opens)
 
 
-def _start(resumable: bool) -> None:
+def _start(resumable: bool, opens: str | None) -> None:
     """Prepare a script, see :func:`start`; errors are raised, not converted."""
     argv = normalise_argv(sys.argv[1:])
     if RANKS in os.environ:  # Lightning started this process as a rank of one run, which sets its command line
@@ -68,6 +69,8 @@ def _start(resumable: bool) -> None:
         argv = [*json.loads(os.environ[RANKS]), f"hydra.job.name={Path(sys.argv[0]).stem}_rank_{rank}"]
     else:
         check_typed(argv, RESUME_PREFIX if resumable else None)
+        if opens and any(word.startswith(f"{opens}=") for word in argv):
+            argv = take_supplements(argv)
     if resumable and (words := [word for word in argv if word.startswith("ckpt=")]):
         raise ConfigError(
             words[0],
