@@ -70,6 +70,11 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
+    def rerun(self) -> Path:
+        """Return the path of the configuration with its references, from which another run starts."""
+        return self.path / "rerun.yaml"
+
+    @property
     def overrides(self) -> Path:
         """Return the path of the overrides of the last start of the run."""
         return self.path / "overrides.yaml"

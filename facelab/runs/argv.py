@@ -55,13 +55,22 @@ def options_of(argv: Sequence[str]) -> list[str]:
 
 def config_folders(argv: Sequence[str]) -> list[Path]:
     """Return the folders of ``--config-dir`` on a normalised command line."""
+    return [Path(value) for value in _values_of("--config-dir", argv)]
+
+
+def config_names(argv: Sequence[str]) -> list[str]:
+    """Return the names of ``--config-name`` on a normalised command line."""
+    return [value.removesuffix(".yaml") for value in _values_of("--config-name", argv)]
+
+
+def _values_of(name: str, argv: Sequence[str]) -> list[str]:
+    """Return the values of an option of :data:`_WITH_VALUE`, which may be abbreviated."""
     words = [part for word in options_of(argv) for part in (word.split("=", 1) if word.startswith("-") else [word])]
-    return [Path(value) for option, value in pairwise(words) if _names_folder(option)]
-
-
-def _names_folder(option: str) -> bool:
-    """Return whether an option is ``--config-dir``, which may be abbreviated."""
-    return option == "-cd" or (len(option) > len("--config-") and "--config-dir".startswith(option))
+    return [
+        value
+        for option, value in pairwise(words)
+        if option == _WITH_VALUE[name] or (len(option) > len("--config-") and name.startswith(option))
+    ]
 
 
 def normalise_argv(argv: Sequence[str]) -> list[str]:

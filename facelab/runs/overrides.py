@@ -18,7 +18,7 @@ from facelab.runs.argv import as_typed, is_sweep, key_of, normalise_argv, quoted
 from facelab.runs.environment import ROOT
 from facelab.runs.processes import RESUMED_WORDS, SEARCH_PATH, STAMP
 from facelab.runs.resolvers import foreign_interpolation
-from facelab.runs.search_path import check_environment, check_hydra, is_search_path, remembered
+from facelab.runs.search_path import check_environment, check_hydra, names_files, remembered
 
 READ_ONLY = ("init",)
 """Keys without a dot whose value is the path of a checkpoint, which is read without running code."""
@@ -88,7 +88,7 @@ def resumed_argv(argv: Sequence[str]) -> list[str]:
     saved = saved_overrides(run.overrides)
     check_words(saved, typed, run.overrides)
     os.environ[STAMP] = str(read_status(folder).content.get("stamp") or folder.name)
-    path = remembered([word for word in read_yaml(run.overrides) if is_search_path(word)], typed, run.overrides)
+    path = remembered([word for word in read_yaml(run.overrides) if names_files(word)], typed, run.overrides)
     words = normalise_argv([*path, *saved, *typed, f"hydra.run.dir={quoted(folder)}"])
     check_hydra(words)
     return words
@@ -120,7 +120,7 @@ def saved_overrides(path: Path) -> list[str]:
     """
     content = read_yaml(path)
     if isinstance(content, list):
-        content = [word for word in content if not is_search_path(word)]
+        content = [word for word in content if not names_files(word)]
     return task_overrides(content, path)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from facelab.run_folder import RunFolder
 from facelab.runs.argv import options_of, quoted
 
 STAMP = "FACELAB_STAMP"
@@ -30,6 +31,8 @@ RESUMED_WORDS = "FACELAB_RESUMED"
 """Environment variable: the words typed beside ``resume=``, as a JSON list."""
 SEARCH_PATH = "hydra.searchpath"
 """Key of the user's folders of configuration files."""
+RERUN = f"--config-name={RunFolder(Path()).rerun.stem}"
+"""Option that, after ``--config-dir RUN``, starts a run with the configuration of another one."""
 CHILDREN_END, CHILDREN_END_EARLY = 20, 2
 """Seconds to wait for the other processes at the end of a run: normally, and after an error or signal, when they may be
 waiting for this process."""
@@ -91,9 +94,10 @@ def plain_overrides(hydra: Any) -> list[str]:
 
 
 def search_path(hydra: Any) -> list[str]:
-    """Return the override that adds the user's folders of configuration files; no word if there are none.
+    """Return the words that name the user's own configuration files; none if there are none.
 
-    They are those of ``--config-dir`` and ``hydra.searchpath``, with absolute paths.
+    They are an override with the folders of ``--config-dir`` and ``hydra.searchpath`` as absolute paths, and for a
+    rerun :data:`RERUN`.
 
     Args:
         hydra: Hydra's own configuration.
@@ -103,7 +107,8 @@ def search_path(hydra: Any) -> list[str]:
         for source in hydra.runtime.config_sources
         if source.provider in ("command-line", f"{SEARCH_PATH} in command-line")
     ]
-    return [f"{SEARCH_PATH}=[{','.join(map(quoted, folders))}]"] if folders else []
+    rerun = [RERUN] if hydra.job.config_name == RERUN.partition("=")[2] else []
+    return [*rerun, *([f"{SEARCH_PATH}=[{','.join(map(quoted, folders))}]"] if folders else [])]
 
 
 @contextmanager

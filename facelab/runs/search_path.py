@@ -20,9 +20,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from facelab.errors import RunError
-from facelab.runs.argv import config_folders, key_of, overrides_of
+from facelab.runs.argv import config_folders, config_names, key_of, overrides_of
 from facelab.runs.environment import ROOT
-from facelab.runs.processes import RESUMED_WORDS, SEARCH_PATH
+from facelab.runs.processes import RERUN, RESUMED_WORDS, SEARCH_PATH
 from facelab.runs.resolvers import foreign_interpolation
 from facelab.runs.tree import containers, dotted, keys_of
 
@@ -35,6 +35,11 @@ def is_search_path(word: Any) -> bool:
     return isinstance(word, str) and key_of(word) == SEARCH_PATH
 
 
+def names_files(word: Any) -> bool:
+    """Return whether a saved word names configuration files; see :func:`facelab.runs.processes.search_path`."""
+    return word == RERUN or is_search_path(word)
+
+
 def are_typed(typed: Sequence[str]) -> bool:
     """Return whether the words of a command line name folders."""
     return bool(config_folders(typed)) or any(map(is_search_path, typed))
@@ -44,13 +49,16 @@ def remembered(words: Any, typed: Sequence[str], source: Path) -> list[str]:
     """Check the saved override of the folders, and return it as a list; none if others are typed.
 
     Args:
-        words: list of no or one override, see :func:`facelab.runs.processes.search_path`.
+        words: saved by :func:`facelab.runs.processes.search_path`.
         typed: the words typed now.
         source: the file that contains it.
 
     Raises:
-        RunError: it is something else, a folder does not exist, or is in a Python package, which would be imported.
+        RunError: it is something else, a folder does not exist, or is in a Python package, which would be imported. The
+            run is a rerun and this is not typed again, because its file may change what Hydra itself does.
     """
+    if isinstance(words, list) and RERUN in words and not config_names(typed):
+        raise RunError(f"{source}: the run was started from the file of another one; type --config-dir RUN {RERUN} too")
     if are_typed(typed):
         return []
     if not isinstance(words, list) or not all(map(is_search_path, words)):

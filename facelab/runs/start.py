@@ -18,10 +18,11 @@ from hydra.types import RunMode
 
 from facelab import signals
 from facelab.errors import ConfigError, FacelabError, RunError
+from facelab.run_folder import RunFolder
 from facelab.runs import resolvers  # noqa: F401  registers them
-from facelab.runs.argv import is_sweep, normalise_argv, take_supplements
+from facelab.runs.argv import config_names, is_sweep, normalise_argv, take_supplements
 from facelab.runs.overrides import RESUME_PREFIX, resumed_argv
-from facelab.runs.processes import RANKS, RANKS_PARENT, STAMP, STAMP_FORMAT, choose_stamp
+from facelab.runs.processes import RANKS, RANKS_PARENT, RERUN, STAMP, STAMP_FORMAT, choose_stamp
 from facelab.runs.snapshot import run_from_copy
 from facelab.runs.typed import check_typed
 
@@ -75,6 +76,11 @@ def _start(resumable: bool, opens: str | None) -> None:
         raise ConfigError(
             words[0],
             ": train.py has no such option; init=RUN starts from the weights of a run, and resume=RUN continues it",
+        )
+    if resumable and RunFolder(Path()).config.stem in config_names(argv):
+        raise RunError(
+            "config.yaml of a run holds the values of its references, such as its own folder; rerun.yaml beside it "
+            f"starts another run: python train.py --config-dir RUN {RERUN}"
         )
     sys.argv[1:] = resumed_argv(argv) if resumable else argv
     started = max(int(os.environ.get(name, 1)) for name in ("SLURM_STEP_NUM_TASKS", "WORLD_SIZE"))

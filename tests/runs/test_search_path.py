@@ -13,6 +13,7 @@ from omegaconf import OmegaConf, open_dict
 
 from facelab.errors import RunError
 from facelab.files import read_json
+from facelab.runs.build import write_rerun
 from facelab.runs.overrides import saved_overrides
 from facelab.runs.processes import RESUMED_WORDS, SEARCH_PATH, search_path
 from facelab.runs.search_path import check_environment, check_hydra, remembered
@@ -158,3 +159,46 @@ def test_search_path_contains_only_folders_of_the_user(tmp_path: Path, monkeypat
     assert remembered([word.replace(',"pkg://facelab"', "")], [], Path()) == [
         f'{SEARCH_PATH}=["{tmp_path}/it\'s, [mine]"]'
     ]
+
+
+# Another run with the configuration of a run
+
+
+def test_rerun_repeats_a_run_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    """Would catch a rerun that opens or changes the first run, trains another network, or loses a reference."""
+    words = [*small("pfld"), *PLAIN, "trainer.max_epochs=1", "optimizer.lr=0.002"]
+    open_door("train", *words, "hydra.run.dir=first", folder=tmp_path)
+    before = {path: path.read_bytes() for path in (tmp_path / "first").rglob("*.*") if path.is_file()}
+    rerun = ("--config-dir", "first", "--config-name", "rerun")
+    open_door("train", *rerun, folder=tmp_path)
+    second = tmp_path / "logs/train/runs/now_pfld-pfld-synthetic68-s1"  # the name of the first
+    assert (second / "faces.csv").read_bytes() == (tmp_path / "first" / "faces.csv").read_bytes()
+    assert str(tmp_path / "first") not in (second / "config.yaml").read_text()
+    assert load(second / "config.yaml").paths.tags == ["pfld", "synthetic68", "pfld"]
+    assert {path: path.read_bytes() for path in before} == before
+
+    open_door("train", *rerun, "seed=2", "crop.size=96", "test=false", "hydra.run.dir=changed", folder=tmp_path)
+    changed = load(tmp_path / "changed" / "config.yaml")
+    assert (changed.model.head.size, changed.datamodule.seed, changed.optimizer.lr) == (96, 2, 0.002)
+    assert changed.paths.name == "pfld-pfld-synthetic68-s2"
+    with pytest.raises(SystemExit, match=r"type --config-dir RUN --config-name=rerun too"):
+        open_door("train", "resume=changed", "trainer.max_epochs=2", folder=tmp_path)
+    open_door("train", *rerun, "resume=changed", "on_nan=skip", folder=tmp_path)
+    assert read_json(tmp_path / "changed" / "environment.json")["resumed"]
+
+
+def test_rerun_from_config_yaml_is_refused(tmp_path: Path) -> None:
+    """Would catch a run that is continued in place of a rerun, because config.yaml names its folder."""
+    (tmp_path / "config.yaml").write_text("task: train\n")
+    for option in (["--config-name", "config"], ["-cn=config.yaml"], ["--config-na", "config"]):
+        with pytest.raises(SystemExit, match=r"python train\.py --config-dir RUN --config-name=rerun"):
+            open_door("train", "--config-dir", ".", *option, folder=tmp_path)
+
+
+def test_write_rerun_trusts_nobody(tmp_path: Path) -> None:
+    """Would catch a folder whose rerun runs the code of a package that nobody named."""
+    cfg = compose_config(["model=pfld", "trust=[pace]", "init=x"])
+    write_rerun(tmp_path, cfg)
+    written = load(tmp_path / "rerun.yaml")
+    assert (written.trust, written.init) == ([], "x")
+    assert OmegaConf.to_container(written)["model"]["backbone"] == "${backbone}"
