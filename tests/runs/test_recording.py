@@ -441,7 +441,12 @@ def test_track_run_passes_the_job_to_the_other_ranks(tmp_path: Path, monkeypatch
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", "--config-dir", "mine", "seed=1,2"])
     monkeypatch.setattr(HydraConfig, "initialized", classmethod(lambda _: True))
     source = {"provider": "hydra.searchpath in command-line", "schema": "file", "path": "/mine"}
-    hydra = {"overrides": {"task": ["seed=1"]}, "mode": None, "runtime": {"config_sources": [source]}}
+    hydra = {
+        "overrides": {"task": ["seed=1"]},
+        "mode": None,
+        "runtime": {"config_sources": [source]},
+        "job": {"config_name": "train"},
+    }
     monkeypatch.setattr(HydraConfig, "get", classmethod(lambda _: OmegaConf.create(hydra)))
     with track_run(folder, "train"):
         arguments = json.loads(os.environ[RANKS])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from composing import SMALL_BATCHES, SMALL_FACES, compose_config
 from conftest import PLAIN, ROOT, metrics_of, open_door
+from omegaconf import OmegaConf
 
 import facelab
 from facelab.errors import ConfigError, FacelabError
@@ -55,6 +56,7 @@ def test_own_method_is_evaluated_and_predicts(own: Path, packages: Path) -> None
     """Would catch a door that does not pass on whom the user trusts, or numbers other than those of the training."""
     open_door("evaluate", f"ckpt={own}", "trust=[ownmethod]", "hydra.run.dir=evaluated", folder=packages)
     assert metrics_of(packages / "evaluated")["nme_box"] == metrics_of(own)["nme_box"]
+    assert OmegaConf.load(packages / "evaluated" / "config.yaml").trust == ["ownmethod"]
     words = ["trust=[ownmethod]", "device=cpu", "threads=1", "seconds=0", "repeats=1", "batch=1"]
     open_door("benchmark", f"ckpt={own}", *words, "hydra.run.dir=benchmark", folder=packages)
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
