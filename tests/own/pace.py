@@ -18,9 +18,13 @@ class MinimumEpochTime(Callback):
     def __init__(self, seconds: Positive) -> None:
         self.seconds = seconds
 
+    def on_train_start(self, *_: Any) -> None:
+        """Start the clock, also of a resume within an epoch, which Lightning does not start again."""
+        self.started = time.monotonic()
+
     def on_train_epoch_start(self, *_: Any) -> None:
         """Start the clock."""
-        self.started = time.monotonic()
+        self.on_train_start()
 
     def on_train_epoch_end(self, *_: Any) -> None:
         """Wait."""

@@ -1,6 +1,7 @@
 """Tests of own packages: their classes are built where the user names them in ``trust``, and nowhere else."""
 
 import shutil
+import time
 from pathlib import Path
 
 import cv2
@@ -150,3 +151,15 @@ def test_check_finds_faults_of_own_classes(packages: Path) -> None:
         check(cfg, TRAIN_KEYS)
     assert "callbacks.pace.seconds: -1 given, float > 0" in str(refused.value)
     assert "callbacks.pace.second: `MinimumEpochTime` has no argument `second`" in str(refused.value)
+
+
+def test_pace_of_the_tests_holds_within_a_resumed_epoch(packages: Path) -> None:
+    """Would catch a test of Slurm that fails if the signal comes within an epoch, or whose training is too short."""
+    from pace import MinimumEpochTime
+
+    pace, started = MinimumEpochTime(0.05), time.monotonic()
+    pace.on_train_start()  # Lightning does not call on_train_epoch_start
+    pace.on_train_epoch_end()
+    pace.on_train_epoch_start()
+    pace.on_train_epoch_end()
+    assert time.monotonic() - started >= 0.1
