@@ -7,12 +7,14 @@ earlier versions.
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zipfile import ZIP_STORED, ZipFile
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -128,7 +130,7 @@ def read_checkpoint(file: Path) -> Checkpoint:
     return Checkpoint(config, weights, step)
 
 
-def load_run(path: Path, paths: DictConfig | None) -> LoadedRun:
+def load_run(path: Path, paths: DictConfig | None, supplements: Mapping[str, Any] = MappingProxyType({})) -> LoadedRun:
     """Open a checkpoint: read its configuration, insert this machine's paths, and build the trained module.
 
     No server is contacted. Keys that name initial weights are cleared, because the checkpoint contains the trained
@@ -139,9 +141,11 @@ def load_run(path: Path, paths: DictConfig | None) -> LoadedRun:
     Args:
         path: a run folder or a checkpoint file.
         paths: the ``paths`` node of the script that opens it; None outside of a script.
+        supplements: values by dotted key that the configuration lacks, because a class has gained an argument since.
 
     Raises:
         RunError: there is no checkpoint, or the configuration of its run cannot be read.
+        ConfigError: a supplement has no effect, or the configuration has its key.
         CheckpointError: the file is not a checkpoint of train.py, or its weights do not fit its configuration.
         FacelabError: the needed nodes of its configuration have faults.
     """
@@ -156,6 +160,7 @@ def load_run(path: Path, paths: DictConfig | None) -> LoadedRun:
         del config[key]
     try:
         cfg = OmegaConf.create(config)
+        supplement(cfg, supplements)
         with offline():
             module = _open(cfg, weights, file)
         memory_format = cfg.get("memory_format", "channels_last")
@@ -163,6 +168,33 @@ def load_run(path: Path, paths: DictConfig | None) -> LoadedRun:
         raise CheckpointError(f"the configuration in {file} cannot be read: {error}") from error
     set_format_and_compile(module, memory_format, compile=False)  # a test is too short to make up for the compile time
     return LoadedRun(cfg, module.eval(), file)
+
+
+def parse_supplements(words: Sequence[str]) -> dict[str, Any]:
+    """Return the typed supplements, such as ``model.width=8``, as values by dotted key."""
+    return {each.key_or_group: each.value() for each in OverridesParser.create().parse_overrides(list(words))}
+
+
+def supplement(cfg: DictConfig, values: Mapping[str, Any]) -> None:
+    """Add values that a configuration lacks to the nodes that are opened, in place.
+
+    Args:
+        cfg: whole configuration of a run.
+        values: by dotted key; a key within a part that another node refers to is that of the part or of the reference.
+
+    Raises:
+        ConfigError: see :func:`load_run`.
+    """
+    opened = {"datamodule", *needed(cfg, *OPENED)} if values else set()
+    for key, value in values.items():
+        parent, _, last = key.rpartition(".")
+        node = OmegaConf.select(cfg, parent) if parent else None
+        if key.partition(".")[0] not in opened or not isinstance(node, DictConfig):
+            nodes = ", ".join(sorted(opened))
+            raise ConfigError(f"+{key}", f": the run opens no such node; its nodes are {nodes}", mounted=True)
+        if last in node.keys():  # noqa: SIM118 (`in node` is False where the value is missing)
+            raise ConfigError(f"+{key}", ": the run has this value; only a missing one can be added", mounted=True)
+        node[last] = value
 
 
 def build_crop(run: LoadedRun, box: "BoxSource", changes: Mapping[str, Any]) -> "Crop":
