@@ -19,7 +19,7 @@ from facelab.runs.processes import RESUMED_WORDS, SEARCH_PATH, search_path
 from facelab.runs.search_path import check_environment, check_hydra, remembered
 
 RECIPE = "# @package _global_\ndefaults: [override /scheduler: none]\noptimizer: {lr: 0.002}\n"
-WORDS = (*small("pipnet"), *PLAIN, "experiment=mine", "trainer.max_epochs=1", "test=false")
+WORDS = (*small("pipnet"), *PLAIN, "experiment=mine", "++trainer.max_epochs=1", "test=false")
 
 
 def write_recipe(folder: Path, text: str = RECIPE, name: str = "mine") -> None:
