@@ -595,7 +595,9 @@ def older(trained: Path, tmp_path: Path) -> Path:
 SUPPLEMENTS = ("+model.flip_test=false", "+crop.shift=[0,0]")
 
 
-@pytest.mark.parametrize("door", ["evaluate", "predict", "benchmark"])
+@pytest.mark.parametrize(
+    "door", ["evaluate", *(pytest.param(name, marks=pytest.mark.slow) for name in ("predict", "benchmark"))]
+)
 def test_doors_take_supplements_of_an_older_run(door: str, older: Path, trained: Path, tmp_path: Path) -> None:
     """Would catch a run that never opens again, or a message that does not show what to type."""
     Image.new("RGB", (64, 64)).save(tmp_path / "photo.png")
