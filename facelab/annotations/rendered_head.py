@@ -482,8 +482,8 @@ def visible(canvas: Array, points: Array, scale: float) -> NDArray[np.bool_]:
     the cheek.
     """
     reach = 2 * round(OVERSAMPLING * RIM * scale) + 1
-    painted = painted(np.asarray(cv2.erode(canvas[..., 3], np.ones((reach, reach), np.uint8))), points[:, :2])
-    return painted <= _steps(points[:, 2] / scale) + OVERLAP * DEPTH_STEPS
+    farthest = np.asarray(cv2.erode(canvas[..., 3], np.ones((reach, reach), np.uint8)))
+    return painted(farthest, points[:, :2]) <= _steps(points[:, 2] / scale) + OVERLAP * DEPTH_STEPS
 
 
 def render(rng: Generator, head: Head, look: Look, view: View, size: int, occlusion: float) -> Picture:

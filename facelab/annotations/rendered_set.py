@@ -48,10 +48,8 @@ def check_ranges(counts: Mapping[Split, int], ranges: Mapping[str, tuple[float, 
     Raises:
         ConfigError: a number is out of range, or there is no photo.
     """
-    for key, (value, least, most) in {
-        **{key: (count, 0, MAX_PHOTOS) for key, count in counts.items()},
-        **ranges,
-    }.items():
+    numbers = [(str(split), (count, 0, MAX_PHOTOS)) for split, count in counts.items()]
+    for key, (value, least, most) in [*numbers, *ranges.items()]:
         if not least <= value <= most:
             raise ConfigError(key, f"={value} must be from {least} to {most}")
     if not any(counts.values()):

@@ -177,7 +177,6 @@ def test_photos_of_splits_are_disjoint_and_complete(tmp_path: Path) -> None:
 
 def _render(root: Path, barrier: Any, results: Any) -> None:
     """Render the set and wait for the other process before renaming it."""
-
     original = rendered_set._rows
 
     def waiting(*arguments: Any) -> Any:
@@ -185,7 +184,7 @@ def _render(root: Path, barrier: Any, results: Any) -> None:
         barrier.wait(60)  # both processes have rendered, neither has renamed
         return rows
 
-    rendered_set._rows = waiting
+    rendered_set._rows = waiting  # type: ignore[assignment]
     results.put([str(photo.path) for photo in faces(root).photos("all")])
 
 
