@@ -344,9 +344,9 @@ def face_surface(head: Head) -> Array:
 
     The ears are not part of it.
     """
-    angle = np.linspace(-np.pi / 2, np.pi / 2, 49)
+    angle = np.linspace(-np.pi / 2, np.pi / 2, 33)
     top = hairline(head, angle)
-    return around(head, angle, top + (head.jaw_end - top) * np.linspace(0, 1, 49)[:, None]).reshape(-1, 3)
+    return around(head, angle, top + (head.jaw_end - top) * np.linspace(0, 1, 25)[:, None]).reshape(-1, 3)
 
 
 def landmarks(lines: dict[str, Array], layout: str) -> Array:
@@ -523,7 +523,9 @@ def background(rng: Generator, width: int, height: int) -> NDArray[np.uint8]:
             cv2.ellipse(canvas, shape, colour.tolist(), -1)
         else:
             cv2.fillConvexPoly(canvas, cv2.boxPoints(shape).astype(int), colour.tolist())
-    return np.dstack([canvas, np.zeros(size[::-1], np.uint8)])
+    with_depth = np.zeros((*size[::-1], 4), np.uint8)
+    with_depth[..., :3] = canvas
+    return with_depth
 
 
 def occlude(rng: Generator, canvas: Array, at: Array, unit: float, skin: Array) -> None:

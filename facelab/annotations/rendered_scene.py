@@ -146,7 +146,7 @@ def _add_head(rng: Generator, canvas: Array, recipe: Recipe, height: float, lamp
         else:
             occlude(rng, canvas, at, side, look.skin)
     flat = points[:, :2]
-    inside = ((flat >= photo[:2]) & (flat < photo[2:])).all(axis=1)
+    inside = np.all((flat >= photo[:2]) & (flat < photo[2:]), axis=1)
     covered = painted(canvas[..., 3], flat) == OCCLUDER
     return SceneFace(head, pose, scale * unit + np.tile(view.centre, 2), flat, inside, seen, covered)
 
@@ -167,37 +167,37 @@ def draw_thing(rng: Generator, canvas: Array, at: Array, side: float) -> None:
         at: ``(2,)`` centre in canvas pixels.
         side: longer side in canvas pixels.
     """
-    low = np.clip(np.floor(at - side), 0, canvas.shape[1::-1]).astype(int)
-    high = np.clip(np.ceil(at + side), 0, canvas.shape[1::-1]).astype(int)
+    reach = side / np.sqrt(2)
+    low, high = np.clip([at - reach, at + reach], 0, canvas.shape[1::-1]).astype(int)
     turn, aspect = rng.uniform(0, 2 * np.pi), rng.uniform(0.2, 1)
-    x, y = np.meshgrid(*(np.arange(*ends, dtype=np.float32) for ends in zip(low, high, strict=True)))
-    x, y = (x - np.float32(at[0])) * (2 / side), (y - np.float32(at[1])) * (2 / side)
+    x, y = ((np.arange(*ends) - middle) * 2 / side for *ends, middle in zip(low, high, at, strict=True))
     # along and across the thing, in halves of its longer side
-    u, v = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
+    u = (x * np.cos(turn) + (y * np.sin(turn))[:, None]).astype(np.float32)
+    v = ((y * np.cos(turn))[:, None] - x * np.sin(turn)).astype(np.float32)
     is_round = rng.random() < 1 / 2
     area = u**2 + (v / aspect) ** 2 < 1 if is_round else np.maximum(np.abs(u), np.abs(v) / aspect) < 1
 
     skin = rng.random() < SKIN_SHARE
-    first, second = 255 * random_look(rng).skin, 255 * random_look(rng).skin * rng.uniform(0.5, 1)
-    if not skin:
-        first, second = rng.uniform(0, 255, (2, 3))
-    value = first + _pattern(rng, u, v)[..., None] * (second - first)
+    first, second = rng.uniform(0, 255, (2, 3))
+    if skin:
+        first, second = 255 * random_look(rng).skin, 255 * random_look(rng).skin * rng.uniform(0.5, 1)
+    colours = np.clip(first + np.linspace(0, 1, 256)[:, None] * (second - first), 0, 255)
+    colours = np.column_stack([colours, np.full(256, OCCLUDER)]).astype(np.uint8)
+    window = canvas[low[1] : high[1], low[0] : high[0]]
+    window[area] = colours[(255 * _pattern(rng, u, v)[area]).astype(np.uint8)]
     if not skin and rng.random() < DOTS_SHARE:
         apart, radius = rng.uniform(0.2, 0.5), rng.uniform(0.06, 0.15)
-        value[(np.abs(u) - apart) ** 2 + v**2 < radius**2] = rng.uniform(0, 60, 3)
-    window = canvas[low[1] : high[1], low[0] : high[0]]
-    window[area, :3] = value[area]
-    window[area, 3] = OCCLUDER
+        window[(np.abs(u) - apart) ** 2 + v**2 < radius**2] = [*rng.uniform(0, 60, 3), OCCLUDER]
 
 
 def _pattern(rng: Generator, u: Array, v: Array) -> Array:
     """Draw a pattern at coordinates from -1 to 1: plain, a gradient, stripes, squares or spots, 0 to 1."""
-    waves = rng.uniform(3, 15, 2)
+    waves = rng.uniform(3, 15, 2).astype(np.float32)
     kind = rng.integers(5)
     if kind == 0:
         return np.zeros_like(u)
     if kind == 1:
-        return (u + 1) / 2
+        return np.clip((u + 1) / 2, 0, 1)
     if kind == 2:
         return (np.sin(waves[0] * u) > 0).astype(np.float32)
     if kind == 3:

@@ -122,7 +122,7 @@ class SyntheticScenes:
             write_set(self.folder, self.counts, self.write_photo, np.concatenate)
         labels, names = read_set(self.folder, ("path", "number", *LABELS)), np.array(TAGS)
         rows = zip(*(labels[key] for key in LABELS), strict=True)
-        faces = [Face(*geometry, frozenset(names[tags].tolist())) for *geometry, tags in rows]
+        faces = [Face(box, xy, seen, pose, frozenset(names[its].tolist())) for box, xy, seen, pose, its in rows]
         ends = np.cumsum(labels["number"]).tolist()
         return [
             Photo(self.folder / path, tuple(faces[end - number : end]), "stored")
