@@ -346,7 +346,8 @@ def face_surface(head: Head) -> Array:
     """
     angle = np.linspace(-np.pi / 2, np.pi / 2, 33)
     top = hairline(head, angle)
-    return around(head, angle, top + (head.jaw_end - top) * np.linspace(0, 1, 25)[:, None]).reshape(-1, 3)
+    down = np.sin(np.linspace(0, np.pi / 2, 25))[:, None]  # dense at the chin
+    return around(head, angle, top + (head.jaw_end - top) * down).reshape(-1, 3)
 
 
 def landmarks(lines: dict[str, Array], layout: str) -> Array:

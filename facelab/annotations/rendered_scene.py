@@ -108,6 +108,18 @@ def render_scene(rng: Generator, recipe: Recipe) -> tuple[NDArray[np.uint8], lis
     return expose(rng, canvas, BLUR), faces
 
 
+def face_box(head: Head, lines: dict[str, Array], view: View) -> Array:
+    """Compute the box ``(4,)`` of the face in pixels of the photo: from the hairline to the chin, and from ear to ear.
+
+    Args:
+        head: the head.
+        lines: its curves.
+        view: pose, size and position.
+    """
+    surface = np.concatenate([face_surface(head), lines["nose_bridge"]])  # its end is the tip of the nose
+    return bounding_box(to_camera(surface, view)[:, :2])
+
+
 def log_uniform(rng: Generator, low: float, high: float) -> float:
     """Draw a number whose logarithm is uniform."""
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
@@ -129,24 +141,23 @@ def _add_head(rng: Generator, canvas: Array, recipe: Recipe, height: float, lamp
     if back:
         pose[0] = rng.uniform(*BACK_YAW)
     lines = curves(head)
-    marks = landmarks(lines, LAPA106.name)
-    unit = bounding_box(to_camera(np.concatenate([face_surface(head), marks]), View(pose, 1, np.zeros(2)))[:, :2])
+    unit = face_box(head, lines, View(pose, 1, np.zeros(2)))
     scale = height / (unit[3] - unit[1])
     slack = scale * (unit[2:] - unit[:2]) * (1 / 2 - OUTSIDE)
     photo = image_box(*recipe.size)
     centre = rng.uniform(photo[:2] + slack, photo[2:] - slack)
     view = View(pose, scale, centre - scale * (unit[:2] + unit[2:]) / 2)
     paint(canvas, head, lines, look, view)
-    points = to_camera(marks, view)
-    seen = visible(canvas, points, scale)
+    points = to_camera(landmarks(lines, LAPA106.name), view)
+    flat = points[:, :2]
+    inside = np.all((flat >= photo[:2]) & (flat < photo[2:]), axis=1)
+    seen = visible(canvas, points, scale) & inside
     if rng.random() < recipe.occlusion:
         at, side = (to_canvas(rng.choice(points)[:2]) >> SUBPIXEL_BITS).astype(float), OVERSAMPLING * scale
         if rng.random() < COVER_SHARE:
             draw_thing(rng, canvas, at, rng.uniform(*COVER_SIDES) * side)
         else:
             occlude(rng, canvas, at, side, look.skin)
-    flat = points[:, :2]
-    inside = np.all((flat >= photo[:2]) & (flat < photo[2:]), axis=1)
     covered = painted(canvas[..., 3], flat) == OCCLUDER
     return SceneFace(head, pose, scale * unit + np.tile(view.centre, 2), flat, inside, seen, covered)
 
