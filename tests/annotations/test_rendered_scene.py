@@ -48,19 +48,19 @@ def test_face_box_ends_at_the_painted_face() -> None:
     for seed in range(3):
         head = random_head(np.random.default_rng(seed))._replace(mouth_open=0.4 * seed)
         box, is_head, is_hair = edges(head, yaw=0, pitch=0)
-        middle = is_hair[:, 160].nonzero()[0]
+        middle = np.flatnonzero(is_hair[:, 160])
         assert box[1] == pytest.approx(middle.max() + 1, abs=2.5)  # the lower edge of the hair
-        assert box[3] == pytest.approx(is_head.any(axis=1).nonzero()[0].max(), abs=2)  # the chin
+        assert box[3] == pytest.approx(np.flatnonzero(is_head.any(axis=1)).max(), abs=2)  # the chin
         np.testing.assert_allclose(box[[0, 2]], 159.5 + 80 * head.width * np.array([-1, 1]), atol=0.6)
         profile, is_head, _ = edges(head, yaw=75, pitch=0)
         face = is_head[int(profile[1]) + 20 : int(profile[3])]
-        assert profile[0] == pytest.approx(face.any(axis=0).nonzero()[0].min(), abs=2)  # the tip of the nose
+        assert profile[0] == pytest.approx(np.flatnonzero(face.any(axis=0)).min(), abs=2)  # the tip of the nose
         down, is_head, _ = edges(head, yaw=0, pitch=-25)
-        assert down[3] == pytest.approx(is_head.any(axis=1).nonzero()[0].max(), abs=2)
+        assert down[3] == pytest.approx(np.flatnonzero(is_head.any(axis=1)).max(), abs=2)
 
 
-@pytest.fixture
-def scenes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[SceneFace], Array, dict[float, Array]]]:
+@pytest.fixture(scope="module")
+def scenes() -> list[tuple[list[SceneFace], Array, dict[float, Array]]]:
     """Return the faces of some scenes, the final canvas, and the canvas after painting the head of each yaw."""
     painted: dict[float, Array] = {}
 
@@ -68,13 +68,11 @@ def scenes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[SceneFace], Array
         paint(canvas, head, lines, look, view)
         painted[view.pose[0]] = canvas[..., :3].copy()
 
-    monkeypatch.setattr(rendered_scene, "paint", record)
-    monkeypatch.setattr(rendered_scene, "expose", lambda rng, canvas, blur: canvas[..., :3].copy())
-    result = []
-    for seed in range(25):
-        canvas, faces = render_scene(np.random.default_rng(seed), CROWD)
-        result.append((faces, canvas, painted))
-    return result
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rendered_scene, "paint", record)
+        patch.setattr(rendered_scene, "expose", lambda rng, canvas, blur: canvas[..., :3].copy())
+        drawn = [render_scene(np.random.default_rng(seed), CROWD) for seed in range(25)]
+    return [(faces, canvas, painted) for canvas, faces in drawn]
 
 
 def test_render_scene_marks_what_was_painted_over(scenes: Any) -> None:
@@ -103,6 +101,8 @@ def test_render_scene_draws_sizes_and_places_in_range(scenes: Any) -> None:
     assert 20 - 1e-6 <= heights.min() < 26 and 46 < heights.max() <= 60 + 1e-6
     shown = area(clip(boxes, *CROWD.size)) / area(boxes)
     assert (1 - OUTSIDE) ** 2 - 1e-6 < shown.min() < 0.9
+    for faces, *_ in scenes:  # a larger face is nearer: it hides the others
+        assert np.all(np.diff([face.box[3] - face.box[1] for face in faces]) > 0)
     assert {len(faces) for faces, *_ in scenes} >= {0, 1, 5}
     assert max(len(faces) for faces, *_ in scenes) <= CROWD.faces
     assert all(np.all(np.abs(face.pose) <= CROWD.angles) for faces, *_ in scenes for face in faces)
