@@ -46,8 +46,9 @@ MOST_BACKS, BACK_YAW = 2, (150.0, 210.0)
 """Largest number of heads that show only their back, and their yaw in degrees."""
 OUTSIDE = 0.35
 """Largest part of a side of a face outside of the photo."""
-MOST_HIDDEN = 0.7
-"""Largest share of the landmarks of a face behind other things: annotators do not find faces of which less is seen."""
+MOST_HIDDEN = 0.6
+"""Largest share of the landmarks of a face that other things hide, see :attr:`SceneFace.hidden`: annotators do not find
+faces of which less is seen."""
 TRIALS = 5
 """Places to try for a head before it is left out."""
 BLUR = 1.5
@@ -77,8 +78,8 @@ class SceneFace(NamedTuple):
 
     @property
     def hidden(self) -> float:
-        """Return the share of the points in the photo that nearer things cover."""
-        return float(self.covered[self.inside].mean())
+        """Return the share of the points seen without nearer things that these cover; 1 if none is seen."""
+        return float(self.covered[self.seen].mean()) if self.seen.any() else 1.0
 
 
 def render_scene(rng: Generator, recipe: Recipe) -> tuple[NDArray[np.uint8], list[SceneFace]]:
