@@ -183,9 +183,11 @@ def draw_thing(rng: Generator, canvas: Array, at: Array, side: float) -> None:
     low, high = np.clip([at - reach, at + reach], 0, canvas.shape[1::-1]).astype(int)
     turn, aspect = rng.uniform(0, 2 * np.pi), rng.uniform(0.2, 1)
     x, y = ((np.arange(*ends) - middle) * 2 / side for *ends, middle in zip(low, high, at, strict=True))
+    (cos_x, sin_x), (cos_y, sin_y) = (
+        np.outer([np.cos(turn), np.sin(turn)], each).astype(np.float32) for each in (x, y)
+    )
     # along and across the thing, in halves of its longer side
-    u = (x * np.cos(turn) + (y * np.sin(turn))[:, None]).astype(np.float32)
-    v = ((y * np.cos(turn))[:, None] - x * np.sin(turn)).astype(np.float32)
+    u, v = cos_x + sin_y[:, None], cos_y[:, None] - sin_x
     is_round = rng.random() < 1 / 2
     area = u**2 + (v / aspect) ** 2 < 1 if is_round else np.maximum(np.abs(u), np.abs(v) / aspect) < 1
 
