@@ -36,7 +36,7 @@ from facelab.faces.layouts import LAPA106
 
 MOST_THINGS = 30
 """Largest number of things behind the heads."""
-THING_SIDES = 0.01, 0.5
+THING_SIDES = 0.01, 0.4
 """Smallest and largest side of a thing behind the heads, as a fraction of the longer side of the photo."""
 SKIN_SHARE, DOTS_SHARE, COVER_SHARE = 0.3, 0.3, 0.5
 """Shares of things of the colours of skin, of other things with two dark dots, and of things among the occluders."""
@@ -49,7 +49,7 @@ OUTSIDE = 0.35
 MOST_HIDDEN = 0.6
 """Largest share of the landmarks of a face that other things hide, see :attr:`SceneFace.hidden`: annotators do not find
 faces of which less is seen."""
-TRIALS = 5
+TRIALS = 3
 """Places to try for a head before it is left out."""
 BLUR = 1.5
 """Largest standard deviation of the blur of a photo, in pixels."""
