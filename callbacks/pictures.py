@@ -17,7 +17,7 @@ from callbacks.wandb_logger import ERROR_HEADING, log_to_wandb, number, percent
 from datamodules.landmark import FaceDataset, LandmarkDataModule
 from facelab.bounds import Pixels
 from facelab.errors import printable
-from facelab.faces.batch import LandmarkBatch
+from facelab.faces.batch import DetectionBatch, LandmarkBatch
 from facelab.faces.drawing import grid, tile
 from facelab.faces.geometry import Array
 from facelab.faces.layouts import Layout
@@ -55,6 +55,8 @@ Tiles: TypeAlias = Annotated[int, Interval(ge=1, le=100)]
 class FaceGrid(Callback):
     """Picture of the first validation faces with true (green) and predicted (red) points after each epoch.
 
+    A detector has no faces cut out, and no such picture.
+
     Args:
         folder: folder of ``epoch_000.png``, ..., and of ``test.png`` with the first faces of the test.
         columns: faces in a row.
@@ -66,8 +68,10 @@ class FaceGrid(Callback):
         self.folder, self.columns, self.size, self.tile = Path(folder), columns, columns * rows, tile
         self.tiles: list[Array] = []
 
-    def _draw_tiles(self, layout: Layout, outputs: Any, batch: LandmarkBatch) -> None:
+    def _draw_tiles(self, layout: Layout, outputs: Any, batch: LandmarkBatch | DetectionBatch) -> None:
         """Draw the faces of a batch, until there are enough."""
+        if not isinstance(batch, LandmarkBatch):
+            return
         for row in range(min(len(batch.image), self.size - len(self.tiles))):
             image, truth = picture_of(batch, row)
             prediction = outputs.points[row].float().cpu().numpy()
@@ -103,6 +107,8 @@ class FaceGrid(Callback):
 class WorstFaces(Callback):
     """Picture of the test faces with the largest NME_box, worst first, and a W&B table of them with pose and tags.
 
+    A detector has :class:`WorstPhotos` instead.
+
     Args:
         folder: folder of ``worst.png``.
         columns: faces in a row.
@@ -118,12 +124,16 @@ class WorstFaces(Callback):
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: LandmarkBatch, *_: int
     ) -> None:
         """Store the predicted points. The images would need too much memory."""
+        if not isinstance(batch, LandmarkBatch):
+            return
         self.points |= dict(zip(batch.face_id.tolist(), outputs.points.float().cpu().numpy(), strict=True))
 
     def on_test_end(  # type: ignore[override]
         self, trainer: Trainer, module: LandmarkModule
     ) -> None:
         """Crop the worst faces again and draw them."""
+        if not isinstance(module, LandmarkModule):
+            return
         error = nme_per_face(module.table, "box")
         measured = np.flatnonzero(~np.isnan(error))
         order = measured[np.argsort(-error[measured], kind="stable")][: self.size]

@@ -104,6 +104,21 @@ class RunFolder:
         """Return the path of the errors of the test, one row for each face."""
         return self.path / "faces.csv"
 
+    @property
+    def detections(self) -> Path:
+        """Return the path of all detections and annotated faces of a detector's test, for programs."""
+        return self.path / "detections.npz"
+
+    @property
+    def detections_csv(self) -> Path:
+        """Return the path of the detections of a detector's test with a score from 0.3, one row for each."""
+        return self.path / "detections.csv"
+
+    @property
+    def photos(self) -> Path:
+        """Return the path of the counts of a detector's test, one row for each photo."""
+        return self.path / "photos.csv"
+
     def bad_batch(self, rank: int) -> Path:
         """Return the path of a batch whose loss was not finite, with the weights, of one rank."""
         return self.path / f"bad_batch_rank{rank}.pt"
