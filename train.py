@@ -100,7 +100,9 @@ def check_values(cfg: DictConfig) -> None:
         if part in cfg.model and cfg.model[part] is None:
             if part not in cfg:  # the model file has no such part
                 name = cfg.model._target_.rpartition(".")[2]
-                raise ConfigError("model", f": this version trains no {name}; import_weights.py opens published weights")
+                raise ConfigError(
+                    "model", f": this version trains no {name}; import_weights.py opens published weights"
+                )
             raise ConfigError(f"model.{part}", "=null: nothing would be trained")
     trainer = cfg.trainer
     every, epochs = trainer.get("check_val_every_n_epoch"), trainer.get("max_epochs")

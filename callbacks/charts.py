@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from lightning import Callback, Trainer
 
-from callbacks.wandb_logger import ERROR_HEADING, log_to_wandb, number
+from callbacks.wandb_logger import log_to_wandb, number
 from facelab.faces.geometry import Array
-from facelab.metrics.face_table import FaceTable, Normaliser, nme_per_face
 from facelab.metrics import detection, landmarks
 from facelab.metrics.detection_table import DetectionTable
+from facelab.metrics.face_table import FaceTable, Normaliser, nme_per_face
 from facelab.metrics.record import SCALES, Unit
 from lightning_modules.detector import DetectorModule
 from lightning_modules.landmark import LandmarkModule
@@ -95,3 +95,11 @@ def _table(metrics: Mapping[str, Definition]) -> "wandb.Table":
 def _scaled(metric: Definition) -> float | None:
     """Return the value as tables show it, without rounding."""
     return number(SCALES[metric.unit].factor * metric.value())
+
+
+def _curves(curves: dict[str, Array]) -> "CustomChart":
+    """Plot the percentage of the faces whose error is at most x, with one curve per normaliser."""
+    import wandb
+
+    x, y = (100 * ERRORS).tolist(), [(100 * curve).tolist() for curve in curves.values()]
+    return wandb.plot.line_series(x, y, list(curves), title="cumulative share of faces in percent", xname=ERROR_HEADING)

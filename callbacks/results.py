@@ -36,9 +36,7 @@ class Results(Callback):
         self.folder = RunFolder(Path(folder))
 
     @rank_zero_only
-    def teardown(  # type: ignore[override]
-        self, trainer: Trainer, module: Any, stage: str
-    ) -> None:
+    def teardown(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """Write ``metrics.json`` after the files of all other callbacks, as it marks the run as finished."""
         if stage == "test":
             content = results(module, trainer.datamodule)  # type: ignore[attr-defined]
@@ -58,8 +56,9 @@ def results(module: Any, datamodule: Any) -> dict[str, Any]:
         datamodule: datamodule of the tested faces.
 
     Returns:
-        protocol, metrics (a record by name), cost (of one face; empty for a detector, where it depends on the photo), unreadable (faces or photos
-        of each split that this process could not read), and remarks of the method if it has any.
+        protocol, metrics (a record by name), cost (of one face; empty for a detector, where it depends on the photo),
+        unreadable (faces or photos of each split that this process could not read), and remarks of the method if it
+        has any.
     """
     definitions = module.metrics(module.table)
     return {

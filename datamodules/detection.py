@@ -173,7 +173,9 @@ class DetectionDataModule(LightningDataModule):
             )
         for tag in {*ignore} - {*data.tags}:
             if nearest := difflib.get_close_matches(tag, data.tags, n=1):
-                raise ConfigError("ignore", f"=[{tag}]: no face of {data.name} has this tag; did you mean {nearest[0]}?")
+                raise ConfigError(
+                    "ignore", f"=[{tag}]: no face of {data.name} has this tag; did you mean {nearest[0]}?"
+                )
         self.data, self.batch_size, self.num_workers, self.seed = data, batch_size, num_workers, seed
         self.test_split, self.max_unreadable = test_split, max_unreadable
         self.ignore = tuple(tag for tag in data.tags if tag in ignore)

@@ -25,6 +25,7 @@ PASSIVE_NODES = ("paths", "logger")
 PASSIVE_CALLBACKS = frozenset(
     {
         *("callbacks.charts.Charts", "callbacks.pictures.FaceGrid", "callbacks.pictures.WorstFaces"),
+        "callbacks.pictures.WorstPhotos",
         *("callbacks.results.Results", "callbacks.resume.ResumableCheckpoint", "callbacks.epoch_lines.EpochLines"),
         "callbacks.finite_loss.FiniteLoss",  # its option is a key of the root, which is compared
         *(f"lightning.pytorch.callbacks.{name}ProgressBar" for name in ("Rich", "TQDM")),
@@ -144,7 +145,7 @@ class RunFolder:
 
     @property
     def worst_picture(self) -> Path:
-        """Return the path of the picture of the worst faces of the test."""
+        """Return the path of the picture of the worst faces or photos of the test."""
         return self.samples / WORST_PICTURE
 
     @property

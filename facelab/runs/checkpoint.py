@@ -1,8 +1,8 @@
 """Reading of checkpoints of train.py, and opening of a checkpoint as the trained module.
 
-Opening builds ``model``, and checks ``crop`` and ``data.layout`` with it, or ``detection`` for a detector; no other node
-of the configuration is read. A removed logger, callback or option therefore does not prevent opening. :mod:`facelab.renames` translates the names of
-earlier versions.
+Opening builds ``model``, and checks ``crop`` and ``data.layout`` with it, or ``detection`` for a detector; no other
+node of the configuration is read. A removed logger, callback or option therefore does not prevent opening.
+:mod:`facelab.renames` translates the names of earlier versions.
 """
 
 import logging
