@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from lightning import Callback, Trainer
 
-from callbacks.wandb_logger import log_to_wandb, number
+from callbacks.wandb_logger import ERROR_HEADING, log_to_wandb, number
 from facelab.faces.geometry import Array
 from facelab.metrics import detection, landmarks
 from facelab.metrics.detection_table import DetectionTable
