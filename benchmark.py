@@ -17,7 +17,7 @@ from facelab.files import expand_home, replacing, write_json
 from facelab.run_folder import RunFolder, owner_of
 from facelab.runs.build import build, check, choose_device, write_config
 from facelab.runs.check import TRAIN_KEYS
-from facelab.runs.checkpoint import clear_initial_weights, load_run
+from facelab.runs.checkpoint import clear_initial_weights, is_detector, load_run
 from facelab.runs.overrides import key_of
 from facelab.runs.recording import track_run
 from facelab.runs.resolvers import run_name
@@ -41,6 +41,8 @@ OPTIONS: dict[str, Any] = {
     "compile": Any,
 }
 """Types of the keys that select the measurement; the keys of train.py select the model unless ``ckpt`` is given."""
+DETECTOR = ": a detector; benchmark.py measures methods that find landmarks in a crop"
+"""End of the message for a model that is not measured."""
 Row = dict[str, str | int | float | bool]
 
 
@@ -70,8 +72,11 @@ def check_values(cfg: DictConfig) -> None:
     """Refuse overrides that would have no effect.
 
     Raises:
-        ConfigError: ``ckpt`` is empty, or an override changes a model although ``ckpt`` selects trained runs.
+        ConfigError: ``ckpt`` is empty, an override changes a model although ``ckpt`` selects trained runs, or the model
+            is a detector.
     """
+    if cfg.ckpt is None and is_detector(cfg):
+        raise ConfigError("model", f"={HydraConfig.get().runtime.choices.model}{DETECTOR}")
     if cfg.ckpt is not None:
         if not checkpoints(cfg):
             raise ConfigError("ckpt", "=[]: a run folder, a checkpoint file or the folder of a sweep expected")
@@ -136,7 +141,7 @@ def refusal(path: Path, cfg: DictConfig) -> str:
         FacelabError: the run cannot be opened.
     """
     run = load_run(path, cfg.paths)
-    return no_pose(run.module, run.cfg.crop.size, cfg)
+    return f"{path}{DETECTOR}" if is_detector(run.cfg) else no_pose(run.module, run.cfg.crop.size, cfg)
 
 
 def no_pose(module: "LandmarkModule", size: int, cfg: DictConfig) -> str:

@@ -14,7 +14,7 @@ from facelab.files import expand_home
 from facelab.run_folder import RunFolder
 from facelab.runs.build import build, build_trainer, check, write_config
 from facelab.runs.check import PATHS
-from facelab.runs.checkpoint import ABSENT, LoadedRun, load_run, needed
+from facelab.runs.checkpoint import ABSENT, LoadedRun, is_detector, load_run, needed
 from facelab.runs.loggers import follow_loggers
 from facelab.runs.recording import track_run
 from facelab.runs.report import report
@@ -101,7 +101,7 @@ def build_data(run: LoadedRun, cfg: DictConfig) -> Any:
     nodes = ("model", "datamodule")
     measured = needed(run.cfg, *nodes)
     check(measured, nodes, absent=ABSENT)
-    if "detection" in run.cfg:
+    if is_detector(run.cfg):
         run.module.detection = build(measured, "detection")
     else:
         run.module.flip_test = run.cfg.model.flip_test
@@ -110,7 +110,7 @@ def build_data(run: LoadedRun, cfg: DictConfig) -> Any:
     if not isinstance(jitter, BoxJitter):
         raise ConfigError("box_jitter", f"={jitter} must be like {{scale:[0.9,1.3],shift:0.1}}", mounted=True)
     if jitter:
-        refuse_foreign(run, "box_jitter", jitter, has_it="crop" in run.cfg)
+        refuse_foreign(run, "box_jitter", jitter, has_it=not is_detector(run.cfg))
         datamodule.box_jitter = jitter
     return datamodule
 

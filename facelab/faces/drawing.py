@@ -15,6 +15,8 @@ TRUTH: Colour = (60, 220, 90)
 """RGB of annotated points: green."""
 PREDICTION: Colour = (255, 70, 60)
 """RGB of predicted points: red."""
+SMALLEST_WITH_POINTS = 24
+"""Shorter side in pixels of the smallest face in a tile whose points are drawn; they would cover a smaller one."""
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 """Font of captions and scores."""
 SUBPIXEL_BITS = 4
@@ -98,7 +100,8 @@ def photo_tile(
         for start, end in np.round(ends * 2**SUBPIXEL_BITS).astype(int).tolist():
             cv2.rectangle(canvas, start, end, colour, 1, cv2.LINE_AA, SUBPIXEL_BITS)
     for box, score, face in zip(boxes, scores, points, strict=True):
-        canvas = draw_landmarks(canvas, transform_points(to_tile, face), FIVE5, PREDICTION, lines=False)
+        if np.ptp(transform_points(to_tile, box.reshape(2, 2)), axis=0).min() >= SMALLEST_WITH_POINTS:
+            canvas = draw_landmarks(canvas, transform_points(to_tile, face), FIVE5, PREDICTION, lines=False)
         x, y = transform_points(to_tile, box[None, :2])[0].clip(0, side).round().astype(int).tolist()
         cv2.putText(canvas, f"{score:.2f}", (x, y - 2), FONT, side / 1200, PREDICTION, 1, cv2.LINE_AA)
     return _with_caption(canvas, caption)

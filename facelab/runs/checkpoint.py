@@ -55,7 +55,7 @@ class Checkpoint(NamedTuple):
 class LoadedRun(NamedTuple):
     """Trained module with its configuration."""
 
-    cfg: DictConfig  # the whole configuration; only the nodes of :func:`opened_nodes` were checked
+    cfg: DictConfig  # the whole configuration; only the nodes in :data:`OPENED` or :data:`OPENED_DETECTOR` were checked
     module: Any  # the LightningModule, in evaluation mode
     checkpoint: Path
 
@@ -207,7 +207,7 @@ def _open(cfg: DictConfig, weights: Mapping[str, Any], file: Path) -> Any:
     """Build the module and load its weights; a loss that cannot be built becomes null in the configuration."""
     import torch
 
-    nodes = opened_nodes(cfg)
+    nodes = OPENED_DETECTOR if is_detector(cfg) else OPENED
     opened = needed(cfg, *nodes)
     fault = _loss_fault(opened, nodes)
     if fault:
@@ -244,9 +244,9 @@ def _load(module: Any, weights: Mapping[str, Any], file: Path, fault: str) -> li
     return skipped
 
 
-def opened_nodes(cfg: DictConfig) -> tuple[str, ...]:
-    """Return the nodes of a configuration that are checked when its checkpoint is opened."""
-    return OPENED_DETECTOR if "detection" in cfg else OPENED
+def is_detector(cfg: DictConfig) -> bool:
+    """Return whether the method of a configuration finds faces in photos, and not landmarks in crops."""
+    return "detection" in cfg
 
 
 def _loss_fault(opened: DictConfig, nodes: tuple[str, ...]) -> str:
