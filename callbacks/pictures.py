@@ -134,10 +134,10 @@ class WorstFaces(Callback):
         self.points |= dict(zip(batch.face_id.tolist(), outputs.points.float().cpu().numpy(), strict=True))
 
     def on_test_end(  # type: ignore[override]
-        self, trainer: Trainer, module: LandmarkModule
+        self, trainer: Trainer, module: LandmarkModule | DetectorModule
     ) -> None:
         """Crop the worst faces again and draw them."""
-        if not isinstance(module, LandmarkModule):
+        if not isinstance(module.table, FaceTable):
             return
         error = nme_per_face(module.table, "box")
         measured = np.flatnonzero(~np.isnan(error))
@@ -191,9 +191,11 @@ class WorstPhotos(Callback):
     def __init__(self, folder: str, columns: Tiles, rows: Tiles, tile: Pixels) -> None:
         self.folder, self.columns, self.size, self.tile = Path(folder), columns, columns * rows, tile
 
-    def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_test_end(  # type: ignore[override]
+        self, trainer: Trainer, module: LandmarkModule | DetectorModule
+    ) -> None:
         """Read the worst photos again and draw them."""
-        if not isinstance(module, DetectorModule) or not trainer.is_global_zero:
+        if not isinstance(module.table, DetectionTable) or not trainer.is_global_zero:
             return
         counts = count_photos(module.table, SHOWN)
         wrong = np.where(module.table.skipped, 0, counts.missed + counts.false)
