@@ -76,7 +76,7 @@ def check_values(cfg: DictConfig) -> None:
             is a detector.
     """
     if cfg.ckpt is None and is_detector(cfg):
-        raise ConfigError("model", f"={HydraConfig.get().runtime.choices.model}{DETECTOR}")
+        raise ConfigError("model", f"={HydraConfig.get().runtime.choices['model']}{DETECTOR}")
     if cfg.ckpt is not None:
         if not checkpoints(cfg):
             raise ConfigError("ckpt", "=[]: a run folder, a checkpoint file or the folder of a sweep expected")
