@@ -15,13 +15,14 @@ from facelab.bounds import Device, Name, Text
 from facelab.errors import ConfigError, FacelabError, RunError
 from facelab.files import expand_home, replacing, write_json
 from facelab.run_folder import RunFolder, owner_of
+from facelab.runs.argv import key_of
 from facelab.runs.build import build, check, choose_device, write_config
 from facelab.runs.check import TRAIN_KEYS
-from facelab.runs.checkpoint import clear_initial_weights, is_detector, load_run
-from facelab.runs.overrides import key_of
+from facelab.runs.checkpoint import clear_initial_weights, is_detector, load_run, parse_supplements
 from facelab.runs.recording import track_run
 from facelab.runs.resolvers import run_name
 from facelab.runs.start import exits, start
+from facelab.runs.targets import trusting
 
 if TYPE_CHECKING:  # importing torch takes seconds
     from lightning_modules.landmark import LandmarkModule
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 OPTIONS: dict[str, Any] = {
     "task": Text,
     "ckpt": Name | Sequence[Name] | None,
+    **dict.fromkeys(("trust", "supplements"), Sequence[str]),
     "with_pose": bool,
     "device": Device,
     "threads": Annotated[int, Interval(ge=1, le=2**10)],
@@ -60,7 +62,7 @@ OmegaConf.register_new_resolver("benchmarked", benchmarked, replace=True)
 def main(cfg: DictConfig) -> None:
     """Measure each run or the model, print a table, and write the results also into the folder of each run."""
     folder = Path(cfg.paths.run)
-    with exits(), track_run(folder, cfg.task):
+    with exits(), track_run(folder, cfg.task), trusting(cfg.trust):
         check_values(cfg)
         check(cfg, {**TRAIN_KEYS, **OPTIONS})
         rows = measure_runs(folder, cfg) if cfg.ckpt is not None else [measure_model(folder, cfg)]
@@ -140,7 +142,7 @@ def refusal(path: Path, cfg: DictConfig) -> str:
     Raises:
         FacelabError: the run cannot be opened.
     """
-    run = load_run(path, cfg.paths)
+    run = load_run(path, cfg.paths, parse_supplements(cfg.supplements))
     return f"{path}{DETECTOR}" if is_detector(run.cfg) else no_pose(run.module, run.cfg.crop.size, cfg)
 
 
@@ -157,7 +159,7 @@ def measure_run(path: Path, cfg: DictConfig) -> Row:
 
     If that folder is read-only, the results are in the table of the benchmark only.
     """
-    run = load_run(path, cfg.paths)
+    run = load_run(path, cfg.paths, parse_supplements(cfg.supplements))
     row = measure(run.module, run.cfg.crop.size, cfg)
     owner = owner_of(run.checkpoint)
     if owner:
@@ -260,5 +262,5 @@ def report(folder: Path, rows: list[Row]) -> None:
 
 
 if __name__ == "__main__":
-    start()
+    start(opens="ckpt")
     main()

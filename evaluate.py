@@ -1,6 +1,7 @@
 """Evaluation of a trained run on its dataset or on another one: ``python evaluate.py ckpt=RUN data=wflw98``."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from facelab.files import expand_home
 from facelab.run_folder import RunFolder
 from facelab.runs.build import build, build_trainer, check, write_config
 from facelab.runs.check import PATHS
-from facelab.runs.checkpoint import ABSENT, LoadedRun, is_detector, load_run, needed
+from facelab.runs.checkpoint import ABSENT, LoadedRun, is_detector, load_run, needed, parse_supplements
 from facelab.runs.loggers import follow_loggers
 from facelab.runs.recording import track_run
 from facelab.runs.report import report
 from facelab.runs.resume import remove_results
 from facelab.runs.start import exits, start
+from facelab.runs.targets import trusting
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ CHANGES = {
 EVALUATE_KEYS: dict[str, Any] = {
     "task": Text,
     "ckpt": Name,
+    **dict.fromkeys(("trust", "supplements"), Sequence[str]),
     "flip_test": bool | None,
     "batch_size": Count | None,
     "num_workers": Processes | None,
@@ -55,9 +58,9 @@ EVALUATE_OPTIONS = ("ckpt", "split", "box", "flip_test", "batch_size", "num_work
 def main(cfg: DictConfig) -> None:
     """Open the run, apply the requested changes, test it, and write the results to a new run folder."""
     folder = Path(cfg.paths.run)
-    with exits(), track_run(folder, cfg.task) as status:
+    with exits(), track_run(folder, cfg.task) as status, trusting(cfg.trust):
         check(cfg, EVALUATE_KEYS)
-        run = load_run(expand_home(str(cfg.ckpt)), cfg.paths)
+        run = load_run(expand_home(str(cfg.ckpt)), cfg.paths, parse_supplements(cfg.supplements))
         datamodule = build_data(run, cfg)
         evaluated = evaluated_config(run, cfg)
         follow_loggers(cfg, run.checkpoint)
@@ -134,9 +137,11 @@ def evaluated_config(run: LoadedRun, cfg: DictConfig) -> DictConfig:
     A node that cannot be resolved, such as a logger of an earlier version, is left out.
     """
     requested = {key: cfg[key] for key in EVALUATE_OPTIONS}
+    if cfg.supplements:
+        requested["supplements"] = cfg.supplements
     if build(cfg, "box_jitter"):
         requested["box_jitter"] = cfg.box_jitter
-    kept = OmegaConf.merge(run.cfg, {"task": cfg.task, "evaluate": requested})
+    kept = OmegaConf.merge(run.cfg, {"task": cfg.task, "trust": cfg.trust, "evaluate": requested})
     assert isinstance(kept, DictConfig)
     while broken := next(((key, error) for key in kept if (error := unresolved(kept, str(key)))), None):
         log.warning(
@@ -157,5 +162,5 @@ def unresolved(cfg: DictConfig, key: str) -> str:
 
 
 if __name__ == "__main__":
-    start()
+    start(opens="ckpt")
     main()

@@ -16,8 +16,10 @@ from facelab.errors import ConfigError, FacelabError, ImageError, visible
 from facelab.files import expand_home, resolve_links, why_not_writable, write_json
 from facelab.runs.build import check, choose_device, write_config
 from facelab.runs.check import PATHS
+from facelab.runs.checkpoint import parse_supplements
 from facelab.runs.recording import track_run
 from facelab.runs.start import exits, start
+from facelab.runs.targets import trusting
 
 if TYPE_CHECKING:  # importing torch takes seconds
     from facelab.api import Landmarker
@@ -38,6 +40,7 @@ PREDICT_KEYS: dict[str, Any] = {
     "crop.scale": Positive | Sequence[Positive] | None,
     "crop.square": bool | None,
     "crop.shift": Sequence[float] | None,
+    **dict.fromkeys(("trust", "supplements"), Sequence[str]),
     "batch_size": Count,
     "device": Device,
     "pictures": bool,
@@ -52,7 +55,7 @@ SHOWN = 10
 def main(cfg: DictConfig) -> None:
     """Open the run, predict every photo and write the results; fail if no face was predicted."""
     folder = Path(cfg.paths.run)
-    with exits(), track_run(folder, cfg.task) as status:
+    with exits(), track_run(folder, cfg.task) as status, trusting(cfg.trust):
         check(cfg, PREDICT_KEYS)
         check_values(cfg)
         from facelab import api
@@ -61,7 +64,8 @@ def main(cfg: DictConfig) -> None:
 
         photos = find_photos(str(cfg.images))
         boxes = None if cfg.boxes is None else read_boxes(expand_home(str(cfg.boxes)))
-        landmarker = api.open_landmarker(str(cfg.landmarker), cfg.device, {**cfg.crop}, cfg.paths)
+        supplements = parse_supplements(cfg.supplements)
+        landmarker = api.open_landmarker(str(cfg.landmarker), cfg.device, {**cfg.crop}, cfg.paths, supplements)
         crop = landmarker.image_crop if boxes is None else landmarker.crop
         status["begun"] = True
         write_config(folder, cfg)
@@ -173,5 +177,5 @@ def report(
 
 
 if __name__ == "__main__":
-    start()
+    start(opens="landmarker")
     main()

@@ -10,16 +10,18 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from facelab.errors import CheckpointError, ConfigError, RunError
+from facelab.runs.argv import key_of
 from facelab.runs.build import build, build_trainer, check
 from facelab.runs.check import TRAIN_KEYS
 from facelab.runs.checkpoint import clear_initial_weights, find_checkpoint, offline, read_checkpoint
 from facelab.runs.initial import build_initialised
-from facelab.runs.overrides import check_reach, key_of, plain_overrides
+from facelab.runs.overrides import check_reach, trusted
+from facelab.runs.processes import plain_overrides
 from facelab.runs.recording import track_run
 from facelab.runs.report import report
 from facelab.runs.resume import Once, ResumePoint, begin, check_weights, find_resume_point
 from facelab.runs.start import exits, start
-from facelab.runs.targets import hint
+from facelab.runs.targets import hint, trusting
 
 MODES = {"lower": "min", "higher": "max"}
 """Mode of a callback that monitors a metric, by the direction of better values."""
@@ -29,14 +31,14 @@ MODES = {"lower": "min", "higher": "max"}
 def main(cfg: DictConfig) -> float | None:
     """Train, test with ``test_ckpt``, write the results, and return the monitored value for a sweeper."""
     folder = Path(cfg.paths.run)
-    with exits(), track_run(folder, cfg.task) as status:
+    with exits(), track_run(folder, cfg.task) as status, trusting(trusted(cfg)):
         resumed = open_folder(folder, cfg)
         if resumed and resumed.finished:
             report(folder)
             return None
         module, datamodule, trainer = build_parts(cfg, resumed=resumed is not None)
         check_monitors(cfg, module, datamodule)
-        prepare = Once(partial(begin, folder, cfg, plain_overrides(), resumed))
+        prepare = Once(partial(begin, folder, cfg, plain_overrides(HydraConfig.get()), resumed))
         if resumed:
             check_weights(module, resumed)
         else:

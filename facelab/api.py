@@ -20,6 +20,7 @@ from facelab.inference.landmarks import FaceCrops, Photos, PredictedFace, Predic
 from facelab.inference.write import draw_face
 from facelab.runs.build import choose_device
 from facelab.runs.checkpoint import build_crop, is_detector, load_run
+from facelab.runs.targets import trusting
 from lightning_modules.landmark import LandmarkModule
 
 CropChange = Literal["scale", "square", "shift"]
@@ -134,7 +135,14 @@ class Landmarker:
         return drawn
 
 
-def load(path: str | Path, *, device: Device = "auto", crop: Mapping[CropChange, Any] | None = None) -> Landmarker:
+def load(
+    path: str | Path,
+    *,
+    device: Device = "auto",
+    crop: Mapping[CropChange, Any] | None = None,
+    trust: Sequence[str] = (),
+    supplements: Mapping[str, Any] | None = None,
+) -> Landmarker:
     """Open a trained landmark method.
 
     Args:
@@ -142,14 +150,20 @@ def load(path: str | Path, *, device: Device = "auto", crop: Mapping[CropChange,
         device: ``cpu``, ``cuda``, or ``auto`` for cuda where torch finds a CUDA device.
         crop: arguments of the crop to change, such as ``{"scale": 1.3}`` for boxes that are smaller than those of the
             training.
+        trust: packages of your own whose classes the run may build; their code runs.
+        supplements: values that the run lacks because its class has gained an argument, such as
+            ``{"model.backbone_lr": 0.1}``.
 
     Raises:
         FacelabError: there is no such run, it cannot be opened here, or a value is invalid.
     """
-    return open_landmarker(path, device, crop or {}, None)
+    with trusting(trust):
+        return open_landmarker(path, device, crop or {}, None, supplements or {})
 
 
-def open_landmarker(path: str | Path, device: Device, crop: Mapping[CropChange, Any], paths: Any) -> Landmarker:
+def open_landmarker(
+    path: str | Path, device: Device, crop: Mapping[CropChange, Any], paths: Any, supplements: Mapping[str, Any]
+) -> Landmarker:
     """Open a trained landmark method for a script; see :func:`load`.
 
     Args:
@@ -157,13 +171,19 @@ def open_landmarker(path: str | Path, device: Device, crop: Mapping[CropChange, 
         device: see :func:`load`.
         crop: see :func:`load`; None keeps the value of the training.
         paths: the ``paths`` node of the script; None outside of one.
+        supplements: see :func:`load`.
     """
     if not isinstance(crop, Mapping) or set(crop) - {*get_args(CropChange)}:
         known = ", ".join(get_args(CropChange))
         raise ConfigError("crop", f"={crop!r}: expected a mapping with the keys {known}", mounted=True)
-    changes = {str(key): value.tolist() if isinstance(value, NUMPY) else value for key, value in crop.items()}
+    if not isinstance(supplements, Mapping):
+        raise ConfigError("supplements", f"={supplements!r}: expected a mapping of dotted keys to values", mounted=True)
+    changes, supplements = (
+        {str(key): value.tolist() if isinstance(value, NUMPY) else value for key, value in given.items()}
+        for given in (crop, supplements)
+    )
     chosen = choose_device(device)
-    run = load_run(expand_home(str(path)), paths)
+    run = load_run(expand_home(str(path)), paths, supplements)
     if is_detector(run.cfg):
         raise RunError(f"{run.checkpoint} is a detector, which finds faces and not the landmarks in the crop of a face")
     boxes: tuple[BoxSource, BoxSource] = ("given", "image")

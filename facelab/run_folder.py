@@ -20,8 +20,8 @@ TEST_PICTURE, WORST_PICTURE = "test.png", "worst.png"
 """Pictures of the test in the folder ``samples``."""
 LAST_CHECKPOINT = "last.ckpt"
 """Checkpoint from which a run resumes, in the folder ``checkpoints``."""
-PASSIVE_NODES = ("paths", "logger")
-"""Nodes of a configuration that set paths and logging and change no result."""
+PASSIVE_NODES = ("paths", "logger", "trust")
+"""Nodes of a configuration that set paths, logging and allowed packages, and change no result."""
 PASSIVE_CALLBACKS = frozenset(
     {
         *("callbacks.charts.Charts", "callbacks.pictures.FaceGrid", "callbacks.pictures.WorstFaces"),
@@ -69,6 +69,11 @@ class RunFolder:
     def config(self) -> Path:
         """Return the path of the resolved configuration of the run."""
         return self.path / "config.yaml"
+
+    @property
+    def rerun(self) -> Path:
+        """Return the path of the configuration with its references, from which another run starts."""
+        return self.path / "rerun.yaml"
 
     @property
     def overrides(self) -> Path:

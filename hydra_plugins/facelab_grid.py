@@ -47,6 +47,7 @@ class GridSweeper(BasicSweeper):
         """Run the missing jobs, show the states of all, and raise if a job has not finished."""
         from facelab.errors import RunError
         from facelab.runs.overrides import RESUME_PREFIX
+        from facelab.runs.processes import search_path
         from facelab.runs.sweep import read_job_states, show, write_jobs
 
         assert self.config is not None
@@ -57,7 +58,7 @@ class GridSweeper(BasicSweeper):
         batches = [[*overrides, f"hydra.sweep.subdir={number}"] for number, overrides in jobs.items()]
         self.validate_batch_is_legal(batches)
         if new:
-            write_jobs(folder, jobs)
+            write_jobs(folder, jobs, search_path(self.config.hydra))
         returns: list[Sequence[JobReturn]] = []
         try:
             for batch in self.split_overrides_to_chunks(batches, self.max_batch_size) if batches else ():
@@ -87,19 +88,20 @@ class GridSweeper(BasicSweeper):
         from facelab.errors import RunError
         from facelab.run_folder import RunFolder
         from facelab.runs.argv import with_trainer_keys
-        from facelab.runs.overrides import RESUMED_WORDS, check_links, check_words, first_job
-        from facelab.runs.processes import restart_with_next_stamp
+        from facelab.runs.overrides import check_links, check_words, first_job
+        from facelab.runs.processes import RESUMED_WORDS, restart_with_next_stamp
+        from facelab.runs.search_path import check_hydra
         from facelab.runs.sweep import jobs_are_waiting, read_job_states
         from facelab.runs.typed import check_groups
 
-        assert self.hydra_context is not None
+        assert self.config is not None and self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         if RunFolder(folder).sweep.exists():
             restart_with_next_stamp(folder)
             if RESUMED_WORDS in os.environ:  # the typed words follow the overrides of the first job
                 arguments = arguments[len(first_job(folder)) :]
             else:
-                os.environ[RESUMED_WORDS] = json.dumps(arguments)
+                os.environ[RESUMED_WORDS] = json.dumps(sys.argv[1:])
         else:
             planned = parser.parse_overrides([*with_trainer_keys(self._parse_config()), *arguments])
             check_groups(planned, sys.argv[1:])
@@ -117,4 +119,5 @@ class GridSweeper(BasicSweeper):
         check_links(folder)
         for job in jobs:
             check_words(job.overrides, arguments, folder / str(job.number))
+            check_hydra([*self.config.hydra.overrides.hydra, *job.overrides, *arguments])
         return {job.number: [*job.overrides, *arguments] for job in jobs}, False  # the last override of a key applies

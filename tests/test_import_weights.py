@@ -412,7 +412,9 @@ def test_import_weights_keeps_the_output_of_dan(stages: int, confidence: bool, t
     np.savez(tmp_path / "network.npz", **content)
     shares = f"model.stage_shares={[1 / stages] * stages}"
     overrides = ["model=dan", *SMALL_FACES, "crop.size=64", f"stage.width={64 if confidence else 4}", shares]
-    open_door("import_weights", *overrides, "weights=network.npz", "hydra.run.dir=run", folder=tmp_path)
+    open_door(
+        "import_weights", *overrides, "weights=network.npz", "trust=[mypackage]", "hydra.run.dir=run", folder=tmp_path
+    )
     run = load_imported(tmp_path)
     assert run.cfg.crop._target_.endswith("OfficialDANCrop") and int(run.module.trained_stages) == stages
     image = noise(64)

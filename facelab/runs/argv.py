@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 # Options of Hydra that take the next word as their value. For `--info` the value is optional.
@@ -14,6 +15,8 @@ _WITH_VALUE = {
     "--config-dir": "-cd",
     "--experimental-rerun": None,
 }
+SCRIPT_NODES = ("box_jitter", "callbacks", "data", "hydra", "logger", "paths", "trainer")
+"""Nodes of the scripts that open a run; ``+`` before a key of any other node supplements the run."""
 _INFO = ("--info", "-i")
 _WITHOUT_VALUE = ("--help", "--hydra-help", "--version", "--resolve", "--run", "--multirun", "--shell-completion")
 
@@ -50,6 +53,26 @@ def options_of(argv: Sequence[str]) -> list[str]:
     return options
 
 
+def config_folders(argv: Sequence[str]) -> list[Path]:
+    """Return the folders of ``--config-dir`` on a normalised command line."""
+    return [Path(value) for value in _values_of("--config-dir", argv)]
+
+
+def config_names(argv: Sequence[str]) -> list[str]:
+    """Return the names of ``--config-name`` on a normalised command line."""
+    return [value.removesuffix(".yaml") for value in _values_of("--config-name", argv)]
+
+
+def _values_of(name: str, argv: Sequence[str]) -> list[str]:
+    """Return the values of an option of :data:`_WITH_VALUE`, which may be abbreviated."""
+    words = [part for word in options_of(argv) for part in (word.split("=", 1) if word.startswith("-") else [word])]
+    return [
+        value
+        for option, value in pairwise(words)
+        if option == _WITH_VALUE[name] or (len(option) > len("--config-") and name.startswith(option))
+    ]
+
+
 def normalise_argv(argv: Sequence[str]) -> list[str]:
     """Sort the words after the program's name: first Hydra's options with their values, then the overrides.
 
@@ -80,6 +103,17 @@ def normalise_argv(argv: Sequence[str]) -> list[str]:
     return options + overrides
 
 
+def take_supplements(argv: Sequence[str]) -> list[str]:
+    """Collect the words such as ``+model.width=8`` of a normalised command line in one override, ``supplements=[...]``.
+
+    They supplement the configuration of the opened run, not that of the script; see :data:`SCRIPT_NODES`.
+    """
+    words = overrides_of(argv)
+    taken = [word for word in words if (match := re.match(r"\+(\w+)\.", word)) and match[1] not in SCRIPT_NODES]
+    rest = [word for word in argv if word not in taken]
+    return [*rest, f"supplements=[{','.join(quoted(word[1:]) for word in taken)}]"] if taken else list(argv)
+
+
 def overrides_of(argv: Sequence[str]) -> list[str]:
     """Return the overrides of a normalised command line, which follow Hydra's options."""
     words = list(argv)
@@ -101,6 +135,11 @@ def with_trainer_keys(words: Sequence[str]) -> list[str]:
 def is_sweep(argv: Sequence[str]) -> bool:
     """Return whether a normalised command line starts a sweep."""
     return bool({"-m", "--multirun"} & set(argv)) or "hydra.mode=MULTIRUN" in argv
+
+
+def key_of(word: str) -> str:
+    """Return the key of an override, without ``+`` or ``~``."""
+    return word.lstrip("+~").partition("=")[0]
 
 
 def quoted(text: str | Path) -> str:

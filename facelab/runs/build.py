@@ -17,7 +17,11 @@ from facelab.run_folder import RunFolder
 from facelab.runs.check import SPECIAL, check_config
 from facelab.runs.processes import is_first
 from facelab.runs.references import reference
-from facelab.runs.targets import GET_OBJECT, PROJECT, buildable, layout_at
+from facelab.runs.resolvers import fix_choices
+from facelab.runs.targets import GET_OBJECT, buildable, is_own, layout_at
+
+RERUN_DEFAULTS = ["_self_", {"hydra": "default"}, {"override hydra/sweeper": "grid"}]
+"""Defaults list of ``rerun.yaml``: Hydra's own configuration, as in ``conf/train.yaml``."""
 
 
 def check(cfg: DictConfig, names: Collection[str], *, absent: Sequence[str] = ()) -> None:
@@ -113,7 +117,7 @@ def _is_refusal(error: Exception) -> bool:
     if isinstance(error, ValueError | RuntimeError | OSError):
         return True
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return frame.f_globals["__name__"].partition(".")[0] not in PROJECT
+    return not is_own(frame.f_globals["__name__"])
 
 
 def _reason(error: Exception) -> tuple[str, str]:
@@ -185,6 +189,19 @@ def choose_device(device: Device) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device", "=cuda: torch finds no CUDA device; use device=auto or device=cpu")
     return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def write_rerun(folder: Path, cfg: DictConfig) -> None:
+    """Write ``rerun.yaml``, from which train.py starts another run with this configuration.
+
+    It is the configuration with its references, so that a change reaches all values that follow from it. Packages must
+    be trusted again. The parts of the run's name that depend on options are resolved, because a rerun chooses none.
+    """
+    raw: Any = OmegaConf.to_container(cfg, resolve=False)
+    raw["trust"] = []
+    raw["paths"] |= {"name": fix_choices(raw["paths"]["name"], cfg), "tags": list(cfg.paths.tags)}
+    with replacing(RunFolder(folder).rerun) as path:
+        OmegaConf.save({"defaults": RERUN_DEFAULTS, **raw}, path)
 
 
 def write_config(folder: Path, cfg: DictConfig) -> None:

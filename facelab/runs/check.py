@@ -27,6 +27,7 @@ TRAIN_KEYS: dict[str, Any] = {
     "init": Name | None,
     "test": bool,
     "test_ckpt": Literal["last", "best"],
+    "trust": Sequence[str],
     "on_nan": Literal["stop", "skip", "continue"],
     "monitor.name": Text,
     "monitor.mode": Literal["min", "max"],
@@ -45,7 +46,8 @@ def check_config(cfg: DictConfig, names: Collection[str]) -> list[Fault]:
     """Find every fault that can be detected without building anything.
 
     * A value is missing, or an interpolation refers to a missing key or creates a node.
-    * A ``_target_`` cannot be imported or is not allowed. Allowed: classes of this project; classes of
+    * A ``_target_`` cannot be imported or is not allowed. Allowed: classes of this project and of the packages that
+      :func:`facelab.runs.targets.trusting` allows; classes of
       :data:`facelab.runs.targets.LIBRARIES` derived from one of ``BASES`` there; ``hydra.utils.get_object`` for a
       layout. The check imports only these packages. This keeps a configuration of unknown origin from calling
       arbitrary functions; it is not a sandbox, because the allowed classes may read files that their arguments name.
@@ -196,7 +198,9 @@ def _argument_faults(place: Place, node: DictConfig, target: Callable[..., Any])
     if not is_partial(node):
         for key, parameter in named.items():
             if parameter.default is parameter.empty and key not in arguments:
-                yield fault_at(place, key, f"is required by `{name}`")
+                whole = (*place, key)
+                how = "" if any(isinstance(step, int) for step in whole) else f"; type +{dotted(whole)}=VALUE"
+                yield fault_at(place, key, f"is required by `{name}`{how}")
 
 
 def _takes(names: Collection[str]) -> str:

@@ -7,12 +7,14 @@ node of the configuration is read. A removed logger, callback or option therefor
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zipfile import ZIP_STORED, ZipFile
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -55,7 +57,7 @@ class Checkpoint(NamedTuple):
 class LoadedRun(NamedTuple):
     """Trained module with its configuration."""
 
-    cfg: DictConfig  # the whole configuration; only the nodes in :data:`OPENED` or :data:`OPENED_DETECTOR` were checked
+    cfg: DictConfig  # the whole configuration; only :func:`opened_nodes` were checked
     module: Any  # the LightningModule, in evaluation mode
     checkpoint: Path
 
@@ -130,7 +132,7 @@ def read_checkpoint(file: Path) -> Checkpoint:
     return Checkpoint(config, weights, step)
 
 
-def load_run(path: Path, paths: DictConfig | None) -> LoadedRun:
+def load_run(path: Path, paths: DictConfig | None, supplements: Mapping[str, Any] = MappingProxyType({})) -> LoadedRun:
     """Open a checkpoint: read its configuration, insert this machine's paths, and build the trained module.
 
     No server is contacted. Keys that name initial weights are cleared, because the checkpoint contains the trained
@@ -141,9 +143,11 @@ def load_run(path: Path, paths: DictConfig | None) -> LoadedRun:
     Args:
         path: a run folder or a checkpoint file.
         paths: the ``paths`` node of the script that opens it; None outside of a script.
+        supplements: values by dotted key that the configuration lacks, because a class has gained an argument since.
 
     Raises:
         RunError: there is no checkpoint, or the configuration of its run cannot be read.
+        ConfigError: a supplement has no effect, or the configuration has its key.
         CheckpointError: the file is not a checkpoint of train.py, or its weights do not fit its configuration.
         FacelabError: the needed nodes of its configuration have faults.
     """
@@ -158,6 +162,7 @@ def load_run(path: Path, paths: DictConfig | None) -> LoadedRun:
         del config[key]
     try:
         cfg = OmegaConf.create(config)
+        supplement(cfg, supplements)
         with offline():
             module = _open(cfg, weights, file)
         memory_format = cfg.get("memory_format", "channels_last")
@@ -165,6 +170,33 @@ def load_run(path: Path, paths: DictConfig | None) -> LoadedRun:
         raise CheckpointError(f"the configuration in {file} cannot be read: {error}") from error
     set_format_and_compile(module, memory_format, compile=False)  # a test is too short to make up for the compile time
     return LoadedRun(cfg, module.eval(), file)
+
+
+def parse_supplements(words: Sequence[str]) -> dict[str, Any]:
+    """Return the typed supplements, such as ``model.width=8``, as values by dotted key."""
+    return {each.key_or_group: each.value() for each in OverridesParser.create().parse_overrides(list(words))}
+
+
+def supplement(cfg: DictConfig, values: Mapping[str, Any]) -> None:
+    """Add values that a configuration lacks to the nodes that are opened, in place.
+
+    Args:
+        cfg: whole configuration of a run.
+        values: by dotted key; a key within a part that another node refers to is that of the part or of the reference.
+
+    Raises:
+        ConfigError: see :func:`load_run`.
+    """
+    opened = {"datamodule", *needed(cfg, *opened_nodes(cfg))} if values else set()
+    for key, value in values.items():
+        parent, _, last = key.rpartition(".")
+        node = OmegaConf.select(cfg, parent) if parent else None
+        if key.partition(".")[0] not in opened or not isinstance(node, DictConfig):
+            nodes = ", ".join(sorted(opened))
+            raise ConfigError(f"+{key}", f": the run opens no such node; its nodes are {nodes}", mounted=True)
+        if last in node.keys():  # noqa: SIM118 (`in node` is False where the value is missing)
+            raise ConfigError(f"+{key}", ": the run has this value; only a missing one can be added", mounted=True)
+        node[last] = value
 
 
 def build_crop(run: LoadedRun, box: "BoxSource", changes: Mapping[str, Any]) -> "Crop":
@@ -207,7 +239,7 @@ def _open(cfg: DictConfig, weights: Mapping[str, Any], file: Path) -> Any:
     """Build the module and load its weights; a loss that cannot be built becomes null in the configuration."""
     import torch
 
-    nodes = OPENED_DETECTOR if is_detector(cfg) else OPENED
+    nodes = opened_nodes(cfg)
     opened = needed(cfg, *nodes)
     fault = _loss_fault(opened, nodes)
     if fault:
@@ -247,6 +279,11 @@ def _load(module: Any, weights: Mapping[str, Any], file: Path, fault: str) -> li
 def is_detector(cfg: DictConfig) -> bool:
     """Return whether the method of a configuration finds faces in photos, and not landmarks in crops."""
     return "detection" in cfg
+
+
+def opened_nodes(cfg: DictConfig) -> tuple[str, ...]:
+    """Return the nodes of a configuration that are checked when its checkpoint is opened."""
+    return OPENED_DETECTOR if is_detector(cfg) else OPENED
 
 
 def _loss_fault(opened: DictConfig, nodes: tuple[str, ...]) -> str:

@@ -16,10 +16,10 @@ from facelab.errors import CheckpointError, ConfigError
 from facelab.files import expand_home, read_text, replacing
 from facelab.renames import FORMAT
 from facelab.run_folder import RunFolder
+from facelab.runs.argv import key_of
 from facelab.runs.build import build, check, write_config
 from facelab.runs.check import PATHS
 from facelab.runs.checkpoint import ABSENT, clear_initial_weights, needed
-from facelab.runs.overrides import key_of
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +56,8 @@ def check_import(cfg: DictConfig) -> None:
     part = select_imported(cfg)
     names = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
     typed = [key_of(word) for word in names]
-    groups = ("experiment", "official", "model")
-    if others := [key for key in typed if key.partition(".")[0].partition("/")[0] not in (*part, *groups)]:
+    without_node = ("experiment", "official", "model", "trust")
+    if others := [key for key in typed if key.partition(".")[0].partition("/")[0] not in (*part, *without_node)]:
         raise ConfigError(others[0], "=... has no effect: an imported run is not trained")
     if others := [key for key in typed if key.endswith(".weights")]:
         raise ConfigError(others[0], "=... has no effect: the file of weights=... contains all weights")

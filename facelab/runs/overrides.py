@@ -8,24 +8,24 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from facelab import files
 from facelab.errors import RunError
 from facelab.renames import renamed_override
 from facelab.run_folder import MAX_SWEEP_BYTES, RunFolder, read_jobs, read_status
-from facelab.runs.argv import as_typed, is_sweep, normalise_argv, quoted, unquoted
+from facelab.runs.argv import as_typed, is_sweep, key_of, normalise_argv, quoted, unquoted
 from facelab.runs.environment import ROOT
-from facelab.runs.processes import STAMP
+from facelab.runs.processes import RESUMED_WORDS, SEARCH_PATH, STAMP
 from facelab.runs.resolvers import foreign_interpolation
+from facelab.runs.search_path import check_environment, check_hydra, names_files, remembered
 
-RESUMED_WORDS = "FACELAB_RESUMED"
-"""Environment variable: the words typed beside ``resume=``, as a JSON list."""
 READ_ONLY = ("init",)
 """Keys without a dot whose value is the path of a checkpoint, which is read without running code."""
 RESUME_PREFIX = "resume="
 """Prefix of the word that names the folder to resume."""
+TRUST = "trust"
+"""Key of the packages whose classes a run may build."""
 
 WRITTEN = frozenset({"cache", "run"})
 """Keys that name a place to write to, in any node."""
@@ -72,9 +72,13 @@ def resumed_argv(argv: Sequence[str]) -> list[str]:
                 f"{folder} contains no {run.sweep.name}; with -m, {RESUME_PREFIX} takes the folder of a grid sweep"
             )
         check_writable(folder)
-        os.environ[STAMP] = str(_read_sweep(run.sweep).get("stamp") or folder.name)
+        sweep = _read_sweep(run.sweep)
+        os.environ[STAMP] = str(sweep.get("stamp") or folder.name)
+        path = remembered(sweep.get(SEARCH_PATH, []), typed, run.sweep)
         # Hydra composes the typed words before there are jobs: `data.root=...` needs the `data=...` of a job.
-        return normalise_argv([*first_job(folder), *typed, f"hydra.sweep.dir={quoted(folder)}"])
+        words = normalise_argv([*path, *first_job(folder), *typed, f"hydra.sweep.dir={quoted(folder)}"])
+        check_hydra(words)
+        return words
     if not run.overrides.is_file():
         line = f"python train.py -m {shlex.quote(f'{RESUME_PREFIX}{folder}')}"
         hint = f"; {line} resumes a sweep" if run.sweep.is_file() else ""
@@ -84,7 +88,10 @@ def resumed_argv(argv: Sequence[str]) -> list[str]:
     saved = saved_overrides(run.overrides)
     check_words(saved, typed, run.overrides)
     os.environ[STAMP] = str(read_status(folder).content.get("stamp") or folder.name)
-    return normalise_argv([*saved, *typed, f"hydra.run.dir={quoted(folder)}"])
+    path = remembered([word for word in read_yaml(run.overrides) if names_files(word)], typed, run.overrides)
+    words = normalise_argv([*path, *saved, *typed, f"hydra.run.dir={quoted(folder)}"])
+    check_hydra(words)
+    return words
 
 
 def task_overrides(content: Any, source: Path) -> list[str]:
@@ -106,12 +113,15 @@ def task_overrides(content: Any, source: Path) -> list[str]:
 
 
 def saved_overrides(path: Path) -> list[str]:
-    """Read the overrides of the last start of a run from its folder.
+    """Read the overrides of the last start of a run from its folder, without that of its configuration files.
 
     Raises:
         RunError: see :func:`task_overrides`.
     """
-    return task_overrides(read_yaml(path), path)
+    content = read_yaml(path)
+    if isinstance(content, list):
+        content = [word for word in content if not names_files(word)]
+    return task_overrides(content, path)
 
 
 def first_job(folder: Path) -> list[str]:
@@ -125,16 +135,30 @@ def first_job(folder: Path) -> list[str]:
 
 
 def check_words(words: Sequence[str], typed: Sequence[str], source: Path) -> None:
-    """Refuse saved overrides that read the environment, unless their keys are typed now.
+    """Refuse saved overrides that trust a package or read the environment, unless their keys are typed now.
 
     Raises:
-        RunError: an override reads the environment. The resumed run would write the value, which may be a secret, to a
-            file.
+        RunError: an override trusts a package, whose code would run. Or it reads the environment: the resumed run would
+            write the value, which may be a secret, to a file.
     """
     typed_keys = {key_of(word) for word in typed}
     for word in words:
-        if key_of(word) not in typed_keys and foreign_interpolation(word):
+        if key_of(word) in typed_keys:
+            continue
+        if key_of(word) == TRUST:
+            again = shlex.quote(word.lstrip("+"))
+            raise RunError(f"{source}: the run uses the code of other packages; if they are yours, type {again} too")
+        if foreign_interpolation(word):
             raise RunError(f"{source}: {word!r} reads the environment; to allow this, type it on the command line too")
+
+
+def trusted(cfg: DictConfig) -> Any:
+    """Return the packages that the user trusts in this run.
+
+    A resumed run trusts only what is typed now, because its folder may be from somebody else.
+    """
+    is_resumed = RESUMED_WORDS in os.environ
+    return [] if is_resumed and TRUST not in map(key_of, json.loads(os.environ[RESUMED_WORDS])) else cfg[TRUST]
 
 
 def check_reach(cfg: DictConfig, folder: Path) -> None:
@@ -148,11 +172,14 @@ def check_reach(cfg: DictConfig, folder: Path) -> None:
         folder: folder of the run.
 
     Raises:
-        RunError: a part writes elsewhere; the message contains the key and what to type.
+        RunError: a part writes elsewhere, or its own configuration files read the environment; the message contains the
+            key and what to type.
     """
     if RESUMED_WORDS not in os.environ:
         return
-    typed_keys = {key_of(word) for word in json.loads(os.environ[RESUMED_WORDS])}
+    typed = json.loads(os.environ[RESUMED_WORDS])
+    typed_keys = {key_of(word) for word in typed}
+    check_environment(cfg, typed, folder)
     machine: Any = OmegaConf.load(ROOT / "conf" / "paths" / "default.yaml")
     allowed = [files.resolve_links(folder), files.resolve_links(files.expand_home(machine.cache))]
     allowed += [files.resolve_links(Path(str(cfg.paths.cache)))] if typed_keys & {"paths.cache", "paths"} else []
@@ -186,12 +213,6 @@ def _texts(node: DictConfig | ListConfig, place: tuple[str, ...]) -> Iterator[tu
             yield (*place, str(key)), child
         elif isinstance(child, (DictConfig, ListConfig)) and not OmegaConf.is_interpolation(node, key):
             yield from _texts(child, (*place, str(key)))
-
-
-def plain_overrides() -> list[str]:
-    """Return the overrides of this run as they were typed, with unresolved references."""
-    words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
-    return [str(word) for word in words]
 
 
 def check_links(folder: Path) -> None:
@@ -228,11 +249,6 @@ def check_writable(folder: Path) -> None:
             os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK))  # opening a pipe would block
         except OSError as error:
             raise RunError(f"{path} cannot be written to: {error.strerror}; remove it") from error
-
-
-def key_of(word: str) -> str:
-    """Return the key of an override, without ``+`` or ``~``."""
-    return word.lstrip("+~").partition("=")[0]
 
 
 def read_yaml(path: Path) -> Any:

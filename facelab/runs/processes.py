@@ -14,6 +14,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from facelab.run_folder import RunFolder
 from facelab.runs.argv import options_of, quoted
 
 STAMP = "FACELAB_STAMP"
@@ -26,6 +27,12 @@ RANKS = "FACELAB_RANKS"
 """Environment variable: command line of the other ranks of this run, as a JSON list of words."""
 RANKS_PARENT = "FACELAB_RANKS_PARENT"
 """Environment variable: PID of the process that starts the other ranks."""
+RESUMED_WORDS = "FACELAB_RESUMED"
+"""Environment variable: the words typed beside ``resume=``, as a JSON list."""
+SEARCH_PATH = "hydra.searchpath"
+"""Key of the user's folders of configuration files."""
+RERUN = f"--config-name={RunFolder(Path()).rerun.stem}"
+"""Option that, after ``--config-dir RUN``, starts a run with the configuration of another one."""
 CHILDREN_END, CHILDREN_END_EARLY = 20, 2
 """Seconds to wait for the other processes at the end of a run: normally, and after an error or signal, when they may be
 waiting for this process."""
@@ -74,6 +81,36 @@ def restart_with_next_stamp(folder: Path) -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def plain_overrides(hydra: Any) -> list[str]:
+    """Return the overrides of a run as they were typed, after :func:`search_path`.
+
+    References are not resolved: each rank resolves them, and the check reports those that cannot be resolved.
+
+    Args:
+        hydra: Hydra's own configuration.
+    """
+    words: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    return [*search_path(hydra), *map(str, words)]
+
+
+def search_path(hydra: Any) -> list[str]:
+    """Return the words that name the user's own configuration files; none if there are none.
+
+    They are an override with the folders of ``--config-dir`` and ``hydra.searchpath`` as absolute paths, and for a
+    rerun :data:`RERUN`.
+
+    Args:
+        hydra: Hydra's own configuration.
+    """
+    folders = [
+        str(Path(source.path).absolute()) if source.schema == "file" else f"{source.schema}://{source.path}"
+        for source in hydra.runtime.config_sources
+        if source.provider in ("command-line", f"{SEARCH_PATH} in command-line")
+    ]
+    rerun = [RERUN] if hydra.job.config_name == RERUN.partition("=")[2] else []
+    return [*rerun, *([f"{SEARCH_PATH}=[{','.join(map(quoted, folders))}]"] if folders else [])]
+
+
 @contextmanager
 def prepare_ranks(folder: Path) -> Iterator[None]:
     """Set the command line of the ranks that Lightning starts, and restore the environment afterwards.
@@ -86,9 +123,7 @@ def prepare_ranks(folder: Path) -> Iterator[None]:
     if not HydraConfig.initialized() or RANKS in os.environ:
         yield
         return
-    # Unresolved: each rank resolves the references, and the check reports those that cannot be resolved.
-    typed: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
-    words = [*options_of(sys.argv[1:]), *typed, f"hydra.run.dir={quoted(folder)}"]
+    words = [*options_of(sys.argv[1:]), *plain_overrides(HydraConfig.get()), f"hydra.run.dir={quoted(folder)}"]
     os.environ |= {RANKS: json.dumps(words), RANKS_PARENT: str(os.getpid())}
     patience = CHILDREN_END_EARLY
     try:

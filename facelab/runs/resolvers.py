@@ -32,6 +32,11 @@ def _chosen(*groups: str, _root_: DictConfig) -> str:
     return "-".join(names).replace("/", "-")
 
 
+def fix_choices(text: str, cfg: DictConfig) -> str:
+    """Replace each ``${chosen:...}`` of a text by its present value."""
+    return re.sub(r"\$\{chosen:([^{}]*)\}", lambda match: _chosen(*match[1].split(","), _root_=cfg), text)
+
+
 def run_name(checkpoint: str) -> str:
     """Return the name of a checkpoint's run: its folder name without the stamp; in a sweep, sweep stamp and job number.
 

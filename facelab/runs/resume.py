@@ -13,9 +13,10 @@ from facelab.errors import RunError
 from facelab.files import read_table, replacing
 from facelab.renames import STEPS, renamed_config
 from facelab.run_folder import RunFolder, read_status, result_settings
-from facelab.runs.build import write_config
+from facelab.runs.argv import key_of
+from facelab.runs.build import write_config, write_rerun
 from facelab.runs.checkpoint import INITIAL_WEIGHTS, kind_of, read_checkpoint
-from facelab.runs.overrides import key_of, read_yaml
+from facelab.runs.overrides import read_yaml
 from facelab.runs.processes import is_first
 
 log = logging.getLogger(__name__)
@@ -166,6 +167,7 @@ def begin(folder: Path, cfg: DictConfig, overrides: Sequence[str], resumed: Resu
         return
     files = RunFolder(folder)
     write_config(folder, cfg)
+    write_rerun(folder, cfg)
     with replacing(files.overrides) as path:
         OmegaConf.save(list(overrides), path)
     remove_results(folder)

@@ -18,10 +18,11 @@ from hydra.types import RunMode
 
 from facelab import signals
 from facelab.errors import ConfigError, FacelabError, RunError
+from facelab.run_folder import RunFolder
 from facelab.runs import resolvers  # noqa: F401  registers them
-from facelab.runs.argv import is_sweep, normalise_argv, with_trainer_keys
+from facelab.runs.argv import config_names, is_sweep, normalise_argv, take_supplements, with_trainer_keys
 from facelab.runs.overrides import RESUME_PREFIX, resumed_argv
-from facelab.runs.processes import RANKS, RANKS_PARENT, STAMP, STAMP_FORMAT, choose_stamp
+from facelab.runs.processes import RANKS, RANKS_PARENT, RERUN, STAMP, STAMP_FORMAT, choose_stamp
 from facelab.runs.snapshot import run_from_copy
 from facelab.runs.typed import check_typed
 
@@ -46,20 +47,21 @@ def exits() -> Iterator[None]:
         raise SystemExit(str(error)) from error
 
 
-def start(resumable: bool = False) -> None:
+def start(resumable: bool = False, opens: str | None = None) -> None:
     """Prepare a script before Hydra: normalise the command line, and give all processes of the run one stamp.
 
     Args:
         resumable: whether the script accepts ``resume=FOLDER``.
+        opens: key of the run that the script opens, if it accepts supplements of its configuration.
 
     Raises:
         SystemExit: the command line cannot be read, or ``resume=`` does not name a run or, with ``-m``, a sweep.
     """
     with exits():
-        _start(resumable)
+        _start(resumable, opens)
 
 
-def _start(resumable: bool) -> None:
+def _start(resumable: bool, opens: str | None) -> None:
     """Prepare a script, see :func:`start`; errors are raised, not converted."""
     argv = normalise_argv(sys.argv[1:])
     if RANKS in os.environ:  # Lightning started this process as a rank of one run, which sets its command line
@@ -69,10 +71,17 @@ def _start(resumable: bool) -> None:
     else:
         check_typed(argv, RESUME_PREFIX if resumable else None)
         argv = with_trainer_keys(argv)
+        if opens and any(word.startswith(f"{opens}=") for word in argv):
+            argv = take_supplements(argv)
     if resumable and (words := [word for word in argv if word.startswith("ckpt=")]):
         raise ConfigError(
             words[0],
             ": train.py has no such option; init=RUN starts from the weights of a run, and resume=RUN continues it",
+        )
+    if resumable and RunFolder(Path()).config.stem in config_names(argv):
+        raise RunError(
+            "config.yaml of a run holds the values of its references, such as its own folder; rerun.yaml beside it "
+            f"starts another run: python train.py --config-dir RUN {RERUN}"
         )
     sys.argv[1:] = resumed_argv(argv) if resumable else argv
     started = max(int(os.environ.get(name, 1)) for name in ("SLURM_STEP_NUM_TASKS", "WORLD_SIZE"))

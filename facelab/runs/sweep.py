@@ -11,7 +11,7 @@ from facelab.errors import RunError
 from facelab.files import create_json
 from facelab.run_folder import RunFolder, Status, read_jobs, read_status
 from facelab.runs.overrides import saved_overrides, task_overrides
-from facelab.runs.processes import STAMP, restart_with_next_stamp
+from facelab.runs.processes import SEARCH_PATH, STAMP, restart_with_next_stamp
 
 
 class Job(NamedTuple):
@@ -54,12 +54,13 @@ def jobs_are_waiting(folder: Path) -> bool:
     return any(str(folder.resolve()) in path for path in result.stdout.splitlines())
 
 
-def write_jobs(folder: Path, jobs: Mapping[int, Sequence[str]]) -> None:
+def write_jobs(folder: Path, jobs: Mapping[int, Sequence[str]], path: Sequence[str]) -> None:
     """Write the jobs of a sweep to sweep.json, before any of them starts.
 
     Args:
         folder: folder of the sweep.
         jobs: overrides of each job by its number, which is also the name of its folder.
+        path: see :func:`facelab.runs.processes.search_path`.
 
     Raises:
         RunError: another sweep has just started in this folder, or it is the folder of a run.
@@ -68,7 +69,8 @@ def write_jobs(folder: Path, jobs: Mapping[int, Sequence[str]]) -> None:
     if RunFolder(folder).config.is_file():
         raise RunError(f"{folder} is the folder of a run; choose another hydra.sweep.dir")
     try:  # the key `cells` is that of old sweeps, whose jobs were called cells
-        create_json(RunFolder(folder).sweep, {"stamp": os.environ.get(STAMP), "cells": numbered})
+        content = {"stamp": os.environ.get(STAMP), SEARCH_PATH: list(path), "cells": numbered}
+        create_json(RunFolder(folder).sweep, content)
     except FileExistsError:
         restart_with_next_stamp(folder)
         raise RunError(f"another sweep has just started in {folder}; choose another hydra.sweep.dir") from None

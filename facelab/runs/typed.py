@@ -5,7 +5,6 @@ import re
 import shlex
 from collections.abc import Sequence
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from facelab.errors import FacelabError
 from facelab.files import why_not_writable
 from facelab.internals.trainer import trainer_arguments
 from facelab.renames import renamed_key
-from facelab.runs.argv import as_typed, is_sweep, options_of, overrides_of
+from facelab.runs.argv import as_typed, config_folders, is_sweep, options_of, overrides_of
 from facelab.runs.environment import ROOT
 from facelab.runs.targets import hint
 
@@ -155,13 +154,7 @@ def _several_fault(word: str, override: Override) -> str:
 
 def _group_folders(argv: Sequence[str]) -> list[Path]:
     """Return the folders of config groups: ``conf`` and those of ``--config-dir``."""
-    words = [part for word in options_of(argv) for part in (word.split("=", 1) if word.startswith("-") else [word])]
-    return [ROOT / "conf", *(Path(value) for option, value in pairwise(words) if _names_folder(option))]
-
-
-def _names_folder(option: str) -> bool:
-    """Return whether an option is ``--config-dir``, which may be abbreviated."""
-    return option == "-cd" or (len(option) > len("--config-") and "--config-dir".startswith(option))
+    return [ROOT / "conf", *config_folders(argv)]
 
 
 def _is_group(override: Override, folders: Sequence[Path]) -> bool:

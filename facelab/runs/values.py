@@ -20,7 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from facelab.runs.argv import quoted
 from facelab.runs.references import reference
 from facelab.runs.stricter import MAX_NUMBER, STRICTER
-from facelab.runs.targets import GET_OBJECT, PROJECT, Refused, buildable, layout_at
+from facelab.runs.targets import GET_OBJECT, Refused, buildable, is_own, layout_at
 from facelab.runs.tree import UNKNOWN, Fault, Place, is_partial, keys_of, read, show
 
 _SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "min_length": "of length >="}
@@ -181,9 +181,9 @@ def _fits(value: Any, annotation: Any) -> bool:
     kind = NoneType if annotation is None else origin or annotation
     if not isinstance(kind, type) or typing.is_typeddict(kind):
         return True
-    if getattr(kind, "_is_protocol", False):  # only built objects implement a protocol of this project
+    if getattr(kind, "_is_protocol", False):  # only built objects implement an own protocol
         is_built = isinstance(value, DictConfig) and "_target_" in value
-        return is_built or kind.__module__.partition(".")[0] not in PROJECT
+        return is_built or not is_own(kind.__module__)
     if isinstance(value, ListConfig):
         return _list_fits(value, kind, inner)
     if isinstance(value, DictConfig):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from facelab.runs.argv import as_typed, normalise_argv, overrides_of, quoted, unquoted
+from facelab.runs.argv import as_typed, normalise_argv, overrides_of, quoted, take_supplements, unquoted
+from facelab.runs.checkpoint import parse_supplements
 
 
 @pytest.mark.parametrize(
@@ -129,3 +130,19 @@ def test_hydra_accepts_the_normalised_line(app: Path, typed: str, expected: list
     assert result.returncode == 0, result.stderr
     for text in expected:
         assert text in result.stdout
+
+
+def test_take_supplements_leaves_what_belongs_to_the_script() -> None:
+    """Would catch an option of the script that is taken for one of the run, or a value that Hydra reads otherwise."""
+    others = ["-cd", "mine", "ckpt=+a.b=c", "+trainer.limit_test_batches=2", "+logger.csv.x=1", "model.width=1", "+x=1"]
+    assert take_supplements(others) == others
+    added = ["+model.name='a, b'", '+crop.sizes=["1",2]', "+backbone.x={y: null}"]
+    *rest, word = take_supplements([*others[:3], *added, *others[3:]])
+    assert rest == others
+    override = OverridesParser.create().parse_override(word)
+    assert override.key_or_group == "supplements"
+    assert parse_supplements(override.value()) == {
+        "model.name": "a, b",
+        "crop.sizes": ["1", 2],
+        "backbone.x": {"y": None},
+    }

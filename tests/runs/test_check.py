@@ -242,10 +242,12 @@ def test_check_config_finds_misspelt_arguments(partial: bool) -> None:
 
 def test_check_config_finds_missing_arguments() -> None:
     """Would catch a missing required argument, or a partial node that is refused because others follow."""
-    assert faults({"_target_": "torch.nn.Linear", "in_features": 3}) == ["at.out_features: is required by `Linear`"]
+    assert faults({"_target_": "torch.nn.Linear", "in_features": 3}) == [
+        "at.out_features: is required by `Linear`; type +at.out_features=VALUE"
+    ]
     assert faults({"_target_": "torch.nn.Linear", "in_features": 3, "_partial_": True}) == []
     assert faults(ADAM) == []
-    assert faults({**ADAM, "_partial_": False}) == ["at.params: is required by `Adam`"]
+    assert faults({**ADAM, "_partial_": False}) == ["at.params: is required by `Adam`; type +at.params=VALUE"]
 
 
 def test_check_config_refuses_arguments_without_a_constructor() -> None:

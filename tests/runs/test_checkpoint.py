@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile
 
+import numpy as np
 import pytest
 import torch
-from conftest import ROOT, open_door
+from conftest import ROOT, metrics_of, open_door
 from omegaconf import OmegaConf
+from PIL import Image
 from recorded_runs import PATHS, crops
 
+import facelab
 from callbacks.resume import STATES, AtomicCheckpointIO
 from facelab import renames
-from facelab.errors import CheckpointError, FacelabError
+from facelab.errors import CheckpointError, ConfigError, FacelabError
 from facelab.renames import Step, renamed_config, renamed_override, renamed_path, renamed_weights
 from facelab.runs.checkpoint import load_run, offline, read_checkpoint
 from facelab.runs.references import copy_part
@@ -575,3 +578,84 @@ def test_load_run_refuses_a_weight_without_a_text_name(content: dict[str, Any], 
 def test_load_run_resolves_no_local_names(text: str, written: Callable[..., Path]) -> None:
     """Would catch a received checkpoint that stores the login name or a path of this machine."""
     assert "note" not in load_run(written({"note": text}), PATHS).cfg
+
+
+# Supplements: values that a run lacks because a class has gained an argument
+
+
+@pytest.fixture
+def older(trained: Path, tmp_path: Path) -> Path:
+    """Write a checkpoint whose configuration lacks two arguments; return its file."""
+    content = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
+    del content["hyper_parameters"]["model"]["flip_test"], content["hyper_parameters"]["crop"]["shift"]
+    torch.save(content, tmp_path / "older.ckpt")
+    return tmp_path / "older.ckpt"
+
+
+SUPPLEMENTS = ("+model.flip_test=false", "+crop.shift=[0,0]")
+
+
+@pytest.mark.parametrize(
+    "door", ["evaluate", *(pytest.param(name, marks=pytest.mark.slow) for name in ("predict", "benchmark"))]
+)
+def test_doors_take_supplements_of_an_older_run(door: str, older: Path, trained: Path, tmp_path: Path) -> None:
+    """Would catch a run that never opens again, or a message that does not show what to type."""
+    Image.new("RGB", (64, 64)).save(tmp_path / "photo.png")
+    words = {
+        "evaluate": [f"ckpt={older}"],
+        "predict": [f"landmarker={older}", "images=photo.png", "device=cpu"],
+        "benchmark": [f"ckpt={older}", "seconds=0", "repeats=1", "batch=1", "device=cpu"],
+    }[door]
+    with pytest.raises(SystemExit) as stop:
+        open_door(door, *words, "hydra.run.dir=refused", folder=tmp_path)
+    assert "model.flip_test: is required by `PIPNet`; type +model.flip_test=VALUE" in str(stop.value.code)
+    assert "crop.shift: is required by `Crop`; type +crop.shift=VALUE" in str(stop.value.code)
+    open_door(door, *words, *SUPPLEMENTS, "hydra.run.dir=run", folder=tmp_path)
+    config = OmegaConf.load(tmp_path / "run" / "config.yaml")
+    supplements = config.evaluate.supplements if door == "evaluate" else config.supplements
+    assert supplements == ["model.flip_test=false", "crop.shift=[0,0]"]
+    if door == "evaluate":
+        assert (config.model.flip_test, config.crop.shift) == (False, [0, 0])
+        assert metrics_of(tmp_path / "run")["nme_box"] == metrics_of(trained)["nme_box"]
+
+
+def test_load_takes_supplements_of_an_older_run(older: Path) -> None:
+    """Would catch an older run that only the scripts open."""
+    landmarker = facelab.load(
+        older, device="cpu", supplements={"model.flip_test": True, "crop.shift": np.array([0.1, 0])}
+    )
+    assert landmarker.module.flip_test and landmarker.crop.shift == [0.1, 0]
+    with pytest.raises(ConfigError, match="supplements"):
+        facelab.load(older, device="cpu", supplements=["model.flip_test"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("crop.size", 128, r"\+crop\.size: the run has this value"),
+        ("backbone.name", "x", r"\+backbone\.name: the run has this value"),
+        ("model.backbone.name", "x", r"\+model\.backbone\.name: the run has this value"),
+        ("model.nothing", 1, r"model\.nothing: `PIPNet` has no argument `nothing`"),
+        ("crop.scale.x", 1, r"\+crop\.scale\.x: the run opens no such node"),
+        ("mdoel.flip_test", True, r"\+mdoel\.flip_test: the run opens no such node; its nodes are .*model"),
+        ("optimizer.foreach", True, r"\+optimizer\.foreach: the run opens no such node"),
+        ("seed", 1, r"\+seed: the run opens no such node"),
+        ("", 1, r"\+: the run opens no such node"),
+        ("model.flip_test", object(), "cannot be read"),
+        ("model.flip_test", "os.system", r"model\.flip_test: .* bool expected"),
+    ],
+)
+def test_load_run_refuses_supplements_without_effect(key: str, value: object, message: str, older: Path) -> None:
+    """Would catch a supplement that changes a trained run, or that is dropped without a word."""
+    with pytest.raises(FacelabError, match=message):
+        load_run(older, PATHS, {"crop.shift": [0, 0], "model.flip_test": True, key: value})
+
+
+def test_load_run_supplements_a_part_by_either_name(trained: Path, tmp_path: Path) -> None:
+    """Would catch a part behind a reference that cannot be supplemented, or whose reference is overwritten."""
+    content = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
+    pretrained = content["hyper_parameters"]["backbone"].pop("norm_epsilon")
+    torch.save(content, tmp_path / "older.ckpt")
+    for key in ("backbone.norm_epsilon", "model.backbone.norm_epsilon"):
+        run = load_run(tmp_path / "older.ckpt", PATHS, {key: pretrained})
+        assert run.cfg.model.backbone.name == "test_resnet"

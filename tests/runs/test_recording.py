@@ -440,11 +440,17 @@ def test_track_run_passes_the_job_to_the_other_ranks(tmp_path: Path, monkeypatch
     folder = tmp_path / "it's, a [run]"
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", "--config-dir", "mine", "seed=1,2"])
     monkeypatch.setattr(HydraConfig, "initialized", classmethod(lambda _: True))
-    hydra = {"overrides": {"task": ["seed=1"]}, "mode": None}
+    source = {"provider": "hydra.searchpath in command-line", "schema": "file", "path": "/mine"}
+    hydra = {
+        "overrides": {"task": ["seed=1"]},
+        "mode": None,
+        "runtime": {"config_sources": [source]},
+        "job": {"config_name": "train"},
+    }
     monkeypatch.setattr(HydraConfig, "get", classmethod(lambda _: OmegaConf.create(hydra)))
     with track_run(folder, "train"):
         arguments = json.loads(os.environ[RANKS])
     assert RANKS not in os.environ
     assert arguments[:2] == ["--config-dir", "mine"]
     parsed = {each.key_or_group: each.value() for each in OverridesParser.create().parse_overrides(arguments[2:])}
-    assert parsed == {"seed": 1, "hydra.run.dir": str(folder)}
+    assert parsed == {"hydra.searchpath": ["/mine"], "seed": 1, "hydra.run.dir": str(folder)}

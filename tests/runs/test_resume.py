@@ -1200,13 +1200,13 @@ def test_doors_refuse_the_folder_of_a_training(door: str, tmp_path: Path, traine
 def test_write_jobs_and_train_refuse_the_folder_of_the_other(tmp_path: Path, trained: Path) -> None:
     """Would catch a run in the folder of a sweep, or a sweep in the folder of a run."""
     (tmp_path / "sweep").mkdir()
-    write_jobs(tmp_path / "sweep", {0: ["seed=1"]})
+    write_jobs(tmp_path / "sweep", {0: ["seed=1"]}, [])
     with pytest.raises(SystemExit, match="is the folder of a sweep"):
         train(*OVERRIDES, "hydra.run.dir=sweep", folder=tmp_path)
     with pytest.raises(RunError, match="another sweep has just started"):
-        write_jobs(tmp_path / "sweep", {0: ["seed=2"]})
+        write_jobs(tmp_path / "sweep", {0: ["seed=2"]}, [])
     with pytest.raises(RunError, match="is the folder of a run"):
-        write_jobs(trained, {0: ["seed=1"]})
+        write_jobs(trained, {0: ["seed=1"]}, [])
 
 
 def test_train_repeats_a_check_in_the_same_folder(tmp_path: Path) -> None:

@@ -29,8 +29,8 @@ TWO_PROCESSES = (
 NODE = ["bash", str(ROOT / "tests" / "runs" / "slurm_node.sh")]
 STEPS = 4
 """Steps of an epoch: 16 faces in batches of 4."""
-LONG = 400
-"""Epochs that take longer than a minute, the shortest time limit of Slurm."""
+LONG, PACE = 150, "{_target_: pace.MinimumEpochTime, seconds: 0.4}"
+"""Epochs that together last at least a minute, the shortest time limit of Slurm, and the callback that ensures it."""
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +53,7 @@ def environment(slurm: Path | None) -> dict[str, str]:
         name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "FACELAB_", "SLURM_"))
     }
     variables["FACELAB_CACHE"] = os.environ["FACELAB_TEST_CACHE"]
+    variables["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests" / "own"), os.environ["PYTHONPATH"]])
     return variables | ({"SLURM_CONF": str(slurm)} if slurm else {})
 
 
@@ -130,11 +131,12 @@ def test_slurm_resumes_a_job_at_its_time_limit(slurm: Path, tmp_path: Path) -> N
     """Would catch a job that is killed at its time limit, starts anew, or repeats or omits a step."""
     line = [*small("pipnet"), *QUIET, f"trainer.max_epochs={LONG}"]
     limit = ("hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=10")
+    slow = (f"+callbacks.pace={PACE}", "trust=[pace]")
     whole = subprocess.Popen(
         command_line(*line, "hydra.run.dir=whole"), cwd=tmp_path, env=environment(None), stdout=subprocess.DEVNULL
     )
     try:
-        train(tmp_path, slurm, *line, "-m", "seed=1", *SLURM, *limit, "hydra.sweep.dir=sweep")
+        train(tmp_path, slurm, *line, *slow, "-m", "seed=1", *SLURM, *limit, "hydra.sweep.dir=sweep")
         assert whole.wait(timeout=600) == 0
     finally:
         whole.kill()
