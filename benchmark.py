@@ -18,7 +18,7 @@ from facelab.run_folder import RunFolder, owner_of
 from facelab.runs.argv import key_of
 from facelab.runs.build import build, check, choose_device, write_config
 from facelab.runs.check import TRAIN_KEYS
-from facelab.runs.checkpoint import clear_initial_weights, load_run, parse_supplements
+from facelab.runs.checkpoint import clear_initial_weights, is_detector, load_run, parse_supplements
 from facelab.runs.recording import track_run
 from facelab.runs.resolvers import run_name
 from facelab.runs.start import exits, start
@@ -43,6 +43,8 @@ OPTIONS: dict[str, Any] = {
     "compile": Any,
 }
 """Types of the keys that select the measurement; the keys of train.py select the model unless ``ckpt`` is given."""
+DETECTOR = ": a detector; benchmark.py measures methods that find landmarks in a crop"
+"""End of the message for a model that is not measured."""
 Row = dict[str, str | int | float | bool]
 
 
@@ -72,8 +74,11 @@ def check_values(cfg: DictConfig) -> None:
     """Refuse overrides that would have no effect.
 
     Raises:
-        ConfigError: ``ckpt`` is empty, or an override changes a model although ``ckpt`` selects trained runs.
+        ConfigError: ``ckpt`` is empty, an override changes a model although ``ckpt`` selects trained runs, or the model
+            is a detector.
     """
+    if cfg.ckpt is None and is_detector(cfg):
+        raise ConfigError("model", f"={HydraConfig.get().runtime.choices['model']}{DETECTOR}")
     if cfg.ckpt is not None:
         if not checkpoints(cfg):
             raise ConfigError("ckpt", "=[]: a run folder, a checkpoint file or the folder of a sweep expected")
@@ -138,7 +143,7 @@ def refusal(path: Path, cfg: DictConfig) -> str:
         FacelabError: the run cannot be opened.
     """
     run = load_run(path, cfg.paths, parse_supplements(cfg.supplements))
-    return no_pose(run.module, run.cfg.crop.size, cfg)
+    return f"{path}{DETECTOR}" if is_detector(run.cfg) else no_pose(run.module, run.cfg.crop.size, cfg)
 
 
 def no_pose(module: "LandmarkModule", size: int, cfg: DictConfig) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from facelab.comparison.grid import Cell, build_cells, disagreement, grid_without_numbers, headings, one_line, remarks
-from facelab.comparison.group import MAIN, Table, compare, protocol_differences
+from facelab.comparison.group import MAIN, MAIN_OF_DETECTORS, SORT_BY, Table, compare, protocol_differences
 from facelab.comparison.published import official_sets
 from facelab.comparison.read import Run, read_runs
 from facelab.comparison.write import write_csv, write_markdown
@@ -31,7 +31,7 @@ def parse() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(
         description="Compare runs, in one table per protocol: only results on the same faces and boxes by the same "
-        "rules are comparable. The tables are sorted by nme_box.",
+        f"rules are comparable. The tables are sorted by {SORT_BY[0]}, those of detectors by {SORT_BY[1]}.",
         epilog="The column paper appears for complete official test sets, which are identified by their data.name: "
         + "; ".join(f"{name} ({description})" for name, description in official_sets().items()),
     )
@@ -69,7 +69,8 @@ def parse() -> argparse.Namespace:
         "--metrics",
         metavar="NAME",
         nargs="+",
-        help=f"columns, by their name in {RunFolder(Path()).metrics.name} (default: {' '.join(MAIN)})",
+        help=f"columns, by their name in {RunFolder(Path()).metrics.name} (default: {' '.join(MAIN)}; of detectors "
+        f"{' '.join(MAIN_OF_DETECTORS)})",
     )
     return parser.parse_args()
 

@@ -15,7 +15,7 @@ from facelab.files import expand_home
 from facelab.run_folder import RunFolder
 from facelab.runs.build import build, build_trainer, check, write_config
 from facelab.runs.check import PATHS
-from facelab.runs.checkpoint import ABSENT, LoadedRun, load_run, needed, parse_supplements
+from facelab.runs.checkpoint import ABSENT, LoadedRun, is_detector, load_run, needed, parse_supplements
 from facelab.runs.loggers import follow_loggers
 from facelab.runs.recording import track_run
 from facelab.runs.report import report
@@ -25,6 +25,17 @@ from facelab.runs.targets import trusting
 
 log = logging.getLogger(__name__)
 
+DETECTION = ("scale", "threshold", "candidates", "nms_iou", "most", "official_areas")
+"""Keys of ``detection``, whose values the constructor of the rule checks."""
+CHANGES = {
+    "box": "crop.box",
+    "flip_test": "model.flip_test",
+    "batch_size": "datamodule.batch_size",
+    "num_workers": "datamodule.num_workers",
+    "max_unreadable": "datamodule.max_unreadable",
+    **{key: key for key in (f"detection.{name}" for name in DETECTION)},
+}
+"""Key in the configuration of the run that an option changes, unless it is null."""
 EVALUATE_KEYS: dict[str, Any] = {
     "task": Text,
     "ckpt": Name,
@@ -35,6 +46,7 @@ EVALUATE_KEYS: dict[str, Any] = {
     "max_unreadable": Share | None,
     **dict.fromkeys(("logger", "callbacks"), dict[str, Any] | None),
     **dict.fromkeys(("split", "box", "box_jitter", "trainer", "data"), Any),
+    **dict.fromkeys((f"detection.{name}" for name in DETECTION), Any),
     **PATHS,
 }
 """Keys that evaluate.py reads, with the types of those that no constructor checks."""
@@ -67,7 +79,8 @@ def build_data(run: LoadedRun, cfg: DictConfig) -> Any:
     """Build the datamodule of a run with the requested changes, and apply them to ``run.cfg`` and the module too.
 
     Raises:
-        ConfigError: the other dataset has other landmarks than the run predicts.
+        ConfigError: the other dataset has other landmarks than the run predicts, or the method of the run has no such
+            option.
         FacelabError: the configuration of the datamodule has faults.
     """
     from facelab.faces.crop import BoxJitter
@@ -83,25 +96,39 @@ def build_data(run: LoadedRun, cfg: DictConfig) -> Any:
             )
     needed(run.cfg, "datamodule")
     run.cfg.datamodule.test_split = cfg.split
-    for node, key, value in (
-        (run.cfg.crop, "box", cfg.box),
-        (run.cfg.model, "flip_test", cfg.flip_test),
-        (run.cfg.datamodule, "batch_size", cfg.batch_size),
-        (run.cfg.datamodule, "num_workers", cfg.num_workers),
-        (run.cfg.datamodule, "max_unreadable", cfg.max_unreadable),
-    ):
-        if value is not None:
-            node[key] = value
+    for option, place in CHANGES.items():
+        if (value := OmegaConf.select(cfg, option)) is not None:
+            node, _, key = place.partition(".")
+            refuse_foreign(run, option, value, has_it=key in (run.cfg.get(node) or {}))
+            run.cfg[node][key] = value
     nodes = ("model", "datamodule")
     measured = needed(run.cfg, *nodes)
     check(measured, nodes, absent=ABSENT)
-    run.module.flip_test = run.cfg.model.flip_test
+    if is_detector(run.cfg):
+        run.module.detection = build(measured, "detection")
+    else:
+        run.module.flip_test = run.cfg.model.flip_test
     datamodule = build(measured, "datamodule")
     jitter = build(cfg, "box_jitter")
     if not isinstance(jitter, BoxJitter):
         raise ConfigError("box_jitter", f"={jitter} must be like {{scale:[0.9,1.3],shift:0.1}}", mounted=True)
-    datamodule.box_jitter = jitter
+    if jitter:
+        refuse_foreign(run, "box_jitter", jitter, has_it=not is_detector(run.cfg))
+        datamodule.box_jitter = jitter
     return datamodule
+
+
+def refuse_foreign(run: LoadedRun, option: str, value: Any, *, has_it: bool) -> None:
+    """Refuse an option that the method of the run does not have.
+
+    Raises:
+        ConfigError: ``has_it`` is false.
+    """
+    if not has_it:
+        kind = "detectors" if option.startswith("detection.") else "landmark methods"
+        raise ConfigError(
+            option, f"={value} is an option of {kind}; this run is of {type(run.module).__name__}, which has none"
+        )
 
 
 def evaluated_config(run: LoadedRun, cfg: DictConfig) -> DictConfig:

@@ -98,9 +98,15 @@ def check_values(cfg: DictConfig) -> None:
     Raises:
         ConfigError: a value is refused; the message contains the value and what is expected.
     """
-    for part in ("loss", "optimizer"):
-        if part in cfg.model and cfg.model[part] is None:
-            raise ConfigError(f"model.{part}", "=null: nothing would be trained")
+    missing = [part for part in ("loss", "optimizer") if part in cfg.model and cfg.model[part] is None]
+    if len(missing) > 1:
+        name = cfg.model._target_.rpartition(".")[2]
+        raise ConfigError(
+            "model",
+            f": without loss and optimizer this version trains no {name}; import_weights.py opens published weights",
+        )
+    if missing:
+        raise ConfigError(f"model.{missing[0]}", "=null: nothing would be trained")
     trainer = cfg.trainer
     every, epochs = trainer.get("check_val_every_n_epoch"), trainer.get("max_epochs")
     otherwise = (

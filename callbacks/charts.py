@@ -1,25 +1,29 @@
 """Charts of a test's results in W&B."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from lightning import Callback, Trainer
 
 from callbacks.wandb_logger import ERROR_HEADING, log_to_wandb, number
 from facelab.faces.geometry import Array
+from facelab.metrics import detection, landmarks
+from facelab.metrics.detection_table import DetectionTable
 from facelab.metrics.face_table import FaceTable, Normaliser, nme_per_face
-from facelab.metrics.landmarks import THRESHOLDS, Definition, ced
 from facelab.metrics.record import SCALES, Unit
+from lightning_modules.detector import DetectorModule
 from lightning_modules.landmark import LandmarkModule
 
 if TYPE_CHECKING:  # importing them takes a second
     import wandb
     from wandb.plot.custom_chart import CustomChart
 
+Definition: TypeAlias = landmarks.Definition | detection.Definition
+"""Definition of a metric of a landmark method or a detector."""
 NORMALISERS: tuple[Normaliser, ...] = ("ioc", "box")
 """Normalisers of the errors, one curve each."""
-ERRORS = np.linspace(0, max(THRESHOLDS.values()), 101)
+ERRORS = np.linspace(0, max(landmarks.THRESHOLDS.values()), 101)
 """Errors at which the curves are evaluated, as fractions.
 
 They are the same for all runs and end at the largest threshold of a failure rate or AUC.
@@ -27,7 +31,7 @@ They are the same for all runs and end at the largest threshold of a failure rat
 
 
 class Charts(Callback):
-    """Charts of a test in W&B: cumulative errors, the parts of each breakdown, and a table of all metrics.
+    """Charts of a test in W&B: the parts of each breakdown, a table of all metrics, cumulative errors of landmarks.
 
     W&B stores the table of a chart under the chart's name followed by ``_table``. The module logs the same numbers:
     the bar ``0_30`` of ``test/nme_box_yaw`` is ``test/nme_box_yaw_0_30``, in percent. Without a W&B logger the
@@ -35,18 +39,18 @@ class Charts(Callback):
     """
 
     def on_test_end(  # type: ignore[override]
-        self, trainer: Trainer, module: LandmarkModule
+        self, trainer: Trainer, module: LandmarkModule | DetectorModule
     ) -> None:
         """Log the charts of the test."""
-        metrics = module.metrics(module.table)
+        metrics: Mapping[str, Definition] = module.metrics(module.table)  # type: ignore[arg-type]
         log_to_wandb(trainer, lambda: {**charts(module.table, metrics), "test/metrics_table": _table(metrics)})
 
 
-def charts(table: FaceTable, metrics: Mapping[str, Definition]) -> dict[str, "CustomChart"]:
+def charts(table: FaceTable | DetectionTable, metrics: Mapping[str, Definition]) -> dict[str, "CustomChart"]:
     """Build the charts of a test. A chart without any bar or curve is left out.
 
     Args:
-        table: errors of the tested faces.
+        table: errors of the tested faces, or the detections.
         metrics: its metrics by name.
 
     Returns:
@@ -57,8 +61,10 @@ def charts(table: FaceTable, metrics: Mapping[str, Definition]) -> dict[str, "Cu
         if metric.breakdown:
             parts = breakdowns.setdefault((metric.whole, metric.breakdown, metric.unit), {})
             parts[metric.part] = metric
-    curve_by_name = {name: ced(nme_per_face(table, name), ERRORS) for name in NORMALISERS}
-    defined: dict[str, Array] = {name: curve for name, curve in curve_by_name.items() if not np.isnan(curve).any()}
+    defined: dict[str, Array] = {}
+    if isinstance(table, FaceTable):
+        curve_by_name = {name: landmarks.ced(nme_per_face(table, name), ERRORS) for name in NORMALISERS}
+        defined = {name: curve for name, curve in curve_by_name.items() if not np.isnan(curve).any()}
     return {
         f"test/{whole}_{breakdown}": _bars(f"{whole}_{breakdown}", whole, unit, parts)
         for (whole, breakdown, unit), parts in breakdowns.items()
@@ -70,7 +76,7 @@ def _bars(name: str, whole: str, unit: Unit, parts: Mapping[str, Definition]) ->
     import wandb
 
     heading = ", ".join(filter(None, (whole, SCALES[unit].sign)))
-    rows = [[part, _scaled(metric), _faces(metric)] for part, metric in parts.items()]
+    rows = [[part, _scaled(metric), metric.faces] for part, metric in parts.items()]
     table = wandb.Table(["part", heading, "faces"], rows)
     return wandb.plot.bar(table, "part", heading, title=f"test/{name}")
 
@@ -80,7 +86,7 @@ def _table(metrics: Mapping[str, Definition]) -> "wandb.Table":
     import wandb
 
     rows: list[list[Any]] = [
-        [name, _scaled(metric), SCALES[metric.unit].sign, metric.better, _faces(metric)]
+        [name, _scaled(metric), SCALES[metric.unit].sign, metric.better, metric.faces]
         for name, metric in metrics.items()
     ]
     return wandb.Table(["metric", "value", "unit", "better", "faces"], rows)
@@ -89,11 +95,6 @@ def _table(metrics: Mapping[str, Definition]) -> "wandb.Table":
 def _scaled(metric: Definition) -> float | None:
     """Return the value as tables show it, without rounding."""
     return number(SCALES[metric.unit].factor * metric.value())
-
-
-def _faces(metric: Definition) -> int:
-    """Count the faces in the value."""
-    return int((~np.isnan(metric.e)).sum())
 
 
 def _curves(curves: dict[str, Array]) -> "CustomChart":

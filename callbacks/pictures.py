@@ -1,4 +1,4 @@
-"""Pictures of a run: the same faces after each epoch, and the worst faces of the test."""
+"""Pictures of a run: the same faces after each epoch, and the worst faces or photos of the test."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,16 +14,21 @@ from lightning.pytorch.utilities import rank_zero_only
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from callbacks.wandb_logger import ERROR_HEADING, log_to_wandb, number, percent
+from datamodules.detection import DetectionDataModule, PhotoDataset
 from datamodules.landmark import FaceDataset, LandmarkDataModule
 from facelab.bounds import Pixels
 from facelab.errors import printable
-from facelab.faces.batch import LandmarkBatch
-from facelab.faces.drawing import grid, tile
+from facelab.faces.batch import DetectionBatch, LandmarkBatch
+from facelab.faces.drawing import grid, photo_tile, tile
 from facelab.faces.geometry import Array
 from facelab.faces.layouts import Layout
 from facelab.files import replacing
+from facelab.metrics.detection import count_photos
+from facelab.metrics.detection_files import SHOWN
+from facelab.metrics.detection_table import DetectionTable
 from facelab.metrics.face_table import FaceTable, nme_per_face
 from facelab.run_folder import TEST_PICTURE, WORST_PICTURE
+from lightning_modules.detector import DetectorModule
 from lightning_modules.landmark import LandmarkModule
 
 if TYPE_CHECKING:  # importing it takes a second
@@ -55,6 +60,8 @@ Tiles: TypeAlias = Annotated[int, Interval(ge=1, le=100)]
 class FaceGrid(Callback):
     """Picture of the first validation faces with true (green) and predicted (red) points after each epoch.
 
+    A detector has no faces cut out, and no such picture.
+
     Args:
         folder: folder of ``epoch_000.png``, ..., and of ``test.png`` with the first faces of the test.
         columns: faces in a row.
@@ -66,8 +73,10 @@ class FaceGrid(Callback):
         self.folder, self.columns, self.size, self.tile = Path(folder), columns, columns * rows, tile
         self.tiles: list[Array] = []
 
-    def _draw_tiles(self, layout: Layout, outputs: Any, batch: LandmarkBatch) -> None:
+    def _draw_tiles(self, layout: Layout, outputs: Any, batch: LandmarkBatch | DetectionBatch) -> None:
         """Draw the faces of a batch, until there are enough."""
+        if not isinstance(batch, LandmarkBatch):
+            return
         for row in range(min(len(batch.image), self.size - len(self.tiles))):
             image, truth = picture_of(batch, row)
             prediction = outputs.points[row].float().cpu().numpy()
@@ -103,6 +112,8 @@ class FaceGrid(Callback):
 class WorstFaces(Callback):
     """Picture of the test faces with the largest NME_box, worst first, and a W&B table of them with pose and tags.
 
+    A detector has :class:`WorstPhotos` instead.
+
     Args:
         folder: folder of ``worst.png``.
         columns: faces in a row.
@@ -118,12 +129,16 @@ class WorstFaces(Callback):
         self, trainer: Trainer, module: LightningModule, outputs: Any, batch: LandmarkBatch, *_: int
     ) -> None:
         """Store the predicted points. The images would need too much memory."""
+        if not isinstance(batch, LandmarkBatch):
+            return
         self.points |= dict(zip(batch.face_id.tolist(), outputs.points.float().cpu().numpy(), strict=True))
 
     def on_test_end(  # type: ignore[override]
-        self, trainer: Trainer, module: LandmarkModule
+        self, trainer: Trainer, module: LandmarkModule | DetectorModule
     ) -> None:
         """Crop the worst faces again and draw them."""
+        if not isinstance(module.table, FaceTable):
+            return
         error = nme_per_face(module.table, "box")
         measured = np.flatnonzero(~np.isnan(error))
         order = measured[np.argsort(-error[measured], kind="stable")][: self.size]
@@ -158,6 +173,52 @@ class WorstFaces(Callback):
             caption = f"{100 * error:.1f} % {printable(faces.paths[row].stem)}"
             tiles.append(tile(image, faces.layout, side=self.tile, truth=truth, prediction=prediction, caption=caption))
         return tiles
+
+
+class WorstPhotos(Callback):
+    """Picture of the test photos in which a detector misses or invents most faces, worst first.
+
+    Annotated boxes are green, without the ignored ones, and detections with their scores and points red, from the score
+    :data:`SHOWN` on. A landmark method has :class:`WorstFaces` instead.
+
+    Args:
+        folder: folder of ``worst.png``.
+        columns: photos in a row.
+        rows: rows of photos.
+        tile: side of a photo in pixels.
+    """
+
+    def __init__(self, folder: str, columns: Tiles, rows: Tiles, tile: Pixels) -> None:
+        self.folder, self.columns, self.size, self.tile = Path(folder), columns, columns * rows, tile
+
+    def on_test_end(  # type: ignore[override]
+        self, trainer: Trainer, module: LandmarkModule | DetectorModule
+    ) -> None:
+        """Read the worst photos again and draw them."""
+        if not isinstance(module.table, DetectionTable) or not trainer.is_global_zero:
+            return
+        counts = count_photos(module.table, SHOWN)
+        wrong = np.where(module.table.skipped, 0, counts.missed + counts.false)
+        worst = np.argsort(-wrong, kind="stable")[: min(self.size, np.count_nonzero(wrong))].tolist()
+        data: DetectionDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        captions = [f"{counts.missed[row]} missed, {counts.false[row]} false" for row in worst]
+        tiles = [self._tile(data.photos["test"], module.table, *each) for each in zip(worst, captions, strict=True)]
+        if tiles:
+            save_picture(trainer, grid(tiles, self.columns), self.folder / WORST_PICTURE, "test/worst_photos")
+
+    def _tile(self, photos: PhotoDataset, table: DetectionTable, row: int, counts: str) -> Array:
+        """Draw a photo of the table."""
+        sample = photos[(0, int(table.photo_id[row]))]
+        found = (table.photo == row) & (table.scores >= SHOWN)
+        return photo_tile(
+            sample.image[0].permute(1, 2, 0).numpy(),
+            side=self.tile,
+            truth=table.true_boxes[(table.true_photo == row) & ~table.ignore],
+            boxes=table.boxes[found],
+            scores=table.scores[found],
+            points=table.points[found],
+            caption=f"{counts} {printable(photos.photos[table.photo_id[row]].path.stem)}",
+        )
 
 
 def _table(tiles: Sequence[Array], photos: Sequence[str], faces: FaceTable) -> "wandb.Table":

@@ -1,8 +1,10 @@
 """Datamodule of the detectors: one whole photo per sample, with all its faces."""
 
+import difflib
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,12 +15,15 @@ from datamodules.landmark import EpochSampler, start_worker
 from datamodules.reading import Readings
 from facelab import signals
 from facelab.bounds import Count, Processes, Seed, Share
-from facelab.errors import ConfigError, DatasetError
+from facelab.errors import ConfigError, DatasetError, printable
 from facelab.faces.batch import DetectionBatch
 from facelab.faces.face import Annotations, Photo, Split
 from facelab.faces.geometry import Array
 from facelab.faces.image import read_image
 from facelab.faces.layouts import FIVE5
+from facelab.metrics.detection_files import write_detection_table, write_detections, write_photos
+from facelab.metrics.detection_table import DetectionTable
+from facelab.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +94,16 @@ def _stack(arrays: Sequence[Array], shape: tuple[int, ...]) -> Array:
     return np.stack(arrays).astype(np.float32) if arrays else np.empty((0, *shape), np.float32)
 
 
+def fingerprint(photos: Sequence[Photo]) -> str:
+    """Hash the names, the true boxes and the true points of photos; the hash is the same on every machine."""
+    digest = hashlib.sha256()
+    for photo in photos:
+        digest.update(photo.path.name.encode("utf-8", "surrogateescape"))
+        for face in photo.faces:
+            digest.update(np.concatenate([face.box, face.points.ravel()]).astype(np.float32).tobytes())
+    return digest.hexdigest()[:16]
+
+
 def collate(samples: Sequence[DetectionBatch]) -> DetectionBatch:
     """Join photos to a batch. Smaller photos are padded at the right and below with zeros, which no network sees."""
     height, width = (max(1, *(int(sample.size[0, side]) for sample in samples)) for side in (0, 1))
@@ -129,10 +144,11 @@ class DetectionDataModule(LightningDataModule):
         test_split: split of the test photos: ``test``, or the one of ``evaluate.py split=...``.
         max_unreadable: largest share of photos of a split that cannot be read; a larger one stops the run. One photo
             may always fail unless it is 0.
-        ignore: tags of the faces that are neither faces to find nor background.
+        ignore: tags of the faces that are neither faces to find nor background. A dataset may lack some of them.
 
     Raises:
-        ConfigError: the dataset has not the five points of a detector, or no such tag.
+        ConfigError: the dataset has not the five points of a detector, or a tag is spelled almost as one of the
+            dataset.
     """
 
     batch_type: ClassVar[type] = DetectionBatch
@@ -155,12 +171,14 @@ class DetectionDataModule(LightningDataModule):
                 f"dataset of boxes with the points of {FIVE5.name}",
                 mounted=True,
             )
-        if unknown := sorted({*ignore} - {*data.tags}):
-            raise ConfigError(
-                "ignore", f"=[{unknown[0]}]: the faces of {data.name} have the tags {', '.join(data.tags)}"
-            )
+        for tag in {*ignore} - {*data.tags}:
+            if nearest := difflib.get_close_matches(tag, data.tags, n=1):
+                raise ConfigError(
+                    "ignore", f"=[{tag}]: no face of {data.name} has this tag; did you mean {nearest[0]}?"
+                )
         self.data, self.batch_size, self.num_workers, self.seed = data, batch_size, num_workers, seed
-        self.test_split, self.max_unreadable, self.ignore = test_split, max_unreadable, tuple(ignore)
+        self.test_split, self.max_unreadable = test_split, max_unreadable
+        self.ignore = tuple(tag for tag in data.tags if tag in ignore)
         self.photos: dict[str, PhotoDataset] = {}
 
     def setup(self, stage: str) -> None:
@@ -183,6 +201,29 @@ class DetectionDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader[DetectionBatch]:
         """Return the loader of every test photo once."""
         return self._loader("test")
+
+    def protocol(self, table: DetectionTable) -> dict[str, Any]:
+        """Return the settings of a test that must be equal for two results to be comparable."""
+        photos, rows = self.photos["test"].photos, table.photo_id.tolist()
+        return {
+            "dataset": self.data.name,
+            "split": self.test_split,
+            "photos": len(rows),
+            "faces": len(table.face_id),
+            "truth": fingerprint([photos[row] for row in rows]),
+            "ignore": list(self.ignore),
+        }
+
+    def write_table(self, table: DetectionTable, folder: RunFolder) -> None:
+        """Write the table of a test to the folder of its run."""
+        names = [printable(photo.path.name) for photo in self.photos["test"].photos]
+        write_detection_table(table, folder.detections, names)
+        write_detections(table, folder.detections_csv, names)
+        write_photos(table, folder.photos, names)
+
+    def unreadable(self) -> dict[str, int]:
+        """Return the number of photos of each split that this process could not read."""
+        return {role: photos.readings.unreadable for role, photos in self.photos.items()}
 
     def _loader(self, role: str) -> DataLoader[DetectionBatch]:
         """Build the loader of the photos of this process."""

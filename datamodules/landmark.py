@@ -1,8 +1,9 @@
 """Datamodule of the landmark methods: one face per sample, cut out of its photo by one interpolation."""
 
+import hashlib
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -17,15 +18,17 @@ from datamodules.augmentation import UNCHANGED, Augmentation
 from datamodules.reading import MissingBoxError, Readings
 from facelab import signals
 from facelab.bounds import Count, Processes
-from facelab.errors import ConfigError, DatasetError
+from facelab.errors import ConfigError, DatasetError, printable
 from facelab.faces.batch import LandmarkBatch
 from facelab.faces.crop import BoxJitter, Crop
 from facelab.faces.face import Annotations, Face, Split
 from facelab.faces.geometry import Array, transform_points
-from facelab.faces.image import CropError, Orientation, PhotoFile
+from facelab.faces.image import CropError, Orientation, PhotoFile, is_rotated_by_tag
 from facelab.faces.layouts import Layout
 from facelab.faces.pose import estimate_pose, flipped, turned
 from facelab.internals.lightning import processed_epochs
+from facelab.metrics.face_table import FaceTable, write_faces
+from facelab.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -232,6 +235,20 @@ class FaceDataset(Dataset[LandmarkBatch]):
         )
 
 
+def is_turned(path: Path, orientation: Orientation) -> bool:
+    """Return whether a photo is rotated by its orientation tag (EXIF) before it is measured."""
+    return orientation == "shown" and is_rotated_by_tag(path)
+
+
+def fingerprint(faces: FaceDataset, rows: Sequence[int]) -> str:
+    """Hash the photo names and the true points of the measured faces; the hash is the same on every machine."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(faces.paths[row].name.encode("utf-8", "surrogateescape"))
+        digest.update(np.ascontiguousarray(faces.faces[row].points, np.float32).tobytes())
+    return digest.hexdigest()[:16]
+
+
 def collate(samples: list[LandmarkBatch]) -> LandmarkBatch:
     """Stack samples. Images keep the memory format channels last, with which convolutions are faster on a CPU."""
     image, *rest = default_collate([(sample.image.permute(1, 2, 0), *sample[1:]) for sample in samples])
@@ -333,6 +350,29 @@ class LandmarkDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader[LandmarkBatch]:
         """Return the loader of every face once, without augmentation."""
         return self._loader("test", shuffle=False)
+
+    def protocol(self, table: FaceTable) -> dict[str, Any]:
+        """Return the settings of a test that must be equal for two results to be comparable."""
+        faces, rows = self.faces["test"], table.face_id.tolist()
+        return {
+            "dataset": self.data.name,
+            "split": self.test_split,
+            "layout": self.data.layout.name,
+            "faces": len(rows),
+            "truth": fingerprint(faces, rows),
+            "box": self.crop.box,
+            **({"box_jitter": str(faces.box_jitter)} if faces.box_jitter else {}),
+            "pose": faces.pose_source,
+            **({"orientation": "shown"} if any(map(is_turned, faces.paths, faces.orientations)) else {}),
+        }
+
+    def write_table(self, table: FaceTable, folder: RunFolder) -> None:
+        """Write the table of a test to the folder of its run."""
+        write_faces(table, folder.faces, [printable(path.name) for path in self.faces["test"].paths])
+
+    def unreadable(self) -> dict[str, int]:
+        """Return the number of faces of each split whose photo this process could not read."""
+        return {role: faces.readings.unreadable for role, faces in self.faces.items()}
 
     def _loader(self, role: str, *, shuffle: bool) -> DataLoader[LandmarkBatch]:
         """Build the loader of the faces of this process."""

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, overload
 import numpy as np
 
 from facelab.bounds import Device
-from facelab.errors import ConfigError, ImageError
+from facelab.errors import ConfigError, ImageError, RunError
 from facelab.faces.crop import BoxSource, Crop
 from facelab.faces.geometry import Array
 from facelab.faces.image import PhotoArray
@@ -19,7 +19,7 @@ from facelab.inference.boxes_file import Boxes
 from facelab.inference.landmarks import FaceCrops, Photos, PredictedFace, PredictedPhoto
 from facelab.inference.write import draw_face
 from facelab.runs.build import choose_device
-from facelab.runs.checkpoint import build_crop, load_run
+from facelab.runs.checkpoint import build_crop, is_detector, load_run
 from facelab.runs.targets import trusting
 from lightning_modules.landmark import LandmarkModule
 
@@ -184,6 +184,8 @@ def open_landmarker(
     )
     chosen = choose_device(device)
     run = load_run(expand_home(str(path)), paths, supplements)
+    if is_detector(run.cfg):
+        raise RunError(f"{run.checkpoint} is a detector, which finds faces and not the landmarks in the crop of a face")
     boxes: tuple[BoxSource, BoxSource] = ("given", "image")
     around_box, around_image = (build_crop(run, box, changes) for box in boxes)
     return Landmarker(run.module.to(chosen), around_box, around_image, run.checkpoint)

@@ -25,6 +25,7 @@ PASSIVE_NODES = ("paths", "logger", "trust")
 PASSIVE_CALLBACKS = frozenset(
     {
         *("callbacks.charts.Charts", "callbacks.pictures.FaceGrid", "callbacks.pictures.WorstFaces"),
+        "callbacks.pictures.WorstPhotos",
         *("callbacks.results.Results", "callbacks.resume.ResumableCheckpoint", "callbacks.epoch_lines.EpochLines"),
         "callbacks.finite_loss.FiniteLoss",  # its option is a key of the root, which is compared
         *(f"lightning.pytorch.callbacks.{name}ProgressBar" for name in ("Rich", "TQDM")),
@@ -109,6 +110,21 @@ class RunFolder:
         """Return the path of the errors of the test, one row for each face."""
         return self.path / "faces.csv"
 
+    @property
+    def detections(self) -> Path:
+        """Return the path of all detections and annotated faces of a detector's test, for programs."""
+        return self.path / "detections.npz"
+
+    @property
+    def detections_csv(self) -> Path:
+        """Return the path of the detections of a detector's test with a score from 0.3, one row for each."""
+        return self.path / "detections.csv"
+
+    @property
+    def photos(self) -> Path:
+        """Return the path of the counts of a detector's test, one row for each photo."""
+        return self.path / "photos.csv"
+
     def bad_batch(self, rank: int) -> Path:
         """Return the path of a batch whose loss was not finite, with the weights, of one rank."""
         return self.path / f"bad_batch_rank{rank}.pt"
@@ -134,7 +150,7 @@ class RunFolder:
 
     @property
     def worst_picture(self) -> Path:
-        """Return the path of the picture of the worst faces of the test."""
+        """Return the path of the picture of the worst faces or photos of the test."""
         return self.samples / WORST_PICTURE
 
     @property

@@ -1,6 +1,7 @@
 """Base class of the face detectors: validation, test and prediction steps, search of a photo, optimizer."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -45,11 +46,13 @@ class DetectorModule(LightningModule):
     Attributes:
         memory_format: memory format of images; ``facelab.profiling.compile`` sets it together with that of the weights.
         table: detections and faces of the last validation or test.
+        remarks: sentences about the last test for its table.
     """
 
     memory_format = torch.channels_last
     layout = FIVE5
     resumed = False
+    remarks: Sequence[str] = ()
     table: DetectionTable
 
     def __init__(
@@ -156,6 +159,10 @@ class DetectorModule(LightningModule):
     def metrics(self, table: DetectionTable) -> dict[str, Definition]:
         """Define the metrics of a table by name."""
         return definitions(table)
+
+    def protocol(self) -> dict[str, Any]:
+        """Return the settings of the method that must be equal for two results to be comparable."""
+        return asdict(self.detection)
 
     def _log_table(self, role: str) -> None:
         """Compute the table, log its metrics and reset the collected detections."""

@@ -188,6 +188,10 @@ class LandmarkModule(LightningModule):
         """Define the metrics of a table by name. A method may add others that only it has."""
         return landmarks.definitions(table)
 
+    def protocol(self) -> dict[str, Any]:
+        """Return the settings of the method that must be equal for two results to be comparable."""
+        return {"flip_test": self.flip_test}
+
     def _log_table(self, role: str) -> None:
         """Compute the table, log its metrics and reset the collected errors."""
         self.table = self.errors.table()

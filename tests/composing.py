@@ -36,9 +36,6 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-MODELS = options("model")
-
-
 @functools.cache
 def default_parts(model: str) -> dict[str, str]:
     """Return the option of each config group that a model file chooses."""
@@ -50,6 +47,24 @@ def default_parts(model: str) -> dict[str, str]:
 def groups_of(model: str) -> set[str]:
     """Return the config groups of a model file."""
     return set(default_parts(model))
+
+
+MODELS = [model for model in options("model") if "detection" not in groups_of(model)]
+"""Landmark methods."""
+DETECTORS = [model for model in options("model") if "detection" in groups_of(model)]
+"""Methods that find faces in photos."""
+DETECTION_SETS = [name for name in options("data") if "layouts.FIVE5" in (CONF / "data" / f"{name}.yaml").read_text()]
+"""Datasets of boxes."""
+
+
+def is_named_after(model: str, group: str, option: str) -> bool:
+    """Return whether an option is the default of a model, or has the name of the model in its own."""
+    return default_parts(model).get(group) == option or model in option.split("_")
+
+
+def parts_of_landmarks(group: str) -> list[str]:
+    """Return the options of a group without the parts that only detectors have."""
+    return [name for name in options(group) if not any(is_named_after(model, group, name) for model in DETECTORS)]
 
 
 # Small methods
@@ -143,8 +158,8 @@ def taker(group: str, option: str) -> str:
 
     Models that name the option come first.
     """
-    models = [model for model in MODELS if group in groups_of(model)]
-    models.sort(key=lambda model: (default_parts(model)[group] != option, option.partition("_")[0] != model))
+    models = [model for model in (*MODELS, *DETECTORS) if group in groups_of(model)]
+    models.sort(key=lambda model: (default_parts(model)[group] != option, not is_named_after(model, group, option)))
     refusals = {}
     for model in models:
         try:

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from composing import CONF, MODELS, SAMPLE, compose_config, faults, groups_of, options, taker
+from composing import CONF, DETECTION_SETS, DETECTORS, MODELS, SAMPLE, compose_config, faults, groups_of, options, taker
 from conftest import ROOT
 from hydra.errors import ConfigCompositionException
 
@@ -59,6 +59,38 @@ FIRST = "folder"
 def test_check_config_accepts_every_model_on_every_dataset(model: str, data: str) -> None:
     """Would catch a method that fits only its default dataset, or a dataset without a key that methods need."""
     assert faults([f"model={model}", f"data={data}", *SAMPLE.get(("data", data), [])]) == []
+
+
+@pytest.mark.parametrize("model", DETECTORS)
+@pytest.mark.parametrize("data", DETECTION_SETS)
+def test_check_config_accepts_every_detector_on_every_set_of_boxes(model: str, data: str) -> None:
+    """Would catch a detector that fits only its default dataset, or a set of boxes without a key that it needs."""
+    assert faults([f"model={model}", f"data={data}"]) == []
+
+
+REFUSED_OF_DETECTORS = {
+    "datamodule.batch_size": 0,
+    "datamodule.max_unreadable": 2,
+    "datamodule.ignore": "invalid",
+    "detection.scale": "small",
+    "detection.threshold": -0.1,
+    "detection.candidates": 0,
+    "detection.nms_iou": 1.5,
+    "detection.most": 1.5,
+    "coder.sizes": "[[0,1]]",
+    "coder.variances": "[0,0.2]",
+    "backbone.width": 0.1,
+    "head.width": 6,
+}
+"""A senseless value of the parts of a detector by key."""
+
+
+@pytest.mark.parametrize("model", DETECTORS)
+def test_check_config_refuses_senseless_values_of_a_detector(model: str) -> None:
+    """Would catch a value that is accepted silently and changes or ruins a measurement."""
+    assert groups_of(model) >= {key.partition(".")[0] for key in REFUSED_OF_DETECTORS}
+    found = faults([f"model={model}", *(f"{key}={value}" for key, value in REFUSED_OF_DETECTORS.items())])
+    assert [key for key in REFUSED_OF_DETECTORS if not any(fault.place.startswith(key) for fault in found)] == []
 
 
 @pytest.mark.parametrize(
@@ -136,7 +168,7 @@ def other_conf(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [*MODELS, *DETECTORS])
 def test_compose_refuses_parts_of_other_models(model: str) -> None:
     """Would catch `head=...` for a method without a head that is silently accepted and has no effect."""
     foreign = {group for group in PARTS if group not in NO_PARTS}

@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from composing import options, small
+from composing import MODELS, small
 from conftest import ROOT
 
 TIMES = {"run_ms", "trainer_ms", "trainer_without_on_nan_ms", "step_ms", "run_share", "trainer_share", "on_nan_cost"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", options("model"))
+@pytest.mark.parametrize("model", MODELS)
 def test_gpu_check_measures_every_method(model: str, tmp_path: Path) -> None:
     """Would catch a script that fails with one method, because a GPU is available for minutes only."""
     overrides = [*small(model), "datamodule.num_workers=1", "trainer=cpu"]

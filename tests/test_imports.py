@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from composing import MODELS
+from composing import options
 from conftest import ROOT
 
 from facelab.runs.targets import PROJECT
@@ -91,13 +91,13 @@ def names_of(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("method", MODELS)
+@pytest.mark.parametrize("method", options("model"))
 @pytest.mark.parametrize("folder", ["lightning_modules", "datamodules", *(f"facelab/{kind}" for kind in KINDS)])
 def test_method_imports_no_other_method(method: str, folder: str) -> None:
     """Would catch a method that cannot be changed or removed without another one."""
     file = ROOT / folder / f"{method}.py"
     if file.is_file():
-        others = {f"{folder.replace('/', '.')}.{other}" for other in MODELS if other != method}
+        others = {f"{folder.replace('/', '.')}.{other}" for other in options("model") if other != method}
         assert others & names_of(file) == set()
 
 

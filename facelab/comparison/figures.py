@@ -56,7 +56,14 @@ BREAKDOWNS = {
 """Title of a figure, and the property that defines its parts, by breakdown; another breakdown's title is its name."""
 PART_NAMES = {
     "yaw": {"0_30": "0–30°", "30_60": "30–60°", "60_90": "over 60°"},
-    "size": {"0_32": "under 32 px", "32_64": "32–64 px", "64_128": "64–128 px", "128_up": "128 px and more"},
+    "size": {
+        "0_16": "under 16 px",
+        "16_32": "16–32 px",
+        "0_32": "under 32 px",
+        "32_64": "32–64 px",
+        "64_128": "64–128 px",
+        "128_up": "128 px and more",
+    },
 }
 """Label of a part in a figure by breakdown and part; another part's label is its name."""
 

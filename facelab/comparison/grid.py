@@ -24,8 +24,16 @@ from facelab.comparison.published import Published
 from facelab.comparison.read import LATENCY, POSE, Run, setting, value_text
 from facelab.errors import visible
 
-DESCRIBED = ("dataset", "split", "faces", "layout", "box", "flip_test", "pose")
-"""Entries of a protocol with a place in the sentence of :func:`describe`."""
+DESCRIBED = {
+    "photos": "{} photos",
+    "faces": "{} faces",
+    "layout": "{}",
+    "scale": "scale: {}",
+    "box": "box: {}",
+    "flip_test": "flip test: {}",
+    "pose": "pose: {}",
+}
+"""Text of :func:`describe` for an entry of a protocol; a detector and a landmark method have different ones."""
 COSTS = {"params": ("params M", 1e-6, 2), "macs": ("MACs M", 1e-6, 1), LATENCY: ("latency ms", 1.0, 1)}
 COSTS |= {
     f"{POSE}{name}": (f"with pose: {heading}", factor, decimals) for name, (heading, factor, decimals) in COSTS.items()
@@ -60,10 +68,10 @@ def _unbroken(text: str) -> str:
 
 def describe(protocol: dict[str, Any]) -> str:
     """Describe a protocol in one line."""
-    values = {key: one_line(value_text(protocol[key])) if key in protocol else "?" for key in DESCRIBED}
-    text = "{dataset} {split}, {faces} faces, {layout}, box: {box}, flip test: {flip_test}, pose: {pose}"
-    rest = [one_line(f"{key}: {value_text(value)}") for key, value in protocol.items() if key not in DESCRIBED]
-    return ", ".join([text.format(**values), *rest])
+    values = {key: one_line(value_text(value)) for key, value in protocol.items()}
+    name = " ".join(values.pop(key, "?") for key in ("dataset", "split"))
+    described = [text.format(values.pop(key)) for key, text in DESCRIBED.items() if key in values]
+    return ", ".join([name, *described, *(one_line(f"{key}: {value}") for key, value in values.items())])
 
 
 def headings(tables: Sequence[Table]) -> list[str]:
@@ -201,15 +209,15 @@ def grid_without_numbers(runs: Sequence[Run]) -> list[list[Cell]]:
 def remarks(table: Table) -> list[str]:
     """Return the remarks below a table."""
     lines = [
-        "In percent, with 95 % intervals over faces. Bold: the best value, if its interval overlaps no other in its "
-        "column."
+        f"In percent, with 95 % intervals over {table.noun}. Bold: the best value, if its interval overlaps no other "
+        "in its column."
     ]
     if any(row.deviations for row in table.rows):
         lines = [
-            "In percent, with 95 % intervals over faces; for runs that differ only in the seed, mean ± sample standard "
-            "deviation over the seeds. Bold: the best value, if its interval (for a mean, the mean of the runs' "
-            "intervals) overlaps no other in its column and, if one of two values is a mean, their difference exceeds "
-            "the pooled standard deviation. Unknown intervals and deviations are ignored."
+            f"In percent, with 95 % intervals over {table.noun}; for runs that differ only in the seed, mean ± sample "
+            "standard deviation over the seeds. Bold: the best value, if its interval (for a mean, the mean of the "
+            "runs' intervals) overlaps no other in its column and, if one of two values is a mean, their difference "
+            "exceeds the pooled standard deviation. Unknown intervals and deviations are ignored."
         ]
     by_unit: dict[str, list[str]] = {}
     for metric in table.metrics:

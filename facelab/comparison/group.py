@@ -13,13 +13,15 @@ from facelab.comparison.read import STAMP, Run, class_name, setting, value_text
 from facelab.errors import RunError
 from facelab.metrics.record import Metric
 
-SORT_BY = "nme_box"
-"""Metric by which runs are sorted."""
+SORT_BY = ("nme_box", "ap50")
+"""Metrics by which runs are sorted: landmark methods by the first, detectors by the second, the best first."""
 MAIN = (
     *("nme_ioc", "nme_ioc_crop", "nme_box", "fr08_ioc", "auc08_ioc"),
     *("nme_box_yaw_0_30", "nme_box_yaw_30_60", "nme_box_yaw_60_90", "nme_box_yaw_mean", "mae_angle"),
 )
-"""Metrics that are shown by default."""
+"""Metrics of landmark methods that are shown by default."""
+MAIN_OF_DETECTORS = ("ap50", "ap", "recall", "wider_easy", "wider_medium", "wider_hard", "nme5_box")
+"""Metrics of detectors that are shown by default."""
 MODEL = "model._target_"
 """Key of the method in the configuration."""
 RECIPE = frozenset(
@@ -57,13 +59,19 @@ class Table(NamedTuple):
     recipe: list[str]  # keys in which the runs differ only by method, with one value per method
     metrics: list[str]  # columns, in order
 
+    @property
+    def noun(self) -> str:
+        """Return what was measured and what the intervals resample: ``photos`` by a detector, else ``faces``."""
+        return "photos" if "photos" in self.protocol else "faces"
+
 
 def compare(runs: Sequence[Run], metrics: Sequence[str] | None) -> list[Table]:
     """Make one table per protocol, in the order of their first runs; runs without metrics are in no table.
 
     Args:
         runs: runs to compare.
-        metrics: columns; None for those of :data:`MAIN` that the runs have, or for all if they have none of these.
+        metrics: columns; None for those of :data:`MAIN` and :data:`MAIN_OF_DETECTORS` that the runs have, or for all if
+            they have none of these.
 
     Raises:
         RunError: no run has a metric of that name.
@@ -91,6 +99,7 @@ def _table(runs: list[Run], metrics: Sequence[str] | None) -> Table:
     names = list(dict.fromkeys(name for run in runs for name in run.metrics))
     keys = differing(runs)
     recipe = recipe_keys(runs, keys)
+    main = [name for name in (*MAIN, *MAIN_OF_DETECTORS) if name in names]
     return Table(
         protocol=runs[0].protocol,
         runs=sorted(runs, key=lambda run: _rank(row_of([run]))),
@@ -98,14 +107,16 @@ def _table(runs: list[Run], metrics: Sequence[str] | None) -> Table:
         published=official(runs[0].protocol),
         settings=[key for key in keys if key not in recipe],
         recipe=recipe,
-        metrics=list(dict.fromkeys(metrics)) if metrics else [name for name in MAIN if name in names] or names,
+        metrics=list(dict.fromkeys(metrics)) if metrics else main or names,
     )
 
 
 def _rank(entry: Row) -> tuple[bool, bool, float, str]:
     """Return the sort key: ranked first, then by :data:`SORT_BY`, then by name."""
-    value = entry.value(SORT_BY)
-    return not entry.ranked, math.isnan(value), 0.0 if math.isnan(value) else value, entry.name
+    metric = next((entry.metrics[name] for name in SORT_BY if name in entry.metrics), None)
+    if metric is None or math.isnan(metric.value):
+        return not entry.ranked, True, 0.0, entry.name
+    return not entry.ranked, False, -metric.value if metric.better == "higher" else metric.value, entry.name
 
 
 def natural_order(run: Run) -> list[tuple[bool, int, str]]:

@@ -338,7 +338,7 @@ class Section {
     };
     add("Training", monitors.map((name) => [name, DATA.curves[name].about, (figure) => drawCurves(figure, this, name)]));
     add("Distribution of errors", !hasErrors ? [] : DATA.errors.map((error) => [error.metric, error.about, (figure) => drawDistribution(figure, this, error)]));
-    add("Error by part of the faces", this.groups.map((group) => [group.title, group.about, (figure) => drawIntervals(figure, this.drawn(), group.items, group.axis, (row, [, , metric]) => [row.metrics[metric] ?? []])]), "Mean error of each part, with its number of faces. Bars: mean ± standard deviation over seeds, or the 95 % interval of a single run.");
+    add("By part of the faces", this.groups.map((group) => [group.title, group.about, (figure) => drawIntervals(figure, this.drawn(), group.items, group.axis, (row, [, , metric]) => [row.metrics[metric] ?? []])]), "The metric of each part, with its number of faces. Bars: mean ± standard deviation over seeds, or the 95 % interval of a single run.");
     add("Error against cost", this.costs.map((cost) => [cost.title, cost.about, (figure) => drawCost(figure, this, cost)]), "Each point is a row of the table; grey rows are not selected. Dashed: the Pareto front, the rows for which no other row is both cheaper and better.");
     if (this.rows.some((row) => Object.keys(row.metrics).length) && !this.costs.length)
       place.append(element("p", { class: "quiet note" }, "Error against MACs and latency: no run has counted MACs or a measured latency."));

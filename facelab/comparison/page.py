@@ -121,7 +121,7 @@ def _short_heading(table: Table) -> str:
 def _section(number: int, heading: str, table: Table, data: dict[str, Any], pictures: int) -> str:
     """Format the section of a table."""
     conditions = ", ".join(part.strip() for part in heading.split(",")[2:])
-    count = one_line(f"{table.protocol.get('faces', '?')} faces")
+    count = one_line(f"{table.protocol.get(table.noun, '?')} {table.noun}")
     name = f"table-{number}"
     return f"""<section id="{name}" aria-labelledby="{name}-title" data-section="{number - 1}">
 <h2 id="{name}-title">{escape(_short_heading(table))} <span class="quiet">{escape(count)}</span></h2>
@@ -258,7 +258,7 @@ def _unmeasured(runs: Sequence[Run], *, has_curves: bool, number: int) -> str:
 
 
 def _pictures(table: Table, most: int) -> str:
-    """Format the pictures of the worst faces, one run per row and at most ``most``."""
+    """Format the pictures of the worst faces or photos, one run per row and at most ``most``."""
     figures: list[str] = []
     labels = dict(zip((row.name for row in table.rows), labels_of(table), strict=True))
     for row in table.rows:
@@ -270,8 +270,13 @@ def _pictures(table: Table, most: int) -> str:
             figures.append(_picture(RunFolder(run.folder).worst_picture, caption))
     if not figures:
         return ""
-    return f"""<h3>Worst faces</h3>
-<p class="quiet note">The faces of each run with the largest nme_box; true points green, predicted points red.</p>
+    about = {
+        "faces": "The faces of each run with the largest nme_box; true points green, predicted points red.",
+        "photos": "The photos of each run with the most missed faces and false detections; annotated faces green, "
+        "detections red.",
+    }
+    return f"""<h3>Worst {table.noun}</h3>
+<p class="quiet note">{about[table.noun]}</p>
 <div class="pictures">{"".join(figures)}</div>"""
 
 
@@ -285,7 +290,7 @@ def _picture(file: Path, caption: str) -> str:
     image.save(stream, "JPEG", quality=PICTURE_QUALITY, optimize=True)
     width, height = image.size
     source = f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
-    image_tag = f'<img src="{source}" width="{width}" height="{height}" alt="worst faces of {escape(caption)}">'
+    image_tag = f'<img src="{source}" width="{width}" height="{height}" alt="{escape(caption)}">'
     return f"<figure><figcaption>{escape(caption)}</figcaption>{image_tag}</figure>"
 
 

@@ -307,9 +307,10 @@ def _results(path: Path) -> dict[str, Any]:
 
 
 def _skipped(metrics: dict[str, Metric]) -> str:
-    """Return a note on faces that could not be measured; empty if there are none."""
-    skipped = metrics.get("faces_skipped")
-    return f"{skipped.text(skipped.value)} faces could not be measured" if skipped and skipped.value else ""
+    """Return a note on faces or photos that could not be measured; empty if there are none."""
+    counts = {noun: metrics[f"{noun}_skipped"] for noun in ("faces", "photos") if f"{noun}_skipped" in metrics}
+    notes = (f"{count.text(count.value)} {noun} could not be measured" for noun, count in counts.items() if count.value)
+    return ", ".join(notes)
 
 
 def _one_line(text: str) -> str:

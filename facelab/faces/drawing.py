@@ -1,4 +1,4 @@
-"""Drawing of landmarks on images, and arrangement of images in a grid."""
+"""Drawing of landmarks and boxes on images, and arrangement of images in a grid."""
 
 from collections.abc import Sequence
 from itertools import chain, pairwise
@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from facelab.faces.geometry import Array, box_to_image, image_box, transform_points
-from facelab.faces.layouts import Layout
+from facelab.faces.layouts import FIVE5, Layout
 
 Colour = tuple[int, int, int]
 """Red, green and blue, 0 to 255."""
@@ -15,6 +15,10 @@ TRUTH: Colour = (60, 220, 90)
 """RGB of annotated points: green."""
 PREDICTION: Colour = (255, 70, 60)
 """RGB of predicted points: red."""
+SMALLEST_WITH_POINTS = 24
+"""Shorter side in pixels of the smallest face in a tile whose points are drawn; they would cover a smaller one."""
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+"""Font of captions and scores."""
 SUBPIXEL_BITS = 4
 """Fractional bits of OpenCV's fixed-point drawing coordinates: steps of 1/16 pixel."""
 
@@ -64,22 +68,62 @@ def tile(
     Returns:
         ``(side, side, 3)`` uint8.
     """
-    height, width = image.shape[:2]
-    scale = side / max(height, width)
-    to_tile = box_to_image(image_box(width, height), round(width * scale), round(height * scale))
-    canvas = np.zeros((side, side, 3), np.uint8)
-    resized = cv2.resize(image, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
-    canvas[: resized.shape[0], : resized.shape[1]] = resized
+    canvas, to_tile = _canvas(image, side)
     for points, colour in ((truth, TRUTH), (prediction, PREDICTION)):
         if points is not None:
             canvas = draw_landmarks(
                 canvas, transform_points(to_tile, points.astype(np.float64)), layout, colour, lines=False
             )
+    return _with_caption(canvas, caption)
+
+
+def photo_tile(
+    image: Array, *, side: int, truth: Array, boxes: Array, scores: Array, points: Array, caption: str
+) -> Array:
+    """Draw one tile of a grid: a resized photo, annotated boxes green, detections with scores and points red.
+
+    Args:
+        image: ``(H, W, 3)`` uint8 RGB.
+        side: side of the tile in pixels.
+        truth: ``(F, 4)`` annotated boxes in pixels of ``image``.
+        boxes: ``(D, 4)`` detections in pixels of ``image``.
+        scores: ``(D,)`` their scores.
+        points: ``(D, 5, 2)`` their points; NaN from a detector without points.
+        caption: short text; empty for none.
+
+    Returns:
+        ``(side, side, 3)`` uint8.
+    """
+    canvas, to_tile = _canvas(image, side)
+    for corners, colour in ((truth, TRUTH), (boxes, PREDICTION)):
+        ends = transform_points(to_tile, corners.reshape(-1, 2, 2)).clip(-(2**15), 2**15)
+        for start, end in np.round(ends * 2**SUBPIXEL_BITS).astype(int).tolist():
+            cv2.rectangle(canvas, start, end, colour, 1, cv2.LINE_AA, SUBPIXEL_BITS)
+    for box, score, face in zip(boxes, scores, points, strict=True):
+        if np.ptp(transform_points(to_tile, box.reshape(2, 2)), axis=0).min() >= SMALLEST_WITH_POINTS:
+            canvas = draw_landmarks(canvas, transform_points(to_tile, face), FIVE5, PREDICTION, lines=False)
+        x, y = transform_points(to_tile, box[None, :2])[0].clip(0, side).round().astype(int).tolist()
+        cv2.putText(canvas, f"{score:.2f}", (x, y - 2), FONT, side / 1200, PREDICTION, 1, cv2.LINE_AA)
+    return _with_caption(canvas, caption)
+
+
+def _canvas(image: Array, side: int) -> tuple[Array, Array]:
+    """Resize an image into the top-left corner of a black square; return it, and the matrix from the image to it."""
+    height, width = image.shape[:2]
+    scale = side / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    canvas = np.zeros((side, side, 3), np.uint8)
+    canvas[: size[1], : size[0]] = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return canvas, box_to_image(image_box(width, height), *size)
+
+
+def _with_caption(canvas: Array, caption: str) -> Array:
+    """Write a text on a black ground at the bottom of a tile; return the tile."""
     if caption:
-        (width, height), baseline = cv2.getTextSize(caption, cv2.FONT_HERSHEY_SIMPLEX, side / 480, 1)
+        side = len(canvas)
+        (width, height), baseline = cv2.getTextSize(caption, FONT, side / 480, 1)
         cv2.rectangle(canvas, (0, side - height - baseline - 4), (width + 8, side), (0, 0, 0), -1)
-        origin = (4, side - baseline - 1)
-        cv2.putText(canvas, caption, origin, cv2.FONT_HERSHEY_SIMPLEX, side / 480, (255, 255, 255), 1, cv2.LINE_AA)
+        cv2.putText(canvas, caption, (4, side - baseline - 1), FONT, side / 480, (255, 255, 255), 1, cv2.LINE_AA)
     return canvas
 
 

@@ -165,6 +165,11 @@ class Definition(NamedTuple):
     part: str = ""
     strata: tuple[Array, ...] = ()  # (G,) bool each: groups of faces whose values are averaged; empty for one group
 
+    @property
+    def faces(self) -> int:
+        """Return the number of faces in the value."""
+        return int((~np.isnan(self.e)).sum())
+
     def groups(self) -> list[Array]:
         """Return the numbers of each group, without those that are left out."""
         groups = [self.e[faces] for faces in self.strata] or [self.e]
@@ -188,9 +193,8 @@ class Definition(NamedTuple):
             low, high = stratified_bootstrap(self.groups(), self.statistic, resamples, seed)
         elif self.unit != "count":
             low, high = bootstrap(self.e, self.statistic, resamples, seed)
-        missing = int(np.isnan(self.e).sum())
         return Metric(
-            *(self.value(), low, high, len(self.e) - missing, missing),
+            *(self.value(), low, high, self.faces, len(self.e) - self.faces),
             *(self.unit, self.better, self.whole, self.breakdown, self.part),
         )
 

@@ -1,8 +1,8 @@
 """Reading of checkpoints of train.py, and opening of a checkpoint as the trained module.
 
-Opening builds ``model``, and checks ``crop`` and ``data.layout`` with it; no other node of the configuration is read. A
-removed logger, callback or option therefore does not prevent opening. :mod:`facelab.renames` translates the names of
-earlier versions.
+Opening builds ``model``, and checks ``crop`` and ``data.layout`` with it, or ``detection`` for a detector; no other
+node of the configuration is read. A removed logger, callback or option therefore does not prevent opening.
+:mod:`facelab.renames` translates the names of earlier versions.
 """
 
 import logging
@@ -39,7 +39,9 @@ NO_PATHS = {"data": "data", "cache": "data", "run": ".", "name": "", "group": ""
 TRAINING = ("model.optimizer", "model.scheduler", "datamodule.augment")
 """Dotted keys of parts that only training needs."""
 OPENED = ("model", "crop", "data.layout")
-"""Nodes that are checked when a checkpoint is opened; only the first is built."""
+"""Nodes that are checked when a checkpoint of a landmark method is opened; only the first is built."""
+OPENED_DETECTOR = ("model", "detection")
+"""Nodes that are checked when a checkpoint of a detector is opened; ``detection`` is its contract."""
 ABSENT = (*TRAINING, "model.loss")
 """Arguments that may be null in a module that is not trained, even if its signature does not allow it."""
 
@@ -55,7 +57,7 @@ class Checkpoint(NamedTuple):
 class LoadedRun(NamedTuple):
     """Trained module with its configuration."""
 
-    cfg: DictConfig  # the whole configuration; only the nodes in :data:`OPENED` were checked
+    cfg: DictConfig  # the whole configuration; only :func:`opened_nodes` were checked
     module: Any  # the LightningModule, in evaluation mode
     checkpoint: Path
 
@@ -185,7 +187,7 @@ def supplement(cfg: DictConfig, values: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: see :func:`load_run`.
     """
-    opened = {"datamodule", *needed(cfg, *OPENED)} if values else set()
+    opened = {"datamodule", *needed(cfg, *opened_nodes(cfg))} if values else set()
     for key, value in values.items():
         parent, _, last = key.rpartition(".")
         node = OmegaConf.select(cfg, parent) if parent else None
@@ -237,12 +239,13 @@ def _open(cfg: DictConfig, weights: Mapping[str, Any], file: Path) -> Any:
     """Build the module and load its weights; a loss that cannot be built becomes null in the configuration."""
     import torch
 
-    opened = needed(cfg, *OPENED)
-    fault = _loss_fault(opened)
+    nodes = opened_nodes(cfg)
+    opened = needed(cfg, *nodes)
+    fault = _loss_fault(opened, nodes)
     if fault:
         cfg.model.loss = None
-        opened = needed(cfg, *OPENED)
-    check(opened, OPENED, absent=ABSENT)
+        opened = needed(cfg, *nodes)
+    check(opened, nodes, absent=ABSENT)
     with torch.device("meta"):  # first, without memory: the network may be far larger than the weights
         skipped = _load(build(opened, "model"), {key: value.to("meta") for key, value in weights.items()}, file, fault)
     module = build(opened, "model")
@@ -273,10 +276,20 @@ def _load(module: Any, weights: Mapping[str, Any], file: Path, fault: str) -> li
     return skipped
 
 
-def _loss_fault(opened: DictConfig) -> str:
+def is_detector(cfg: DictConfig) -> bool:
+    """Return whether the method of a configuration finds faces in photos, and not landmarks in crops."""
+    return "detection" in cfg
+
+
+def opened_nodes(cfg: DictConfig) -> tuple[str, ...]:
+    """Return the nodes of a configuration that are checked when its checkpoint is opened."""
+    return OPENED_DETECTOR if is_detector(cfg) else OPENED
+
+
+def _loss_fault(opened: DictConfig, nodes: tuple[str, ...]) -> str:
     """Return why the loss of a model cannot be built; empty if it can, or if there is none."""
     place = typed_key(opened, "model.loss")
-    faults = check_config(opened, OPENED)
+    faults = check_config(opened, nodes)
     if within := [fault for fault in faults if _is_in(fault.place, place)]:
         return "; ".join(within)
     if OmegaConf.select(opened, "model.loss") is None or any(fault.place not in ABSENT for fault in faults):

@@ -15,6 +15,17 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+TITLE = {
+    "photos": "{} photos",
+    "faces": "{} faces",
+    "scale": "scale: {}",
+    "box": "box: {}",
+    "pose": "pose: {}",
+    "box_jitter": "box jitter: {}",
+}
+"""Text in the title of the table for an entry of the protocol; a detector and a landmark method have different ones."""
+
+
 def report(folder: Path) -> None:
     """Print the table of the test in a run's folder and the paths of its files.
 
@@ -48,9 +59,8 @@ def _table(protocol: Mapping[str, Any], metrics: Mapping[str, Metric]) -> "Table
     """Build the table of the metrics of a test."""
     from rich.table import Table
 
-    title = "{dataset} {split}, {faces} faces, box: {box}, pose: {pose}".format(**protocol)
-    if jitter := protocol.get("box_jitter"):
-        title += f", box jitter: {jitter}"
+    title = "{dataset} {split}".format(**protocol)
+    title += "".join(f", {text.format(protocol[key])}" for key, text in TITLE.items() if protocol.get(key))
     table = Table(title=visible(title), title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
@@ -68,11 +78,12 @@ def _table(protocol: Mapping[str, Any], metrics: Mapping[str, Metric]) -> "Table
 def _notes(results: Mapping[str, Any], metrics: Mapping[str, Metric], files: RunFolder) -> list[str]:
     """Return remarks below the table: of the method, skipped and unreadable faces, signs for missing numbers."""
     notes = list(map(visible, results.get("remarks", [])))
-    if skipped := int(metrics["faces_skipped"].value):
-        notes.append(f"{skipped} faces could not be measured; they are listed in {files.faces.name} without an error")
+    noun, file = ("photos", files.photos) if "photos_skipped" in metrics else ("faces", files.faces)
+    if skipped := int(metrics[f"{noun}_skipped"].value):
+        notes.append(f"{skipped} {noun} could not be measured; they are listed in {file.name} without a result")
     for role, count in results.get("unreadable", {}).items():
         if count and role != "test":
-            notes.append(visible(f"{count} faces of {role} could not be read and were left out; the log lists them"))
+            notes.append(visible(f"{count} {noun} of {role} could not be read and were left out; the log lists them"))
     if any(math.isinf(metric.value) for metric in metrics.values()):
         notes.append("inf: a point of one of these faces was predicted as NaN or infinite; -: there is no such face")
     return notes

@@ -22,7 +22,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from callbacks import pictures
 from callbacks.pictures import FaceGrid, WorstFaces, save_picture
-from callbacks.results import RESAMPLES, Results, fingerprint
+from callbacks.results import RESAMPLES, Results
+from datamodules.landmark import fingerprint
 from facelab.faces.batch import LandmarkBatch
 from facelab.faces.layouts import FIVE5
 from facelab.metrics import landmarks

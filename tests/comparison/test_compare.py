@@ -297,6 +297,20 @@ def test_compare_sorts_runs_by_nme_box() -> None:
     assert [each.name for each in compare(runs, None)[0].runs] == ["a", "b", "c", "d", "killed"]
 
 
+def test_compare_sorts_detectors_by_falling_ap50() -> None:
+    """Would catch the worst detector in the first place, because lower errors are better, and columns of landmarks."""
+    protocol = {"dataset": "boxes", "split": "test", "photos": 9}
+    metric = ERROR._replace(better="higher")
+    runs = [
+        run(name)._replace(protocol=protocol, metrics={"wider_hard": metric, "ap50": metric._replace(value=value)})
+        for name, value in {"a": 0.7, "b": 0.9, "c": math.nan}.items()
+    ]
+    (table,) = compare(runs, None)
+    assert [each.name for each in table.runs] == ["b", "a", "c"]
+    assert (table.metrics, table.noun) == (["ap50", "wider_hard"], "photos")
+    assert describe(table.protocol) == "boxes test, 9 photos"
+
+
 def test_best_requires_separate_intervals() -> None:
     """Would catch a best number whose interval overlaps another, and a higher AUC treated as worse."""
     a, b, c = (row(name, nme_box=ends) for name, ends in {"a": (4, 3, 5), "b": (6, 5.1, 7), "c": (6, 5, 7)}.items())

@@ -10,7 +10,7 @@ import torch
 from lightning import Trainer
 from torch import Tensor
 
-from datamodules.detection import DetectionDataModule, MissingPhotoError
+from datamodules.detection import DetectionDataModule, MissingPhotoError, fingerprint
 from facelab.errors import ConfigError, DatasetError
 from facelab.faces.batch import DetectionBatch
 from facelab.faces.detections import Candidates, DetectionRule
@@ -110,7 +110,7 @@ def test_loader_marks_photos_that_cannot_be_read(scenes: Scenes) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"ignore": ["crowd"]}, r"ignore=\[crowd\]: the faces of scenes have the tags blur, invalid")],
+    [({"ignore": ["invalidd"]}, r"ignore=\[invalidd\]: no face of scenes has this tag; did you mean invalid")],
 )
 def test_datamodule_refuses_options(scenes: Scenes, changes: dict[str, Any], message: str) -> None:
     """Would catch a mistyped tag, whose faces would count as faces to find."""
@@ -124,6 +124,27 @@ def test_datamodule_refuses_landmark_data_and_empty_splits(scenes: Scenes, tmp_p
         module_of(Scenes(tmp_path, IBUG68))
     with pytest.raises(MissingPhotoError, match="the split 'val' has no photo"):
         module_of(scenes).setup("validate")
+
+
+def test_datamodule_ignores_the_tags_that_a_dataset_has(scenes: Scenes) -> None:
+    """Would catch a default that names the tags of several datasets and is refused by each of them."""
+    module = module_of(scenes, ignore=["difficult", "invalid"])
+    assert module.ignore == ("invalid",)
+    assert batches(module)[0].ignore.tolist() == [False, True, False]
+
+
+def test_fingerprint_depends_on_names_boxes_and_points_only(scenes: Scenes) -> None:
+    """Would catch results of other boxes in one table, and equal data on another machine in two."""
+    photos = scenes.photos("test")
+    reference = fingerprint(photos)
+    moved = [photo._replace(path=Path("/other", photo.path.name)) for photo in photos]
+    assert fingerprint(moved) == reference
+    first, *rest = photos
+    face = first.faces[0]
+    for other in (face._replace(box=face.box + 1), face._replace(points=face.points + 1)):
+        assert fingerprint([first._replace(faces=(other, *first.faces[1:])), *rest]) != reference
+    assert fingerprint(rest) != reference
+    assert fingerprint([first._replace(path=Path("other.png")), *rest]) != reference
 
 
 class WhiteDetector(DetectorModule):

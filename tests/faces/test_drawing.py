@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from facelab.faces.drawing import PREDICTION, TRUTH, draw_landmarks, grid, tile
+from facelab.faces.drawing import PREDICTION, TRUTH, draw_landmarks, grid, photo_tile, tile
 from facelab.faces.geometry import Array
 from facelab.faces.layouts import Layout
 
@@ -98,3 +98,30 @@ def test_grid_fills_row_by_row() -> None:
     picture = grid(tiles, columns=3)
     assert picture.shape == (8, 12, 3)
     assert picture[::4, ::4, 0].tolist() == [[1, 2, 3], [4, 5, 0]]
+
+
+def test_photo_tile_draws_boxes_in_pixels_of_the_photo() -> None:
+    """Would catch boxes that are not resized with the photo, exchanged colours, and points that hide a small face."""
+    truth, boxes = np.array([[40.0, 80, 160, 280]]), np.array([[200.0, 80, 320, 280], [340.0, 100, 360, 120]])
+    points = np.array([[[230.0, 150], [290, 150], [260, 190], [240, 230], [280, 230]], [[350, 110]] * 5])
+    drawn = photo_tile(
+        black(300, 400), side=200, truth=truth, boxes=boxes, scores=np.array([0.9, 0.5]), points=points, caption=""
+    )
+    assert drawn.shape == (200, 200, 3)
+    assert not drawn[150:].any()
+    for column, colour in ((20, TRUTH), (100, PREDICTION)):
+        assert np.abs(drawn[90, column - 1 : column + 1].astype(int).sum(axis=0) - colour).max() < 80
+    assert drawn[75, 115].tolist() == list(PREDICTION)  # a point of the large face
+    assert not drawn[53:57, 173:177].any()  # inside of the small face
+
+
+def test_photo_tile_without_faces_and_points() -> None:
+    """Would catch a crash for a photo without a face, and for a detector that predicts no points."""
+    none = np.empty((0, 4))
+    empty = photo_tile(
+        black(3, 400), side=50, truth=none, boxes=none, scores=np.empty(0), points=np.empty((0, 5, 2)), caption=""
+    )
+    assert not empty.any()
+    box, points = np.array([[0.0, 0, 300, 300]]), np.full((1, 5, 2), np.nan)
+    drawn = photo_tile(black(300, 300), side=50, truth=none, boxes=box, scores=np.ones(1), points=points, caption="x")
+    assert drawn.any()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from composing import CONF, MODELS, compose_config, groups_of, method, options, small, small_with, taker
+from composing import CONF, MODELS, compose_config, groups_of, method, parts_of_landmarks, small, small_with, taker
 from lightning import Callback, LightningModule, Trainer
 from omegaconf import OmegaConf
 from torch import Tensor
@@ -148,7 +148,7 @@ PART_OPTIONS = [
     for group in sorted(
         {"backbone", "coder", "head", "loss", "pose", "stage"} & {g for model in MODELS for g in groups_of(model)}
     )
-    for option in options(group)
+    for option in parts_of_landmarks(group)
     if not {"[timm,", "null"} & {*(CONF / group / f"{option}.yaml").read_text().split()}
 ]
 """Every option of a trained part, except options that leave the part out; one network of timm represents all."""

@@ -104,6 +104,20 @@ def test_report_shows_names_unchanged(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "[red]mine[/red]\\x1b]0;x\\x07" in capsys.readouterr().out
 
 
+def test_report_shows_the_photos_of_a_detector(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch a crash without the box of a landmark method, and a heading without the scale of the search."""
+    protocol = {"dataset": "boxes", "split": "val", "photos": 9, "faces": 20, "scale": "vga", "threshold": 0.02}
+    skipped = RECORDS["faces_skipped"]
+    metrics = {"ap50": as_json(BOX._replace(better="higher")), "photos_skipped": as_json(skipped)}
+    content = {"protocol": protocol, "metrics": metrics, "unreadable": {"test": 3, "val": 1}}
+    (tmp_path / "metrics.json").write_text(json.dumps(content))
+    report(tmp_path)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "boxes val, 9 photos, 20 faces, scale: vga" in printed
+    assert "3 photos could not be measured; they are listed in photos.csv without a result" in printed
+    assert "1 photos of val could not be read" in printed
+
+
 def test_report_prints_the_remarks_of_the_method(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Would catch a stage that is worse than the one before it and of which the table says nothing."""
     content = json.loads((with_records(tmp_path, {}) / "metrics.json").read_text())

@@ -11,7 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from composing import CONF, MODELS, compose_config, groups_of, method, options, small, small_with, taker
+from composing import (
+    CONF,
+    MODELS,
+    compose_config,
+    groups_of,
+    method,
+    options,
+    parts_of_landmarks,
+    small,
+    small_with,
+    taker,
+)
 from omegaconf import DictConfig, OmegaConf
 
 import benchmark
@@ -168,7 +179,7 @@ def run_checks(cfg: DictConfig, place: Place, model: str) -> None:
 def _options() -> Iterator[tuple[str, str]]:
     """Yield every option of a part of a method, except further networks of timm."""
     for group in sorted({group for model in MODELS for group in groups_of(model)}):
-        for option in options(group):
+        for option in options(group) if group == "data" else parts_of_landmarks(group):
             if "[timm," not in (CONF / group / f"{option}.yaml").read_text():
                 yield group, option
 
