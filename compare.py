@@ -72,7 +72,13 @@ def parse() -> argparse.Namespace:
         help=f"columns, by their name in {RunFolder(Path()).metrics.name} (default: {' '.join(MAIN)}; of detectors "
         f"{' '.join(MAIN_OF_DETECTORS)})",
     )
-    return parser.parse_args()
+    options = parser.parse_args()
+    for name in ("csv", "markdown", "html"):
+        if (path := getattr(options, name)) and path.is_dir():
+            parser.error(f"--{name} {path}: this is a folder; name a file")
+    if options.pictures < 0:
+        parser.error(f"--pictures {options.pictures}: expected 0 or more")
+    return options
 
 
 def main() -> None:

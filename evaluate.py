@@ -62,9 +62,8 @@ def main(cfg: DictConfig) -> None:
         check(cfg, EVALUATE_KEYS)
         run = load_run(expand_home(str(cfg.ckpt)), cfg.paths, parse_supplements(cfg.supplements))
         datamodule = build_data(run, cfg)
-        evaluated = evaluated_config(run, cfg)
         follow_loggers(cfg, run.checkpoint)
-        check(cfg, EVALUATE_KEYS)  # again, because the names are those of the run folder
+        evaluated = evaluated_config(run, cfg)
         trainer = build_trainer(cfg)
         status |= {"begun": True, "tested": str(run.checkpoint)}
         remove_results(folder)
@@ -141,6 +140,7 @@ def evaluated_config(run: LoadedRun, cfg: DictConfig) -> DictConfig:
         requested["supplements"] = cfg.supplements
     if build(cfg, "box_jitter"):
         requested["box_jitter"] = cfg.box_jitter
+    run.cfg.logger = OmegaConf.merge(cfg.logger or {})  # replaced, not merged: those of the run are not used
     kept = OmegaConf.merge(run.cfg, {"task": cfg.task, "trust": cfg.trust, "evaluate": requested})
     assert isinstance(kept, DictConfig)
     while broken := next(((key, error) for key in kept if (error := unresolved(kept, str(key)))), None):

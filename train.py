@@ -15,7 +15,7 @@ from facelab.runs.build import build, build_trainer, check
 from facelab.runs.check import TRAIN_KEYS
 from facelab.runs.checkpoint import clear_initial_weights, find_checkpoint, offline, read_checkpoint
 from facelab.runs.initial import build_initialised
-from facelab.runs.overrides import check_reach, trusted
+from facelab.runs.overrides import check_origin, check_reach, trusted
 from facelab.runs.processes import plain_overrides
 from facelab.runs.recording import track_run
 from facelab.runs.report import report
@@ -30,6 +30,8 @@ MODES = {"lower": "min", "higher": "max"}
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """Train, test with ``test_ckpt``, write the results, and return the monitored value for a sweeper."""
+    with exits():
+        check_origin(cfg)
     folder = Path(cfg.paths.run)
     with exits(), track_run(folder, cfg.task) as status, trusting(trusted(cfg)):
         resumed = open_folder(folder, cfg)
@@ -112,6 +114,14 @@ def check_values(cfg: DictConfig) -> None:
     otherwise = (
         trainer.get("fast_dev_run") or trainer.get("max_steps", -1) != -1 or trainer.get("limit_val_batches") == 0
     )
+    if cfg.rates is None:
+        raise ConfigError("rates", "=null: its keys set the learning rates; rates.freeze=[] freezes nothing")
+    warmup = cfg.rates.warmup_epochs
+    if epochs not in (None, -1) and warmup > epochs and not trainer.get("fast_dev_run"):
+        raise ConfigError(
+            "rates.warmup_epochs",
+            f"={warmup} is more than trainer.max_epochs={epochs}: the learning rate is never reached",
+        )
     if every is not None and epochs not in (None, -1) and every > epochs and not otherwise:
         raise ConfigError(
             "trainer.check_val_every_n_epoch",

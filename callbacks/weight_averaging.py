@@ -1,5 +1,7 @@
 """Average of the weights of the last epochs."""
 
+import logging
+
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
@@ -7,6 +9,8 @@ from torch import Tensor
 
 from facelab.bounds import Count, Share
 from lightning_modules.landmark import steps_per_epoch
+
+log = logging.getLogger(__name__)
 
 
 class StochasticWeightAveraging(WeightAveraging):
@@ -34,6 +38,15 @@ class StochasticWeightAveraging(WeightAveraging):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute the number of optimizer steps in an epoch."""
         self.epoch_steps = steps_per_epoch(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log that nothing was averaged if the training ended early."""
+        super().on_train_end(trainer, pl_module)
+        if trainer.current_epoch <= self.first_epoch:
+            log.warning(
+                "the training ended after epoch %d, before the first epoch of the average, %d: nothing was averaged",
+                *(trainer.current_epoch, self.first_epoch + 1),
+            )
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """Return whether to copy or average the weights after a step: in the averaged epochs after the last one."""

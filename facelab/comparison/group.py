@@ -265,7 +265,7 @@ def typed_apart(table: Table) -> dict[Path, str]:
     shared = set.intersection(*(set(run.typed) for run in table.runs))
     if any(len(row.runs) > 1 for row in table.rows):
         shared |= {override for run in table.runs for override in run.typed if override.startswith("seed=")}
-    rest = {run.folder: " ".join(word for word in run.typed if word not in shared) for run in table.runs}
+    rest = {run.folder: " ".join(word.lstrip("+") for word in run.typed if word not in shared) for run in table.runs}
     return rest if len(set(settings)) < len(settings) and any(rest.values()) else {}
 
 

@@ -384,7 +384,7 @@ def _difference(numbers: Array, drawn: Array, smaller: Array) -> Difference:
     value = float(numbers.mean()) if len(numbers) else math.nan
     low, high, probability = math.nan, math.nan, math.nan
     if math.isfinite(value):
-        low, high = interval(drawn)
+        low, high = interval(drawn)[0], -interval(-drawn)[0]  # B - A has the same interval with the other sign
         smaller_side = 1 + min((drawn <= 0).sum(), (drawn >= 0).sum())
         probability = min(1.0, float(2 * smaller_side / (len(drawn) + 1)))
     return Difference(value, low, high, probability, len(numbers), float(nanmean(smaller)))

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from facelab.errors import ConfigError
+
 # Options of Hydra that take the next word as their value. For `--info` the value is optional.
 _WITH_VALUE = {
     "--cfg": "-c",
@@ -107,9 +109,14 @@ def take_supplements(argv: Sequence[str]) -> list[str]:
     """Collect the words such as ``+model.width=8`` of a normalised command line in one override, ``supplements=[...]``.
 
     They supplement the configuration of the opened run, not that of the script; see :data:`SCRIPT_NODES`.
+
+    Raises:
+        ConfigError: ``supplements=`` is typed, too.
     """
     words = overrides_of(argv)
     taken = [word for word in words if (match := re.match(r"\+(\w+)\.", word)) and match[1] not in SCRIPT_NODES]
+    if taken and (typed := [word for word in words if key_of(word) == "supplements"]):
+        raise ConfigError(typed[0], f": type {taken[0]} and all other supplements with a plus")
     rest = [word for word in argv if word not in taken]
     return [*rest, f"supplements=[{','.join(quoted(word[1:]) for word in taken)}]"] if taken else list(argv)
 

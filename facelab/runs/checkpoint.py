@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from zipfile import ZIP_STORED, ZipFile
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -173,8 +174,21 @@ def load_run(path: Path, paths: DictConfig | None, supplements: Mapping[str, Any
 
 
 def parse_supplements(words: Sequence[str]) -> dict[str, Any]:
-    """Return the typed supplements, such as ``model.width=8``, as values by dotted key."""
-    return {each.key_or_group: each.value() for each in OverridesParser.create().parse_overrides(list(words))}
+    """Return the typed supplements, such as ``model.width=8``, as values by dotted key.
+
+    Raises:
+        ConfigError: one of them is not a key with one value.
+    """
+    values = {}
+    for word in words:
+        try:
+            each = OverridesParser.create().parse_override(word)
+        except HydraException as error:
+            raise ConfigError("supplements", f": {word!r} is not KEY=VALUE", mounted=True) from error
+        if each.is_sweep_override():
+            raise ConfigError("supplements", f": {word!r} has several values; a run has one", mounted=True)
+        values[each.key_or_group] = each.value()
+    return values
 
 
 def supplement(cfg: DictConfig, values: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -40,7 +41,12 @@ def follow_loggers(cfg: DictConfig, checkpoint: Path) -> None:
         return
     typed = {key_of(word) for word in hydra.overrides.task}
     for key in NAMES:
-        if f"logger.wandb.{key}" not in typed and key in theirs and "${" not in str(theirs[key]):
+        if f"logger.wandb.{key}" not in typed and _is_name(theirs.get(key)):
             OmegaConf.update(ours, key, theirs[key])
     if theirs.get("offline") is False and ours.offline:
         log.info("the run logged to W&B online; this evaluation does so with logger.wandb.offline=false")
+
+
+def _is_name(value: Any) -> bool:
+    """Return whether a value is text without a reference, or a list of such texts."""
+    return all(isinstance(text, str) and "${" not in text for text in (value if isinstance(value, list) else [value]))

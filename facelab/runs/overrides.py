@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from facelab import files
@@ -161,6 +162,25 @@ def trusted(cfg: DictConfig) -> Any:
     return [] if is_resumed and TRUST not in map(key_of, json.loads(os.environ[RESUMED_WORDS])) else cfg[TRUST]
 
 
+def check_origin(cfg: DictConfig) -> None:
+    """Refuse a resumed run that would write to another folder, or whose configuration files read the environment.
+
+    Nothing is resolved and written before: a value of the environment may be a secret.
+
+    Raises:
+        RunError: it would.
+    """
+    if RESUMED_WORDS not in os.environ:
+        return
+    typed, folder = json.loads(os.environ[RESUMED_WORDS]), Path(HydraConfig.get().runtime.output_dir)
+    check_environment(cfg, typed, folder)
+    if files.resolve_links(Path(cfg.paths.run)) != files.resolve_links(folder):
+        raise RunError(
+            f"{folder}: its paths.run={cfg.paths.run} is another folder. The run may be from somebody else, so nothing "
+            "was started; copy it, and remove paths.run from its files"
+        )
+
+
 def check_reach(cfg: DictConfig, folder: Path) -> None:
     """Refuse a resumed configuration whose parts write outside of its folder, unless their keys are typed now.
 
@@ -172,14 +192,12 @@ def check_reach(cfg: DictConfig, folder: Path) -> None:
         folder: folder of the run.
 
     Raises:
-        RunError: a part writes elsewhere, or its own configuration files read the environment; the message contains the
-            key and what to type.
+        RunError: a part writes elsewhere; the message contains the key and what to type.
     """
     if RESUMED_WORDS not in os.environ:
         return
     typed = json.loads(os.environ[RESUMED_WORDS])
     typed_keys = {key_of(word) for word in typed}
-    check_environment(cfg, typed, folder)
     machine: Any = OmegaConf.load(ROOT / "conf" / "paths" / "default.yaml")
     allowed = [files.resolve_links(folder), files.resolve_links(files.expand_home(machine.cache))]
     allowed += [files.resolve_links(Path(str(cfg.paths.cache)))] if typed_keys & {"paths.cache", "paths"} else []

@@ -58,7 +58,11 @@ def remembered(words: Any, typed: Sequence[str], source: Path) -> list[str]:
             run is a rerun and this is not typed again, because its file may change what Hydra itself does.
     """
     if isinstance(words, list) and RERUN in words and not config_names(typed):
-        raise RunError(f"{source}: the run was started from the file of another one; type --config-dir RUN {RERUN} too")
+        folder = next((word.partition("=")[2].strip("[]\"'") for word in words if is_search_path(word)), "RUN")
+        raise RunError(
+            f"{source}: the run was started from the file of another one; type --config-dir {shlex.quote(folder)} "
+            f"{RERUN} too"
+        )
     if are_typed(typed):
         return []
     if not isinstance(words, list) or not all(map(is_search_path, words)):

@@ -84,6 +84,6 @@ def show(jobs: Sequence[Job]) -> None:
     shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
     table = Table("job", "differs in", "state", "reason")
     for job in jobs:
-        differing = " ".join(word for word in job.overrides if word not in shared)
+        differing = " ".join(word.lstrip("+") for word in job.overrides if word not in shared)
         table.add_row(str(job.number), differing, job.status.state, job.status.reason)
     Console(markup=False, highlight=False).print(table)

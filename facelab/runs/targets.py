@@ -70,7 +70,7 @@ def trusting(packages: Any) -> Iterator[None]:
 
 def _may_be_trusted(root: str) -> bool:
     """Return whether a top-level package may be one of the user's own."""
-    return root not in sys.stdlib_module_names | LIBRARIES
+    return root not in sys.stdlib_module_names | LIBRARIES | {"__main__"}
 
 
 def is_own(module: str) -> bool:

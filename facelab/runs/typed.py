@@ -17,8 +17,9 @@ from facelab.errors import FacelabError
 from facelab.files import why_not_writable
 from facelab.internals.trainer import trainer_arguments
 from facelab.renames import renamed_key
-from facelab.runs.argv import as_typed, config_folders, is_sweep, options_of, overrides_of
+from facelab.runs.argv import as_typed, config_folders, config_names, is_sweep, key_of, options_of, overrides_of
 from facelab.runs.environment import ROOT
+from facelab.runs.processes import RERUN
 from facelab.runs.targets import hint
 
 HELP = ("-h", "--help", "--hydra-help", "--version", "-sc", "--shell-completion")
@@ -31,6 +32,8 @@ EXTRAS = {
     ("hydra/sweeper", "search"): ("optuna", "hydra_plugins.hydra_optuna_sweeper"),
 }
 """Extra of the package that an option needs, and the module that the extra installs, by group and option."""
+OPTIONAL = ("callbacks/early_stopping", "experiment")
+"""Groups without an option by default, to which null returns."""
 PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-/\\+.$%*@?|: \t")
 """Characters that Hydra accepts in a value without quotes."""
 _SHOWS = re.compile(r"-c|-i|--(?:cfg|info)(?:=.*)?")  # options that print a configuration and run nothing
@@ -58,6 +61,11 @@ def check_typed(argv: Sequence[str], skip_prefix: str | None = None) -> None:
     read = [number for number, word in enumerate(words) if skip_prefix is None or not word.startswith(skip_prefix)]
     if faults := [fault for number in read if (fault := _word_fault(words, number, sweep, folders))]:
         raise FacelabError("\n".join(faults))
+    groups = [words[number] for number in read if _is_folder(key_of(words[number]), folders)]
+    if groups and RERUN.partition("=")[2] in config_names(argv):
+        raise FacelabError(
+            f"{groups[0]}: a rerun has no config groups; change single values, such as optimizer.lr=0.001"
+        )
     if not shown and (skip_prefix is None or len(read) == len(words)):
         _check_folders([words[number] for number in read])
 
@@ -78,7 +86,7 @@ def _check_folders(words: Sequence[str]) -> None:
 
 
 def check_groups(overrides: Sequence[Override], argv: Sequence[str]) -> None:
-    """Refuse overrides of a sweep that set a config group to something other than names of its options.
+    """Refuse overrides of a sweep that set a config group to no name of its options, or an unknown trainer argument.
 
     Args:
         overrides: overrides of the command line and of ``hydra.sweeper.params``.
@@ -88,7 +96,8 @@ def check_groups(overrides: Sequence[Override], argv: Sequence[str]) -> None:
         FacelabError: an override is faulty; the message contains each such word and what to type instead.
     """
     folders = _group_folders(argv)
-    if faults := [fault for override in overrides if (fault := _group_fault(override, True, folders))]:
+    found = (_trainer_fault(override) or _group_fault(override, True, folders) for override in overrides)
+    if faults := [fault for fault in found if fault]:
         raise FacelabError("\n".join(faults))
 
 
@@ -113,14 +122,25 @@ def _word_fault(words: Sequence[str], number: int, sweep: bool, folders: Sequenc
         return f"{word} cannot be read{why}. As one text it is typed: {as_typed(key, text)}"
     if (new := renamed_key(key)) != key:
         return f"{word}: {key} is called {new} in this version"
-    node, _, argument = key.lstrip("+~").partition(".")
-    if node == "trainer" and argument and argument.split(".")[0] not in (*trainer_arguments(), "_target_"):
-        return f"{word}: Lightning's Trainer has no argument {argument}{hint(argument, trainer_arguments())}"
+    if fault := _trainer_fault(override):
+        return fault
+    group = key.lstrip("+~").replace(".", "/")
+    if "/" in group and any((folder / group / f"{value}.yaml").is_file() for folder in folders):
+        return f"{word}: {group} is a config group; type {group}={value}"
     if _is_group(override, folders):
         return _group_fault(override, sweep, folders)
     if override.is_sweep_override() and not sweep:
         return _several_fault(word, override)
     return ""
+
+
+def _trainer_fault(override: Override) -> str:
+    """Return the fault of an override that sets an argument that the Trainer does not have; empty if it has none."""
+    node, _, argument = override.key_or_group.partition(".")
+    if node != "trainer" or not argument or argument.split(".")[0] in (*trainer_arguments(), "_target_"):
+        return ""
+    nearest = hint(argument, trainer_arguments())
+    return f"{override.input_line}: Lightning's Trainer has no argument {argument}{nearest}"
 
 
 def _stray_fault(words: Sequence[str], number: int, folders: Sequence[Path]) -> str:
@@ -190,6 +210,8 @@ def _group_fault(override: Override, sweep: bool, folders: Sequence[Path]) -> st
             how = f"a run for each: {'' if sweep else '-m '}{shlex.quote(key + '=' + ','.join(names))}"
         why = "with a list, Hydra would use only the last one, without a warning"
         return f"{word}: {group} takes one option; {why}; {how}"
+    if group in OPTIONAL:
+        chosen = [option for option in chosen if option is not None]
     if any(not isinstance(option, list) and (option == "" or not isinstance(option, str)) for option in chosen):
         options = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
         return f"{word}: {group} takes the name of an option{': ' * bool(options)}{', '.join(options)}"
