@@ -27,7 +27,7 @@ CASE = "FACELAB_ENDING"
 """Environment variable ``moment,cause,rank``; if it is set, this script trains one case."""
 MOMENTS = {
     "build": ("lightning_modules.landmark", "LandmarkModule.__init__", 1),
-    "render": ("facelab.annotations.synthetic", "_collect", 1),
+    "render": ("facelab.annotations.rendered_set", "_collect", 1),
     "statistics": ("lightning_modules.pipnet", "PIPNet.fit_statistics", 1),
     "join": ("torch.distributed", "init_process_group", 1),
     "fork": ("datamodules.landmark", "FaceLoader.__iter__", 1),

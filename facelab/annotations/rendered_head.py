@@ -38,7 +38,7 @@ OVERLAP = 0.15
 quad."""
 DEPTH_FAR, DEPTH_STEPS, OCCLUDER = 2.0, 62.0, 255
 """Depth channel of the canvas: depth of step 0 in head units, steps per head unit towards the viewer, value of the
-occluder. The background is 0, the head 1 to 254."""
+occluder. The background is 0, neck and shoulders are 1, the head is 1 to 254."""
 
 WHOLE, REVERSED, BACK_INNER = slice(None), slice(None, None, -1), slice(-2, 0, -1)
 BACK_FROM_END, BACK_TO_START = slice(None, 0, -1), slice(-2, None, -1)
@@ -339,6 +339,17 @@ def hairline(head: Head, angle: Array) -> Array:
     return head.hairline + np.interp(from_front, np.deg2rad([0, 50, 80, 95, 110, 180]), [0, 0.1, 0.5, 0.95, 1.5, 1.8])
 
 
+def face_surface(head: Head) -> Array:
+    """Sample the surface of the face from the hairline to the chin and from ear to ear, ``(S, 3)`` in the head frame.
+
+    The ears are not part of it.
+    """
+    angle = np.linspace(-np.pi / 2, np.pi / 2, 33)
+    top = hairline(head, angle)
+    down = np.sin(np.linspace(0, np.pi / 2, 25))[:, None]  # dense at the chin
+    return around(head, angle, top + (head.jaw_end - top) * down).reshape(-1, 3)
+
+
 def landmarks(lines: dict[str, Array], layout: str) -> Array:
     """Sample the points of a layout from the curves of a head, ``(N, 3)`` in the head frame."""
     return np.concatenate(
@@ -426,9 +437,9 @@ def paint(canvas: Array, head: Head, lines: dict[str, Array], look: Look, view: 
     """Paint neck, shoulders and head on a canvas ``(H, W, 4)``, far quads first, with the depth in the last channel."""
     neck = to_camera(np.array([0, 0.75, 0.3]), view)[:2]
     trunk = np.array([[-0.55, 0], [0.55, 0], [0.6, 1.5], [2.2, 2.1], [2.2, 9], [-2.2, 9], [-2.2, 2.1], [-0.6, 1.5]])
-    trunk = _to_canvas(neck + trunk * view.scale)
-    cv2.fillPoly(canvas, [trunk[[0, 1, 2, 7]]], (*(160 * look.skin), 0), shift=SUBPIXEL_BITS)
-    cv2.fillPoly(canvas, [trunk[2:]], (*(220 * look.cloth), 0), shift=SUBPIXEL_BITS)
+    trunk = to_canvas(neck + trunk * view.scale)
+    cv2.fillPoly(canvas, [trunk[[0, 1, 2, 7]]], (*(160 * look.skin), 1), shift=SUBPIXEL_BITS)
+    cv2.fillPoly(canvas, [trunk[2:]], (*(220 * look.cloth), 1), shift=SUBPIXEL_BITS)
 
     (plain, skin), (ears, ear_skin) = _head_quads(head, look), _ear_quads(head, look)
     patches, paints, under = _patch_quads(lines, look)
@@ -444,11 +455,11 @@ def paint(canvas: Array, head: Head, lines: dict[str, Array], look: Look, view: 
     order = np.argsort(bias - depth, kind="stable")
     order = order[normal[order, 2] < 0]
     values = np.column_stack([255 * np.clip(colour * shade[:, None], 0, 1), _steps(depth)])[order].tolist()
-    for corners, value in zip(_to_canvas(quads[order, :, :2]), values, strict=True):
+    for corners, value in zip(to_canvas(quads[order, :, :2]), values, strict=True):
         cv2.fillConvexPoly(canvas, corners, value, cv2.LINE_8, SUBPIXEL_BITS)
 
 
-def _to_canvas(points: Array) -> NDArray[np.int32]:
+def to_canvas(points: Array) -> NDArray[np.int32]:
     """Convert pixels of the photo to fixed-point pixels of the canvas, as OpenCV draws."""
     return np.rint(from_cells(to_cells(points, 1), OVERSAMPLING) * 2**SUBPIXEL_BITS).astype(np.int32)
 
@@ -458,9 +469,9 @@ def _steps(depth: Array) -> Array:
     return np.clip((DEPTH_FAR - depth) * DEPTH_STEPS, 1, OCCLUDER - 1)
 
 
-def _painted(depth: Array, points: Array) -> NDArray[np.uint8]:
+def painted(depth: Array, points: Array) -> NDArray[np.uint8]:
     """Read the depth channel at points ``(N, 2)`` of the photo, ``(N,)``; OCCLUDER outside the photo."""
-    x, y = (_to_canvas(points) >> SUBPIXEL_BITS).T
+    x, y = (to_canvas(points) >> SUBPIXEL_BITS).T
     inside = (x >= 0) & (y >= 0) & (x < depth.shape[1]) & (y < depth.shape[0])
     return np.where(inside, depth[np.where(inside, y, 0), np.where(inside, x, 0)], np.uint8(OCCLUDER))
 
@@ -472,8 +483,8 @@ def visible(canvas: Array, points: Array, scale: float) -> NDArray[np.bool_]:
     the cheek.
     """
     reach = 2 * round(OVERSAMPLING * RIM * scale) + 1
-    painted = _painted(np.asarray(cv2.erode(canvas[..., 3], np.ones((reach, reach), np.uint8))), points[:, :2])
-    return painted <= _steps(points[:, 2] / scale) + OVERLAP * DEPTH_STEPS
+    farthest = np.asarray(cv2.erode(canvas[..., 3], np.ones((reach, reach), np.uint8)))
+    return painted(farthest, points[:, :2]) <= _steps(points[:, 2] / scale) + OVERLAP * DEPTH_STEPS
 
 
 def render(rng: Generator, head: Head, look: Look, view: View, size: int, occlusion: float) -> Picture:
@@ -487,35 +498,38 @@ def render(rng: Generator, head: Head, look: Look, view: View, size: int, occlus
         size: side of the photo in pixels.
         occlusion: probability of an occluder over one of the points.
     """
-    canvas = _background(rng, OVERSAMPLING * size)
+    canvas = background(rng, size, size)
     lines = curves(head)
     paint(canvas, head, lines, look, view)
     points = {name: to_camera(landmarks(lines, name), view) for name in PIECES}
     all_points = np.concatenate(list(points.values()))
     seen = visible(canvas, all_points, view.scale)
     if rng.random() < occlusion:
-        at = _to_canvas(rng.choice(all_points)[:2]) >> SUBPIXEL_BITS
-        _occlude(rng, canvas, at.astype(float), OVERSAMPLING * view.scale, look.skin)
-    hidden = _painted(canvas[..., 3], all_points[:, :2]) == OCCLUDER
-    return Picture(_expose(rng, canvas, size), points, seen, hidden)
+        at = to_canvas(rng.choice(all_points)[:2]) >> SUBPIXEL_BITS
+        occlude(rng, canvas, at.astype(float), OVERSAMPLING * view.scale, look.skin)
+    hidden = painted(canvas[..., 3], all_points[:, :2]) == OCCLUDER
+    return Picture(expose(rng, canvas, 1.0), points, seen, hidden)
 
 
-def _background(rng: Generator, size: int) -> NDArray[np.uint8]:
-    """Draw smooth noise with up to 7 shapes on it, ``(H, W, 4)`` with depth 0."""
+def background(rng: Generator, width: int, height: int) -> NDArray[np.uint8]:
+    """Draw smooth noise with up to 7 shapes on it, a canvas with depth 0 for a photo of this width and height."""
+    size = (OVERSAMPLING * width, OVERSAMPLING * height)
     grid = (*rng.integers(2, 12, 2),)
     noise = (rng.uniform(0, 255, (*grid, 1)) + rng.uniform(-60, 60, (*grid, 3))).astype(np.float32)
-    canvas = np.clip(cv2.resize(noise, (size, size), interpolation=cv2.INTER_CUBIC), 0, 255).astype(np.uint8)
+    canvas = np.clip(cv2.resize(noise, size, interpolation=cv2.INTER_CUBIC), 0, 255).astype(np.uint8)
     for _ in range(rng.integers(0, 8)):
-        colour, centre, axes = rng.uniform(0, 255, 3), rng.uniform(0, size, 2), rng.uniform(0.03, 0.3, 2) * size
+        colour, centre, axes = rng.uniform(0, 255, 3), rng.uniform(0, size, 2), rng.uniform(0.03, 0.3, 2) * min(size)
         shape = centre.tolist(), axes.tolist(), rng.uniform(0, 180)
         if rng.random() < 0.5:
             cv2.ellipse(canvas, shape, colour.tolist(), -1)
         else:
             cv2.fillConvexPoly(canvas, cv2.boxPoints(shape).astype(int), colour.tolist())
-    return np.dstack([canvas, np.zeros((size, size), np.uint8)])
+    with_depth = np.zeros((*size[::-1], 4), np.uint8)
+    with_depth[..., :3] = canvas
+    return with_depth
 
 
-def _occlude(rng: Generator, canvas: Array, at: Array, unit: float, skin: Array) -> None:
+def occlude(rng: Generator, canvas: Array, at: Array, unit: float, skin: Array) -> None:
     """Draw a bar, an ellipse or a hand at the canvas pixel ``at``; ``unit`` is a head unit in canvas pixels."""
     kind, turn = rng.integers(3), rng.uniform(0, 360)
     colour, centre = [*rng.uniform(0, 255, 3), OCCLUDER], at.tolist()
@@ -537,11 +551,18 @@ def _occlude(rng: Generator, canvas: Array, at: Array, unit: float, skin: Array)
             cv2.ellipse(canvas, palm, [*(tone * skin), OCCLUDER], -1)
 
 
-def _expose(rng: Generator, canvas: Array, size: int) -> NDArray[np.uint8]:
-    """Reduce the canvas to a photo ``(size, size, 3)`` with random brightness, contrast, blur and noise."""
-    small = cv2.resize(canvas[..., :3], (size, size), interpolation=cv2.INTER_AREA)
+def expose(rng: Generator, canvas: Array, blur: float) -> NDArray[np.uint8]:
+    """Reduce the canvas to a photo ``(H, W, 3)`` with random brightness, contrast, blur and noise.
+
+    Args:
+        rng: random generator.
+        canvas: the canvas.
+        blur: largest standard deviation of the blur in pixels of the photo; the smallest is 0.3.
+    """
+    height, width = (side // OVERSAMPLING for side in canvas.shape[:2])
+    small = cv2.resize(canvas[..., :3], (width, height), interpolation=cv2.INTER_AREA)
     curve = rng.uniform(0.7, 1.1) * np.linspace(0, 1, 256) ** rng.uniform(0.7, 1.3)
     lit = cv2.LUT(small, np.clip(255 * curve, 0, 255).astype(np.uint8))
-    photo = cv2.GaussianBlur(lit, (0, 0), rng.uniform(0.3, 1))
+    photo = cv2.GaussianBlur(lit, (0, 0), rng.uniform(0.3, blur))
     noise = np.float32(rng.uniform(0, 8)) * rng.standard_normal(photo.shape, np.float32)
     return np.clip(np.rint(photo + noise), 0, 255).astype(np.uint8)

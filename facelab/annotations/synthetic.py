@@ -4,33 +4,18 @@ It is a test bed: positions, pose, visibility and tags of :mod:`facelab.annotati
 it show that a method learns, but do not transfer to photographs.
 """
 
-import hashlib
-import json
-import logging
-import os
-import shutil
-import sys
-import time
-import uuid
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
-from zipfile import BadZipFile
 
 import cv2
 import numpy as np
 
-from facelab import signals
 from facelab.annotations.rendered_head import PIECES, Head, View, ahead, random_head, random_look, render, to_camera
+from facelab.annotations.rendered_set import SPLITS, Labels, check_ranges, folder_name, read_set, write_set
 from facelab.bounds import Text
-from facelab.errors import ConfigError, DatasetError
+from facelab.errors import ConfigError
 from facelab.faces.face import Face, Photo, Split
 from facelab.faces.geometry import Array, bounding_box, from_cells
 from facelab.faces.layouts import Layout
-from facelab.files import name_in_errors
-
-log = logging.getLogger(__name__)
 
 VERSION = 1
 """Version of the renderer, part of the name of a rendered set: increase it if equal parameters give other photos or
@@ -50,11 +35,6 @@ BROAD_SMILE = 0.6
 """Limit of the broad smile of an ``expression``, in the measure of :class:`Head`."""
 OCCLUDED_SHARE = 0.05
 """Share of hidden landmarks beyond which a face is in ``occlusion``."""
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
-MAX_PHOTOS = 10**7
-"""Largest number of photos of a split: a week of rendering on a large machine."""
-LOG_INTERVAL = 1000
-"""Number of photos between two log messages."""
 
 
 def tags_of(pose: Array, head: Head, hidden: float) -> frozenset[str]:
@@ -130,26 +110,22 @@ class Synthetic:
     ):
         if layout.name not in PIECES:
             raise ConfigError("", f": rendered faces support the layouts {', '.join(PIECES)}, not {layout.name!r}")
-        ranges: dict[str, tuple[float, float, float]] = {
-            **{key: (count, 0, MAX_PHOTOS) for key, count in (("train", train), ("val", val), ("test", test))},
-            "size": (size, 32, 4096),
-            "seed": (seed, 0, 2**32 - 1),
-            **{key: (angle, 0, 90) for key, angle in (("yaw", yaw), ("wide_yaw", wide_yaw), ("pitch", pitch))},
-            "roll": (roll, 0, 180),
-            **{key: (share, 0, 1) for key, share in (("wide_share", wide_share), ("occlusion", occlusion))},
-        }
-        for key, (value, least, most) in ranges.items():
-            if not least <= value <= most:
-                raise ConfigError(key, f"={value} must be from {least} to {most}")
-        if not max(train, val, test):
-            raise ConfigError("train", "=0, and val and test are 0 too; at least one split needs photos")
+        self.counts: dict[Split, int] = {"train": train, "val": val, "test": test}
+        check_ranges(
+            self.counts,
+            {
+                "size": (size, 32, 4096),
+                "seed": (seed, 0, 2**32 - 1),
+                **{key: (angle, 0, 90) for key, angle in (("yaw", yaw), ("wide_yaw", wide_yaw), ("pitch", pitch))},
+                "roll": (roll, 0, 180),
+                **{key: (share, 0, 1) for key, share in (("wide_share", wide_share), ("occlusion", occlusion))},
+            },
+        )
         self.name, self.layout = name, layout
-        self.counts = dict(zip(SPLITS, (train, val, test), strict=True))
         self.seed, self.size, self.yaw, self.pitch, self.roll = seed, size, yaw, pitch, roll
         self.wide_yaw, self.wide_share, self.occlusion = wide_yaw, wide_share, occlusion
         recipe = {key: value for key, value in vars(self).items() if key not in ("name", "layout")}
-        digest = hashlib.sha256(json.dumps([VERSION, recipe], sort_keys=True).encode()).hexdigest()
-        self.folder = Path(cache) / digest[:12]
+        self.folder = Path(cache) / folder_name(VERSION, recipe)
 
     def photos(self, split: Split) -> list[Photo]:
         """Return the photos of a split; render the set first if it does not exist.
@@ -158,14 +134,10 @@ class Synthetic:
             DatasetError: the labels of the set on disk cannot be read.
         """
         if not self.folder.exists():
-            self._write()
-        file = self.folder / "faces.npz"
-        try:
-            with np.load(file) as labels:
-                columns = [labels[key] for key in ("path", "box", self.layout.name, f"visible_{self.layout.name}")]
-                rows = list(zip(*columns, labels["pose"], labels["tags"], strict=True))
-        except (OSError, EOFError, KeyError, ValueError, BadZipFile) as error:
-            raise DatasetError(f"{file}: {error}. Delete {self.folder} to render the photos again") from error
+            write_set(self.folder, self.counts, self.write_photo, np.stack)
+        keys = ("path", "box", self.layout.name, f"visible_{self.layout.name}", "pose", "tags")
+        labels = read_set(self.folder, keys)
+        rows = zip(*(labels[key] for key in keys), strict=True)
         names = np.array(TAGS)
         return [
             Photo(self.folder / path, (Face(box, points, seen, pose, frozenset(names[tags].tolist())),), "stored")
@@ -173,50 +145,14 @@ class Synthetic:
             if split in ("all", path.split("/")[0])
         ]
 
-    def _write(self) -> None:
-        """Render into a temporary folder and rename it, so a set on disk is always complete."""
-        jobs = [(split, index) for split in SPLITS for index in range(self.counts[split])]
-        log.info("rendering %d photos of faces into %s", len(jobs), self.folder)
-        temporary = self.folder.with_name(f".{self.folder.name}-{uuid.uuid4().hex}")
-        try:
-            with name_in_errors(self.folder):
-                for split in SPLITS:
-                    (temporary / split).mkdir(parents=True)
-                paths = [(temporary / split / f"{index:05d}.jpg", split, index) for split, index in jobs]
-                rows = self._rows(paths, temporary)
-                columns = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-                np.savez(temporary / "faces.npz", allow_pickle=False, **columns)
-            try:
-                temporary.rename(self.folder)
-            except OSError:
-                if not self.folder.exists():  # otherwise another process has rendered the same photos
-                    raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-    def _rows(self, jobs: list[tuple[Path, Split, int]], temporary: Path) -> list[dict[str, Array]]:
-        """Render the photos in several processes, and return the labels of each."""
-        # Only Linux has a safe fork: Windows has none, and the libraries of macOS may crash in a forked process.
-        processes = min(len(os.sched_getaffinity(0)), len(jobs) // 20) if sys.platform == "linux" else 1
-        if processes < 2:
-            return _collect(map(self.write_photo, jobs), len(jobs))
-        # fork, because spawn would import the caller's script again, which may have no __main__ guard.
-        with ProcessPoolExecutor(processes, get_context("fork"), _start_renderer, (temporary,)) as pool:
-            try:
-                with signals.deferred():
-                    rows = pool.map(self.write_photo, jobs, chunksize=20)
-                return _collect(rows, len(jobs))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-
-    def write_photo(self, job: tuple[Path, Split, int]) -> dict[str, Array]:
+    def write_photo(self, path: Path, split: Split, index: int) -> Labels:
         """Render one photo into a file and return its labels.
 
         Args:
-            job: path of the file, split, and number of the photo in the split.
+            path: the file.
+            split: split of the photo.
+            index: number of the photo in the split.
         """
-        path, split, index = job
         rng = np.random.default_rng([self.seed, SPLITS.index(split), index])
         head, look = random_head(rng), random_look(rng)
         yaw = self.wide_yaw if split == "test" and rng.random() < self.wide_share else self.yaw
@@ -237,29 +173,3 @@ class Synthetic:
         for name, layout_points, layout_visible in zip(picture.points, points, visible, strict=True):
             labels |= {name: layout_points[:, :2].astype(np.float32), f"visible_{name}": layout_visible}
         return labels
-
-
-def _start_renderer(temporary: Path) -> None:
-    """Initialise a worker of the pool; if the parent is killed, the worker removes the temporary folder."""
-
-    def remove() -> None:
-        """Remove the temporary folder; try again while other workers write to it."""
-        for _ in range(20):  # other workers may still write files
-            shutil.rmtree(temporary, ignore_errors=True)
-            if not temporary.exists():
-                return
-            time.sleep(0.1)
-
-    signals.end_with_pool_parent(remove)
-    # Not 1: OpenCV would wait for the threads of the parent to end, which do not exist in a forked process.
-    cv2.setNumThreads(0)
-
-
-def _collect(rows: Iterable[dict[str, Array]], total: int) -> list[dict[str, Array]]:
-    """Collect the labels of ``total`` photos, and log the progress."""
-    collected = []
-    for row in rows:
-        collected.append(row)
-        if len(collected) % LOG_INTERVAL == 0:
-            log.info("%d of %d photos are rendered", len(collected), total)
-    return collected

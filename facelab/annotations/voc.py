@@ -15,6 +15,8 @@ a ``difficult`` object neither as a hit nor as false; the tag of that name is fo
 """
 
 import logging
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +29,7 @@ from annotated_types import MinLen
 from facelab.annotations.box_rows import BoxRows, check_names, check_numbers, check_sizes, faces_of, without_points
 from facelab.annotations.points_file import by_stem, not_found, read_lines, report_unpaired
 from facelab.bounds import Text
-from facelab.errors import DatasetError
+from facelab.errors import ConfigError, DatasetError
 from facelab.faces.boxes import from_corner_and_size
 from facelab.faces.face import Photo, Split
 from facelab.faces.layouts import Layout
@@ -39,6 +41,8 @@ SOURCE = "The format is that of PASCAL VOC, which label tools export"
 """Where to get a dataset, for error messages."""
 FLAGS = ("difficult", "truncated", "occluded")
 """Flags of an object, which are tags; a missing one is 0."""
+FLAG_TEXTS = {"0": False, "1": True, "false": False, "true": True, "unspecified": False}
+"""Values of a flag, in lower case."""
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 """Elements of a box."""
 
@@ -53,6 +57,9 @@ class VOC:
         classes: classes of objects that are faces; each is a tag. Objects of other classes are not read.
         origin: coordinate of the first pixel in the files.
         skip_unpaired: whether to skip listed photos without an image or an XML file with a warning, instead of raising.
+
+    Raises:
+        ConfigError: a class is named twice or like a flag.
     """
 
     def __init__(
@@ -71,6 +78,10 @@ class VOC:
         self.origin = origin
         self.skip_unpaired = skip_unpaired
         self.tags: tuple[str, ...] = (*self.classes, *FLAGS)
+        if len({*self.tags}) < len(self.tags):
+            raise ConfigError(
+                "classes", f"={list(classes)}: a class is named twice, or like a flag ({', '.join(FLAGS)})"
+            )
 
     def photos(self, split: Split) -> list[Photo]:
         """Return the photos of a split, in the order of its list; ``all`` is every existing list.
@@ -96,8 +107,8 @@ class VOC:
         images = by_stem(self.root / "JPEGImages", {".jpg", ".jpeg", ".png"})
         files = by_stem(self.root / "Annotations", {".xml"})
         unpaired = {
-            "listed photos without JPEGImages/*.jpg": [name for name in names if name not in images],
-            "listed photos without Annotations/*.xml": [name for name in names if name not in files],
+            "listed without JPEGImages/*.jpg": [name for name in names if name not in images],
+            "listed without Annotations/*.xml": [name for name in names if name not in files],
         }
         complete = [name for name in names if name in images and name in files]
         report_unpaired(self.root, unpaired, complete=len(complete), skip=self.skip_unpaired)
@@ -132,11 +143,16 @@ class VOC:
                 if (name := _text(element, "name", place)) not in self.classes:
                     others[name] += 1
                     continue
-                flags = (flag for flag in FLAGS if (element.findtext(flag) or "0").strip() == "1")
+                flags = [flag for flag in FLAGS if _flag(element, flag, place)]
                 corners.append(_corners(element, place))
                 tags.append(frozenset((name, *flags)))
                 rows.places.append(place)
             rows.ends.append(len(corners))
+        if others and not corners:
+            raise DatasetError(
+                f"{self.root}: no object is a face: data.classes={list(self.classes)}, but the files have "
+                f"{', '.join(others)}"
+            )
         if others:
             found = ", ".join(f"{name} ({times})" for name, times in others.most_common(5))
             log.warning("%s: objects that are not in data.classes were not read: %s", self.root, found)
@@ -144,11 +160,13 @@ class VOC:
 
 
 def _names(path: Path) -> list[str]:
-    """Read the names of a list; a list of one class has a number behind each name."""
-    lines = [line.split() for line in read_lines(path)]
-    if [] in lines:
-        raise DatasetError(f"{path}, line {lines.index([]) + 1}: expected the name of a photo, found a blank line")
-    return [name for name, *_ in lines]
+    """Read the names of a list; a list of one class has -1, 0 or 1 behind each name."""
+    lines = [unicodedata.normalize("NFC", line.strip()) for line in read_lines(path)]
+    if "" in lines:
+        raise DatasetError(f"{path}, line {lines.index('') + 1}: expected the name of a photo, found a blank line")
+    shortened = [re.sub(r"\s+(-1|0|1)$", "", line) for line in lines]
+    # Names may end with such a number: only a list that has one in every line is a list of one class.
+    return shortened if all(map(str.__ne__, lines, shortened)) else lines
 
 
 def _tree(path: Path) -> ElementTree.Element:
@@ -167,6 +185,14 @@ def _text(element: ElementTree.Element, name: str, place: str) -> str:
     if not (text := (element.findtext(name) or "").strip()):
         raise DatasetError(f"{place}: has no <{name.replace('/', '><')}>")
     return text
+
+
+def _flag(element: ElementTree.Element, name: str, place: str) -> bool:
+    """Return a flag of an object; it is false if it is missing."""
+    text = (element.findtext(name) or "0").strip().lower()
+    if text not in FLAG_TEXTS:
+        raise DatasetError(f"{place}: <{name}> is {text!r}, expected 0 or 1")
+    return FLAG_TEXTS[text]
 
 
 def _corners(element: ElementTree.Element, place: str) -> list[float]:

@@ -34,7 +34,7 @@ from annotated_types import Interval
 from scipy.io import loadmat
 
 from facelab.annotations.box_rows import BoxRows, check_names, check_numbers, check_sizes, faces_of, without_points
-from facelab.annotations.points_file import hash_fraction, not_found, read_lines, read_table, with_images
+from facelab.annotations.points_file import MAX_FRACTION, hash_fraction, not_found, read_lines, read_table, with_images
 from facelab.bounds import Text
 from facelab.errors import ConfigError, DatasetError
 from facelab.faces.boxes import from_corner_and_size
@@ -189,13 +189,19 @@ def _read_official(path: Path) -> tuple[BoxRows, Array]:
     names, ends, places, tables = [], [], [], [np.empty((0, 4 + len(ATTRIBUTES)), np.float32)]
     at = 0
     while at < len(lines):
-        name = _photo_name(lines[at].strip(), f"{path}, line {at + 1}")
+        hint = "Is the number of faces of the photo before too small?" if at else "The first line names a photo."
+        name = _photo_name(lines[at].strip(), f"{path}, line {at + 1}", hint)
         number = lines[at + 1].strip() if at + 1 < len(lines) else "the end of the file"
         if not number.isdecimal():
             raise DatasetError(f"{path}, line {at + 2}: expected the number of faces of {name}, found {number[:60]!r}")
         at += 2
         dummy = number == "0" and at < len(lines) and not PHOTO_NAME.fullmatch(lines[at].strip())
         rows = lines[at : at + max(int(number), dummy)]
+        if early := next((row for row in rows if PHOTO_NAME.fullmatch(row.strip())), None):
+            raise DatasetError(
+                f"{path}, line {at}: {number} faces of {name}, but the photo {early.strip()[:60]} follows after "
+                f"{rows.index(early)}"
+            )
         if len(rows) < int(number):
             raise DatasetError(f"{path}, line {at}: {number} faces of {name}, but the file ends after {len(rows)}")
         if rows:
@@ -211,13 +217,20 @@ def _read_official(path: Path) -> tuple[BoxRows, Array]:
     return BoxRows(names, ends, table[:, :4], places), table
 
 
-def _photo_name(line: str, place: str) -> str:
-    """Refuse a line that does not name a photo."""
+def _photo_name(line: str, place: str, hint: str) -> str:
+    """Refuse a line that does not name a photo in the folder of the photos.
+
+    Args:
+        line: the line.
+        place: file and line, for the message.
+        hint: sentence about the probable mistake.
+    """
     if not PHOTO_NAME.fullmatch(line):
         raise DatasetError(
-            f"{place}: expected the name of a photo, EVENT/NAME.jpg, found {line[:60]!r}. Is the number of faces "
-            "of the photo before too small?"
+            f"{place}: expected the name of a photo, EVENT/NAME.jpg (or .jpeg, .png), found {line[:60]!r}. {hint}"
         )
+    if line.startswith("/") or ".." in Path(line).parts:
+        raise DatasetError(f"{place}: the name of a photo must be relative to its folder, found {line[:60]!r}")
     return line
 
 
@@ -229,7 +242,8 @@ def _read_labels(path: Path) -> tuple[BoxRows, Array]:
         raise DatasetError(f"{path}, line 1: expected '# EVENT/NAME.jpg', found {lines[0][:60]!r}")
     names, ends, places, tables = [], [], [], [np.empty((0, LABEL_WIDTHS[1]), np.float32)]
     for start, end in pairwise([*starts, len(lines)]):
-        names.append(_photo_name(lines[start][1:].strip(), f"{path}, line {start + 1}"))
+        hint = "Nothing may follow the name."
+        names.append(_photo_name(lines[start][1:].strip(), f"{path}, line {start + 1}", hint))
         places += [f"{path}, line {line}" for line in range(start + 2, end + 1)]
         ends.append(len(places))
         if end == start + 1:
@@ -245,6 +259,13 @@ def _read_labels(path: Path) -> tuple[BoxRows, Array]:
         row = int(wrong.argmax())
         flags = table[row, 6:19:3].tolist()
         raise DatasetError(f"{places[row]}: the flags of the points must be -1, 0 or 1, found {flags}")
+    xy = np.column_stack([table[:, 4:19:3], table[:, 5:19:3]])
+    small = (xy.max(axis=1) > 0) & (xy.max(axis=1) <= MAX_FRACTION) & (table[:, 2:4].max(axis=1) > 2 * MAX_FRACTION)
+    if small.any():
+        row = int(small.argmax())
+        raise DatasetError(
+            f"{places[row]}: the points look like fractions; multiply x and y by the width and the height of the photo"
+        )
     return rows, table
 
 
@@ -259,9 +280,11 @@ def _points(table: Array) -> tuple[Array, Array]:
 def _joined(rows: BoxRows, others: BoxRows, table: Array) -> tuple[Array, Array]:
     """Return the points and visibilities of the faces that have the same box in a label.txt."""
     points, visible = _points(table)
-    at = {key: row for row, key in enumerate(_keys(others))}
-    found = np.array([at.pop(key, -1) for key in _keys(rows)], np.int64)
-    if lost := [row for row in at.values() if np.isfinite(points[row]).any()]:
+    at: dict[Any, list[int]] = {}  # rows of equal boxes of a photo, in their order
+    for row, key in enumerate(_keys(others)):
+        at.setdefault(key, []).append(row)
+    found = np.array([at[key].pop(0) if at.get(key) else -1 for key in _keys(rows)], np.int64)
+    if lost := [row for left in at.values() for row in left if np.isfinite(points[row]).any()]:
         place, number = others.places[lost[0]], len(lost)
         log.warning("%s: points of a face whose box is not in the official file (%d such)", place, number)
     missing = found < 0

@@ -5,7 +5,7 @@ RetinaFace (Deng et al., CVPR 2020) as in biubug6/Pytorch_Retinaface, after "SSD
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Annotated, NamedTuple, TypeAlias
+from typing import Annotated, TypeAlias
 
 import torch
 from annotated_types import Len
@@ -19,21 +19,12 @@ from facelab.faces.geometry import from_grid
 
 Pair: TypeAlias = Annotated[Sequence[Positive], Len(2, 2)]
 """Two positive numbers."""
-CACHED = 64
-"""Number of image sizes whose anchors are kept."""
-
-
-class AnchorTarget(NamedTuple):
-    """What a network should predict for the A anchors of B images."""
-
-    face: Tensor  # (B, A) int64: row of the matched face in the batch; -1 background, -2 neither face nor background
-    boxes: Tensor  # (B, A, 4) encoded; only where a face is matched
-    points: Tensor  # (B, A, 5, 2) encoded; only where a face is matched
-    valid: Tensor  # (B, A, 5) bool: landmark is annotated
+CACHED = 8
+"""Number of image sizes whose anchors are kept; a search at several sizes has five."""
 
 
 BACKGROUND, UNUSED = -1, -2
-"""Values of :attr:`AnchorTarget.face` for anchors without a face: background, and those on ignored faces."""
+"""Match of an anchor without a face: background, and neither face nor background, on an ignored face."""
 
 
 class AnchorCoder(nn.Module):
@@ -134,17 +125,20 @@ class AnchorCoder(nn.Module):
             most: largest number of anchors of an image.
 
         Returns:
-            Candidates in pixels of the image, sorted by image and falling score; images ``(I,)`` in which ``most`` left
-            out anchors.
+            Candidates in pixels of the image, float32, sorted by image and falling score, without those whose box is
+            not finite; images ``(I,)`` in which ``most`` left out anchors.
         """
-        score = (logits[..., 1] - logits[..., 0]).sigmoid()  # softmax of two classes
-        image, anchor = (score >= threshold).nonzero(as_tuple=True)
-        rows = order(image, score[image, anchor])
-        kept = first_of_each(image[rows], most)
-        cut = image[rows][~kept].unique()
-        image, anchor = image[rows][kept], anchor[rows][kept]
-        found = self.decode(boxes[image, anchor], points[image, anchor], anchors[anchor])
-        return Candidates(found[0], score[image, anchor], found[1], image), cut
+        # The precision of a mixed training would give many equal scores, and boxes off by pixels.
+        with torch.autocast(logits.device.type, enabled=False):
+            score = (logits[..., 1].float() - logits[..., 0].float()).sigmoid()  # softmax of two classes
+            image, anchor = (score >= threshold).nonzero(as_tuple=True)
+            rows = order(image, score[image, anchor])
+            kept = first_of_each(image[rows], most)
+            cut = image[rows][~kept].unique()
+            image, anchor = image[rows][kept], anchor[rows][kept]
+            found = self.decode(boxes[image, anchor].float(), points[image, anchor].float(), anchors[anchor])
+            finite = found[0].isfinite().all(dim=1)  # an infinite box would keep the suppression from all others
+            return Candidates(found[0], score[image, anchor], found[1], image).take(finite), cut
 
     def match(self, boxes: Tensor, ignore: Tensor, anchors: Tensor) -> Tensor:
         """Match the anchors of one image with its faces.
@@ -152,7 +146,7 @@ class AnchorCoder(nn.Module):
         An anchor is matched with the face of the largest IoU if this is at least ``match_iou``. A face whose best
         anchor has at least ``claim_iou`` is matched with this anchor too; of several faces with the same best anchor,
         the last is. Departure from the reference code: faces below ``claim_iou`` do not change the matches of others.
-        A box without area is not matched.
+        A box without area is not matched. An ignored face takes no anchor from another face.
 
         Args:
             boxes: ``(F, 4)`` x0 y0 x1 y1 in pixels of the image.
@@ -163,21 +157,19 @@ class AnchorCoder(nn.Module):
             ``(A,)`` int64 index of the face, or :data:`BACKGROUND` or :data:`UNUSED`.
         """
         match = torch.full(anchors.shape[:1], BACKGROUND, device=anchors.device)
-        usable = (boxes[:, 2:] > boxes[:, :2]).all(dim=1).nonzero().squeeze(1)
-        if not len(usable):
-            return match
+        usable = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
         half = anchors[:, 2:] / 2
         corners = torch.cat([anchors[:, :2] - half, anchors[:, :2] + half], dim=1)
-        overlap = iou(corners, boxes[usable])  # (A, F)
+        if len(ignored := (usable & ignore).nonzero().squeeze(1)):
+            match[iou(corners, boxes[ignored]).amax(dim=1) >= self.match_iou] = UNUSED
+        if not len(faces := (usable & ~ignore).nonzero().squeeze(1)):
+            return match
+        overlap = iou(corners, boxes[faces])  # (A, F)
         best, face = overlap.max(dim=1)
-        match = torch.where(best >= self.match_iou, face, match)
+        match = torch.where(best >= self.match_iou, faces[face], match)
         best_of_face, anchor = overlap.max(dim=0)
         claims = best_of_face >= self.claim_iou
-        number = torch.arange(len(usable), device=anchors.device)
-        match.scatter_reduce_(0, anchor[claims], number[claims], "amax", include_self=False)
-        matched = usable[match.clamp(min=0)]
-        unused = ignore[matched] & (match >= 0)
-        return torch.where(unused, UNUSED, torch.where(match >= 0, matched, match))
+        return match.scatter_reduce_(0, anchor[claims], faces[claims], "amax", include_self=False)
 
 
 @lru_cache(CACHED)

@@ -19,6 +19,8 @@ VGA = 640
 SHORTER, LONGER = 1600, 2150
 """Shorter side in pixels of a photo that is searched at ``large``, unless its longer side would exceed the second
 number; as in the official code of RetinaFace."""
+CHUNK = 1024
+"""Number of candidates whose overlaps are computed at a time, which limits the memory."""
 SHORTER_SIDES = (500, 800, 1100, 1400, 1700)
 """Shorter sides in pixels of the searches of ``multiple``, as in the paper of RetinaFace."""
 
@@ -122,15 +124,20 @@ def suppress(found: Candidates, rule: DetectionRule) -> Candidates:
 
 
 def _leaders(found: Candidates, rule: DetectionRule) -> Tensor:
-    """Return the rows that the suppression keeps, in their order.
+    """Return the rows that the suppression keeps, in their order."""
+    corners = _corners(found, rule)
+    if len(corners):
+        corners = corners - corners.min()  # torchvision separates the photos by offsets, for which no number may be < 0
+    return batched_nms(corners, found.scores.double(), found.photo, rule.nms_iou).sort().values
 
-    Coordinates are float64: torchvision separates the photos by large offsets, after which float32 would round the
-    boxes, and a batch would differ from single photos.
+
+def _corners(found: Candidates, rule: DetectionRule) -> Tensor:
+    """Return the boxes for overlaps.
+
+    They are float64: the offsets that separate photos would round float32, and a batch would differ from single photos.
     """
     corners = found.boxes.double()
-    if rule.official_areas:
-        corners = corners + corners.new_tensor([0, 0, 1, 1])
-    return batched_nms(corners, found.scores.double(), found.photo, rule.nms_iou).sort().values
+    return corners + corners.new_tensor([0, 0, 1, 1]) if rule.official_areas else corners
 
 
 def vote(found: Candidates, rule: DetectionRule) -> Candidates:
@@ -140,19 +147,19 @@ def vote(found: Candidates, rule: DetectionRule) -> Candidates:
     and keeps the highest score. Departures: a group of one stays, and the landmarks are joined as well.
 
     Args:
-        found: detections in the order of :func:`order`.
+        found: candidates, in the order of :func:`order`.
         rule: candidates with a larger IoU than ``rule.nms_iou`` belong to a group.
     """
-    leaders = _leaders(found, rule)
-    leader = torch.empty_like(found.photo)  # place of each detection's leader in `leaders`
+    leaders, corners = _leaders(found, rule), _corners(found, rule)
+    leader = torch.empty_like(found.photo)  # place of each candidate's leader in `leaders`
     leader[leaders] = torch.arange(len(leaders), device=leader.device)
     led = torch.ones_like(found.photo, dtype=torch.bool)
     led[leaders] = False
     for photo in found.photo.unique():
         heads = (found.photo[leaders] == photo).nonzero().squeeze(1)
-        others = (led & (found.photo == photo)).nonzero().squeeze(1)
-        overlaps = boxes.iou(found.boxes[others].double(), found.boxes[leaders[heads]].double()) > rule.nms_iou
-        leader[others] = heads[overlaps.int().argmax(dim=1)]  # the first of those that overlap
+        for others in (led & (found.photo == photo)).nonzero().squeeze(1).split(CHUNK):
+            overlaps = boxes.iou(corners[others], corners[leaders[heads]]) > rule.nms_iou
+            leader[others] = heads[overlaps.int().argmax(dim=1)]  # the first that overlaps; the suppression found one
     weight = found.scores.new_zeros(len(leaders)).index_add_(0, leader, found.scores)
     share = found.scores / weight[leader]
     joined = found.take(leaders)

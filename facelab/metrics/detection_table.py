@@ -14,8 +14,8 @@ class DetectionTable(NamedTuple):
     """Detections and faces of P photos. Lengths are pixels of the photo; numbers are float64.
 
     The photos are sorted by ``photo_id`` and the faces by ``face_id``. The detections are sorted by photo, falling
-    score, and then by the numbers of their boxes: the order of their rows before plays no part. A photo may have no
-    face, no detection, or neither.
+    score, and then by the numbers of their boxes and points: the order of their rows before plays no part. A photo may
+    have no face, no detection, or neither.
     """
 
     tag_names: tuple[str, ...]  # Annotations.tags, the names of the columns of tags
@@ -119,7 +119,7 @@ def detection_table(
     photo_id, skipped, cut = photo_id[by_photo], skipped[by_photo], cut[by_photo]
     row, true_row = _rows(photo, photo_id), _rows(true_photo, photo_id)
     boxes = boxes.astype(np.float64)
-    order = np.lexsort((*boxes.T[::-1], -scores, row))
+    order = np.lexsort((*points.reshape(len(points), 2 * points.shape[1]).T[::-1], *boxes.T[::-1], -scores, row))
     order = order[~skipped[row[order]]]
     true_boxes, true_points = true_boxes.astype(np.float64), true_points.astype(np.float64)
     pose = np.where(np.isnan(pose), estimate_pose_of_five(true_points), pose)

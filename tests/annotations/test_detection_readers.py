@@ -19,6 +19,7 @@ from writing import image
 from writing import write as write_file
 
 from facelab.annotations.points_file import hash_fraction
+from facelab.annotations.voc import VOC
 from facelab.annotations.wider_face import WiderFace
 from facelab.errors import ConfigError, DatasetError
 from facelab.faces.boxes import area
@@ -107,7 +108,9 @@ ROW = "9 9 20 20 0 0 0 0 0 0\n"
             f"e/a.jpg\n1\n{ROW}{ROW}e/b.jpg\n1\n{ROW}",
             r"line 4: expected the name of a photo.* the photo before too small",
         ),
-        (f"e/a.jpg\n2\n{ROW}e/b.jpg\n1\n{ROW}", r"line 4: found 1 values, expected 10"),
+        (f"/e/a.jpg\n1\n{ROW}", r"line 1: the name of a photo must be relative"),
+        (f"../e/a.jpg\n1\n{ROW}", r"line 1: the name of a photo must be relative"),
+        (f"e/a.jpg\n2\n{ROW}e/b.jpg\n1\n{ROW}", r"line 2: 2 faces of e/a.jpg, but the photo e/b.jpg follows after 1"),
         (f"e/a.jpg\n3\n{ROW}{ROW}", r"line 2: 3 faces of e/a\.jpg, but the file ends after 2"),
         (f"e/a.jpg\n{ROW}", r"line 2: expected the number of faces of e/a\.jpg, found '9 9 20"),
         ("e/a.jpg\n", r"line 2: expected the number of faces of e/a\.jpg, found 'the end of the file'"),
@@ -135,6 +138,7 @@ def test_wider_refuses_mistakes_in_the_official_file(text: str, message: str, tm
         ("# e/a.jpg\n9 9 20 20 1 1 2 2 3 3 4 4 5 5\n", r"line 2: found 14 values, expected 20 .* five times x y flag"),
         (f"# e/a.jpg\n9 9 20 20 {POINTS}\n9 9 20 21\n", "line 3: found 4 values, expected 20 .* as in the row before"),
         (f"# e/a.jpg\n9 9 20 20 {POINTS.replace('1.0', '7.5')}\n", r"line 2: the flags .* found \[0\.0, 7\.5"),
+        ("# e/a.jpg\n9 9 20 20" + " .3 .4 0" * 5 + " 1\n", "line 2: the points look like fractions"),
     ],
 )
 def test_wider_refuses_mistakes_in_label_txt(text: str, message: str, tmp_path: Path) -> None:
@@ -248,7 +252,38 @@ def test_wider_lists_have_their_faces_on_real_data() -> None:
         assert listed[valid & (heights > height)].mean() > 0.99 and listed[heights < height].mean() < 0.05
 
 
+def test_wider_keeps_the_points_of_equal_boxes(tmp_path: Path) -> None:
+    """Would catch points that are lost where a file has the box of a face twice."""
+    write_file(tmp_path / TRAIN, f"e/a.jpg\n2\n{ROW}{ROW}")
+    image(tmp_path / "WIDER_train" / "images" / "e/a.jpg")
+    write_file(
+        tmp_path / TRAIN_LABELS, "# e/a.jpg\n9 9 20 20" + " 12 13 0" * 5 + " 1\n9 9 20 20" + " -1 -1 -1" * 5 + " 1\n"
+    )
+    (photo,) = wider(tmp_path, labels="both", lists=None).photos("all")
+    assert [bool(np.isfinite(face.points).all()) for face in photo.faces] == [True, False]
+
+
 # VOC
+
+
+def test_voc_reads_names_with_spaces(tmp_path: Path) -> None:
+    """Would catch names that are cut at a blank, or of which a number at the end is taken for a class."""
+    write_voc(tmp_path)
+    for name in ("my photo 1", "my photo 2"):
+        image(tmp_path / "JPEGImages" / f"{name}.jpg")
+        write_file(tmp_path / "Annotations" / f"{name}.xml", annotation(thing("face", (5, 5, 20, 30))))
+    write_file(tmp_path / "ImageSets" / "Main" / "test.txt", "my photo 1\nmy photo 2\n")
+    assert [photo.path.stem for photo in voc(tmp_path).photos("test")] == ["my photo 1", "my photo 2"]
+
+
+def test_voc_refuses_classes_without_an_object(tmp_path: Path) -> None:
+    """Would catch a set that is measured without a face because of a mistyped class, and doubled tags."""
+    write_voc(tmp_path)
+    with pytest.raises(DatasetError, match=r"no object is a face: data\.classes=\['Face'\], but the files have "):
+        VOC("v", str(tmp_path), FIVE5, ["Face"], 1, skip_unpaired=False).photos("all")
+    for classes in (["face", "face"], ["face", "difficult"]):
+        with pytest.raises(ConfigError, match="a class is named twice, or like a flag"):
+            VOC("v", str(tmp_path), FIVE5, classes, 1, skip_unpaired=False)
 
 
 def test_voc_reads_flags_and_classes_as_tags(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -287,6 +322,10 @@ def test_voc_counts_pixels_from_the_origin(tmp_path: Path, caplog: pytest.LogCap
         ),
         (annotation(thing("face", (50, 60, 20, 20))), "<xmax> 20 is below <xmin> 50; .* not a width or height"),
         (annotation(thing("face", (5, 60, 20, 20))), "<ymax> 20 is below <ymin> 60"),
+        (
+            annotation(thing("face", (1, 1, 9, 9)).replace("</object>", "<difficult>yes</difficult></object>")),
+            "object 1: <difficult> is 'yes', expected 0 or 1",
+        ),
         (annotation(thing("face", (0.1, 0.2, 0.5, 0.9))), r"object 1: the box \[0\.1, .* looks like fractions"),
     ],
 )
@@ -303,14 +342,15 @@ def test_voc_reports_lists_without_files(tmp_path: Path, caplog: pytest.LogCaptu
     write_voc(tmp_path)
     (tmp_path / "Annotations" / "train1.xml").unlink()
     (tmp_path / "JPEGImages" / "train2.jpg").unlink()
-    message = r"1 listed photos without JPEGImages/\*\.jpg \(train2\); 1 .*\(train1\)\. .* data\.skip_unpaired=true"
+    message = r"1 listed without JPEGImages/\*\.jpg \(train2\); 1 .*\(train1\)\. .* data\.skip_unpaired=true"
     with pytest.raises(DatasetError, match=message):
         voc(tmp_path).photos("train")
     caplog.set_level(logging.WARNING)
     assert [photo.path.stem for photo in voc(tmp_path, skip=True).photos("train")] == ["train0"]
-    assert "skipped 1 listed photos" in caplog.text
+    assert "skipped 1 listed without" in caplog.text
     write_file(tmp_path / "ImageSets" / "Main" / "val.txt", "test0 -1\nval1 1\n")
     assert len(voc(tmp_path).photos("val")) == 2  # a list of one class has a number behind each name
+    assert [photo.path.stem for photo in voc(tmp_path).photos("val")] == ["test0", "val1"]
     with pytest.raises(DatasetError, match=r"lists of all: the photo test0 is listed more than once \(1 such photos\)"):
         voc(tmp_path).photos("all")
     write_file(tmp_path / "ImageSets" / "Main" / "val.txt", "val0\n\nval1\n")

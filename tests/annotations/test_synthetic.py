@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from facelab.annotations import synthetic
+from facelab.annotations import rendered_set
 from facelab.annotations.rendered_head import (
     HIGH,
     LOW,
@@ -27,7 +27,8 @@ from facelab.annotations.rendered_head import (
     to_camera,
     visible,
 )
-from facelab.annotations.synthetic import SPLITS, TAGS, Synthetic, tags_of
+from facelab.annotations.rendered_set import SPLITS
+from facelab.annotations.synthetic import TAGS, Synthetic, tags_of
 from facelab.errors import ConfigError, DatasetError
 from facelab.faces.face import Split
 from facelab.faces.geometry import flip_image, transform_points
@@ -142,8 +143,8 @@ def test_photos_log_the_progress_of_rendering(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Would catch minutes without a message at the first training."""
-    monkeypatch.setattr(synthetic, "LOG_INTERVAL", 4)
-    with caplog.at_level(logging.INFO, logger=synthetic.__name__):
+    monkeypatch.setattr(rendered_set, "LOG_INTERVAL", 4)
+    with caplog.at_level(logging.INFO, logger=rendered_set.__name__):
         faces(tmp_path).photos("train")
     messages = [record.getMessage() for record in caplog.records]
     assert messages[1:] == ["4 of 9 photos are rendered", "8 of 9 photos are rendered"]
@@ -176,16 +177,15 @@ def test_photos_of_splits_are_disjoint_and_complete(tmp_path: Path) -> None:
 
 def _render(root: Path, barrier: Any, results: Any) -> None:
     """Render the set and wait for the other process before renaming it."""
+    original = rendered_set._rows
 
-    class Waiting(Synthetic):
-        def _rows(self, jobs: Any, temporary: Any) -> Any:
-            rows = super()._rows(jobs, temporary)
-            barrier.wait(60)  # both processes have rendered, neither has renamed
-            return rows
+    def waiting(*arguments: Any) -> Any:
+        rows = original(*arguments)
+        barrier.wait(60)  # both processes have rendered, neither has renamed
+        return rows
 
-    annotations = faces(root)
-    annotations.__class__ = Waiting
-    results.put([str(photo.path) for photo in annotations.photos("all")])
+    rendered_set._rows = waiting  # type: ignore[assignment]
+    results.put([str(photo.path) for photo in faces(root).photos("all")])
 
 
 @pytest.mark.slow
@@ -208,11 +208,11 @@ def test_photos_leave_no_files_after_an_interruption(tmp_path: Path, monkeypatch
     """Would catch an incomplete set under the final name, and temporary files beside it."""
     original, jobs = Synthetic.write_photo, []
 
-    def interrupted(self: Synthetic, job: Any) -> Any:
+    def interrupted(self: Synthetic, *job: Any) -> Any:
         jobs.append(job)
         if len(jobs) == 3:
             raise KeyboardInterrupt
-        return original(self, job)
+        return original(self, *job)
 
     annotations = faces(tmp_path)
     with monkeypatch.context() as patch:
@@ -228,7 +228,7 @@ def test_photos_leave_no_files_after_an_interruption(tmp_path: Path, monkeypatch
 def test_photos_report_a_full_disk_with_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch a message without a file: the system names none when writing to an open file fails."""
 
-    def full(self: Synthetic, job: Any) -> Any:
+    def full(self: Synthetic, *job: Any) -> Any:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Synthetic, "write_photo", full)
@@ -330,7 +330,7 @@ def test_visible_is_true_for_every_point_of_frontal_faces() -> None:
     for head in heads(12):
         canvas, points, visible, _ = render_head(head, LAPA106)
         assert visible.all()
-        mask = cv2.dilate((canvas[..., 3] > 0).astype(np.uint8), np.ones((5, 5), np.uint8))
+        mask = cv2.dilate((canvas[..., 3] > 1).astype(np.uint8), np.ones((5, 5), np.uint8))
         at = np.rint(2 * points).astype(int)
         assert mask[at[:, 1], at[:, 0]].all()
 

@@ -99,11 +99,13 @@ def test_match_without_a_usable_face_is_background(boxes: Tensor) -> None:
 
 
 def test_match_gives_a_contested_anchor_to_the_last_face() -> None:
-    """Would catch a match that depends on the order of parallel writes."""
-    boxes = torch.tensor([[0.0, 0, 16, 16], [0, 0, 16.1, 16.1]]) - 0.5
+    """Would catch a match that depends on the order of parallel writes, or a face that takes another's anchor."""
+    boxes = torch.tensor([[-4.0, -4, 12, 12], [-4, -4, 12, 12.4]]) - 0.5  # the best anchor of both is the first
     found = {tuple(coder().match(boxes, torch.zeros(2, dtype=torch.bool), anchors(64, 64)).tolist()) for _ in range(5)}
     (match,) = found
-    assert 1 in match
+    assert match[0] == 1
+    ignored = coder().match(boxes, torch.tensor([False, True]), anchors(64, 64))
+    assert ignored[0] == 0, "an ignored face takes the anchor of a face"
 
 
 def test_detect_keeps_the_highest_scores_of_each_image() -> None:
@@ -117,6 +119,32 @@ def test_detect_keeps_the_highest_scores_of_each_image() -> None:
     assert found.scores.tolist() == pytest.approx(torch.tensor([3.0, 2, 1, 0.5]).sigmoid().tolist())
     assert torch.equal(found.boxes[0], coder().decode(boxes[0, 3], points[0, 3], grid[3])[0])
     assert cut.tolist() == [0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_detect_computes_in_float32(dtype: torch.dtype) -> None:
+    """Would catch equal scores and boxes off by pixels in a mixed precision."""
+    grid = coder().anchors([(1, 2), (1, 1), (1, 1)], CPU)
+    margin = torch.tensor([[8.0, 8.0625, 8.125, 8.1875, -9, -9, -9, -9]])
+    logits = torch.stack([torch.zeros_like(margin), margin], dim=-1).to(dtype)
+    boxes, points = torch.ones(1, 8, 4, dtype=dtype), torch.ones(1, 8, 5, 2, dtype=dtype)
+    found, _ = coder().detect(logits, boxes, points, grid, threshold=0.1, most=9)
+    assert [column.dtype for column in found[:3]] == [torch.float32] * 3
+    assert len(found.scores.unique()) == 4
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        again, _ = coder().detect(logits, boxes, points, grid, threshold=0.1, most=9)
+    assert all(torch.equal(one, other) for one, other in zip(found, again, strict=True))
+
+
+def test_detect_leaves_out_boxes_that_are_not_finite() -> None:
+    """Would catch one infinite box that switches off the suppression in all photos."""
+    grid = coder().anchors([(1, 2), (1, 1), (1, 1)], CPU)
+    logits = torch.tensor([0.0, 3.0]).expand(1, 8, 2)
+    boxes = torch.zeros(1, 8, 4)
+    boxes[0, 2, 2] = 1000.0
+    found, _ = coder().detect(logits, boxes, torch.zeros(1, 8, 5, 2), grid, threshold=0.1, most=9)
+    assert len(found.scores) == 7
+    assert found.boxes.isfinite().all()
 
 
 def test_coder_refuses_sizes_that_fit_no_grid() -> None:

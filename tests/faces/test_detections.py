@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from facelab.faces.boxes import iou
 from facelab.faces.detections import Candidates, DetectionRule, first_of_each, order, resize, suppress, vote
 
 
@@ -86,6 +87,42 @@ def test_suppress_of_a_batch_equals_that_of_each_photo() -> None:
     alone = len(suppress(detections(pair, [0.9, 0.8], [0, 0]), rule()).scores)
     many = detections(pair * 40, [0.9, 0.8] * 40, [photo for photo in range(40) for _ in pair])
     assert len(suppress(many, rule()).scores) == 40 * alone
+
+
+def test_suppress_of_boxes_outside_their_photos() -> None:
+    """Would catch a box left of a photo that overlaps one of the photo before."""
+    found = detections([[0.0, 0, 100, 100], [-100.0, -100, 100, 100]], [0.9, 0.8], [0, 1])
+    assert len(suppress(found, rule(nms_iou=0.2)).scores) == 2
+
+
+def greedy(found: Candidates, areas: bool) -> list[list[float]]:
+    """Return the boxes of a vote, computed one group after the other."""
+    joined = []
+    for photo in range(3):
+        rest = found.take(found.photo == photo)
+        while len(rest.scores):
+            corners = rest.boxes.double() + torch.tensor([0, 0, 1, 1]) * areas
+            group = iou(corners[:1], corners)[0] > 0.4
+            group[0] = True
+            weight = rest.scores[group] / rest.scores[group].sum()
+            joined.append((rest.boxes[group] * weight[:, None]).sum(dim=0).tolist())
+            rest = rest.take(~group)
+    return joined
+
+
+@pytest.mark.parametrize("areas", [False, True])
+def test_vote_equals_a_greedy_loop(areas: bool) -> None:
+    """Would catch a member that joins another group than that of the first leader that overlaps it."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        low = torch.rand(60, 2, generator=generator) * 20
+        boxes = torch.cat([low, low + 3 + 6 * torch.rand(60, 2, generator=generator)], dim=1)
+        photo = torch.randint(0, 3, (60,), generator=generator)
+        found = Candidates(boxes, torch.rand(60, generator=generator), boxes[:, None, :2].expand(-1, 5, -1), photo)
+        found = found.take(order(found.photo, found.scores))
+        joined = vote(found, rule(official_areas=areas))
+        joined = joined.take(order(joined.photo, joined.scores))
+        assert torch.allclose(joined.boxes, torch.tensor(greedy(found, areas)), atol=1e-4)
 
 
 def test_vote_averages_boxes_and_points_by_score() -> None:

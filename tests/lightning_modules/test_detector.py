@@ -92,6 +92,19 @@ def test_detect_reports_photos_in_which_a_limit_applied(retinaface: RetinaFace) 
         retinaface.detection = before
 
 
+def test_detect_reports_the_photo_of_a_limit() -> None:
+    """Would catch the photo of the same place among those of its size, in a batch of several sizes."""
+
+    class Limited(BrightDetector):
+        def search(self, image: Tensor) -> tuple[Candidates, Tensor]:
+            found, _ = super().search(image)
+            return found, torch.tensor([len(image) - 1])
+
+    image = torch.zeros(3, 3, 60, 80, dtype=torch.uint8)
+    found = Limited(rule(), None, None, None).detect(image, torch.tensor([[60, 80], [40, 50], [60, 80]]))
+    assert found.cut.tolist() == [False, True, True]
+
+
 @pytest.mark.parametrize("scale", ["original", "vga", "large", "multiple"])
 def test_detect_returns_pixels_of_the_photo(scale: str) -> None:
     """Would catch detections in pixels of the resized or flipped image, or points of a flipped face not exchanged."""
