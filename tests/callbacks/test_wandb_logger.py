@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from callbacks.charts import charts
 from callbacks.wandb_logger import ERROR_HEADING, TolerantWandbLogger
 from facelab.faces.layouts import FIVE5, IBUG68, Layout
+from facelab.metrics import detection
 from facelab.metrics.face_table import FaceTable, nme_per_face, read_faces
 from facelab.metrics.landmarks import auc, ced, definitions
 
@@ -289,3 +290,15 @@ def test_charts_accept_unmeasurable_faces() -> None:
     no_faces = table.select(slice(0))
     assert "test/ced" not in charts(no_faces, definitions(no_faces))
     json.dumps([chart.table.data for chart in drawn.values()], allow_nan=False)
+
+
+def test_charts_of_a_detector() -> None:
+    """Would catch a crash without errors of landmarks, and a bar that is not the metric of its part."""
+    table = detection.example(("masked",))
+    table = table._replace(tags=np.ones_like(table.tags))
+    metrics = detection.definitions(table)
+    drawn = charts(table, metrics)
+    parts = {f"test/{each.whole}_{each.breakdown}" for each in metrics.values() if each.breakdown}
+    assert drawn.keys() == parts > {"test/ap50_size", "test/recall_tag", "test/nme5_box_yaw"}
+    recall = 100 * metrics["recall_tag_masked"].value()
+    assert drawn["test/recall_tag"].table.data == [["masked", recall, 1]]
