@@ -75,9 +75,9 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     for name in ("csv", "markdown", "html"):
         if (path := getattr(options, name)) and path.is_dir():
-            parser.error(f"--{name} {path}: this is a folder; name a file")
+            raise SystemExit(f"--{name} {path}: Is a directory; name a file")
     if options.pictures < 0:
-        parser.error(f"--pictures {options.pictures}: expected 0 or more")
+        raise SystemExit(f"--pictures {options.pictures}: expected 0 or more")
     return options
 
 

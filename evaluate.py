@@ -140,7 +140,9 @@ def evaluated_config(run: LoadedRun, cfg: DictConfig) -> DictConfig:
         requested["supplements"] = cfg.supplements
     if build(cfg, "box_jitter"):
         requested["box_jitter"] = cfg.box_jitter
-    run.cfg.logger = OmegaConf.merge(cfg.logger or {})  # replaced, not merged: those of the run are not used
+    run.cfg.pop("logger", None)  # those of the run are not used
+    if used := {name: node for name, node in (cfg.logger or {}).items() if node is not None}:
+        run.cfg.logger = used
     kept = OmegaConf.merge(run.cfg, {"task": cfg.task, "trust": cfg.trust, "evaluate": requested})
     assert isinstance(kept, DictConfig)
     while broken := next(((key, error) for key in kept if (error := unresolved(kept, str(key)))), None):

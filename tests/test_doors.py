@@ -297,8 +297,20 @@ def test_train_reports_mistakes_in_one_sentence(
 )
 def test_check_values_refuses_a_training_without_validation(trainer: dict[str, Any], refused: bool) -> None:
     """Would catch a short recipe that keeps no best checkpoint and fails after hours, or a sound one refused."""
-    cfg = OmegaConf.create({"test": True, "test_ckpt": "last", "trainer": trainer, "model": {}})
+    rates = {"warmup_epochs": 0}
+    cfg = OmegaConf.create({"test": True, "test_ckpt": "last", "trainer": trainer, "model": {}, "rates": rates})
     with pytest.raises(ConfigError, match="nothing would be validated") if refused else nullcontext():
+        check_values(cfg)
+
+
+@pytest.mark.parametrize(
+    ("rates", "message"),
+    [(None, "rates=null: its keys"), ({"warmup_epochs": 6}, "warmup_epochs=6 is more than trainer.max_epochs=5")],
+)
+def test_check_values_refuses_rates_without_effect(rates: dict[str, int] | None, message: str) -> None:
+    """Would catch a traceback, or a training that never reaches its learning rate."""
+    cfg = OmegaConf.create({"trainer": {"max_epochs": 5}, "model": {}, "rates": rates})
+    with pytest.raises(ConfigError, match=message):
         check_values(cfg)
 
 

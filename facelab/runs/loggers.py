@@ -41,12 +41,13 @@ def follow_loggers(cfg: DictConfig, checkpoint: Path) -> None:
         return
     typed = {key_of(word) for word in hydra.overrides.task}
     for key in NAMES:
-        if f"logger.wandb.{key}" not in typed and _is_name(theirs.get(key)):
+        if f"logger.wandb.{key}" not in typed and _is_name(theirs.get(key), listed=key == "tags"):
             OmegaConf.update(ours, key, theirs[key])
     if theirs.get("offline") is False and ours.offline:
         log.info("the run logged to W&B online; this evaluation does so with logger.wandb.offline=false")
 
 
-def _is_name(value: Any) -> bool:
-    """Return whether a value is text without a reference, or a list of such texts."""
-    return all(isinstance(text, str) and "${" not in text for text in (value if isinstance(value, list) else [value]))
+def _is_name(value: Any, *, listed: bool) -> bool:
+    """Return whether a value is text without a reference, or a list of such texts if ``listed``."""
+    texts = value if listed else [value]
+    return isinstance(texts, list) and all(isinstance(text, str) and "${" not in text for text in texts)

@@ -125,7 +125,7 @@ def _word_fault(words: Sequence[str], number: int, sweep: bool, folders: Sequenc
     if fault := _trainer_fault(override):
         return fault
     group = key.lstrip("+~").replace(".", "/")
-    if "/" in group and any((folder / group / f"{value}.yaml").is_file() for folder in folders):
+    if "." in key and any((folder / group / f"{value}.yaml").is_file() for folder in folders):
         return f"{word}: {group} is a config group; type {group}={value}"
     if _is_group(override, folders):
         return _group_fault(override, sweep, folders)

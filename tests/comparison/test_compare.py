@@ -652,6 +652,8 @@ def test_compare_script_writes_a_markdown_table(sweep: Path, tmp_path: Path) -> 
         (["nowhere"], "nowhere: there is no such folder"),
         ([".", "--metrics", "nme_bx"], "did you mean nme_box"),
         ([".", "--csv", "."], "Is a directory"),
+        ([".", "--html", "."], "Is a directory"),
+        ([".", "--pictures", "-1"], "--pictures -1: expected 0 or more"),
     ],
 )
 def test_compare_script_reports_mistakes_in_one_line(tmp_path: Path, words: list[str], message: str) -> None:

@@ -214,7 +214,7 @@ def test_dan_checks_all_stages(caplog: pytest.LogCaptureFixture) -> None:
     fit(module, datamodule, 1, fast_dev_run=2)
     assert module.num_active == 2 and "stage" not in caplog.text
     faces = datamodule.faces["train"]
-    assert int(faces._read.sum()) <= 8 < len(faces), "the statistics read more than some batches"
+    assert int(faces.readings._read.sum()) <= 8 < len(faces), "the statistics read more than some batches"
 
 
 def test_dan_does_not_return_to_an_earlier_stage(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional
 
+from facelab.comparison.figures import figures_of_curves, section_data
 from facelab.comparison.grid import build_cells
 from facelab.comparison.group import compare
-from facelab.comparison.page import section_data
 from facelab.comparison.read import read_runs
 from facelab.errors import ConfigError
 from facelab.faces.batch import LandmarkBatch
@@ -297,7 +297,10 @@ def test_benchmark_measures_the_jobs_of_a_sweep(
     (table,) = compare(read_runs([sweep]), None)
     column = [cell.text for cell in build_cells(table)[0]].index("latency ms")
     assert [row[column].text == "-" for row in build_cells(table, with_single_runs=True)[1:]].count(False) == 2
-    assert [cost["title"] for cost in section_data(table)["costs"]] == ["MACs", "Latency"]
+    assert [cost["title"] for cost in section_data(table, figures_of_curves(table.runs))["costs"]] == [
+        "MACs",
+        "Latency",
+    ]
     for number in "03":
         shutil.rmtree(sweep / number / "checkpoints")
     with pytest.raises(SystemExit, match="sweep: none of its 5 jobs can be measured"):

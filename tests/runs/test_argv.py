@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from facelab.errors import ConfigError
 from facelab.runs.argv import as_typed, normalise_argv, overrides_of, quoted, take_supplements, unquoted
 from facelab.runs.checkpoint import parse_supplements
 
@@ -146,3 +147,9 @@ def test_take_supplements_leaves_what_belongs_to_the_script() -> None:
         "crop.sizes": ["1", 2],
         "backbone.x": {"y": None},
     }
+
+
+def test_take_supplements_refuses_two_ways_at_once() -> None:
+    """Would catch a supplement that is dropped because the other way is read last."""
+    with pytest.raises(ConfigError, match=r"supplements=\[model.a=1\]: type \+model.b=2 and all other"):
+        take_supplements(["ckpt=RUN", "supplements=[model.a=1]", "+model.b=2"])

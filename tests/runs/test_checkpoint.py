@@ -24,7 +24,7 @@ from callbacks.resume import STATES, AtomicCheckpointIO
 from facelab import renames
 from facelab.errors import CheckpointError, ConfigError, FacelabError
 from facelab.renames import Step, renamed_config, renamed_override, renamed_path, renamed_weights
-from facelab.runs.checkpoint import load_run, offline, read_checkpoint
+from facelab.runs.checkpoint import load_run, offline, parse_supplements, read_checkpoint
 from facelab.runs.references import copy_part
 from lightning_modules import pfld
 
@@ -659,3 +659,10 @@ def test_load_run_supplements_a_part_by_either_name(trained: Path, tmp_path: Pat
     for key in ("backbone.norm_epsilon", "model.backbone.norm_epsilon"):
         run = load_run(tmp_path / "older.ckpt", PATHS, {key: pretrained})
         assert run.cfg.model.backbone.name == "test_resnet"
+
+
+@pytest.mark.parametrize("word", ["model.y=1,2", "model.y", "model.y=(", "model.y=range(1,3)"])
+def test_parse_supplements_refuses_other_words(word: str) -> None:
+    """Would catch a list of runs, or no value, in the configuration of a run."""
+    with pytest.raises(ConfigError, match="supplements: "):
+        parse_supplements([word])

@@ -8,7 +8,6 @@ from composing import compose_config
 from omegaconf import OmegaConf
 
 from evaluate import EVALUATE_KEYS
-from facelab.errors import FacelabError
 from facelab.runs.build import check
 from facelab.runs.loggers import follow_loggers
 
@@ -68,10 +67,12 @@ def test_typed_names_win(tmp_path: Path) -> None:
 def test_names_of_a_received_folder_are_only_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Would catch an environment variable in a project name, or a node instead of a name."""
     monkeypatch.setenv("SECRET", "secret")
+    plain = followed(tmp_path / "plain", {"wandb": {"project": "facelab"}})["wandb"]
     logger = followed(tmp_path / "run", {"wandb": WANDB | {"project": "a\\${oc.env:SECRET}"}})["wandb"]
     assert logger["project"] == "facelab"
-    with pytest.raises(FacelabError, match=r"logger\.wandb\.group"):
-        followed(tmp_path / "other", {"wandb": WANDB | {"group": {"_target_": "torch.nn.Linear"}}})
+    for number, name in enumerate(({"_target_": "torch.nn.Linear"}, [1, 2], 3)):
+        logger = followed(tmp_path / str(number), {"wandb": WANDB | {"group": name}})["wandb"]
+        assert logger["group"] == plain["group"], "a name that is no text stops or changes the evaluation"
 
 
 def test_a_copied_checkpoint_has_no_loggers(tmp_path: Path) -> None:

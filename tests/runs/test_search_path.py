@@ -181,7 +181,7 @@ def test_rerun_repeats_a_run_in_a_folder_of_its_own(tmp_path: Path) -> None:
     changed = load(tmp_path / "changed" / "config.yaml")
     assert (changed.model.head.size, changed.datamodule.seed, changed.optimizer.lr) == (96, 2, 0.002)
     assert changed.paths.name == "pfld-pfld-synthetic68-s2"
-    with pytest.raises(SystemExit, match=r"type --config-dir RUN --config-name=rerun too"):
+    with pytest.raises(SystemExit, match=r"type --config-dir .*/first --config-name=rerun too"):
         open_door("train", "resume=changed", "trainer.max_epochs=2", folder=tmp_path)
     open_door("train", *rerun, "resume=changed", "on_nan=skip", folder=tmp_path)
     assert read_json(tmp_path / "changed" / "environment.json")["resumed"]
@@ -202,3 +202,33 @@ def test_write_rerun_trusts_nobody(tmp_path: Path) -> None:
     written = load(tmp_path / "rerun.yaml")
     assert (written.trust, written.init) == ([], "x")
     assert OmegaConf.to_container(written)["model"]["backbone"] == "${backbone}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["seed: ${oc.env:FACELAB_TEST_SECRET}", "data: {name: '${oc.env:FACELAB_TEST_SECRET}'}", "paths: {run: elsewhere}"],
+)
+def test_resume_starts_nothing_with_files_that_reach_out(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch a received folder that gets a secret into its files, or a run written into another folder."""
+    monkeypatch.setenv("FACELAB_TEST_SECRET", "hunter2")
+    write_recipe(tmp_path / "mine")
+    open_door("train", "--config-dir=mine", *WORDS, "hydra.run.dir=run", folder=tmp_path)
+    write_recipe(tmp_path / "mine", f"{RECIPE}{text}\n")
+    with pytest.raises(SystemExit, match=r"reads the environment|is another folder"):
+        open_door("train", "resume=run", "trainer.max_epochs=2", folder=tmp_path)
+    assert not (tmp_path / "elsewhere").exists()
+    texts = [file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()]
+    assert not any(b"hunter2" in text for text in texts)
+
+
+def test_resume_refuses_a_saved_folder(tmp_path: Path) -> None:
+    """Would catch overrides of a received folder that write a run, and delete its results, somewhere else."""
+    write_recipe(tmp_path / "mine")
+    open_door("train", "--config-dir=mine", *WORDS, "hydra.run.dir=run", folder=tmp_path)
+    with (tmp_path / "run" / "overrides.yaml").open("a") as file:
+        file.write(f"- paths.run={tmp_path}/elsewhere\n")
+    with pytest.raises(SystemExit, match=r"paths\.run=.*elsewhere is another folder"):
+        open_door("train", "resume=run", "trainer.max_epochs=2", folder=tmp_path)
+    assert not (tmp_path / "elsewhere").exists()

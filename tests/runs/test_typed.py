@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from facelab.errors import FacelabError
 from facelab.renames import renamed_key
 from facelab.runs.argv import normalise_argv
-from facelab.runs.typed import check_typed
+from facelab.runs.typed import check_groups, check_typed
 
 GROUPS = sorted(
     {str(path.parent.relative_to(ROOT / "conf")) for path in (ROOT / "conf").glob("*/**/*.yaml")} - {"hydra"}
@@ -135,6 +135,8 @@ def test_check_typed_joins_a_value_with_spaces(line: list[str], advice: str) -> 
         ("1a=3", "'1a' is not a key"),
         ("seed=1,2", "A run for each: -m seed=1,2; a list: 'seed=[1,2]'"),
         ("optimizer.lr=interval(1,2)", "with -m there is a run for each"),
+        ("callbacks.early_stopping=patience", "type callbacks/early_stopping=patience"),
+        ("--config-name rerun scheduler=plateau", "scheduler=plateau: a rerun has no config groups"),
     ],
 )
 def test_check_typed_explains_mistakes_of_the_syntax(line: str, expected: str) -> None:
@@ -279,3 +281,17 @@ def test_check_typed_refuses_an_unwritable_default_folder(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     assert message_of("seed=2").startswith("hydra.run.dir=logs: nothing can be written there (")
     assert message_of("resume=run", unread="resume=") == ""
+
+
+def test_check_typed_accepts_null_for_a_group_without_a_default() -> None:
+    """Would catch a recipe's early stopping that cannot be turned off."""
+    check_typed(["callbacks/early_stopping=null", "experiment=null"])
+    with pytest.raises(FacelabError, match="data takes the name of an option"):
+        check_typed(["data=null"])
+
+
+def test_check_groups_refuses_an_unknown_argument_of_the_trainer() -> None:
+    """Would catch a mistyped key of a grid that each of its jobs reports after its start."""
+    planned = OverridesParser.create().parse_overrides(["++trainer.gradient_clip_vall=0.5,1.0"])
+    with pytest.raises(FacelabError, match=r"no argument gradient_clip_vall; did you mean `gradient_clip_val`"):
+        check_groups(planned, [])
