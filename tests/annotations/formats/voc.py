@@ -9,7 +9,8 @@ from writing import write as write_file
 from facelab.annotations.voc import VOC
 from facelab.faces.layouts import FIVE5
 
-CLASSES = ("face", "mask")
+CLASSES = ("face", "mask", "with_mask", "without_mask", "mask_weared_incorrect")
+"""Classes of the files that the tests write, and of ``mask_voc``."""
 BOX = ("JPEGImages/train0.jpg", [[-0.5, 9.5, 9.5, 29.5], [99.5, 49.5, 100.5, 79.5]])
 REAL = {"mask_voc": ("train", "val")}
 
