@@ -153,12 +153,12 @@ def faults(words: Sequence[str], folder: Path = CONF) -> list[str]:
 
 
 @functools.cache
-def taker(group: str, option: str) -> str:
-    """Return a model whose configuration with an option of one of its parts has no fault.
+def taker(group: str, option: str, among: tuple[str, ...] = (*MODELS, *DETECTORS)) -> str:
+    """Return one of the models whose configuration with an option of one of its parts has no fault.
 
     Models that name the option come first.
     """
-    models = [model for model in (*MODELS, *DETECTORS) if group in groups_of(model)]
+    models = [model for model in among if group in groups_of(model)]
     models.sort(key=lambda model: (default_parts(model)[group] != option, not is_named_after(model, group, option)))
     refusals = {}
     for model in models:

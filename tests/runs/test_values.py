@@ -205,7 +205,7 @@ def is_new(raw: Any, place: Place) -> bool:
 @pytest.mark.usefixtures("little_memory")
 def test_train_names_the_key_of_wrong_values_in_every_option(group: str, option: str) -> None:
     """Would catch the same for parts of other recipes, and for their values in a checkpoint."""
-    cfg = compose_config(small_with(taker(group, option), group, option))
+    cfg = compose_config(small_with(taker(group, option, tuple(MODELS)), group, option))
     if "backbone" in cfg and "pretrained" in cfg.backbone:
         cfg.backbone.pretrained = False
     cfg.datamodule.num_workers = 0
