@@ -315,7 +315,7 @@ def _sets(flags: Array, tags: Sequence[str]) -> list[frozenset[str]]:
     """Return the tags of each row, of which few are different."""
     different, which = np.unique(flags, axis=0, return_inverse=True)
     sets = [frozenset(tag for tag, flag in zip(tags, row, strict=False) if flag) for row in different]
-    return [sets[i] for i in which]
+    return [sets[i] for i in which.ravel()]  # numpy 2.0 has a column
 
 
 def _read_list(path: Path) -> dict[str, tuple[Array, Array]]:
