@@ -1,5 +1,6 @@
 """Base class of the face detectors: validation, test and prediction steps, search of a photo, optimizer."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -33,7 +34,7 @@ IN_PROGRESS_BAR = "ap50"
 """Metric shown in the progress bar; also the metric that detectors monitor."""
 
 
-class DetectorModule(LightningModule):
+class DetectorModule(LightningModule, ABC):
     """Base class of the detectors. A method builds its network and overrides :meth:`search`.
 
     Args:
@@ -75,6 +76,7 @@ class DetectorModule(LightningModule):
         """Add the format of the checkpoint."""
         checkpoint["format"] = FORMAT
 
+    @abstractmethod
     def search(self, image: Tensor) -> tuple[Candidates, Tensor]:
         """Find candidates in images of one size, before the suppression.
 
@@ -85,7 +87,6 @@ class DetectorModule(LightningModule):
             At most ``detection.candidates`` of each image with at least ``detection.threshold``, in pixels of the
             image; and the images ``(I,)`` in which the limit left out some.
         """
-        raise NotImplementedError
 
     def detect(self, image: Tensor, size: Tensor) -> Detections:
         """Find the faces in a batch of photos by the rule of the module.

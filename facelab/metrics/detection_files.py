@@ -71,6 +71,7 @@ def read_detection_table(path: Path) -> tuple[DetectionTable, list[str]]:
     try:
         with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:  # np.load reads other files too
             columns = {name: file[name] for name in COLUMNS if name in file}
+    # NotImplementedError: zipfile does not know the compression.
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise ValueError(f"{path} is not a file of NumPy arrays (.npz): {error}") from error
     lengths: dict[str, int] = {}

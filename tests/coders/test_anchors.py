@@ -127,8 +127,11 @@ def test_detect_computes_in_float32(dtype: torch.dtype) -> None:
     grid = coder().anchors([(1, 2), (1, 1), (1, 1)], CPU)
     margin = torch.tensor([[8.0, 8.0625, 8.125, 8.1875, -9, -9, -9, -9]])
     logits = torch.stack([torch.zeros_like(margin), margin], dim=-1).to(dtype)
-    boxes, points = torch.ones(1, 8, 4, dtype=dtype), torch.ones(1, 8, 5, 2, dtype=dtype)
+    boxes, points = torch.full((1, 8, 4), 1.7).to(dtype), torch.full((1, 8, 5, 2), 1.7).to(dtype)
     found, _ = coder().detect(logits, boxes, points, grid, threshold=0.1, most=9)
+    exact = coder().decode(boxes[0].float(), points[0].float(), grid)
+    assert torch.equal(found.boxes[0], exact[0][3])
+    assert torch.equal(found.points[0], exact[1][3])
     assert [column.dtype for column in found[:3]] == [torch.float32] * 3
     assert len(found.scores.unique()) == 4
     with torch.autocast("cpu", dtype=torch.bfloat16):

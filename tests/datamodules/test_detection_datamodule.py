@@ -173,6 +173,5 @@ def test_detector_is_measured_on_a_split(scenes: Scenes, tmp_path: Path) -> None
     assert numbers["test/ap50"] == numbers["test/recall"] == 1
     assert (numbers["test/faces"], numbers["test/photos"], numbers["test/photos_skipped"]) == (2, 2, 1)
     assert numbers["test/nme5_box"] == pytest.approx(0, abs=1e-6)
-    (again,) = trainer.test(module, module_of(scenes, max_unreadable=0.5), verbose=False)
-    assert again == pytest.approx(numbers, nan_ok=True), "the second test contains the first"
+    assert len(module.errors.compute()["photo_id"]) == 0, "the next validation would contain this test"
     assert module.table.boxes.tolist() == [[10, 10, 20, 22], [5, 5, 25, 25]]

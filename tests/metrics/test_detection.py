@@ -251,6 +251,19 @@ def test_metrics_depend_on_no_order() -> None:
         assert measured == pytest.approx(expected, nan_ok=True, rel=1e-12)
 
 
+def test_table_orders_equal_boxes_by_their_points() -> None:
+    """Would catch an error of points that depends on which of two equal detections is listed first."""
+    columns = scenes()
+    twin = {name: columns[name][:1] for name, (_, axes) in COLUMNS.items() if axes[0] == "D"}
+    twin["points"] = twin["points"] + 5
+    both = {name: np.concatenate([columns[name], twin[name]]) for name in twin}
+    tables = [
+        table_of(columns | {name: column[order] for name, column in both.items()})
+        for order in (np.arange(len(both["scores"])), np.arange(len(both["scores"]))[::-1])
+    ]
+    assert_same(*tables)
+
+
 def test_equal_scores_are_one_threshold() -> None:
     """Would catch a curve that puts the hits before the false detections of the same score."""
     columns = scenes()

@@ -556,6 +556,15 @@ def test_paired_bootstrap_equals_the_statistic_of_resampled_faces(monkeypatch: p
     assert np.asarray(in_blocks) == pytest.approx(np.asarray(together), abs=1e-12)
 
 
+def test_paired_bootstrap_of_exchanged_runs_has_the_other_sign() -> None:
+    """Would catch a verdict that depends on which run is named first."""
+    random = np.random.default_rng(3)
+    a, b = random.normal(0.05, 0.03, 50), random.normal(0.05, 0.03, 50)
+    there, back = compare_one(a, b, landmarks.nme, 1000), compare_one(b, a, landmarks.nme, 1000)
+    assert (there.low, there.high) == (-back.high, -back.low)
+    assert there.probability == back.probability
+
+
 def test_paired_bootstrap_gives_an_infinite_difference_no_interval() -> None:
     """Would catch an interval that leaves out a face without a prediction."""
     a, b = np.array([0.1, 0.2, np.inf, 0.3]), np.array([0.1, 0.1, 0.1, 0.1])
