@@ -18,11 +18,11 @@ from facelab.metrics.detection import IOU, all_pairs, rank
 from facelab.metrics.detection_table import DetectionTable
 from facelab.metrics.ranking import RECALLS, Ranking
 
-FALSE_PER_PHOTO = np.logspace(-2, 1, 91)
+FALSE_AXIS = np.logspace(-2, 1, 91)
 """Numbers of false detections per photo of which a thinned curve has the recall: 30 per factor of ten, 0.01 to 10.
 
 Below 0.01, a set of 100 photos has no point; a detector with more than 10 is of no use."""
-MOST_POINTS = len(RECALLS) + len(FALSE_PER_PHOTO) + 1
+MOST_POINTS = len(RECALLS) + len(FALSE_AXIS) + 1
 """Largest number of points of a thinned curve."""
 MAX_BYTES = 2**20
 """Largest size in bytes of a file of curves that is read; four curves have at most 80,000."""
@@ -40,7 +40,7 @@ class Curve(NamedTuple):
     def thinned(self) -> "Curve":
         """Return at most :data:`MOST_POINTS` of the points.
 
-        They are those that the AP of COCO reads, those with the recall at each of :data:`FALSE_PER_PHOTO`, and the last
+        They are those that the AP of COCO reads, those with the recall at each of :data:`FALSE_AXIS`, and the last
         one. The AP, the recalls at 0.1 and 1 false detections per photo, and the recall of all detections are therefore
         exactly those of the whole curve.
 
@@ -50,7 +50,7 @@ class Curve(NamedTuple):
         (114, 0.5)
         """
         at = np.searchsorted(self.recall, RECALLS)
-        allowed = np.searchsorted(self.false_per_photo, FALSE_PER_PHOTO, side="right") - 1
+        allowed = np.searchsorted(self.false_per_photo, FALSE_AXIS, side="right") - 1
         last = len(self.score) - 1
         kept = np.unique([*at[at <= last], *allowed[allowed >= 0], *([last] if last >= 0 else [])]).astype(np.int64)
         return Curve(*(column[kept] for column in self))
