@@ -25,6 +25,7 @@ from facelab.faces.geometry import Array
 from facelab.faces.layouts import IBUG68
 from facelab.files import read_table
 from facelab.metrics import detection, detection_curves, wider
+from facelab.metrics.detection_curves import Curve
 from facelab.metrics.landmarks import THRESHOLDS, definitions, example
 from facelab.metrics.record import SCALES, Unit
 from facelab.run_folder import RunFolder
@@ -144,21 +145,6 @@ def distribution(e: Array) -> list[float]:
     ordered = np.sort(e[~np.isnan(e)])
     ranks = -(-SHARES * len(ordered) // 100)  # rounded up, from 1
     return ordered[np.maximum(ranks - 1, 0)].tolist() if len(ordered) else []
-
-
-def lines_of_curve(curve: detection_curves.Curve) -> list[list[list[float | None]]]:
-    """Return x and y of the two lines of a detector: precision by recall, and recall by false detections per photo.
-
-    Fractions are in percent. The precision is the envelope, and the AP the area under it. The second line begins at the
-    first number of :data:`facelab.metrics.detection_curves.FALSE_AXIS` and ends at the last one or before.
-    """
-    low, high = detection_curves.FALSE_AXIS[[0, -1]]
-    shown = slice(max((curve.false_per_photo <= low).sum() - 1, 0), (curve.false_per_photo <= high).sum())
-    recall, precision = np.append(0, curve.recall), np.append(curve.envelope[:1], curve.envelope)
-    return [
-        [_scaled(recall, "fraction"), _scaled(precision, "fraction")],
-        [[*map(_plain, np.maximum(curve.false_per_photo[shown], low))], _scaled(curve.recall[shown], "fraction")],
-    ]
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -336,7 +322,7 @@ def figures_of_errors() -> list[dict[str, Any]]:
 
 
 def figures_of_detections() -> dict[str, Any]:
-    """Describe the curves of detectors: the faces to choose from, and the figures of :func:`lines_of_curve`.
+    """Describe the curves of detectors: the faces to choose from, and the figures of the lines of :func:`_lines`.
 
     ``tips`` are the metrics in the tooltips of each figure.
     """
@@ -403,6 +389,13 @@ def _read_faces(runs: Sequence[Run]) -> tuple[dict[int, Faces], dict[int, str]]:
     return faces, faults
 
 
+def _lines(curve: Curve) -> list[list[list[float | None]]]:
+    """Return x and y of the two lines of a detector: precision by recall, and recall by false detections per photo."""
+    (found, precision), (false, recall) = curve.precision_line(), curve.recall_line()
+    percents = [_scaled(share, "fraction") for share in (found, precision, recall)]
+    return [percents[:2], [[*map(_plain, false)], percents[2]]]
+
+
 def _read_detections(runs: Sequence[Run]) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
     """Read the curves of detectors.
 
@@ -419,7 +412,7 @@ def _read_detections(runs: Sequence[Run]) -> tuple[dict[int, dict[str, Any]], di
         except (OSError, ValueError) as error:
             faults[place] = one_line(str(error))
             continue
-        lines[place] = {name: lines_of_curve(curve) for name, curve in curves.items() if name in DETECTION_FACES}
+        lines[place] = {name: _lines(curve) for name, curve in curves.items() if name in DETECTION_FACES}
     return lines, faults
 
 

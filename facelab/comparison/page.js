@@ -80,11 +80,10 @@ function scale(values, from, to, { zero = false, log = "auto", ticks = 5, pad = 
   if (pad) { const room = pad * (high - low); low -= room; high += room; }
   if (high === low) { high += Math.abs(high) * 0.1 || 1; low -= zero ? 0 : Math.abs(low) * 0.1 || 1; }
   const step = niceStep(high - low, ticks);
-  if (!zero || low < 0) low = Math.floor(low / step + 1e-9) * step;
-  high = Math.ceil(high / step - 1e-9) * step;
+  if (!pad) { low = Math.floor(low / step + 1e-9) * step; high = Math.ceil(high / step - 1e-9) * step; }
   const at = (value) => from + ((value - low) / (high - low)) * (to - from);
   const marks = [];
-  for (let i = 0; low + i * step <= high + step * 1e-6; i++) marks.push(low + i * step);
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-6; i++) marks.push(i * step);
   return { at, marks, log: false, end: high };
 }
 
@@ -368,7 +367,7 @@ class Section {
     add("Precision and recall", !faces.length ? [] : DATA.detections.figures.map(({ title, about }, i) => [title, about, (figure) => drawDetections(figure, this, i)]), DATA.detections.remark);
     add("By part of the faces", this.groups.map((group) => [group.title, group.about, (figure) => drawIntervals(figure, this.drawn(), group.items, group.axis, (row, [, , metric]) => [row.metrics[metric] ?? []])]), "The metric of each part, with its number of faces. Bars: mean ± standard deviation over seeds, or the 95 % interval of a single run.");
     add("Error against cost", this.costs.map((cost) => [cost.title, cost.about, (figure) => drawCost(figure, this, cost)]), "Each point is a row of the table; grey rows are not selected. Dashed: the Pareto front, the rows for which no other row is both cheaper and better.");
-    if (this.rows.some((row) => Object.keys(row.metrics).length) && !this.costs.length)
+    if (this.rows.some((row) => DATA.errors.some(({ metric }) => row.metrics[metric])) && !this.costs.length)
       place.append(element("p", { class: "quiet note" }, "Error against MACs and latency: no run has counted MACs or a measured latency."));
     this.buildPair(place);
     const faults = this.runs.flatMap((run) => run.faults.map((fault) => `${run.name}: ${fault}`));

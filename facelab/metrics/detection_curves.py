@@ -55,6 +55,26 @@ class Curve(NamedTuple):
         kept = np.unique([*at[at <= last], *allowed[allowed >= 0], *([last] if last >= 0 else [])]).astype(np.int64)
         return Curve(*(column[kept] for column in self))
 
+    def precision_line(self) -> tuple[Array, Array]:
+        """Return recall and precision to draw, from a recall of 0; the precision is the envelope.
+
+        The AP is the area under this line.
+        """
+        return np.append(0, self.recall), np.append(self.envelope[:1], self.envelope)
+
+    def recall_line(self) -> tuple[Array, Array]:
+        """Return false detections per photo and recall to draw, from the first to the last of :data:`FALSE_AXIS`.
+
+        Fewer false detections stand at the first number, with their highest recall.
+
+        >>> curve = Curve(*np.zeros((1, 4)), np.arange(1, 5) / 8, *np.ones((2, 4)), np.array([0, 0, 0.5, 20]))
+        >>> curve.recall_line()
+        (array([0.01, 0.5 ]), array([0.25 , 0.375]))
+        """
+        first, end = np.searchsorted(self.false_per_photo, FALSE_AXIS[[0, -1]], side="right")
+        shown = slice(max(first - 1, 0), end)
+        return np.maximum(self.false_per_photo[shown], FALSE_AXIS[0]), self.recall[shown]
+
 
 def curves(table: DetectionTable) -> dict[str, Curve]:
     """Compute the curve of ``ap50``, and those of the lists of WIDER FACE where the table has them, by the AP's name.
