@@ -202,7 +202,8 @@ def write_detector(folder: Path, quality: float, *, curves: tuple[str, ...] = ("
     metrics |= {f"recall_fppi_{name}": metric for name in ("01", "1")}
     for name, most in (("01", 0.1), ("1", 1)):
         metrics[f"recall_fppi_{name}"] = metric._replace(value=recall[false <= most][-1], low=0.2, high=0.99)
-    metrics["ap50_size_0_16"] = metric._replace(value=quality / 2, whole="ap50", breakdown="size", part="0_16")
+    for part, value in (("0_16", 0.0), ("128_up", 1.0)):
+        metrics[f"ap50_size_{part}"] = metric._replace(value=value, whole="ap50", breakdown="size", part=part)
     config = with_values(CONFIG, crop__size=int(1000 * quality))
     write_run(folder, config=config, measured=False)
     protocol = {"dataset": "wider_face", "split": "test", "photos": 9, "faces": 100, "scale": "original"}
