@@ -78,7 +78,8 @@ def area(curve: Curve) -> float:
 def test_curves_from_a_file_give_the_records(tmp_path: Path, detections: int) -> None:
     """Would catch a curve of other faces than its AP, and points left out or rounded that a record depends on."""
     table = scenes(detections, ties=False)[0]
-    write_curves(curves(table), tmp_path / "curves.csv")
+    whole = curves(table)
+    write_curves(whole, tmp_path / "curves.csv")
     read, records = read_curves(tmp_path / "curves.csv"), definitions(table)
     assert list(read) == ["ap50", "wider_easy", "wider_medium", "wider_hard"]
     assert max(len(curve.score) for curve in read.values()) <= MOST_POINTS
@@ -86,7 +87,7 @@ def test_curves_from_a_file_give_the_records(tmp_path: Path, detections: int) ->
     at = np.searchsorted(curve.recall, RECALLS)
     ap = curve.envelope[at[at < len(curve.envelope)]].sum() / len(RECALLS)
     assert ap == pytest.approx(records["ap50"].value(), rel=1e-12)
-    assert curve.recall[-1] == records["recall"].value()
+    assert curve.recall[-1] == records["recall"].value() and curve.score[-1] == whole["ap50"].score[-1]
     for name, false in FALSE_PER_PHOTO.items():
         recall = np.append(0, curve.recall)[np.count_nonzero(curve.false_per_photo <= false)]
         assert recall == records[f"recall_fppi_{name}"].value()
