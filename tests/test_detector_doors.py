@@ -156,7 +156,7 @@ def test_evaluate_refuses_options_of_a_detector_for_landmarks(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("door", "words", "message"),
     [
-        ("train", ["model=retinaface"], "model: without loss and optimizer this version trains no RetinaFace"),
+        ("train", ["model=retinaface", "backbone.pretrained=true"], "backbone.weights=null: no server offers ImageNet"),
         ("benchmark", ["model=retinaface"], "model=retinaface: a detector; benchmark.py measures"),
         ("benchmark", ["ckpt=imported"], "imported: a detector; benchmark.py measures"),
         ("predict", ["images=voc/JPEGImages", "landmarker=imported"], r"last.ckpt is a detector, which finds faces"),
