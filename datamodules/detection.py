@@ -94,6 +94,27 @@ def _stack(arrays: Sequence[Array], shape: tuple[int, ...]) -> Array:
     return np.stack(arrays).astype(np.float32) if arrays else np.empty((0, *shape), np.float32)
 
 
+def true_columns(photos: Sequence[Photo], tag_names: tuple[str, ...], ignore: Sequence[str]) -> dict[str, Array]:
+    """Return the columns of the faces of :func:`detection_table`, with the rows of the photos as their ``photo_id``.
+
+    Args:
+        photos: photos of a split.
+        tag_names: names of the T tags of the dataset.
+        ignore: tags of the ignored faces.
+    """
+    faces = [face for photo in photos for face in photo.faces]
+    tags = [[tag in face.tags for tag in tag_names] for face in faces]
+    return {
+        "face_id": np.arange(len(faces)),
+        "true_boxes": _stack([face.box for face in faces], (4,)),
+        "true_points": _stack([face.points for face in faces], (FIVE5.num_points, 2)),
+        "pose": _stack([face.pose for face in faces], (3,)),
+        "tags": np.array(tags, np.bool_).reshape(len(faces), len(tag_names)),
+        "ignore": np.array([not face.tags.isdisjoint(ignore) for face in faces], np.bool_),
+        "true_photo": np.repeat(np.arange(len(photos)), [len(photo.faces) for photo in photos]),
+    }
+
+
 def fingerprint(photos: Sequence[Photo]) -> str:
     """Hash the names, the true boxes and the true points of photos; the hash is the same on every machine."""
     digest = hashlib.sha256()
@@ -102,6 +123,60 @@ def fingerprint(photos: Sequence[Photo]) -> str:
         for face in photo.faces:
             digest.update(np.concatenate([face.box, face.points.ravel()]).astype(np.float32).tobytes())
     return digest.hexdigest()[:16]
+
+
+def ignored_tags(data: Annotations, ignore: Sequence[str]) -> tuple[str, ...]:
+    """Return the tags of a dataset of boxes whose faces are neither faces to find nor background.
+
+    Args:
+        data: reader of the dataset.
+        ignore: such tags of several datasets.
+
+    Raises:
+        ConfigError: the dataset has not the five points of a detector, or a tag is spelled almost as one of the
+            dataset.
+    """
+    if data.layout.name != FIVE5.name:
+        raise ConfigError(
+            "data",
+            f"={data.name} has the {data.layout.num_points} landmarks of {data.layout.name}; a detector needs a "
+            f"dataset of boxes with the points of {FIVE5.name}",
+            mounted=True,
+        )
+    for tag in {*ignore} - {*data.tags}:
+        if nearest := difflib.get_close_matches(tag, data.tags, n=1):
+            raise ConfigError("ignore", f"=[{tag}]: no face of {data.name} has this tag; did you mean {nearest[0]}?")
+    return tuple(tag for tag in data.tags if tag in ignore)
+
+
+def protocol_of(
+    data: Annotations, split: Split, ignore: Sequence[str], photos: Sequence[Photo], table: DetectionTable
+) -> dict[str, Any]:
+    """Return the settings of the data that must be equal for two tests to be comparable.
+
+    Args:
+        data: reader of the dataset.
+        split: tested split.
+        ignore: tags of the ignored faces.
+        photos: photos of the split.
+        table: photos that were tested, by their rows in ``photos``.
+    """
+    return {
+        "dataset": data.name,
+        "split": split,
+        "photos": len(table.photo_id),
+        "faces": len(table.face_id),
+        "truth": fingerprint([photos[row] for row in table.photo_id.tolist()]),
+        "ignore": list(ignore),
+    }
+
+
+def write_tables(table: DetectionTable, photos: Sequence[Photo], folder: RunFolder) -> None:
+    """Write the table of a test of a split's photos to the folder of its run."""
+    names = [printable(photo.path.name) for photo in photos]
+    write_detection_table(table, folder.detections, names)
+    write_detections(table, folder.detections_csv, names)
+    write_photos(table, folder.photos, names)
 
 
 def collate(samples: Sequence[DetectionBatch]) -> DetectionBatch:
@@ -147,8 +222,7 @@ class DetectionDataModule(LightningDataModule):
         ignore: tags of the faces that are neither faces to find nor background. A dataset may lack some of them.
 
     Raises:
-        ConfigError: the dataset has not the five points of a detector, or a tag is spelled almost as one of the
-            dataset.
+        ConfigError: see :func:`ignored_tags`.
     """
 
     batch_type: ClassVar[type] = DetectionBatch
@@ -164,21 +238,9 @@ class DetectionDataModule(LightningDataModule):
         ignore: Sequence[str],
     ) -> None:
         super().__init__()
-        if data.layout.name != FIVE5.name:
-            raise ConfigError(
-                "data",
-                f"={data.name} has the {data.layout.num_points} landmarks of {data.layout.name}; a detector needs a "
-                f"dataset of boxes with the points of {FIVE5.name}",
-                mounted=True,
-            )
-        for tag in {*ignore} - {*data.tags}:
-            if nearest := difflib.get_close_matches(tag, data.tags, n=1):
-                raise ConfigError(
-                    "ignore", f"=[{tag}]: no face of {data.name} has this tag; did you mean {nearest[0]}?"
-                )
         self.data, self.batch_size, self.num_workers, self.seed = data, batch_size, num_workers, seed
         self.test_split, self.max_unreadable = test_split, max_unreadable
-        self.ignore = tuple(tag for tag in data.tags if tag in ignore)
+        self.ignore = ignored_tags(data, ignore)
         self.photos: dict[str, PhotoDataset] = {}
 
     def setup(self, stage: str) -> None:
@@ -204,22 +266,11 @@ class DetectionDataModule(LightningDataModule):
 
     def protocol(self, table: DetectionTable) -> dict[str, Any]:
         """Return the settings of a test that must be equal for two results to be comparable."""
-        photos, rows = self.photos["test"].photos, table.photo_id.tolist()
-        return {
-            "dataset": self.data.name,
-            "split": self.test_split,
-            "photos": len(rows),
-            "faces": len(table.face_id),
-            "truth": fingerprint([photos[row] for row in rows]),
-            "ignore": list(self.ignore),
-        }
+        return protocol_of(self.data, self.test_split, self.ignore, self.photos["test"].photos, table)
 
     def write_table(self, table: DetectionTable, folder: RunFolder) -> None:
         """Write the table of a test to the folder of its run."""
-        names = [printable(photo.path.name) for photo in self.photos["test"].photos]
-        write_detection_table(table, folder.detections, names)
-        write_detections(table, folder.detections_csv, names)
-        write_photos(table, folder.photos, names)
+        write_tables(table, self.photos["test"].photos, folder)
 
     def unreadable(self) -> dict[str, int]:
         """Return the number of photos of each split that this process could not read."""

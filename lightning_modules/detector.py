@@ -28,6 +28,7 @@ from facelab.faces.layouts import FIVE5
 from facelab.metrics.detection import Definition, definitions
 from facelab.metrics.detection_errors import DetectionErrors
 from facelab.metrics.detection_table import DetectionTable
+from facelab.metrics.wider import ROUNDED
 from facelab.renames import FORMAT
 
 IN_PROGRESS_BAR = "ap50"
@@ -48,12 +49,14 @@ class DetectorModule(LightningModule, ABC):
         memory_format: memory format of images; ``facelab.profiling.compile`` sets it together with that of the weights.
         table: detections and faces of the last validation or test.
         remarks: sentences about the last test for its table.
+        wider_rounded: whether the AP of WIDER FACE rounds as its Matlab code; ``evaluate.py`` sets it.
     """
 
     memory_format = torch.channels_last
     layout = FIVE5
     resumed = False
     remarks: Sequence[str] = ()
+    wider_rounded = False
     table: DetectionTable
 
     def __init__(
@@ -159,11 +162,11 @@ class DetectorModule(LightningModule, ABC):
 
     def metrics(self, table: DetectionTable) -> dict[str, Definition]:
         """Define the metrics of a table by name."""
-        return definitions(table)
+        return definitions(table, wider_rounded=self.wider_rounded)
 
     def protocol(self) -> dict[str, Any]:
         """Return the settings of the method that must be equal for two results to be comparable."""
-        return asdict(self.detection)
+        return {**asdict(self.detection), **({"wider": ROUNDED} if self.wider_rounded else {})}
 
     def _log_table(self, role: str) -> None:
         """Compute the table, log its metrics and reset the collected detections."""

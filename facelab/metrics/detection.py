@@ -182,10 +182,14 @@ def curve(table: DetectionTable, least: float = IOU) -> Curve:
     return Curve(ranked.score[ends - 1], precision, recall, counts.false[:, 0] / max(counts.photos, 1))
 
 
-def definitions(table: DetectionTable) -> dict[str, Definition]:
+def definitions(table: DetectionTable, *, wider_rounded: bool = False) -> dict[str, Definition]:
     """Define all metrics of a table by name. This is the only place to add one.
 
     The names depend on the tags, and whether any yaw is known; they do not depend on which faces a part has.
+
+    Args:
+        table: the photos.
+        wider_rounded: whether the AP of WIDER FACE rounds as its Matlab code, see :func:`wider.best_faces`.
     """
     whole, table = table, table.readable()
     pairs, every = all_pairs(table), np.ones(len(table.scores), np.bool_)
@@ -203,10 +207,10 @@ def definitions(table: DetectionTable) -> dict[str, Definition]:
         one = [rank(table, pairs, IOU, counted & faces, false_detections)]
         number = int((counted & faces).sum())
         of_part = partial(base, faces=number, left_out=int(faces.sum()) - number, breakdown=breakdown, part=part)
-        for name, *how in (("ap50", average_precision, evenly), ("recall", recall_of_all, last)):
-            metrics[f"{name}_{breakdown}_{part}"] = _ranked(partial(of_part, whole=name), one, *how)
+        for name, statistic, ends in (("ap50", average_precision, evenly), ("recall", recall_of_all, last)):
+            metrics[f"{name}_{breakdown}_{part}"] = _ranked(partial(of_part, whole=name), one, statistic, ends)
     if set(wider.LISTS) <= set(table.tag_names):
-        best = wider.best_faces(table)
+        best = wider.best_faces(table, rounded=wider_rounded)
         for name in wider.LISTS:
             listed = table.tags[:, table.tag_names.index(name)]
             metrics[f"wider_{name}"] = _wider(base, table, best, listed)

@@ -43,11 +43,11 @@ class Ranking(NamedTuple):
         step = np.searchsorted(ends, np.arange(len(self.score)), side="right")
         inside, shape = step < len(ends), (len(ends), len(self.faces))
         cell = (step * shape[1] + self.photo)[inside]
-        every, hits = (
+        steps = (
             np.bincount(cell, weight, shape[0] * shape[1]).reshape(shape).astype(np.float32) @ weights
             for weight in (None, self.hit[inside])
         )
-        every, hits = (np.cumsum(steps, axis=0, dtype=np.float64) for steps in (every, hits))
+        every, hits = (np.cumsum(counts, axis=0, dtype=np.float64) for counts in steps)
         return Counts(hits, every - hits, self.faces @ weights, len(self.faces))
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -197,6 +198,7 @@ def remove_results(folder: Path) -> None:
     if is_first():
         for results in (files.metrics, files.faces):
             results.unlink(missing_ok=True)
+        shutil.rmtree(files.submission, ignore_errors=True)
 
 
 def _is_of(key: str, nodes: Sequence[str]) -> bool:
