@@ -86,10 +86,10 @@ def measure_predictions(folder: Path, cfg: DictConfig, status: dict[str, Any]) -
     }
     status |= {"begun": True, "tested": str(path)}
     remove_results(folder)
-    kept = {key: cfg[key] for key in READ if key not in ("data", "paths", "submission", "trust")}
-    write_config(
-        folder, OmegaConf.create({**{key: cfg[key] for key in ("task", "data", "paths", "trust")}, "evaluate": kept})
-    )
+    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+    kept = {key: resolved[key] for key in ("task", "trust", "data", "paths")}
+    kept["evaluate"] = {key: resolved[key] for key in ("predictions", "predicted", "split", "detection", "wider_rounded")}
+    write_config(folder, OmegaConf.create(kept))
     files = RunFolder(folder)
     write_tables(table, photos, files)
     results = as_results(protocol, definitions(table, wider_rounded=cfg.wider_rounded))
