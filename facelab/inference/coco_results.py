@@ -41,8 +41,7 @@ def read_results(path: Path, images: Path | None) -> tuple[BoxRows, Array, Array
     content = _read(path)
     if not isinstance(content, list):
         raise DatasetError(
-            f'{path}: expected a list of detections, [{{"image_id": "PHOTO.jpg", "bbox": [x, y, width, height], "score": '
-            f"0.9}}, ...], found {_kind(content)}"
+            f"{path}: expected a list of detections, each with image_id, bbox and score; found {_kind(content)}"
         )
     names = None if images is None else _names(images)
     found: dict[str, list[int]] = {name: [] for name in names.values()} if names else {}

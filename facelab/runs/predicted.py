@@ -64,7 +64,7 @@ def measure_predictions(folder: Path, cfg: DictConfig, status: dict[str, Any]) -
     from facelab.metrics.record import as_results
     from facelab.metrics.wider import ROUNDED
 
-    if cfg.data is None:
+    if cfg.get("data") is None:
         raise ConfigError("data", ": predictions need the dataset of their photos, data=wider_face")
     data, options, path = build(cfg, "data"), cfg.predicted, expand_home(str(cfg.predictions))
     try:
@@ -88,7 +88,9 @@ def measure_predictions(folder: Path, cfg: DictConfig, status: dict[str, Any]) -
     remove_results(folder)
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     kept = {key: resolved[key] for key in ("task", "trust", "data", "paths")}
-    kept["evaluate"] = {key: resolved[key] for key in ("predictions", "predicted", "split", "detection", "wider_rounded")}
+    kept["evaluate"] = {
+        key: resolved[key] for key in ("predictions", "predicted", "split", "detection", "wider_rounded")
+    }
     write_config(folder, OmegaConf.create(kept))
     files = RunFolder(folder)
     write_tables(table, photos, files)

@@ -52,7 +52,11 @@ def test_read_results_without_a_detection(tmp_path: Path) -> None:
         ("[", None, "r.json, line 1: not valid JSON"),
         ({"annotations": []}, None, "r.json: expected a list of detections.*found a mapping"),
         ([7], None, "r.json, detection 1: expected a mapping, found 7"),
-        ([{"image_id": "a", **BOX}, {"image_id": 7, **BOX}], None, "detection 2: expected an image_id, the name .*=FILE"),
+        (
+            [{"image_id": "a", **BOX}, {"image_id": 7, **BOX}],
+            None,
+            "detection 2: expected an image_id, the name .*=FILE",
+        ),
         ([{"image_id": 1, **BOX}], IMAGES, "detection 1: .*images.json has no image with the id 1"),
         ([{"image_id": "a", "score": 1}], None, r"detection 1: expected bbox as 4 finite numbers \(x, y, .*found None"),
         ([{"image_id": "a", "bbox": [1, 2, 3], "score": 1}], None, "detection 1: expected bbox as 4 finite numbers"),

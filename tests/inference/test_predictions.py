@@ -58,7 +58,10 @@ def test_columns_of_accepts_names_with_and_without_folder_and_ending(name: str, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"b": []}, r"the photo b of the predictions is ambiguous in faces test: /set/images/e/b.jpg and /set/images/f/b"),
+        (
+            {"b": []},
+            r"the photo b of the predictions is ambiguous in faces test: /set/images/e/b.jpg and /set/images/f/b",
+        ),
         ({"a": []}, r"e/a and a of the predictions are one photo|a and e/a of the predictions are one photo"),
         ({"e/b": None}, r"1 of the 4 photos of faces test are missing .*e/b.jpg. predicted.missing=empty"),
     ],

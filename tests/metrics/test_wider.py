@@ -208,6 +208,15 @@ def test_ap_agrees_with_the_loop_on_random_photos(seed: int, rounded: bool) -> N
     )
 
 
+def test_definitions_round_on_request() -> None:
+    """Would catch an option of the evaluation that changes the protocol alone."""
+    truth, found, kept = random_photos(0)
+    table = make_table(truth, found, dict.fromkeys(LISTS, kept))
+    exact, rounded = (definitions(table, wider_rounded=each)["wider_hard"].value() for each in (False, True))
+    assert (exact, rounded) == (aps(table)["hard"], aps(table, rounded=True)["hard"])
+    assert exact != rounded
+
+
 def test_a_resample_has_the_ap_of_the_repeated_photos() -> None:
     """Would catch weights of other photos, or faces of the list that are not weighted."""
     truth, found, kept = random_photos(0)
