@@ -114,7 +114,7 @@ def _check_line(fields: Sequence[str], width: int, meaning: str, place: str, all
         if abs(value) > float(np.finfo(np.float32).max):
             raise DatasetError(f"{place}: {field!r} is not a finite number")
         if np.isnan(value) and not allow_nan:
-            raise DatasetError(f"{place}: {field!r}, but every number of this dataset is annotated")
+            raise DatasetError(f"{place}: {field!r}, but every number is needed")
 
 
 def read_txt(path: Path, layout: Layout, *, allow_nan: bool) -> Array:

@@ -1,6 +1,5 @@
 """Detections of any program for the photos of a dataset, to be measured like those of a run."""
 
-import logging
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -18,8 +17,6 @@ from facelab.faces.layouts import FIVE5
 from facelab.inference.coco_results import read_results
 from facelab.inference.submission import read_submission
 from facelab.metrics.detection_files import read_detection_table
-
-log = logging.getLogger(__name__)
 
 FRACTIONS = 0.5
 """Share of boxes up to which detections may look like fractions of the photo."""
@@ -115,9 +112,11 @@ def columns_of(
         rows of ``photos`` as ``photo_id``; and remarks about photos of one side only and about the scores.
 
     Raises:
-        DatasetError: a name is ambiguous, two names are one photo, no photo or not every photo of the split has
-            predictions, or the boxes do not fit the photos.
+        DatasetError: the split has no photo, a name is ambiguous, two names are one photo, no photo or not every photo
+            of the split has predictions, or the boxes do not fit the photos.
     """
+    if not photos:
+        raise DatasetError(f"{source} has no photo; choose another split")
     found = _match(predictions.rows.names, photos, source)
     if (known := found >= 0).sum() == 0:
         example, other = predictions.rows.names[:1], printable(str(photos[0].path))
@@ -143,8 +142,6 @@ def columns_of(
             f"the scores are {scores.min():.4g} to {scores.max():.4g}, not 0 to 1: metrics need their order only, but "
             "detections.csv and photos.csv begin at a score of 0.3"
         )
-    for remark in remarks:
-        log.warning(remark)
     skipped, cut = np.zeros(len(photos), np.bool_), np.full(len(photos), np.nan)
     skipped[found[known]], cut[found[known]] = predictions.skipped[known], predictions.cut[known]
     return {
