@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -171,9 +172,15 @@ def protocol_of(
     }
 
 
+def photo_names(photos: Sequence[Photo]) -> list[str]:
+    """Return names of photos for tables: that of the file, with its folder where another photo has the same."""
+    times = Counter(photo.path.name for photo in photos)
+    return [printable("/".join(path.parts[-1 - (times[path.name] > 1) :])) for path in (photo.path for photo in photos)]
+
+
 def write_tables(table: DetectionTable, photos: Sequence[Photo], folder: RunFolder) -> None:
     """Write the table of a test of a split's photos to the folder of its run."""
-    names = [printable(photo.path.name) for photo in photos]
+    names = photo_names(photos)
     write_detection_table(table, folder.detections, names)
     write_detections(table, folder.detections_csv, names)
     write_photos(table, folder.photos, names)

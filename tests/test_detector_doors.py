@@ -186,6 +186,10 @@ def test_evaluate_reads_the_submission_that_it_writes(folder: Path, measured: Pa
     assert json.loads((again / "metrics.json").read_text())["protocol"]["scale"] == "unknown"
     written = sorted(path.name for path in (again / "submission" / "JPEGImages").iterdir())
     assert written == ["a.txt", "b.txt", "c.txt"]
+    truncated, exact = (
+        (run / "submission" / "JPEGImages" / "a.txt").read_text().splitlines()[2] for run in (again, measured)
+    )
+    assert "." not in truncated.rpartition(" ")[0] and "." in exact.rpartition(" ")[0]
     third = evaluate_predictions(folder, again / "detections.npz", "third")
     assert math.isnan(metrics_of(third)["photos_cut"].value), "unknown becomes 0"
 
