@@ -161,7 +161,7 @@ def evaluate_predictions(folder: Path, path: Path, run: str, *words: str) -> Pat
 def test_evaluate_gives_the_same_table_for_the_file_of_a_run(folder: Path, measured: Path) -> None:
     """Would catch another truth, order, precision or rule in the evaluation of predictions than in that of a run."""
     stated = (f"detection.{word}" for word in RULE)
-    again = evaluate_predictions(folder, measured / "detections.npz", "again", *stated, "wider_rounded=true")
+    again = evaluate_predictions(folder, measured, "again", *stated, "wider_rounded=true")
     (first, names), (second, others) = (read_detection_table(run / "detections.npz") for run in (measured, again))
     assert len(first.scores) > 3 and first.cut.any() and names == others
     for one, two in zip(first[1:], second[1:], strict=True):

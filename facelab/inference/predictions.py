@@ -17,6 +17,7 @@ from facelab.faces.layouts import FIVE5
 from facelab.inference.coco_results import read_results
 from facelab.inference.submission import read_submission
 from facelab.metrics.detection_files import read_detection_table
+from facelab.run_folder import RunFolder
 
 FRACTIONS = 0.5
 """Share of boxes up to which detections may look like fractions of the photo."""
@@ -44,7 +45,8 @@ def read_predictions(path: Path, images: Path | None) -> Predictions:
 
     Args:
         path: a folder in the format of WIDER FACE (:mod:`facelab.inference.submission`), results of COCO
-            (:mod:`facelab.inference.coco_results`) with the ending .json, or a ``detections.npz`` of a run.
+            (:mod:`facelab.inference.coco_results`) with the ending .json, or the folder of a detector's test or its
+            ``detections.npz``.
         images: see :func:`facelab.inference.coco_results.read_results`.
 
     Raises:
@@ -53,6 +55,8 @@ def read_predictions(path: Path, images: Path | None) -> Predictions:
     """
     if images is not None and path.suffix.lower() != ".json":
         raise DatasetError(f"predicted.images={images} belongs to results of COCO (.json), but predictions={path}")
+    if (own := RunFolder(path).detections).is_file():
+        return _own(own)
     if path.is_dir():
         return _foreign(*read_submission(path), lists_all=True)
     if path.suffix.lower() == ".json":
