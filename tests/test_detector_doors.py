@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import runpy
 from pathlib import Path
 
@@ -149,8 +150,104 @@ def test_evaluate_refuses_options_that_a_detector_does_not_have(folder: Path, wo
 
 def test_evaluate_refuses_options_of_a_detector_for_landmarks(tmp_path: Path) -> None:
     """Would catch a scale that is accepted silently although crops have one size."""
-    with pytest.raises(SystemExit, match=r"detection.scale=vga is an option of detectors; this run is of PIPNet"):
-        open_door("evaluate", f"ckpt={LANDMARK_RUN}", "detection.scale=vga", "hydra.run.dir=run", folder=tmp_path)
+    for word in ("detection.scale=vga", "submission=float", "wider_rounded=True"):
+        with pytest.raises(SystemExit, match=rf"{word} is an option of detectors; this run is of PIPNet"):
+            open_door("evaluate", f"ckpt={LANDMARK_RUN}", word, "hydra.run.dir=run", folder=tmp_path)
+
+
+RULE = ("scale=original", "threshold=0.3", "candidates=50", "nms_iou=0.4", "most=750", "official_areas=true")
+"""Options of the search of :func:`measured`, after ``detection.``."""
+
+
+@pytest.fixture(scope="module")
+def measured(folder: Path) -> Path:
+    """Evaluate the imported run with few detections, and write them as a submission."""
+    words = (f"detection.{word}" for word in RULE)
+    return evaluate(folder, "measured", *words, "submission=float", "name=mine", "wider_rounded=true")
+
+
+def evaluate_predictions(folder: Path, path: Path, run: str, *words: str) -> Path:
+    """Evaluate predictions on the three photos; return the folder of the results."""
+    data = ("data=mask_voc", f"data.root={folder / 'voc'}", "split=val")
+    open_door("evaluate", f"predictions={path}", *data, *words, f"hydra.run.dir={run}", folder=folder)
+    return folder / run
+
+
+def test_evaluate_gives_the_same_table_for_the_file_of_a_run(folder: Path, measured: Path) -> None:
+    """Would catch another truth, order, precision or rule in the evaluation of predictions than in that of a run."""
+    stated = (f"detection.{word}" for word in RULE)
+    again = evaluate_predictions(folder, measured, "again", *stated, "wider_rounded=true")
+    (first, names), (second, others) = (read_detection_table(run / "detections.npz") for run in (measured, again))
+    assert len(first.scores) > 3 and first.cut.any() and names == others
+    for one, two in zip(first[1:], second[1:], strict=True):
+        np.testing.assert_array_equal(one, two)
+    one, two = (json.loads((run / "metrics.json").read_text()) for run in (measured, again))
+    assert one["metrics"] == two["metrics"]
+    assert one["protocol"] == two["protocol"]
+    assert one["protocol"]["wider"] == "rounded as in Matlab"
+    for name in ("detections.csv", "photos.csv"):
+        assert (measured / name).read_text() == (again / name).read_text()
+
+
+def test_evaluate_reads_the_submission_that_it_writes(folder: Path, measured: Path) -> None:
+    """Would catch a submission of other boxes, and a limit or points that nobody knows and that are reported as 0."""
+    again = evaluate_predictions(folder, measured / "submission", "submitted", "submission=integer", "name=them")
+    (first, _), (second, _) = (read_detection_table(run / "detections.npz") for run in (measured, again))
+    np.testing.assert_array_equal(first.scores, second.scores)
+    np.testing.assert_allclose(first.boxes, second.boxes, rtol=0, atol=1e-9)
+    assert math.isnan(metrics_of(again)["photos_cut"].value)
+    with (again / "photos.csv").open() as file:
+        assert [row["cut"] for row in csv.DictReader(file)] == ["", "", ""]
+    assert json.loads((again / "metrics.json").read_text())["protocol"]["scale"] == "unknown"
+    written = sorted(path.name for path in (again / "submission" / "JPEGImages").iterdir())
+    assert written == ["a.txt", "b.txt", "c.txt"]
+    truncated, exact = (
+        (run / "submission" / "JPEGImages" / "a.txt").read_text().splitlines()[2] for run in (again, measured)
+    )
+    assert "." not in truncated.rpartition(" ")[0] and "." in exact.rpartition(" ")[0]
+    third = evaluate_predictions(folder, again / "detections.npz", "third")
+    assert math.isnan(metrics_of(third)["photos_cut"].value), "unknown becomes 0"
+
+
+def test_compare_shows_predictions_beside_a_run(
+    folder: Path, measured: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Would catch predictions in another table than the run although the same rule is stated, or a crash."""
+    stated = (f"detection.{word}" for word in RULE)
+    other = evaluate_predictions(folder, measured / "submission", "beside", *stated, "wider_rounded=true")
+    capsys.readouterr()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["compare.py", str(measured), str(other), "--html", str(folder / "both.html")])
+        runpy.run_path(str(ROOT / "compare.py"), run_name="__main__")
+    out = capsys.readouterr().out
+    assert "measured" in out and "beside" in out and "Table 2" not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], r"ckpt: name either a run \(ckpt=RUN\) or detections \(predictions=PATH data=...\)"),
+        (["ckpt=imported", "predictions=measured/submission"], "ckpt: name either a run"),
+        (["ckpt=imported", "predicted.missing=empty"], "predicted.missing=... has no effect without predictions=PATH"),
+        (["predictions=measured/submission"], "data: predictions need the dataset of their photos"),
+        (["predictions=measured/submission", "data=synthetic68"], "data=synthetic68 has the 68 landmarks of ibug68"),
+        (["predictions=measured/submission", "flip_test=true"], "flip_test=... has no effect on predictions"),
+        (["predictions=measured/submission", "trainer=gpu"], "trainer=... has no effect on predictions"),
+        (["predictions=measured/submission", "predicted.missing=skip"], "predicted.missing: 'skip' given"),
+        (["predictions=voc", "data=mask_voc", "data.root=voc", "split=val"], r"val.txt, line 2: expected the number"),
+        (
+            ["predictions=measured/submission", "data=mask_voc", "data.root=voc", "predicted.ignore=[dificult]"],
+            r"predicted.ignore=\[dificult\]: no face of mask_voc has this tag; did you mean difficult",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_evaluate_refuses_predictions_that_it_cannot_measure(
+    folder: Path, measured: Path, words: list[str], message: str
+) -> None:
+    """Would catch a traceback, or an option without effect that is accepted."""
+    with pytest.raises(SystemExit, match=message):
+        open_door("evaluate", *words, "hydra.run.dir=refused", folder=folder)
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,8 @@ class Curve(NamedTuple):
 def curves(table: DetectionTable) -> dict[str, Curve]:
     """Compute the curve of ``ap50``, and those of the lists of WIDER FACE where the table has them, by the AP's name.
 
-    A curve without a detection, or without a face to find, is left out.
+    A curve without a detection, or without a face to find, is left out. The boxes are not rounded, also where the AP of
+    an evaluation with ``wider_rounded`` is.
 
     Args:
         table: the photos; those that could not be read are left out.
@@ -89,7 +90,7 @@ def curves(table: DetectionTable) -> dict[str, Curve]:
     ranked = rank(table, all_pairs(table), IOU, ~table.ignore, every)
     found = {"ap50": _curve(ranked, ranked.thresholds())}
     if set(wider.LISTS) <= set(table.tag_names):
-        best = wider.best_faces(table)
+        best = wider.best_faces(table, rounded=False)
         for name in wider.LISTS:
             ranked = wider.ranking(table, best, table.tags[:, table.tag_names.index(name)])
             ends = np.unique(wider.ends(ranked))

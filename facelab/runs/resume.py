@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -198,6 +199,7 @@ def remove_results(folder: Path) -> None:
         of_detectors = (files.detections, files.detections_csv, files.photos, files.detection_curves)
         for results in (files.metrics, files.faces, *of_detectors):
             results.unlink(missing_ok=True)
+        shutil.rmtree(files.submission, ignore_errors=True)
 
 
 def _is_of(key: str, nodes: Sequence[str]) -> bool:
