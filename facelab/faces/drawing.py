@@ -19,6 +19,10 @@ SMALLEST_WITH_POINTS = 24
 """Shorter side in pixels of the smallest face in a tile whose points are drawn; they would cover a smaller one."""
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 """Font of captions and scores."""
+SMALLEST_FONT = 0.32
+"""Scale of the smallest :data:`FONT` that can be read: digits of 7 pixels."""
+WHITE: Colour = (255, 255, 255)
+"""RGB of text."""
 SUBPIXEL_BITS = 4
 """Fractional bits of OpenCV's fixed-point drawing coordinates: steps of 1/16 pixel."""
 
@@ -63,7 +67,7 @@ def tile(
         side: side of the tile in pixels.
         truth: ``(N, 2)`` annotated points in pixels of ``image``, or None.
         prediction: ``(N, 2)`` predicted points in pixels of ``image``, or None.
-        caption: short text; empty for none.
+        caption: lines of text; empty for none.
 
     Returns:
         ``(side, side, 3)`` uint8.
@@ -89,22 +93,57 @@ def photo_tile(
         boxes: ``(D, 4)`` detections in pixels of ``image``.
         scores: ``(D,)`` their scores.
         points: ``(D, 5, 2)`` their points; NaN from a detector without points.
-        caption: short text; empty for none.
+        caption: lines of text; empty for none.
 
     Returns:
         ``(side, side, 3)`` uint8.
     """
     canvas, to_tile = _canvas(image, side)
-    for corners, colour in ((truth, TRUTH), (boxes, PREDICTION)):
-        ends = transform_points(to_tile, corners.reshape(-1, 2, 2)).clip(-(2**15), 2**15)
-        for start, end in np.round(ends * 2**SUBPIXEL_BITS).astype(int).tolist():
-            cv2.rectangle(canvas, start, end, colour, 1, cv2.LINE_AA, SUBPIXEL_BITS)
-    for box, score, face in zip(boxes, scores, points, strict=True):
-        if np.ptp(transform_points(to_tile, box.reshape(2, 2)), axis=0).min() >= SMALLEST_WITH_POINTS:
+    true_boxes, found = (transform_points(to_tile, each.reshape(-1, 2, 2)).reshape(-1, 4) for each in (truth, boxes))
+    draw_boxes(canvas, true_boxes, TRUTH)
+    draw_boxes(canvas, found, PREDICTION)
+    for box, face in zip(found, points, strict=True):
+        if (box[2:] - box[:2]).min() >= SMALLEST_WITH_POINTS:
             canvas = draw_landmarks(canvas, transform_points(to_tile, face), FIVE5, PREDICTION, lines=False)
-        x, y = transform_points(to_tile, box[None, :2])[0].clip(0, side).round().astype(int).tolist()
-        cv2.putText(canvas, f"{score:.2f}", (x, y - 2), FONT, side / 1200, PREDICTION, 1, cv2.LINE_AA)
+    draw_scores(canvas, found, scores)
     return _with_caption(canvas, caption)
+
+
+def draw_boxes(image: Array, boxes: Array, colour: Colour) -> None:
+    """Draw boxes into an image, thicker on a large photo, but thin around a small face.
+
+    Args:
+        image: ``(H, W, 3)`` uint8 RGB.
+        boxes: ``(D, 4)`` in pixels of ``image``.
+        colour: RGB.
+    """
+    for box in boxes.clip(-(2**15), 2**15):
+        thickness = round(min(max(image.shape) / 700, (box[2:] - box[:2]).min() / 30))
+        start, end = np.round(box.reshape(2, 2) * 2**SUBPIXEL_BITS).astype(int).tolist()
+        cv2.rectangle(image, start, end, colour, max(1, thickness), cv2.LINE_AA, SUBPIXEL_BITS)
+
+
+def draw_scores(image: Array, boxes: Array, scores: Array) -> None:
+    """Write the score of each detection above its box, or below its upper edge where the image ends above it.
+
+    The text is half as wide as the box, but can be read.
+
+    Args:
+        image: ``(H, W, 3)`` uint8 RGB.
+        boxes: ``(D, 4)`` in pixels of ``image``.
+        scores: ``(D,)``.
+    """
+    width = image.shape[1]
+    largest = max(max(image.shape) / 1200, SMALLEST_FONT)
+    for box, score in zip(boxes.clip(-(2**15), 2**15), scores, strict=True):
+        text, scale = f"{score:.2f}", float(np.clip((box[2] - box[0]) / 150, SMALLEST_FONT, largest))
+        thickness = max(1, round(1.5 * scale))
+        (wide, high), _ = cv2.getTextSize(text, FONT, scale, thickness)
+        wide, high = wide + 2, high + 4  # with a margin
+        x, y = np.round(box[:2]).astype(int).tolist()
+        x, top = min(max(x, 0), width - wide), y - high if y >= high else max(y, 0)
+        cv2.rectangle(image, (x, top), (x + wide, top + high), PREDICTION, -1)
+        cv2.putText(image, text, (x + 1, top + high - 2), FONT, scale, WHITE, thickness, cv2.LINE_AA)
 
 
 def _canvas(image: Array, side: int) -> tuple[Array, Array]:
@@ -118,12 +157,23 @@ def _canvas(image: Array, side: int) -> tuple[Array, Array]:
 
 
 def _with_caption(canvas: Array, caption: str) -> Array:
-    """Write a text on a black ground at the bottom of a tile; return the tile."""
-    if caption:
-        side = len(canvas)
-        (width, height), baseline = cv2.getTextSize(caption, FONT, side / 480, 1)
-        cv2.rectangle(canvas, (0, side - height - baseline - 4), (width + 8, side), (0, 0, 0), -1)
-        cv2.putText(canvas, caption, (4, side - baseline - 1), FONT, side / 480, (255, 255, 255), 1, cv2.LINE_AA)
+    """Write the lines of a text on a black ground at the bottom of a tile; return the tile.
+
+    A line that is too long is written smaller, and shortened if it could not be read.
+    """
+    side = bottom = len(canvas)
+    for line in reversed(caption.splitlines()):
+        scale = side / 480
+        (width, height), baseline = cv2.getTextSize(line, FONT, scale, 1)
+        if width > side - 8:
+            scale = max(scale * (side - 8) / width, min(scale, SMALLEST_FONT))
+        shown, kept = line, line
+        while (width := cv2.getTextSize(shown, FONT, scale, 1)[0][0]) > side - 8 and kept:
+            kept = kept[:-1]
+            shown = f"{kept}..."
+        cv2.rectangle(canvas, (0, bottom - height - baseline - 4), (width + 8, bottom), (0, 0, 0), -1)
+        cv2.putText(canvas, shown, (4, bottom - baseline - 1), FONT, scale, WHITE, 1, cv2.LINE_AA)
+        bottom -= height + baseline + 4
     return canvas
 
 
