@@ -15,7 +15,7 @@ from facelab.bounds import Count, Device, Name, Positive, Text
 from facelab.errors import ConfigError, FacelabError, ImageError, visible
 from facelab.files import expand_home, resolve_links, why_not_writable, write_json
 from facelab.runs.build import check, choose_device, write_config
-from facelab.runs.check import PATHS
+from facelab.runs.check import DETECTION, PATHS
 from facelab.runs.checkpoint import parse_supplements
 from facelab.runs.recording import track_run
 from facelab.runs.start import exits, start
@@ -32,7 +32,6 @@ PREDICT_KEYS: dict[str, Any] = {
     "images": Name,
     "output": Text,
     **dict.fromkeys(("landmarker", "detector", "boxes"), Name | None),
-    "detection": dict[str, Any],
     "units": Literal["pixels", "fraction"],
     "crop.scale": Positive | Sequence[Positive] | None,
     "crop.square": bool | None,
@@ -41,9 +40,10 @@ PREDICT_KEYS: dict[str, Any] = {
     "batch_size": Count,
     "device": Device,
     "pictures": bool,
+    **DETECTION,
     **PATHS,
 }
-"""Keys that predict.py reads, with their types; the constructor of the rule checks those of ``detection``."""
+"""Keys that predict.py reads, with their types."""
 SHOWN = 10
 """Number of skipped photos and faces that are printed; the JSON file lists all."""
 
@@ -79,7 +79,7 @@ def check_values(cfg: DictConfig) -> None:
             f"={cfg.landmarker}: run detector={cfg.detector} alone first, then landmarker={cfg.landmarker} with "
             "boxes=FOLDER/detections.json of its results",
         )
-    options, kind = [f"detection.{key}" for key in cfg.detection], "detectors"
+    options, kind = list(DETECTION), "detectors"
     if cfg.detector is not None:
         options, kind = ["boxes", "units", "crop.scale", "crop.square", "crop.shift"], "landmark methods"
     for option in options:

@@ -13,7 +13,7 @@ from facelab.bounds import Device
 from facelab.errors import ConfigError, ImageError, RunError
 from facelab.faces.crop import BoxSource, Crop
 from facelab.faces.detections import DetectionRule
-from facelab.faces.drawing import PREDICTION, draw_boxes, draw_scores
+from facelab.faces.drawing import draw_detections
 from facelab.faces.geometry import Array
 from facelab.faces.image import PhotoArray, rgb_image
 from facelab.faces.layouts import FIVE5, Layout
@@ -202,12 +202,14 @@ class Detector:
 
     def draw(self, image: Array, faces: Sequence[DetectedFace]) -> Array:
         """Draw boxes, scores and points of faces on a copy of an image ``(H, W, 3)`` uint8 RGB."""
-        drawn, boxes = np.ascontiguousarray(image).copy(), np.array([face.box for face in faces]).reshape(-1, 4)
-        draw_boxes(drawn, boxes, PREDICTION)
-        for face in faces:
-            if face.points is not None:
-                draw_face(drawn, face.points, self.layout)
-        draw_scores(drawn, boxes, np.array([face.score for face in faces]))
+        drawn = np.ascontiguousarray(image).copy()
+        nowhere = np.full((FIVE5.num_points, 2), np.nan)
+        draw_detections(
+            drawn,
+            np.array([face.box for face in faces]).reshape(-1, 4),
+            np.array([face.score for face in faces]),
+            np.array([nowhere if face.points is None else face.points for face in faces]).reshape(-1, *nowhere.shape),
+        )
         return drawn
 
 

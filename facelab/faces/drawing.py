@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from facelab.faces.geometry import Array, box_to_image, image_box, transform_points
-from facelab.faces.layouts import FIVE5, Layout
+from facelab.faces.layouts import Layout
 
 Colour = tuple[int, int, int]
 """Red, green and blue, 0 to 255."""
@@ -42,8 +42,7 @@ def draw_landmarks(image: Array, points: Array, layout: Layout, colour: Colour, 
     """
     image = np.ascontiguousarray(image).copy()
     radius = max(1.0, max(image.shape[:2]) / 200)
-    drawn: Array = np.all(np.abs(points) < 2**20, axis=1)  # False for NaN and for numbers too large for OpenCV
-    fixed = np.round(np.where(drawn[:, None], points, 0) * 2**SUBPIXEL_BITS).astype(int)
+    drawn, fixed = _fixed_point(points)
     thickness = max(1, round(radius / 2))
     if lines:
         for polyline in chain.from_iterable(layout.regions.values()):
@@ -51,9 +50,21 @@ def draw_landmarks(image: Array, points: Array, layout: Layout, colour: Colour, 
                 if drawn[a] and drawn[b]:
                     ends = fixed[a].tolist(), fixed[b].tolist()
                     cv2.line(image, *ends, colour, thickness, cv2.LINE_AA, SUBPIXEL_BITS)
+    _draw_dots(image, points, radius, colour)
+    return image
+
+
+def _fixed_point(points: Array) -> tuple[Array, Array]:
+    """Return which of points ``(N, 2)`` can be drawn, ``(N,)``, and all in OpenCV's fixed-point coordinates."""
+    drawn: Array = np.all(np.abs(points) < 2**20, axis=1)  # False for NaN and for numbers too large for OpenCV
+    return drawn, np.round(np.where(drawn[:, None], points, 0) * 2**SUBPIXEL_BITS).astype(int)
+
+
+def _draw_dots(image: Array, points: Array, radius: float, colour: Colour) -> None:
+    """Draw points ``(N, 2)`` into an image as dots of a radius in pixels; NaN is not drawn."""
+    drawn, fixed = _fixed_point(points)
     for point in fixed[drawn]:
         cv2.circle(image, point.tolist(), int(radius * 2**SUBPIXEL_BITS), colour, -1, cv2.LINE_AA, SUBPIXEL_BITS)
-    return image
 
 
 def tile(
@@ -100,50 +111,52 @@ def photo_tile(
     """
     canvas, to_tile = _canvas(image, side)
     true_boxes, found = (transform_points(to_tile, each.reshape(-1, 2, 2)).reshape(-1, 4) for each in (truth, boxes))
-    draw_boxes(canvas, true_boxes, TRUTH)
-    draw_boxes(canvas, found, PREDICTION)
-    for box, face in zip(found, points, strict=True):
-        if (box[2:] - box[:2]).min() >= SMALLEST_WITH_POINTS:
-            canvas = draw_landmarks(canvas, transform_points(to_tile, face), FIVE5, PREDICTION, lines=False)
-    draw_scores(canvas, found, scores)
+    _draw_boxes(canvas, true_boxes, TRUTH)
+    draw_detections(canvas, found, scores, transform_points(to_tile, points))
     return _with_caption(canvas, caption)
 
 
-def draw_boxes(image: Array, boxes: Array, colour: Colour) -> None:
-    """Draw boxes into an image, thicker on a large photo, but thin around a small face.
+def draw_detections(image: Array, boxes: Array, scores: Array, points: Array) -> None:
+    """Draw boxes, scores and points of detections into an image, red, in the size of each face.
 
     Args:
-        image: ``(H, W, 3)`` uint8 RGB.
+        image: ``(H, W, 3)`` uint8 RGB, contiguous.
         boxes: ``(D, 4)`` in pixels of ``image``.
-        colour: RGB.
+        scores: ``(D,)``.
+        points: ``(D, 5, 2)`` in pixels of ``image``; NaN from a detector without points. Those of a face below
+            :data:`SMALLEST_WITH_POINTS` are not drawn.
     """
+    _draw_boxes(image, boxes, PREDICTION)
+    for box, face in zip(boxes, points, strict=True):
+        if (side := (box[2:] - box[:2]).min()) >= SMALLEST_WITH_POINTS:
+            _draw_dots(image, face, max(1.0, side / 40), PREDICTION)
+    for box, score in zip(boxes, scores, strict=True):
+        _draw_score(image, box, score)
+
+
+def _draw_boxes(image: Array, boxes: Array, colour: Colour) -> None:
+    """Draw boxes into an image, thicker in a large image, but thin around a small face."""
     for box in boxes.clip(-(2**15), 2**15):
-        thickness = round(min(max(image.shape) / 700, (box[2:] - box[:2]).min() / 30))
+        thickness = round(min(max(image.shape) / 500, (box[2:] - box[:2]).min() / 30))
         start, end = np.round(box.reshape(2, 2) * 2**SUBPIXEL_BITS).astype(int).tolist()
         cv2.rectangle(image, start, end, colour, max(1, thickness), cv2.LINE_AA, SUBPIXEL_BITS)
 
 
-def draw_scores(image: Array, boxes: Array, scores: Array) -> None:
-    """Write the score of each detection above its box, or below its upper edge where the image ends above it.
+def _draw_score(image: Array, box: Array, score: float) -> None:
+    """Write a score above its box, or below the upper edge of the box if there is no room above.
 
-    The text is half as wide as the box, but can be read.
-
-    Args:
-        image: ``(H, W, 3)`` uint8 RGB.
-        boxes: ``(D, 4)`` in pixels of ``image``.
-        scores: ``(D,)``.
+    The text is half as wide as the box, but at least in :data:`SMALLEST_FONT`, and lies within the image.
     """
     width = image.shape[1]
+    left, top, right, _ = box.clip(-(2**15), 2**15).tolist()
     largest = max(max(image.shape) / 1200, SMALLEST_FONT)
-    for box, score in zip(boxes.clip(-(2**15), 2**15), scores, strict=True):
-        text, scale = f"{score:.2f}", float(np.clip((box[2] - box[0]) / 150, SMALLEST_FONT, largest))
-        thickness = max(1, round(1.5 * scale))
-        (wide, high), _ = cv2.getTextSize(text, FONT, scale, thickness)
-        wide, high = wide + 2, high + 4  # with a margin
-        x, y = np.round(box[:2]).astype(int).tolist()
-        x, top = min(max(x, 0), width - wide), y - high if y >= high else max(y, 0)
-        cv2.rectangle(image, (x, top), (x + wide, top + high), PREDICTION, -1)
-        cv2.putText(image, text, (x + 1, top + high - 2), FONT, scale, WHITE, thickness, cv2.LINE_AA)
+    text, scale = f"{score:.2f}", min(max((right - left) / 150, SMALLEST_FONT), largest)
+    thickness = max(1, round(1.5 * scale))
+    (wide, high), _ = cv2.getTextSize(text, FONT, scale, thickness)
+    wide, high = wide + 2, high + 4  # with a margin
+    x, y = min(max(round(left), 0), width - wide), round(top) - high if top >= high else max(round(top), 0)
+    cv2.rectangle(image, (x, y), (x + wide, y + high), PREDICTION, -1)
+    cv2.putText(image, text, (x + 1, y + high - 2), FONT, scale, WHITE, thickness, cv2.LINE_AA)
 
 
 def _canvas(image: Array, side: int) -> tuple[Array, Array]:

