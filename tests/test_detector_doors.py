@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -292,6 +293,18 @@ def test_detector_predicts_arrays(folder: Path, caplog: pytest.LogCaptureFixture
             detector.predict(wrong)
     with pytest.raises(FacelabError, match="batch_size=0 must be a whole number"):
         detector.predict(image, batch_size=0)
+
+
+def test_python_example_of_a_detector_runs(folder: Path) -> None:
+    """Would catch an example of the docs that a user cannot copy."""
+    page = (ROOT / "docs" / "running.md").read_text()
+    found = re.search(r"^```python\n(detector = .*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert found
+    code = found[1].replace("logs/import_weights/runs/STAMP_NAME", str(folder / "imported"))
+    names: dict[str, Any] = {"facelab": facelab, "image": np.zeros((30, 40, 3), np.uint8)}
+    names["landmarker"] = facelab.load(LANDMARK_RUN, device="cpu")
+    exec(compile(code, "docs/running.md", "exec"), names)
+    assert len(names["faces"]) == len(names["found"]) and names["drawn"].shape == (30, 40, 3)
 
 
 def test_compare_shows_detectors_beside_landmark_methods(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
