@@ -158,6 +158,15 @@ def test_tile_fits_each_line_of_its_caption(length: int) -> None:
     assert (np.diff(written) > 1).sum() == 1  # one gap: two lines
 
 
+def test_tile_writes_a_long_line_smaller() -> None:
+    """Would catch names that differ only at the end, which is cut off."""
+    captions = ("12_Group_Large_Group_551", "12_Group_Large_Group_557")
+    one, other = (
+        tile(black(64, 64), THREE, side=192, truth=None, prediction=None, caption=caption) for caption in captions
+    )
+    assert (one != other).any()
+
+
 def test_tile_shortens_a_line_that_could_not_be_read() -> None:
     """Would catch a name in letters of two pixels."""
     pictures = [

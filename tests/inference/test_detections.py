@@ -17,7 +17,7 @@ from torch import Tensor
 from facelab.errors import ImageError
 from facelab.faces.detections import Candidates, DetectionRule
 from facelab.faces.geometry import Array
-from facelab.faces.pose import MODEL_OF_FIVE, rotation
+from facelab.faces.pose import MODEL_OF_FIVE, rotation, turned
 from facelab.inference import detections
 from facelab.inference.photos import Photos, PredictedPhoto, find_photos
 from facelab.runs.build import build
@@ -25,7 +25,7 @@ from lightning_modules.detector import DetectorModule
 
 RULE = DetectionRule("original", 0.5, 5000, 0.4, 750, False)
 POSE = np.array([30.0, -10.0, 5.0])
-"""Yaw, pitch and roll of all faces that :class:`Marks` finds."""
+"""Yaw, pitch and roll of the faces that :class:`Marks` finds; those with a score below 0.8 are turned by 90 degrees."""
 
 
 class Marks(DetectorModule):
@@ -43,7 +43,9 @@ class Marks(DetectorModule):
         photo, y, x = ((image[:, 0] > 200) & (image[:, 1] < 50)).nonzero().unbind(1)
         centre, scores = torch.stack([x, y], dim=1).float(), image[photo, 2, y, x] / 255
         kept = scores >= self.detection.threshold
-        found = Candidates(centre.repeat(1, 2) + self.box, scores, centre[:, None] + self.face, photo).take(kept)
+        lying = self.face.flip(1) * self.face.new_tensor([-1, 1])  # by 90 degrees clockwise
+        points = centre[:, None] + torch.where((scores < 0.8)[:, None, None], lying, self.face)
+        found = Candidates(centre.repeat(1, 2) + self.box, scores, points, photo).take(kept)
         return found, torch.empty(0, dtype=torch.int64)
 
 
@@ -87,7 +89,10 @@ def test_search_keeps_faces_with_their_image(batch_size: int) -> None:
         marked(50, 40, [(9, 40, 255)]),
         marked(40, 50, [(40, 30, 100), (3, 3, 130)]),
     ]
-    found = detections.search(Marks(), images, batch_size)
+    module = Marks()
+    found = detections.search(module, images, batch_size)
+    if batch_size == 32:
+        assert len(module.searched) == 3  # images of one size together
     expected = [[[30, 20], [10, 12]], [], [[25, 5]], [[9, 40]], [[3, 3]]]
     assert [centres(each.faces) for each in found] == expected
     assert [face.score for face in found[0].faces] == pytest.approx([250 / 255, 200 / 255])
@@ -97,8 +102,8 @@ def test_search_keeps_faces_with_their_image(batch_size: int) -> None:
 
 def test_search_estimates_the_pose_from_the_points() -> None:
     """Would catch angles of another face, or of points in another order."""
-    (found,) = detections.search(Marks(), [marked(40, 50, [(20, 20, 255)])], 1)
-    np.testing.assert_allclose(found.faces[0].pose, POSE, atol=0.01)
+    (found,) = detections.search(Marks(), [marked(40, 50, [(9, 9, 150), (20, 20, 255)])], 1)
+    np.testing.assert_allclose([face.pose for face in found.faces], [POSE, turned(POSE, 90)], atol=0.01)
     assert found.faces[0].points is not None and found.faces[0].points.shape == (5, 2)
 
 
