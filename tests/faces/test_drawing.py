@@ -160,7 +160,7 @@ def test_tile_fits_each_line_of_its_caption(length: int) -> None:
 
 def test_tile_writes_a_long_line_smaller() -> None:
     """Would catch names that differ only at the end, which is cut off."""
-    captions = ("12_Group_Large_Group_551", "12_Group_Large_Group_557")
+    captions = ("12_Group_Large_Group_Large_551", "12_Group_Large_Group_Large_557")
     one, other = (
         tile(black(64, 64), THREE, side=192, truth=None, prediction=None, caption=caption) for caption in captions
     )

@@ -84,7 +84,7 @@ def test_search_keeps_faces_with_their_image(batch_size: int) -> None:
     """Would catch faces that change places between images of different sizes, or an order other than by score."""
     images = [
         marked(40, 50, [(10, 12, 200), (30, 20, 250)]),
-        marked(20, 30),
+        marked(40, 30),
         marked(40, 50, [(25, 5, 150)]),
         marked(50, 40, [(9, 40, 255)]),
         marked(40, 50, [(40, 30, 100), (3, 3, 130)]),
