@@ -7,6 +7,8 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from facelab.files import write_json
+from facelab.metrics.detection_curves import curves, write_curves
+from facelab.metrics.detection_table import DetectionTable
 from facelab.metrics.record import as_json
 from facelab.profiling.cost import cost
 from facelab.run_folder import RunFolder
@@ -44,8 +46,10 @@ class Results(Callback):
 
     @rank_zero_only
     def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Write the tables: the faces of a landmark method, the detections and photos of a detector."""
+        """Write the tables: the faces of a landmark method, the detections, photos and curves of a detector."""
         trainer.datamodule.write_table(module.table, self.folder)  # type: ignore[attr-defined]
+        if isinstance(module.table, DetectionTable):
+            write_curves(curves(module.table), self.folder.detection_curves)
 
 
 def results(module: Any, datamodule: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch import Tensor
 import facelab
 from facelab.errors import FacelabError, ImageError
 from facelab.faces.image import read_image
+from facelab.metrics.detection_curves import read_curves
 from facelab.metrics.detection_files import read_detection_table
 from facelab.runs.build import build
 from facelab.runs.checkpoint import load_run
@@ -118,6 +119,20 @@ def test_evaluate_measures_a_detector(folder: Path, capsys: pytest.CaptureFixtur
     with (one / "photos.csv").open() as file:
         assert [row["faces"] for row in csv.DictReader(file)] == ["1", "0", "2"]
     assert (one / "samples" / "worst.png").is_file()
+    assert read_curves(one / "detection_curves.csv")["ap50"].recall[-1] == metrics["recall"].value
+
+
+@pytest.mark.slow
+def test_evaluate_logs_the_curves_of_a_detector(folder: Path) -> None:
+    """Would catch charts of a detector that W&B refuses, or that no test of a run logs."""
+    words = ("ckpt=imported", "split=val", "num_workers=0", "logger=wandb", "callbacks.progress=null")
+    open_door("evaluate", *words, "hydra.run.dir=logged", folder=folder)
+    curve = read_curves(folder / "logged" / "detection_curves.csv")["ap50"]
+    (run,) = (folder / "logged" / "wandb").glob("offline-run-*")
+    (file,) = run.glob("files/media/table/test/precision_recall_table*.json")
+    table = json.loads(file.read_text())
+    assert [row[0] for row in table["data"]] == pytest.approx(100 * curve.precision_line()[0])
+    assert len([*run.glob("files/media/table/test/recall_fppi_table*.json")]) == 1
 
 
 @pytest.mark.parametrize(
@@ -146,7 +161,7 @@ def test_evaluate_refuses_options_of_a_detector_for_landmarks(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("door", "words", "message"),
     [
-        ("train", ["model=retinaface"], "model: without loss and optimizer this version trains no RetinaFace"),
+        ("train", ["model=retinaface", "backbone.pretrained=true"], "backbone.weights=null: no server offers ImageNet"),
         ("benchmark", ["model=retinaface"], "model=retinaface: a detector; benchmark.py measures"),
         ("benchmark", ["ckpt=imported"], "imported: a detector; benchmark.py measures"),
         ("predict", ["images=voc/JPEGImages", "landmarker=imported"], r"is a detector, .*: detector=imported"),

@@ -157,30 +157,6 @@ def count_photos(table: DetectionTable, least_score: float) -> PhotoCounts:
     return PhotoCounts(faces, hits, faces - hits, false)
 
 
-class Curve(NamedTuple):
-    """Precision and recall at each distinct score, from the highest to the lowest."""
-
-    score: Array  # (K,) threshold
-    precision: Array  # (K,)
-    recall: Array  # (K,); NaN without a face
-    false_per_photo: Array  # (K,)
-
-
-def curve(table: DetectionTable, least: float = IOU) -> Curve:
-    """Compute the curve of the detections of the photos that could be read.
-
-    Args:
-        table: the photos.
-        least: overlap of a detection with its face, at least :data:`IOU`.
-    """
-    table = table.readable()
-    ranked = rank(table, all_pairs(table), least, ~table.ignore, np.ones(len(table.scores), np.bool_))
-    ends = ranked.thresholds()
-    counts = ranked.counts(ends)
-    precision, recall = counts.precision()[:, 0], counts.recall()[:, 0]
-    return Curve(ranked.score[ends - 1], precision, recall, counts.false[:, 0] / max(counts.photos, 1))
-
-
 def definitions(table: DetectionTable) -> dict[str, Definition]:
     """Define all metrics of a table by name. This is the only place to add one.
 

@@ -195,7 +195,8 @@ def remove_results(folder: Path) -> None:
     """Remove old test results before a new test starts, because they do not belong to its configuration."""
     files = RunFolder(folder)
     if is_first():
-        for results in (files.metrics, files.faces):
+        of_detectors = (files.detections, files.detections_csv, files.photos, files.detection_curves)
+        for results in (files.metrics, files.faces, *of_detectors):
             results.unlink(missing_ok=True)
 
 
