@@ -17,7 +17,7 @@ from facelab.errors import ConfigError
 from facelab.files import expand_home
 from facelab.run_folder import RunFolder
 from facelab.runs.build import build, build_trainer, check, write_config
-from facelab.runs.check import PATHS
+from facelab.runs.check import DETECTION, PATHS
 from facelab.runs.checkpoint import ABSENT, LoadedRun, is_detector, load_run, needed, parse_supplements
 from facelab.runs.loggers import follow_loggers
 from facelab.runs.predicted import is_predicted, measure_predictions, submit
@@ -29,8 +29,6 @@ from facelab.runs.targets import trusting
 
 log = logging.getLogger(__name__)
 
-DETECTION = ("scale", "threshold", "candidates", "nms_iou", "most", "official_areas")
-"""Keys of ``detection``, whose values the constructor of the rule checks."""
 OF_DETECTORS = ("submission", "wider_rounded")
 """Further options of detectors."""
 CHANGES = {
@@ -39,7 +37,7 @@ CHANGES = {
     "batch_size": "datamodule.batch_size",
     "num_workers": "datamodule.num_workers",
     "max_unreadable": "datamodule.max_unreadable",
-    **{key: key for key in (f"detection.{name}" for name in DETECTION)},
+    **{key: key for key in DETECTION},
 }
 """Key in the configuration of the run that an option changes, unless it is null."""
 EVALUATE_KEYS: dict[str, Any] = {
@@ -56,7 +54,7 @@ EVALUATE_KEYS: dict[str, Any] = {
     "max_unreadable": Share | None,
     **dict.fromkeys(("logger", "callbacks"), dict[str, Any] | None),
     **dict.fromkeys(("split", "box", "box_jitter", "trainer", "data"), Any),
-    **dict.fromkeys((f"detection.{name}" for name in DETECTION), Any),
+    **DETECTION,
     **PATHS,
 }
 """Keys that evaluate.py reads, with the types of those that no constructor checks."""

@@ -1,10 +1,12 @@
-"""Tests of the doors with a detector: import of published weights, evaluation, comparison, and what is refused."""
+"""Tests of the doors and of facelab.load with a detector: import, evaluation, prediction, comparison, and refusals."""
 
 import csv
 import json
 import math
+import re
 import runpy
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +16,9 @@ from composing import compose_config
 from conftest import ROOT, metrics_of, open_door
 from torch import Tensor
 
+import facelab
+from facelab.errors import FacelabError, ImageError
+from facelab.faces.image import read_image
 from facelab.metrics.detection_curves import read_curves
 from facelab.metrics.detection_files import read_detection_table
 from facelab.runs.build import build
@@ -256,13 +261,163 @@ def test_evaluate_refuses_predictions_that_it_cannot_measure(
         ("train", ["model=retinaface", "backbone.pretrained=true"], "backbone.weights=null: no server offers ImageNet"),
         ("benchmark", ["model=retinaface"], "model=retinaface: a detector; benchmark.py measures"),
         ("benchmark", ["ckpt=imported"], "imported: a detector; benchmark.py measures"),
-        ("predict", ["images=voc/JPEGImages", "landmarker=imported"], r"last.ckpt is a detector, which finds faces"),
+        ("predict", ["images=voc/JPEGImages", "landmarker=imported"], r"is a detector, .*: detector=imported"),
     ],
 )
 def test_doors_refuse_a_detector_that_they_cannot_use(folder: Path, door: str, words: list[str], message: str) -> None:
     """Would catch a traceback, or a training without a loss."""
     with pytest.raises(SystemExit, match=message):
         open_door(door, *words, "hydra.run.dir=refused", folder=folder)
+
+
+def predict(folder: Path, run: str, *words: str) -> dict[str, Any]:
+    """Find faces in the photos of the set; return the content of detections.json."""
+    options = ("images=voc/JPEGImages", "detector=imported", "device=cpu", f"hydra.run.dir={run}")
+    open_door("predict", *options, *words, folder=folder)
+    content: dict[str, Any] = json.loads((folder / run / "detections.json").read_text())
+    return content
+
+
+def test_predict_writes_the_faces_that_a_detector_finds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch faces of another photo, files that differ, another rule than the typed one, or missing pictures."""
+    rule = {"threshold": 0.4, "most": 20, "scale": "vga"}
+    content = predict(folder, "found", *(f"detection.{key}={value}" for key, value in rule.items()), "batch_size=2")
+    printed = capsys.readouterr().out
+    assert content["detection"] | rule == content["detection"] and content["detection"]["official_areas"]
+    assert content["layout"] == "five5" and "degrees" in content["pose"]
+    detector = facelab.load(folder / "imported", device="cpu", detection=rule)
+    assert isinstance(detector, facelab.Detector)
+    images = {name: read_image(folder / "voc" / "JPEGImages" / name) for name in content["images"]}
+    assert list(images) == ["a.png", "b.png", "c.png"]
+    with (folder / "found" / "detections.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for (name, image), faces in zip(images.items(), detector.predict(list(images.values())), strict=True):
+        photo = content["images"][name]
+        assert photo["size"] == [image.shape[1], image.shape[0]] and len(faces) == len(photo["faces"]) == 20
+        lines = [row for row in rows if row["image"] == name]
+        for face, written, line in zip(faces, photo["faces"], lines, strict=True):
+            for key in ("box", "score", "points", "pose"):
+                np.testing.assert_allclose(getattr(face, key), written[key], atol=2e-3)
+            assert [float(line[key]) for key in ("x0", "y0", "x1", "y1")] == written["box"]
+            assert [float(line[key]) for key in ("p4_x", "p4_y")] == written["points"][4]
+            assert [float(line[key]) for key in ("score", "yaw", "pitch", "roll")] == [
+                written["score"],
+                *written["pose"],
+            ]
+        drawn = read_image(folder / "found" / "pictures" / name)
+        assert (drawn == detector.draw(image, faces)).all() and (drawn != image).any()
+    assert "60 faces in 3 of 3 photos" in printed and "score of at least 0.4" in printed and "scale: vga" in printed
+    assert "skipped a.png: some detections of the lowest scores" in printed
+    assert json.loads((folder / "found" / "status.json").read_text())["state"] == "finished"
+
+
+def test_predict_landmarks_in_the_boxes_of_a_detector(folder: Path) -> None:
+    """Would catch results of a detector that cannot be passed to a landmark method."""
+    found = predict(folder, "boxes", "detection.threshold=0.4", "detection.most=2", "pictures=false")
+    words = ("images=voc/JPEGImages", f"landmarker={LANDMARK_RUN}", "boxes=boxes/detections.json", "device=cpu")
+    open_door("predict", *words, "pictures=false", "hydra.run.dir=landmarks", folder=folder)
+    faces = json.loads((folder / "landmarks" / "landmarks.json").read_text())["images"]
+    for name, photo in found["images"].items():
+        assert [face["box"] for face in faces[name]["faces"]] == [face["box"] for face in photo["faces"]] != []
+        assert all(len(face["points"]) == 68 for face in faces[name]["faces"])
+
+
+def test_predict_without_a_face_is_no_failure(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Would catch a script that stops at a folder without faces, and a default that is the threshold of the AP."""
+    content = predict(folder, "nobody", "detection.threshold=1")
+    assert [photo["faces"] for photo in content["images"].values()] == [[], [], []] and "pose" not in content
+    assert len((folder / "nobody" / "detections.csv").read_text().splitlines()) == 1
+    assert "0 faces in 0 of 3 photos" in capsys.readouterr().out
+    assert not (folder / "nobody" / "pictures").exists()
+    assert predict(folder, "default", "pictures=false")["detection"]["threshold"] == 0.5
+
+
+def test_predict_fails_if_no_photo_can_be_read(folder: Path) -> None:
+    """Would catch a folder of broken photos that looks like one without faces."""
+    (folder / "broken.jpg").write_text("no picture")
+    with pytest.raises(SystemExit, match="no photo could be searched"):
+        predict(folder, "unreadable", "images=broken.jpg")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "landmarker=RUN is missing, which finds landmarks, or detector=RUN, which finds faces"),
+        (
+            ["detector=imported", "landmarker=other"],
+            r"run detector=imported alone first, .* boxes=FOLDER/detections.json",
+        ),
+        ([f"detector={LANDMARK_RUN}"], f"is a landmark method, .*: landmarker={LANDMARK_RUN}"),
+        (["detector=imported", "boxes=boxes.csv"], "boxes=boxes.csv is an option of landmark methods"),
+        (["detector=imported", "units=fraction"], "units=fraction is an option of landmark methods"),
+        (["detector=imported", "crop.scale=2"], "crop.scale=2 is an option of landmark methods"),
+        (["landmarker=imported", "detection.scale=vga"], "detection.scale=vga is an option of detectors"),
+        (["detector=imported", "detection.scale=big"], r"detection.scale: 'big' given, Literal\['original', 'vga'"),
+        (["detector=imported", "detection.threshold=50"], "detection.threshold: 50 given"),
+        (["detector=imported", "+model.nothing=1"], "`RetinaFace` has no argument `nothing`"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_predict_refuses_options_of_the_other_kind(folder: Path, words: list[str], message: str) -> None:
+    """Would catch an option without effect, and a message that does not say what to type instead."""
+    with pytest.raises(SystemExit, match=message):
+        open_door("predict", "images=voc/JPEGImages", *words, "hydra.run.dir=refused", folder=folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"detection": {"scale": "big"}}, "detection.scale: 'big' given"),
+        ({"detection": {"threshold": np.float64(2)}}, "detection.threshold: 2.0 given"),
+        ({"detection": {"score": 0.5}}, "expected a mapping with the keys scale, threshold, candidates"),
+        ({"detection": 0.5}, "detection=0.5: expected a mapping"),
+        ({"crop": {"scale": 2}}, "crop=.* is a detector, which has none"),
+    ],
+)
+def test_load_of_a_detector_refuses_wrong_changes(folder: Path, changes: dict[str, Any], message: str) -> None:
+    """Would catch a change without effect, or another message than that of evaluate.py."""
+    with pytest.raises(FacelabError, match=message):
+        facelab.load(folder / "imported", **changes)
+
+
+def test_load_of_a_landmark_method_refuses_a_rule() -> None:
+    """Would catch a threshold that changes nothing."""
+    with pytest.raises(FacelabError, match=r"detection=.* is a landmark method, which has none"):
+        facelab.load(LANDMARK_RUN, detection={"threshold": 0.3})
+
+
+def test_detector_predicts_arrays(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Would catch a traceback for a wrong array, a list for one image, and faces lost without a message."""
+    detector = facelab.load(folder / "imported", device="cpu", detection={"threshold": 0.3, "most": 2})
+    assert isinstance(detector, facelab.Detector)
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    faces = detector.predict(image)
+    assert len(faces) == 2 and faces[0].score >= faces[1].score
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and "image 0: left out: some detections of the lowest" in record.message
+    assert detector.predict([]) == [] and [len(each) for each in detector.predict([image, image[:30]])] == [2, 2]
+    assert (detector.draw(image, []) == image).all()
+    for wrong, message in (
+        (np.zeros((9, 9)), "image 0: expected an RGB image"),
+        ([image, np.zeros((0, 9, 3), np.uint8)], "image 1: expected an RGB image"),
+        ("photo.jpg", "expected an image as a numpy array, or a list"),
+    ):
+        with pytest.raises(ImageError, match=message):
+            detector.predict(wrong)
+    with pytest.raises(FacelabError, match="batch_size=0 must be a whole number"):
+        detector.predict(image, batch_size=0)
+
+
+def test_python_example_of_a_detector_runs(folder: Path) -> None:
+    """Would catch an example of the docs that a user cannot copy."""
+    page = (ROOT / "docs" / "running.md").read_text()
+    found = re.search(r"^```python\n(detector = .*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert found
+    code = found[1].replace("logs/import_weights/runs/STAMP_NAME", str(folder / "imported"))
+    names: dict[str, Any] = {"facelab": facelab, "image": np.zeros((30, 40, 3), np.uint8)}
+    names["landmarker"] = facelab.load(LANDMARK_RUN, device="cpu")
+    exec(compile(code, "docs/running.md", "exec"), names)
+    assert len(names["faces"]) == len(names["found"]) and names["drawn"].shape == (30, 40, 3)
 
 
 def test_compare_shows_detectors_beside_landmark_methods(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
