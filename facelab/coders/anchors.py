@@ -167,7 +167,9 @@ class AnchorCoder(nn.Module):
         An anchor is matched with the face of the largest IoU if this is at least ``match_iou``. A face whose best
         anchor has at least ``claim_iou`` is matched with this anchor too; of several faces with the same best anchor,
         the last is. Departure from the reference code: faces below ``claim_iou`` do not change the matches of others.
-        A box without area is not matched. An ignored face takes no anchor from another face.
+        A box without area is not matched. An anchor is left out of the loss if its IoU with an ignored face is at least
+        ``match_iou``, or the largest of all anchors with this face, which may be smaller than every anchor. An ignored
+        face takes no anchor from another face.
 
         Args:
             boxes: ``(F, 4)`` x0 y0 x1 y1 in pixels of the image.
@@ -182,7 +184,9 @@ class AnchorCoder(nn.Module):
         half = anchors[:, 2:] / 2
         corners = torch.cat([anchors[:, :2] - half, anchors[:, :2] + half], dim=1)
         if len(ignored := (usable & ignore).nonzero().squeeze(1)):
-            match[iou(corners, boxes[ignored]).amax(dim=1) >= self.match_iou] = UNUSED
+            overlap = iou(corners, boxes[ignored])  # (A, F)
+            least = overlap.amax(dim=0).clip(max=self.match_iou)
+            match[((overlap >= least) & (overlap > 0)).any(dim=1)] = UNUSED
         if not len(faces := (usable & ~ignore).nonzero().squeeze(1)):
             return match
         overlap = iou(corners, boxes[faces])  # (A, F)

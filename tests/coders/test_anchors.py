@@ -91,6 +91,27 @@ def test_match_leaves_out_ignored_faces() -> None:
     assert not (match == 0).any()
 
 
+@pytest.mark.parametrize("side", [5.0, 9])
+def test_match_leaves_out_ignored_faces_that_are_smaller_than_the_anchors(side: float) -> None:
+    """Would catch small faces that are to be ignored, but are learned as the hardest background."""
+    match = coder().match(torch.tensor([[100, 100, 100 + side, 100 + side]]), torch.tensor([True]), anchors(640, 640))
+    left_out = anchors(640, 640)[match == UNUSED]
+    assert len(left_out) >= 1
+    assert (left_out[:, 2] == 16).all(), "the smallest anchors have the largest overlap"
+    assert ((left_out[:, :2] - 100 - side / 2).abs() <= 8).all()
+    outside = coder().match(torch.tensor([[2000.0, 2000, 2010, 2010]]), torch.tensor([True]), anchors(640, 640))
+    assert (outside == BACKGROUND).all()
+
+
+def test_match_of_a_face_does_not_depend_on_unusable_ones() -> None:
+    """Would catch a box without a number, or with negative sides, that takes all other faces of its photo away."""
+    boxes = torch.cat([FACES - 0.5, torch.tensor([[torch.nan, 0, 10, 10], [torch.nan] * 4, [120.0, 90, 110, 80]])])
+    for ignore in (False, True):
+        none = torch.zeros(8, dtype=torch.bool).index_fill_(0, torch.arange(5, 8), ignore)
+        alone = coder().match(FACES - 0.5, none[:5], anchors(640, 640))
+        assert torch.equal(coder().match(boxes, none, anchors(640, 640)), alone)
+
+
 @pytest.mark.parametrize("boxes", [torch.empty(0, 4), torch.tensor([[5.0, 5, 5, 9], [9, 5, 3, 9], [torch.nan] * 4])])
 def test_match_without_a_usable_face_is_background(boxes: Tensor) -> None:
     """Would catch a crash for a photo without a face, or a match with a box without area."""
