@@ -8,6 +8,7 @@ import albumentations
 import numpy as np
 import torch
 from annotated_types import MinLen
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.augmentation import PixelChanges
@@ -159,8 +160,8 @@ class SquareDataset(PhotoDataset):
         rng = np.random.default_rng((self.seed, epoch, row))
         photo = self.photos[row]
         file, faces = PhotoFile(photo.path, photo.orientation), self.faces(row)
-        learned = faces.boxes[~faces.ignore & (boxes.area(faces.boxes) > 0)]
-        square = self.augment.draw(rng, file.box().astype(np.float64), learned.numpy().astype(np.float64))
+        learned = faces.boxes[is_learned(faces)].numpy().astype(np.float64)
+        square = self.augment.draw(rng, file.box().astype(np.float64), learned)
         return with_image(self.augment.place(faces, square), self.augment.cut_out(rng, file, square))
 
     def _blank(self, row: int) -> DetectionBatch:
@@ -169,6 +170,11 @@ class SquareDataset(PhotoDataset):
         faces = self.faces(row)
         nowhere = Square(np.array([[1.0, 0, size], [0, 1, size], [0, 0, 1]]), flipped=False)
         return with_image(self.augment.place(faces, nowhere), np.zeros((size, size, 3), np.uint8))
+
+
+def is_learned(faces: DetectionBatch) -> Tensor:
+    """Return which faces have a box that can be learned, ``(F,)``: it covers an area and is not ignored."""
+    return ~faces.ignore & (boxes.area(faces.boxes) > 0)
 
 
 class RetinaFaceDataModule(DetectionDataModule):
@@ -214,11 +220,16 @@ class RetinaFaceDataModule(DetectionDataModule):
         if stage != "fit" or "train" in self.photos:
             return
         train = SquareDataset(self.data, "train", self.ignore, self.max_unreadable, self.augment, self.seed)
-        learned = [len(f.boxes[~f.ignore & (boxes.area(f.boxes) > 0)]) for f in map(train.faces, range(len(train)))]
-        if not any(learned):
+        counts = [(int(is_learned(each).sum()), int(each.ignore.sum())) for each in map(train.faces, range(len(train)))]
+        learned, ignored = np.sum(counts, axis=0).tolist()
+        if not learned:
             raise DatasetError(f"{self.data.name}: no face of the split 'train' has a box that can be learned")
-        log.info("%s train: %d photos, %d faces", self.data.name, len(train), sum(learned))
-        if empty := learned.count(0):
+        log.info("%s train: %d photos, %d faces", self.data.name, len(train), learned)
+        if ignored:
+            log.info("%d more faces have an ignored tag", ignored)
+        if without := int(train.first_face[-1]) - learned - ignored:
+            log.info("%d more rows have no box with an area, and are left out", without)
+        if empty := sum(number == 0 for number, _ in counts):
             log.info("%d of these photos have no face; they contribute nothing to the loss", empty)
         self.photos["train"] = train
 

@@ -16,6 +16,7 @@ from facelab.errors import DatasetError
 from facelab.faces.batch import DetectionBatch
 from facelab.faces.face import Face, Photo, Split
 from facelab.faces.geometry import Array
+from facelab.faces.image import PhotoFile
 from facelab.faces.layouts import FIVE5
 
 WIDTH, HEIGHT = 120, 80
@@ -131,6 +132,10 @@ def test_faces_lie_on_their_pixels(tmp_path: Path, flip: float) -> None:
     assert (sample.pose[:, 0] == (-20 if flip else 20)).all()
 
 
+COLUMNS = ("boxes", "points", "valid", "pose", "tags", "ignore", "face_id", "photo")
+"""Fields of a batch with a row for each face."""
+
+
 def test_faces_are_cut_at_the_edge_and_landmarks_outside_are_not_annotated() -> None:
     """Would catch landmarks that are moved to the edge and learned there, or a face whose centre is outside."""
     augment = squares(size=60)
@@ -147,7 +152,11 @@ def test_faces_are_cut_at_the_edge_and_landmarks_outside_are_not_annotated() -> 
     )
     placed = augment.place(photo, half)
     assert placed.face_id.tolist() == [7]
+    assert {len(column) for name, column in placed._asdict().items() if name in COLUMNS} == {1}
     np.testing.assert_allclose(placed.boxes.numpy(), [[-0.5, 10, 25, 40]])
+    np.testing.assert_allclose(placed.to_photo[0].numpy(), [[1, 0, 25], [0, 1, 0], [0, 0, 1]])
+    assert not placed.ignore.item()
+    assert squares(size=60, smallest=26).place(photo, half).ignore.item(), "25.5 of its 40 pixels are in the square"
     assert placed.valid.tolist() == [[False, True, True, False, True]]
     assert placed.points.isnan().all(dim=-1).tolist() == [[True, False, False, True, False]]
 
@@ -172,6 +181,24 @@ def test_squares_depend_on_seed_epoch_and_row_alone(tmp_path: Path) -> None:
     keys = [(0, 0), (0, 1), (1, 0)]
     assert images(1, keys) == images(1, keys[::-1])[::-1]
     assert len({*images(1, keys), *images(2, keys)}) == 6
+
+
+def test_square_contains_a_face_that_is_learned(tmp_path: Path) -> None:
+    """Would catch squares around an ignored face or a box without area alone, which contribute nothing to the loss."""
+    faces = [face(9.5, 9.5, 39.5, 39.5), face(100, 5, 110, 15, frozenset({"invalid"})), face(80, 60, 80, 60)]
+    train = dataset(tmp_path, Photos(tmp_path, faces), factors=[0.6], tries=1000)
+    for epoch in range(20):
+        sample = train[(epoch, 0)]
+        (own,) = sample.boxes[sample.face_id == 0]
+        assert (own[2:] - own[:2]).tolist() == pytest.approx([40, 40], abs=1e-3), "30 of 48 pixels become 40 of 64"
+
+
+def test_one_of_the_interpolations_is_drawn_for_each_photo(tmp_path: Path) -> None:
+    """Would catch interpolations that are never used."""
+    augment = squares(interpolations=["linear", "nearest", "cubic"])
+    (photo, _), whole = Photos(tmp_path).photos("train"), Square(np.diag([64 / 120, 64 / 120, 1]), flipped=False)
+    file = PhotoFile(photo.path, photo.orientation)
+    assert len({augment.cut_out(rng(seed), file, whole).tobytes() for seed in range(20)}) == 3
 
 
 def test_outside_of_the_photo_is_the_border_colour(tmp_path: Path) -> None:
@@ -217,17 +244,20 @@ def test_datamodule_refuses_a_training_without_faces(tmp_path: Path) -> None:
         datamodule(photos).setup("fit")
 
 
-def test_datamodule_logs_photos_without_a_face(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Would catch photos that silently contribute nothing."""
+def test_datamodule_logs_what_contributes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Would catch photos, ignored faces or rows without a box that are left out silently."""
 
     class OneEmpty(Photos):
         def photos(self, split: Split) -> list[Photo]:
-            first, *rest = super().photos(split)
-            return [first._replace(faces=()), *rest]
+            first, second, *rest = super().photos(split)
+            rows = (face(np.nan, 5, 5, 20), face(5, 5, 5, 20), *second.faces)
+            return [first._replace(faces=()), second._replace(faces=rows), *rest]
 
     module = datamodule(OneEmpty(tmp_path, photos=3))
     with caplog.at_level(logging.INFO):
         module.setup("fit")
     assert "three train: 3 photos, 4 faces" in caplog.text
+    assert "2 more faces have an ignored tag" in caplog.text
+    assert "2 more rows have no box with an area" in caplog.text
     assert "1 of these photos have no face" in caplog.text
     assert all(batch.image.shape == (2, 3, 64, 64) for batch in module.train_dataloader())
