@@ -17,6 +17,7 @@ from facelab.annotations.box_rows import BoxRows
 from facelab.errors import DatasetError
 from facelab.faces.geometry import Array, from_cells
 from facelab.faces.layouts import FIVE5
+from facelab.inference.boxes_file import RULE
 
 WIDTHS = {"bbox": 4, "keypoints": 3 * FIVE5.num_points}
 """Numbers in the lists of a detection."""
@@ -40,8 +41,11 @@ def read_results(path: Path, images: Path | None) -> tuple[BoxRows, Array, Array
     """
     content = _read(path)
     if not isinstance(content, list):
+        hint = ""
+        if isinstance(content, dict) and RULE in content:
+            hint = ". Results of predict.py lack the low scores that an AP needs: use evaluate.py ckpt=RUN"
         raise DatasetError(
-            f"{path}: expected a list of detections, each with image_id, bbox and score; found {_kind(content)}"
+            f"{path}: expected a list of detections, each with image_id, bbox and score; found {_kind(content)}{hint}"
         )
     names = None if images is None else _names(images)
     found: dict[str, list[int]] = {name: [] for name in names.values()} if names else {}

@@ -57,6 +57,8 @@ def read_predictions(path: Path, images: Path | None) -> Predictions:
         raise DatasetError(f"predicted.images={images} belongs to results of COCO (.json), but predictions={path}")
     if (own := RunFolder(path).detections).is_file():
         return _own(own)
+    if RunFolder(path).config.is_file():
+        raise DatasetError(f"predictions={path}: a run without {own.name}, which the test of a detector writes")
     if path.is_dir():
         return _foreign(*read_submission(path), lists_all=True)
     if path.suffix.lower() == ".json":

@@ -51,6 +51,7 @@ def test_read_results_without_a_detection(tmp_path: Path) -> None:
     [
         ("[", None, "r.json, line 1: not valid JSON"),
         ({"annotations": []}, None, "r.json: expected a list of detections.*found a mapping"),
+        ({"detection": {}, "images": {}}, None, r"found a mapping. Results of predict.py .* evaluate.py ckpt=RUN"),
         ([7], None, "r.json, detection 1: expected a mapping, found 7"),
         (
             [{"image_id": "a", **BOX}, {"image_id": 7, **BOX}],

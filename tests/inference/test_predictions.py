@@ -130,12 +130,15 @@ def test_columns_of_states_scores_beyond_probabilities(tmp_path: Path) -> None:
         ("missing.json", None, "missing.json: No such file"),
         ("missing.npz", None, "missing.npz: No such file"),
         ("a.csv", None, "expected a folder of EVENT/PHOTO.txt"),
+        ("run", None, "run: a run without detections.npz, which the test of a detector writes"),
         (".", "images.json", "predicted.images=images.json belongs to results of COCO"),
     ],
 )
 def test_read_predictions_names_what_it_reads(path: str, images: str | None, message: str, tmp_path: Path) -> None:
     """Would catch a traceback for a wrong path."""
     (tmp_path / "a.csv").touch()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
     with pytest.raises(DatasetError, match=message):
         read_predictions(tmp_path / path, images and Path(images))  # type: ignore[arg-type]
 
