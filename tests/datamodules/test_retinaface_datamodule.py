@@ -226,7 +226,7 @@ def datamodule(data: Any, **values: Any) -> RetinaFaceDataModule:
 
 
 def test_datamodule_trains_on_squares_and_validates_on_photos(tmp_path: Path) -> None:
-    """Would catch a validation on squares, one batch size for both, or a training in the order of the file."""
+    """Would catch a validation on squares, one batch size for both, an order that is not shuffled, or a fixed seed."""
     module = datamodule(Photos(tmp_path, photos=8))
     module.setup("fit")
     assert module.has_validation()
@@ -235,6 +235,10 @@ def test_datamodule_trains_on_squares_and_validates_on_photos(tmp_path: Path) ->
     assert [batch.image.shape for batch in val] == [(1, 3, HEIGHT, WIDTH)] * 8
     names = [name for batch in train for name in module.names(batch)]
     assert sorted(names) == [f"{number}.png" for number in range(8)] != names
+    other = datamodule(Photos(tmp_path), seed=2)
+    other.setup("fit")
+    first, second = (each.photos["train"][(0, 0)].to_photo for each in (module, other))
+    assert not torch.equal(first, second), "the squares do not depend on the seed"
 
 
 def test_datamodule_refuses_a_training_without_faces(tmp_path: Path) -> None:
