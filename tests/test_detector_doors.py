@@ -14,6 +14,7 @@ import pytest
 import torch
 from composing import compose_config
 from conftest import ROOT, metrics_of, open_door
+from omegaconf import OmegaConf
 from torch import Tensor
 
 import facelab
@@ -90,10 +91,11 @@ def test_import_weights_writes_a_detector_that_opens(folder: Path) -> None:
 
 
 def test_evaluate_measures_a_detector(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Would catch metrics that depend on the batch size, a missing file, or a protocol without the rule."""
+    """Would catch metrics that depend on the batch size or batches of one photo, a missing file, or a missing rule."""
     options = ("detection.scale=vga", "detection.candidates=50", "detection.threshold=0.3")
     one, two = (evaluate(folder, f"batch{size}", f"batch_size={size}", *options) for size in (1, 3))
     assert "mask_voc val, 3 photos, 3 faces, scale: vga" in capsys.readouterr().out.replace("\n", " ")
+    assert OmegaConf.load(two / "config.yaml").datamodule.eval_batch_size == 3, "photos, not training squares"
     content = json.loads((one / "metrics.json").read_text())
     assert content["metrics"] == json.loads((two / "metrics.json").read_text())["metrics"]
     protocol = content["protocol"]

@@ -241,6 +241,22 @@ def test_datamodule_trains_on_squares_and_validates_on_photos(tmp_path: Path) ->
     assert not torch.equal(first, second), "the squares do not depend on the seed"
 
 
+def test_datamodule_without_validation_photos_trains(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Would catch a set without validation photos that cannot be trained on, or that silently has no validation."""
+
+    class NoVal(Photos):
+        def photos(self, split: Split) -> list[Photo]:
+            return [] if split == "val" else super().photos(split)
+
+    module = datamodule(NoVal(tmp_path))
+    module.setup("fit")
+    assert "three: the split val has no photo; the run trains without validation" in caplog.text
+    assert not module.has_validation() and module.val_dataloader() == []
+    assert len(list(module.train_dataloader())) == 1
+    with pytest.raises(DatasetError, match="the split 'val' has no photo"):
+        module.setup("validate")
+
+
 def test_datamodule_refuses_a_training_without_faces(tmp_path: Path) -> None:
     """Would catch a training whose loss is always 0."""
     photos = Photos(tmp_path, [face(50, 5, 60, 15, frozenset({"invalid"})), face(5, 5, 5, 20)])

@@ -132,11 +132,24 @@ def test_detect_returns_pixels_of_the_photo(scale: str) -> None:
     image[0], image[1, :, :40, :50] = bright_photo(60, 80, 30, 20), bright_photo(40, 50, 10, 25)
     found = module.detect(image, torch.tensor([[60, 80], [40, 50]]))
     assert found.photo.tolist() == [0, 1]
-    for (x, y), box, points in zip([(30, 20), (10, 25)], found.boxes, found.points, strict=True):
+    spots = [(30, 20, 80), (10, 25, 50)]
+    for (x, y, width), box, points in zip(spots, found.boxes, found.points, strict=True):
         centre = (box[:2] + box[2:]) / 2
         assert centre.tolist() == pytest.approx([x, y], abs=0.8)
         assert points[2].tolist() == pytest.approx([x, y], abs=0.8)
-        assert points[0, 0] < points[1, 0], "the left and right eye are exchanged"
+        assert (points[1] - points[0]).tolist() == pytest.approx([width / 4, 0], abs=0.8), "exchanged"
+
+
+def test_detect_searches_at_the_scale_of_a_given_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a validation at the scale of the test, whatever rule it has."""
+    module = BrightDetector(rule(), None, None, None)
+    searched = []
+    search = module.search
+    monkeypatch.setattr(module, "search", lambda image: searched.append(tuple(image.shape[-2:])) or search(image))
+    image, size = bright_photo(60, 80, 30, 20)[None], torch.tensor([[60, 80]])
+    module.detect(image, size, rule(scale="vga"))
+    module.detect(image, size)
+    assert searched == [(480, 640), (60, 80)]
 
 
 def test_detect_of_photos_without_a_face() -> None:
