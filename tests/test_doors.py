@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from composing import SMALL_FACES, small
+from composing import SMALL_FACES, compose_config, small
 from conftest import PLAIN, ROOT, metrics_of, open_door
 from omegaconf import OmegaConf
 
@@ -23,7 +23,7 @@ from facelab.faces.layouts import IBUG68, LAPA106, Layout
 from facelab.metrics.face_table import read_faces
 from facelab.run_folder import read_status
 from lightning_modules.landmark import LandmarkModule
-from train import check_values
+from train import build_module, check_values
 
 SWEEP_LINE = "model=pipnet data=lapa106 -m backbone=mbv2,resnet18"
 SHORT = (
@@ -423,3 +423,18 @@ def test_train_prints_nothing_to_stderr(tmp_path: Path) -> None:
     done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert done.stderr == ""
     assert "results in" in done.stdout
+
+
+def test_train_logs_a_start_from_random_weights(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Would catch a training from random weights that nobody asked for, or the line in a resumed one."""
+    monkeypatch.setenv("FACELAB_STAMP", "now")
+    cfg = compose_config(small("retinaface"))
+    lines = []
+    for resumed in (False, True):
+        with caplog.at_level("INFO", logger="train"):
+            build_module(cfg, resumed=resumed)
+        lines.append("the backbone starts from random weights" in caplog.text)
+        caplog.clear()
+    assert lines == [True, False]
