@@ -24,6 +24,7 @@ from facelab.inference.detections import DetectedFace
 from facelab.inference.landmarks import FaceCrops, PredictedFace
 from facelab.inference.photos import Photos, PredictedPhoto
 from facelab.inference.write import draw_face
+from facelab.networks.fusion import fuse_normalisations
 from facelab.runs.build import choose_device
 from facelab.runs.checkpoint import LoadedRun, build_crop, build_rule, is_detector, load_run
 from facelab.runs.targets import trusting
@@ -143,7 +144,8 @@ class Detector:
     """Trained face detector.
 
     Args:
-        module: the method in evaluation mode, on its device, with the rule of the search.
+        module: the method in evaluation mode, on its device, with the rule of the search. Its convolutions contain
+            their normalisations, so it cannot be trained further.
         checkpoint: file of the weights.
 
     Attributes:
@@ -330,11 +332,13 @@ def _landmarker(run: LoadedRun, crop: Mapping[CropChange, Any]) -> Landmarker:
 
 
 def _detector(run: LoadedRun, detection: Mapping[str, Any]) -> Detector:
-    """Change the rule of an opened detector."""
+    """Change the rule of an opened detector, and prepare its network for inference."""
     changes = _plain("detection", detection, [field.name for field in fields(DetectionRule)])
     if changes.get("threshold") is None:
         changes["threshold"] = detections.THRESHOLD
     run.module.detection = build_rule(run, changes)
+    fuse_normalisations(run.module)
+    run.module.to(memory_format=run.module.memory_format)
     return Detector(run.module, run.checkpoint)
 
 
