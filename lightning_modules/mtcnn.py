@@ -29,7 +29,7 @@ class Stage(DetectorModule):
         scheduler: see :class:`DetectorModule`.
     """
 
-    detection: CascadeRule
+    detection: CascadeRule  # type: ignore[assignment]  # no search of resized photos
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Stage(DetectorModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None,
         scheduler: Callable[[Optimizer], LRScheduler] | None,
     ) -> None:
-        super().__init__(detection, loss, optimizer, scheduler)
+        super().__init__(detection, loss, optimizer, scheduler)  # type: ignore[arg-type]
         self.cascade = cascade
 
     def match_folder(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -51,7 +51,7 @@ class Stage(DetectorModule):
         Raises:
             CheckpointError: they do not fit.
         """
-        matched = match_mtcnn(dict(self.cascade.named_children()), tensors)
+        matched = match_mtcnn(self.cascade.networks(), tensors)
         return {f"cascade.{name}": tensor for name, tensor in matched.items()}
 
     def search(self, image: Tensor) -> tuple[Candidates, Tensor]:
@@ -67,6 +67,7 @@ class Stage(DetectorModule):
             image: ``(B, 3, H, W)`` uint8 RGB, padded at the right and below.
             size: ``(B, 2)`` height and width of each photo in ``image``; 0 for a photo that could not be read.
         """
+        found: Candidates
         found, cut = self.cascade(image, size, self.detection)
         return Detections(*found, cut)
 

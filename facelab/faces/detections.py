@@ -227,8 +227,6 @@ def leaders_by_iom(found: Candidates, iom: float) -> Tensor:
             return kept[found.photo, place]
 
 
-
-
 def vote(found: Candidates, rule: DetectionRule) -> Candidates:
     """Join each group of overlapping detections of a photo to one: boxes and points are means weighted by the scores.
 

@@ -8,7 +8,7 @@ Coordinates in this module are **pixels counted from the edge of the first pixel
 result of :meth:`Cascade.forward` excepted.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -51,7 +51,7 @@ class Photos:
     def __init__(self, image: Tensor, size: Tensor, rule: CascadeRule) -> None:
         self.image, self.size, self.rule = image, size, rule
         sides: list[tuple[int, int]] = [(int(height), int(width)) for height, width in size.tolist()]
-        self.rows = {side: [row for row, other in enumerate(sides) if other == side] for side in sorted({*sides})}
+        self.groups = {side: [row for row, other in enumerate(sides) if other == side] for side in sorted({*sides})}
         self.table = _integrate(image) if rule.resize == "area" else image.permute(0, 2, 3, 1).contiguous()
 
     def level(self, photos: Tensor, height: int, width: int, new_height: int, new_width: int) -> Tensor:
@@ -96,7 +96,7 @@ class Photos:
         low, sides = corners[:, 0], (corners[:, 1] - corners[:, 0]).clamp(min=1)
         axes = [self._positions(low[:, axis], sides[:, axis], limit[:, axis], side) for axis in (0, 1)]
         (x0, x1, x_weight), (y0, y1, y_weight) = axes
-        count, height, width, _ = self.table.shape
+        height, width = self.table.shape[1:3]
         table, first = self.table.view(-1, 3), (photo * height)[:, None]
 
         def entries(y: Tensor, x: Tensor) -> Tensor:
@@ -151,25 +151,36 @@ def _bins(length: Tensor, count: int, device: torch.device) -> tuple[Tensor, Ten
 
 
 class Level(NamedTuple):
-    """One level of the pyramid of the photos of one size: where its cells are in the list of all cells."""
+    """Place of the cells of one level of the pyramid of the photos of one size, in the list of all cells."""
 
-    first: int  # place of its first cell
-    photos: int  # place of its first photo in the list of all photos, sorted by size
+    first: int  # its first cell
+    end: int  # the cell after its last
+    photo: int  # its first photo in Cells.photos
     cells: int  # number of cells of a photo
     columns: int  # number of cells in a row
     number: int  # place of the level in the pyramid
+
+
+class Cells(NamedTuple):
+    """What P-Net says about all squares of the pyramids of a batch, level by level."""
+
+    scores: list[Tensor]  # (b, h, w)
+    offsets: list[Tensor]  # (b, h, w, 4)
+    levels: list[Level]
+    scales: list[tuple[float, float]]  # pixels of the level per pixel of the photo, in x and y
+    photos: list[int]  # rows of the photos, those of one size one after the other
 
 
 class Cascade(nn.Module):
     """P-Net, R-Net and O-Net, or the first of them, as one search.
 
     No pixel and no candidate is copied to the host. The host waits for the device where the number of rows of a result
-    depends on its values: 1 time for the sizes of the photos, 6 times in P-Net's stage, 2 in R-Net's, 3 and once per
-    round of the last suppression in O-Net's, whatever the number of photos, levels and candidates, apart from the
-    rounds inside of torchvision's suppression.
+    depends on its values: once for the sizes of the photos, 5 times in P-Net's stage, 2 in R-Net's, 3 and once per
+    round of the last suppression in O-Net's (about 3 rounds), and once for the last limit, whatever the number of
+    photos, levels and candidates. torchvision suppresses over 25,000 boxes at once group by group, which adds waits.
 
-    On a CPU, P-Net takes the levels one by one. All levels in one image take as long as the same number of pixels in
-    several: the time of a level is that of its pixels.
+    P-Net sees the levels one by one. One image with all levels was not faster on a CPU, where the time is that of the
+    pixels, and a level with an odd side would have other values at its border.
 
     Args:
         pnet: network of the first stage.
@@ -180,6 +191,11 @@ class Cascade(nn.Module):
     def __init__(self, pnet: PNet, rnet: RNet | None, onet: ONet | None) -> None:
         super().__init__()
         self.pnet, self.rnet, self.onet = pnet, rnet, onet
+
+    def networks(self) -> dict[str, CascadeNetwork]:
+        """Return the networks by name."""
+        stages = {"pnet": self.pnet, "rnet": self.rnet, "onet": self.onet}
+        return {name: network for name, network in stages.items() if network is not None}
 
     def forward(self, image: Tensor, size: Tensor, rule: CascadeRule) -> tuple[Candidates, Tensor]:
         """Find the faces of a batch of photos, which may have different sizes.
@@ -212,49 +228,42 @@ class Cascade(nn.Module):
             Corrected boxes, sorted by photo and falling score, without points; and which photos ``(B,)`` a limit has
             cut.
         """
-        rule, device = photos.rule, photos.image.device
-        scores, offsets, blocks, scales, members = [], [], [], [], []
-        first = 0
-        for (height, width), rows in photos.rows.items():
-            of_size = torch.tensor(rows).to(device, non_blocking=True)
-            for number, (new_height, new_width, scale) in enumerate(rule.levels(height, width, self.pnet.side)):
-                prediction = self.pnet(photos.level(of_size, height, width, new_height, new_width))
-                scores.append(_score(prediction.logits).flatten())
-                offsets.append(prediction.offsets.permute(0, 2, 3, 1).reshape(-1, 4))
-                cells = prediction.logits.shape[-2:]
-                blocks.append(Level(first, len(members), cells.numel(), cells[1], number))
-                exact = (new_width / width, new_height / height)
-                scales.append((scale, scale) if rule.official_pixels else exact)
-                first += len(scores[-1])
-            members += rows
-        if not blocks:
-            nothing = photos.size[:0, 0]
-            empty = torch.zeros(0, 4, device=device)
-            return _without_points(empty, empty[:, 0], nothing), torch.zeros_like(photos.size[:, 0], dtype=torch.bool)
-        score = torch.cat(scores)
-        cell = (score >= rule.thresholds[0]).nonzero().squeeze(1)
-        table = torch.tensor(blocks).to(device, non_blocking=True)
-        block = torch.searchsorted(table[:, 0].contiguous(), cell, right=True) - 1
-        level = Level(*table[block].unbind(1))  # type: ignore[arg-type]
-        rest = cell - level.first
-        photo = torch.tensor(members).to(device, non_blocking=True)[level.photos + rest // level.cells]
-        place = rest % level.cells
-        corner = STRIDE * torch.stack([place % level.columns, place // level.columns], dim=1)  # x and y in the level
-        scale_of = torch.tensor(scales).to(device, non_blocking=True)[block]
-        boxes = _squares_of_cells(corner, scale_of, self.pnet.side, rule)
-        found = _without_points(boxes, score[cell], photo)
-        offset, number = torch.cat(offsets)[cell], level.number
+        rule = photos.rule
+        cells = self._run_pyramid(photos)
+        nothing = photos.image.new_zeros(0, 4, dtype=torch.float32)  # where all photos are smaller than a face
+        score = torch.cat([nothing[:, 0], *(part.flatten() for part in cells.scores)])
+        offset = torch.cat([nothing, *(part.flatten(0, 2) for part in cells.offsets)])
+        cell = ((score >= rule.thresholds[0]) & offset.isfinite().all(dim=1)).nonzero().squeeze(1)
+        boxes, photo, level = _locate(cells, cell, self.pnet.side, rule)
+        found, offset = _without_points(boxes, score[cell], photo), offset[cell]
         rows, cut = _first_rows(found, rule.cells, len(photos.size))
-        found, offset, number = found.take(rows), offset[rows], number[rows]
+        found, offset, level = found.take(rows), offset[rows], level[rows]
         corners = _corners(found.boxes, rule)
-        group = found.photo * len(blocks) + number
-        rows = leaders_of_groups(corners, found.scores, group, rule.nms_iou[0])
-        found, offset, corners = found.take(rows), offset[rows], corners[rows]
-        rows = leaders_of_groups(corners, found.scores, found.photo, rule.nms_iou[1])
-        found, offset, corners = found.take(rows), offset[rows], corners[rows]
-        found = found._replace(boxes=_correct(found.boxes, offset, corners))
+        rows = leaders_of_groups(corners, found.scores, found.photo * len(cells.levels) + level, rule.nms_iou[0])
+        rows = rows[leaders_of_groups(corners[rows], found.scores[rows], found.photo[rows], rule.nms_iou[1])]
+        found = found.take(rows)
+        found = found._replace(boxes=_correct(found.boxes, offset[rows], corners[rows]))
         rows, rest = _first_rows(found, rule.candidates, len(photos.size))
         return found.take(rows), cut | rest
+
+    def _run_pyramid(self, photos: Photos) -> Cells:
+        """Run P-Net on all levels of the pyramid of all photos."""
+        rule, device = photos.rule, photos.image.device
+        cells = Cells([], [], [], [], [])
+        for (height, width), group in photos.groups.items():
+            rows = torch.tensor(group).to(device, non_blocking=True)
+            for number, (new_height, new_width, scale) in enumerate(rule.levels(height, width, self.pnet.side)):
+                prediction = self.pnet(photos.level(rows, height, width, new_height, new_width))
+                h, w = prediction.logits.shape[-2:]
+                first = cells.levels[-1].end if cells.levels else 0
+                cells.levels.append(Level(first, first + len(group) * h * w, len(cells.photos), h * w, w, number))
+                cells.scales.append(
+                    (scale, scale) if rule.official_pixels else (new_width / width, new_height / height)
+                )
+                cells.scores.append(_score(prediction.logits))
+                cells.offsets.append(prediction.offsets.permute(0, 2, 3, 1))
+            cells.photos.extend(group)
+        return cells
 
     def refine(self, photos: Photos, found: Candidates) -> Candidates:
         """Look at candidates of P-Net with R-Net; return those that it keeps, with corrected boxes."""
@@ -271,9 +280,7 @@ class Cascade(nn.Module):
         found, offsets, points = _look(self.onet, photos, found, photos.rule.thresholds[2])
         low, high = found.boxes[:, None, :2], found.boxes[:, None, 2:]
         assert points is not None
-        found = found._replace(
-            boxes=_correct(found.boxes, offsets, found.boxes), points=low + points * (high - low)
-        )
+        found = found._replace(boxes=_correct(found.boxes, offsets, found.boxes), points=low + points * (high - low))
         found = found.take(order(found.photo, found.scores))
         return found.take(leaders_by_iom(found, photos.rule.nms_iom))
 
@@ -311,29 +318,45 @@ def _score(logits: Tensor) -> Tensor:
     return (logits[:, 1].float() - logits[:, 0].float()).sigmoid()
 
 
-def _squares_of_cells(corner: Tensor, scale: Tensor, side: int, rule: CascadeRule) -> Tensor:
-    """Return the squares ``(D, 4)`` of the photo that P-Net saw.
+def _locate(cells: Cells, cell: Tensor, side: int, rule: CascadeRule) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the squares of the photo that P-Net saw, the rows of the photos, and the levels of the pyramid.
 
     Args:
-        corner: ``(D, 2)`` x and y of the first pixel in the level.
-        scale: ``(D, 2)`` pixels of the level per pixel of the photo, in x and y.
+        cells: all cells.
+        cell: ``(D,)`` places in the list of all cells.
         side: of the square in the level in pixels.
         rule: rule of the search.
+
+    Returns:
+        ``(D, 4)``, ``(D,)`` and ``(D,)``.
     """
+    if not cells.levels:
+        return cell.new_zeros(0, 4, dtype=torch.float32), cell, cell
+
+    def on_device(values: Sequence[object]) -> Tensor:
+        return torch.tensor(values).to(cell.device, non_blocking=True)
+
+    table = on_device(cells.levels)
+    row = torch.searchsorted(table[:, 0].contiguous(), cell, right=True) - 1
+    first, _, first_photo, count, columns, number = table[row].unbind(1)
+    photo = on_device(cells.photos)[first_photo + (cell - first) // count]
+    place = (cell - first) % count
+    low = STRIDE * torch.stack([place % columns, place // columns], dim=1)  # x and y in the level
+    scale = on_device(cells.scales)[row]
     if not rule.official_pixels:
-        return torch.cat([corner / scale, (corner + side) / scale], dim=1)
+        return torch.cat([low / scale, (low + side) / scale], dim=1), photo, number
     # The code floors whole pixels counted from 1, of which the last belongs to the box.
-    return torch.cat([((corner + 1) / scale).floor() - 1, ((corner + side) / scale).floor()], dim=1)
+    return torch.cat([((low + 1) / scale).floor() - 1, ((low + side) / scale).floor()], dim=1), photo, number
 
 
 def _corners(boxes: Tensor, rule: CascadeRule) -> Tensor:
     """Return boxes for overlaps by IoU."""
-    return boxes - boxes.new_tensor([0, 0, 1, 1]) if rule.official_pixels else boxes
+    return torch.cat([boxes[:, :2], boxes[:, 2:] - 1], dim=1) if rule.official_pixels else boxes
 
 
 def _correct(boxes: Tensor, offsets: Tensor, units: Tensor) -> Tensor:
     """Move the edges of boxes ``(D, 4)`` by offsets ``(D, 4)`` in sides of other boxes, ``units``."""
-    return boxes + offsets * (units[:, 2:] - units[:, :2])[:, [0, 1, 0, 1]]
+    return boxes + offsets * (units[:, 2:] - units[:, :2]).repeat(1, 2)
 
 
 def _first_rows(found: Candidates, most: int, photos: int) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,6 @@ poolings that round up. The features are flattened as ``(C, H, W)``; the publish
 from collections.abc import Mapping, Sequence
 from typing import Annotated, NamedTuple, TypeAlias
 
-import torch
 from annotated_types import Interval
 from torch import Tensor, nn
 
@@ -81,7 +80,7 @@ class CascadeNetwork(nn.Module):
             hidden = max(1, round(width * hidden))
             dense = nn.Linear(cells**2 * inputs, hidden)
             self.hidden = nn.Sequential(nn.Flatten(), dense, nn.Dropout(dropout), nn.PReLU(hidden))
-            self.predict: nn.Module = nn.Linear(hidden, numbers)
+            self.predict: nn.Conv2d | nn.Linear = nn.Linear(hidden, numbers)
         else:
             self.hidden = nn.Sequential()
             self.predict = nn.Conv2d(inputs, numbers, 1)

@@ -169,7 +169,7 @@ def read_folder(folder: Path) -> dict[str, Any]:
         raise ConfigError(
             "weights", f"={folder}: a folder with a file of each network is needed, such as pnet.pt", mounted=True
         )
-    tensors = {}
+    tensors: dict[str, Any] = {}
     for file in files:
         state = read_arrays(file) if file.suffix == ".npz" else next(iter(read_states(file).values()))
         tensors |= {f"{file.stem}.{name}": tensor for name, tensor in state.items()}
@@ -236,7 +236,7 @@ def set_mean_face(module: Any, meanface: Any) -> None:
     """
     import torch
 
-    coder = getattr(module, "coder", None)
+    coder: Any = getattr(module, "coder", None)
     if not getattr(coder, "num_neighbours", 0):
         if meanface is not None:
             raise ConfigError("meanface", f"={meanface}: this method has no neighbours to set", mounted=True)
