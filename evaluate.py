@@ -98,6 +98,8 @@ def build_data(run: LoadedRun, cfg: DictConfig) -> Any:
     for option, place in CHANGES.items():
         if (value := OmegaConf.select(cfg, option)) is not None:
             node, _, key = place.partition(".")
+            if option == "batch_size" and "eval_batch_size" in run.cfg[node]:
+                key = "eval_batch_size"  # a method whose training samples are smaller than photos
             refuse_foreign(run, option, value, has_it=key in (run.cfg.get(node) or {}))
             run.cfg[node][key] = value
     nodes = ("model", "datamodule")

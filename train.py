@@ -1,5 +1,6 @@
 """Training and test of a method on a dataset, with a run folder: ``python train.py model=pipnet data=lapa106``."""
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from facelab.runs.report import report
 from facelab.runs.resume import Once, ResumePoint, begin, check_weights, find_resume_point
 from facelab.runs.start import exits, start
 from facelab.runs.targets import hint, trusting
+
+log = logging.getLogger(__name__)
 
 MODES = {"lower": "min", "higher": "max"}
 """Mode of a callback that monitors a metric, by the direction of better values."""
@@ -154,6 +157,9 @@ def build_parts(cfg: DictConfig, *, resumed: bool = False) -> tuple[Any, Any, An
 def build_module(cfg: DictConfig, *, resumed: bool) -> Any:
     """Build the module; without initial weights for a resumed run, because its checkpoint replaces them."""
     if not resumed:
+        backbone = cfg.get("backbone") or {}
+        if cfg.get("init") is None and backbone.get("pretrained") is False and backbone.get("weights") is None:
+            log.info("the backbone starts from random weights")
         return build(cfg, "model") if cfg.get("init") is None else build_initialised(cfg)
     with offline():
         return build(OmegaConf.create(clear_initial_weights(OmegaConf.to_container(cfg))), "model")
@@ -167,9 +173,7 @@ def check_monitors(cfg: DictConfig, module: Any, datamodule: Any) -> None:
     Raises:
         ConfigError: there is one; the message contains its key.
     """
-    from facelab.metrics.landmarks import example
-
-    metrics = module.metrics(example(module.layout, datamodule.data.tags, predicts_pose=module.predicts_pose))
+    metrics = module.metrics(module.example(datamodule.data.tags))
     logged = {f"val/{name}": MODES.get(definition.better) for name, definition in metrics.items()}
     nodes = {"monitor": {"monitor": cfg.monitor.name, "mode": cfg.monitor.mode}, "scheduler": cfg.get("scheduler")}
     nodes |= {f"callbacks.{name}": node for name, node in (cfg.callbacks or {}).items()}
@@ -198,9 +202,9 @@ def read_data(datamodule: Any, cfg: DictConfig) -> None:
     datamodule.setup("fit")
     if cfg.test:
         datamodule.setup("test")
-    if cfg.test and cfg.test_ckpt == "best" and "val" not in datamodule.faces:
+    if cfg.test and cfg.test_ckpt == "best" and not datamodule.has_validation():
         raise ConfigError("test_ckpt", "=best: without a validation there is no best checkpoint; use test_ckpt=last")
-    if "val" not in datamodule.faces or cfg.trainer.get("limit_val_batches") == 0:
+    if not datamodule.has_validation() or cfg.trainer.get("limit_val_batches") == 0:
         for place in ("scheduler", "callbacks.early_stopping"):
             if monitored := OmegaConf.select(cfg, f"{place}.monitor"):
                 raise ConfigError(place, f": it needs {monitored}, but the run has no validation")

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from callbacks.resume import write_tensors
 from facelab.errors import TrainingError, visible
-from facelab.faces.batch import LandmarkBatch
+from facelab.faces.batch import DetectionBatch, LandmarkBatch
 from facelab.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class FiniteLoss(Callback):
 
                 saved = torch.load("RUN/bad_batch_rank0.pt")
                 module.load_state_dict(saved["weights"])
-                module.training_step(LandmarkBatch(**saved["batch"]), 0)
+                module.training_step(LandmarkBatch(**saved["batch"]), 0)  # DetectionBatch of a detector
 
         on_nan: ``stop`` ends the run as failed. ``skip`` skips the optimizer step, together with all batches whose
             gradients it accumulates; more than 10 consecutive skipped steps end the run as well. ``continue`` logs a
@@ -45,14 +45,14 @@ class FiniteLoss(Callback):
 
     def __init__(self, folder: str, on_nan: Literal["stop", "skip", "continue"]) -> None:
         self.folder, self.on_nan = RunFolder(Path(folder)), on_nan
-        self.batch: tuple[LandmarkBatch, int] | None = None
+        self.batch: tuple[LandmarkBatch | DetectionBatch, int] | None = None
         self.is_bad: Tensor | None = None  # () float32, on the host: 1 if the loss of any rank is not finite
         self.copy_done: torch.cuda.Event | None = None
         self.loss: Tensor
         self.skips_step, self.consecutive_skips, self.warned = False, 0, False
 
     def on_train_batch_start(
-        self, trainer: Trainer, module: LightningModule, batch: LandmarkBatch, batch_index: int
+        self, trainer: Trainer, module: LightningModule, batch: LandmarkBatch | DetectionBatch, batch_index: int
     ) -> None:
         """Store the batch for an error message."""
         self.batch = batch, batch_index
@@ -136,8 +136,7 @@ class FiniteLoss(Callback):
         """Describe the loss of this rank with its step and photos."""
         assert self.batch is not None
         batch, index = self.batch
-        paths = trainer.datamodule.faces["train"].paths  # type: ignore[attr-defined]
-        photos = [visible(paths[row].name) for row in batch.face_id.tolist()]
+        photos = [visible(name) for name in trainer.datamodule.names(batch)]  # type: ignore[attr-defined]
         more = f" and {len(photos) - LISTED_PHOTOS} more" if len(photos) > LISTED_PHOTOS else ""
         rates = {f"{group['lr']:.3g}" for optimizer in trainer.optimizers for group in optimizer.param_groups}
         rank = f" of rank {trainer.global_rank}" if trainer.world_size > 1 else ""

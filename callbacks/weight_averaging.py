@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 
 from facelab.bounds import Count, Share
-from lightning_modules.landmark import steps_per_epoch
+from lightning_modules.method import steps_per_epoch
 
 log = logging.getLogger(__name__)
 

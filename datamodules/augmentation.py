@@ -38,6 +38,42 @@ UNCHANGED = Warp(np.eye(3), flipped=False, degrees=0.0)
 """Identity map: the crop is not changed."""
 
 
+class PixelChanges:
+    """Random changes of the pixels of a training image that leave the face in place.
+
+    Args:
+        transforms: albumentations transforms (each with its own ``p``) or compositions that change only the image.
+            :func:`displacement` measures how far each moves the face.
+
+    Raises:
+        ConfigError: a transform moves pixels or needs other inputs than an image.
+    """
+
+    def __init__(self, transforms: Sequence[Transform]) -> None:
+        _check_pixels(transforms)
+        self.transforms = albumentations.Compose(list(transforms)) if transforms else None
+
+    def change(self, rng: np.random.Generator, image: Array) -> Array:
+        """Apply the transforms to an RGB image ``(H, W, 3)`` uint8.
+
+        Raises:
+            TypeError: the result has another shape or dtype.
+        """
+        if self.transforms is None:
+            return image
+        # Without a new state per sample all forked workers would repeat the parent's draws in every epoch, because
+        # albumentations 2.0.8 seeds itself once. All transforms share one generator: ``set_random_seed`` gives each
+        # transform a generator of the same seed, and all would make the same draws.
+        self.transforms.set_random_state(rng, random.Random(int(rng.integers(2**32))))
+        changed = np.asarray(self.transforms(image=image)["image"])
+        if changed.shape != image.shape or changed.dtype != np.uint8:
+            raise TypeError(
+                f"augment.pixels convert an image {image.shape} uint8 to {changed.shape} {changed.dtype}; leave out "
+                f"normalisation and resizing: networks normalise by themselves"
+            )
+        return changed
+
+
 class Augmentation:
     """Random augmentation of a training crop. Each transform is applied independently with its probability.
 
@@ -54,12 +90,10 @@ class Augmentation:
         scale_limit: largest change of the factor, in [0, 1).
         rotation_probability: probability of a rotation about the crop's centre, uniform in +-``rotation_limit``.
         rotation_limit: degrees.
-        pixels: albumentations transforms (each with its own ``p``) or compositions that change only the image.
-            :func:`displacement` measures how far each moves the face.
+        pixels: see :class:`PixelChanges`.
 
     Raises:
-        ConfigError: a probability or ``scale_limit`` is out of range, or a transform of ``pixels`` moves pixels or
-            needs other inputs than an image.
+        ConfigError: a probability or ``scale_limit`` is out of range, or as in :class:`PixelChanges`.
     """
 
     def __init__(
@@ -83,12 +117,11 @@ class Augmentation:
         ):
             if not 0 <= probability <= 1:
                 raise ConfigError(key, f"={probability} must be in [0, 1]")
-        _check_pixels(pixels)
         self.flip_probability = flip_probability
         self.shift_probability, self.shift_limit = shift_probability, shift_limit
         self.scale_probability, self.scale_limit = scale_probability, scale_limit
         self.rotation_probability, self.rotation_limit = rotation_probability, rotation_limit
-        self.pixels = albumentations.Compose(list(pixels)) if pixels else None
+        self.pixels = PixelChanges(pixels)
 
     def draw(self, rng: np.random.Generator, size: int, points: Array) -> Warp:
         """Draw the affine map of a crop of ``size`` x ``size`` pixels: shift, flip, scale and rotation in this order.
@@ -113,26 +146,6 @@ class Augmentation:
         degrees = float(angle * self.rotation_limit) if rotated else 0.0
         factor = 1 + float(scale * self.scale_limit) if scaled else 1.0
         return Warp(affine_about_centre(size, degrees, factor) @ matrix, bool(flipped), degrees)
-
-    def change_pixels(self, rng: np.random.Generator, image: Array) -> Array:
-        """Apply the transforms of ``pixels`` to an RGB image ``(H, W, 3)`` uint8.
-
-        Raises:
-            TypeError: the result has another shape or dtype.
-        """
-        if self.pixels is None:
-            return image
-        # Without a new state per sample all forked workers would repeat the parent's draws in every epoch, because
-        # albumentations 2.0.8 seeds itself once. All transforms share one generator: ``set_random_seed`` gives each
-        # transform a generator of the same seed, and all would make the same draws.
-        self.pixels.set_random_state(rng, random.Random(int(rng.integers(2**32))))
-        changed = np.asarray(self.pixels(image=image)["image"])
-        if changed.shape != image.shape or changed.dtype != np.uint8:
-            raise TypeError(
-                f"augment.pixels convert an image {image.shape} uint8 to {changed.shape} {changed.dtype}; leave out "
-                f"normalisation and resizing: networks normalise by themselves"
-            )
-        return changed
 
 
 def _check_pixels(pixels: Sequence[Transform]) -> None:

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from datamodules.augmentation import UNCHANGED, Augmentation, Transform, Warp
-from datamodules.landmark import FaceLoader, LandmarkDataModule, collate, start_worker
+from datamodules.landmark import LandmarkDataModule, collate
+from datamodules.loading import SampleLoader, start_worker
 from facelab.bounds import Angle, Share
 from facelab.errors import DatasetError, FacelabError
 from facelab.faces.crop import Crop
@@ -66,7 +67,7 @@ class DANDataModule(LandmarkDataModule):
         faces, trainer = self.faces["train"], self.trainer
         batches = trainer.fast_dev_run if trainer else False  # type: ignore[attr-defined]
         max_faces = batches * self.batch_size if batches else len(faces)
-        loader: Any = FaceLoader(
+        loader: Any = SampleLoader(
             faces,
             batch_size=self.batch_size,
             sampler=[(0, row) for row in range(len(faces))][:max_faces],  # the draws of epoch 0

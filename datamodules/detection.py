@@ -3,7 +3,7 @@
 import difflib
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,9 +11,8 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.landmark import EpochSampler, start_worker
+from datamodules.loading import build_loader
 from datamodules.reading import Readings
-from facelab import signals
 from facelab.bounds import Count, Processes, Seed, Share
 from facelab.errors import ConfigError, DatasetError, printable
 from facelab.faces.batch import DetectionBatch
@@ -65,17 +64,16 @@ class PhotoDataset(Dataset[DetectionBatch]):
         _, row = key
         photo = self.photos[row]
         image = self.readings.attempt(row, lambda: read_image(photo.path, orientation=photo.orientation))
-        return self._sample(row, np.zeros((0, 0, 3), np.uint8) if image is None else image)
+        return with_image(self.faces(row), np.zeros((0, 0, 3), np.uint8) if image is None else image)
 
-    def _sample(self, row: int, image: Array) -> DetectionBatch:
-        """Convert a photo and its faces to tensors."""
+    def faces(self, row: int) -> DetectionBatch:
+        """Return the faces of a photo in pixels of the photo, as a batch of one without a pixel."""
         faces, n = self.photos[row].faces, FIVE5.num_points
-        height, width = image.shape[:2]
         points = torch.from_numpy(_stack([face.points for face in faces], (n, 2)))
         tags = [[tag in face.tags for tag in self.tag_names] for face in faces]
         return DetectionBatch(
-            image=torch.from_numpy(image).permute(2, 0, 1)[None],
-            size=torch.tensor([[height, width]]),
+            image=torch.zeros(1, 3, 0, 0, dtype=torch.uint8),
+            size=torch.zeros(1, 2, dtype=torch.int64),
             to_photo=torch.eye(3)[None],
             photo_id=torch.tensor([row]),
             boxes=torch.from_numpy(_stack([face.box for face in faces], (4,))),
@@ -87,6 +85,12 @@ class PhotoDataset(Dataset[DetectionBatch]):
             face_id=torch.arange(len(faces)) + int(self.first_face[row]),
             photo=torch.zeros(len(faces), dtype=torch.int64),
         )
+
+
+def with_image(photo: DetectionBatch, image: Array) -> DetectionBatch:
+    """Add an image ``(H, W, 3)`` uint8 RGB to the faces of a batch of one."""
+    height, width = image.shape[:2]
+    return photo._replace(image=torch.from_numpy(image).permute(2, 0, 1)[None], size=torch.tensor([[height, width]]))
 
 
 def _stack(arrays: Sequence[Array], shape: tuple[int, ...]) -> Array:
@@ -105,9 +109,12 @@ def fingerprint(photos: Sequence[Photo]) -> str:
 
 
 def collate(samples: Sequence[DetectionBatch]) -> DetectionBatch:
-    """Join photos to a batch. Smaller photos are padded at the right and below with zeros, which no network sees."""
-    height, width = (max(1, *(int(sample.size[0, side]) for sample in samples)) for side in (0, 1))
-    image = torch.zeros(len(samples), 3, height, width, dtype=torch.uint8)
+    """Join photos to a batch. Smaller photos are padded at the right and below with zeros, which no network sees.
+
+    Images keep the memory format channels last, with which convolutions are faster on a CPU.
+    """
+    height, width = (max(1, *(sample.image.shape[side] for sample in samples)) for side in (-2, -1))
+    image = torch.zeros(len(samples), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     for row, sample in zip(image, samples, strict=True):
         row[:, : sample.image.shape[-2], : sample.image.shape[-1]] = sample.image[0]
     joined = DetectionBatch(
@@ -117,22 +124,6 @@ def collate(samples: Sequence[DetectionBatch]) -> DetectionBatch:
     return joined._replace(image=image, photo=photo)
 
 
-class PhotoLoader(DataLoader[DetectionBatch]):
-    """Loader that checks for unreadable photos after each batch."""
-
-    def __iter__(self) -> Iterator[DetectionBatch]:  # type: ignore[override]
-        """Yield the batches."""
-        with signals.deferred():
-            batches = super().__iter__()
-        return self._checked(batches)
-
-    def _checked(self, batches: Iterator[DetectionBatch]) -> Iterator[DetectionBatch]:
-        """Yield the batches."""
-        for batch in batches:
-            self.dataset.readings.check()  # type: ignore[attr-defined]
-            yield batch
-
-
 class DetectionDataModule(LightningDataModule):
     """Validation and test photos of one dataset.
 
@@ -140,7 +131,7 @@ class DetectionDataModule(LightningDataModule):
         data: reader of the dataset.
         batch_size: photos of a batch of one process.
         num_workers: number of processes that prepare batches. It does not change results.
-        seed: unused without a training.
+        seed: seed of the training, if the method has one.
         test_split: split of the test photos: ``test``, or the one of ``evaluate.py split=...``.
         max_unreadable: largest share of photos of a split that cannot be read; a larger one stops the run. One photo
             may always fail unless it is 0.
@@ -187,16 +178,21 @@ class DetectionDataModule(LightningDataModule):
         Raises:
             DatasetError: the reader raises it, or the split has no photo.
         """
-        needed: dict[str, Split] = {"test": self.test_split} if stage == "test" else {"val": "val"}
-        for role, split in needed.items():
-            if role not in self.photos:
-                self.photos[role] = PhotoDataset(self.data, split, self.ignore, self.max_unreadable)
-                photos = self.photos[role]
-                log.info("%s %s: %d photos, %d faces", self.data.name, split, len(photos), photos.first_face[-1])
+        role, split = ("test", self.test_split) if stage == "test" else ("val", "val")
+        if role in self.photos:
+            return
+        try:
+            photos = self.photos[role] = PhotoDataset(self.data, split, self.ignore, self.max_unreadable)
+        except MissingPhotoError:
+            if stage != "fit":
+                raise
+            log.warning("%s: the split val has no photo; the run trains without validation", self.data.name)
+            return
+        log.info("%s %s: %d photos, %d faces", self.data.name, split, len(photos), photos.first_face[-1])
 
-    def val_dataloader(self) -> DataLoader[DetectionBatch]:
-        """Return the loader of every validation photo once."""
-        return self._loader("val")
+    def val_dataloader(self) -> DataLoader[DetectionBatch] | list[Any]:
+        """Return the loader of every validation photo once; empty if the validation split has no photo."""
+        return self._loader("val") if "val" in self.photos else []
 
     def test_dataloader(self) -> DataLoader[DetectionBatch]:
         """Return the loader of every test photo once."""
@@ -225,18 +221,15 @@ class DetectionDataModule(LightningDataModule):
         """Return the number of photos of each split that this process could not read."""
         return {role: photos.readings.unreadable for role, photos in self.photos.items()}
 
+    def has_validation(self) -> bool:
+        """Return whether the training has validation photos; known after :meth:`setup`."""
+        return "val" in self.photos
+
+    def names(self, batch: DetectionBatch) -> list[str]:
+        """Return the names of the photos of a training batch."""
+        return [self.photos["train"].photos[row].path.name for row in batch.photo_id.tolist()]
+
     def _loader(self, role: str) -> DataLoader[DetectionBatch]:
         """Build the loader of the photos of this process."""
-        photos = self.photos[role]
-        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        return PhotoLoader(
-            photos,
-            batch_size=self.batch_size,
-            sampler=EpochSampler(photos, num_replicas=world, rank=rank, shuffle=False, seed=0),
-            num_workers=self.num_workers,
-            collate_fn=collate,
-            worker_init_fn=start_worker,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),
-        )
+        options = {"batch_size": self.batch_size, "num_workers": self.num_workers, "seed": self.seed}
+        return build_loader(self.photos[role], collate, self.trainer, **options, shuffle=False)

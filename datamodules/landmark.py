@@ -1,22 +1,20 @@
 """Datamodule of the landmark methods: one face per sample, cut out of its photo by one interpolation."""
 
 import hashlib
-import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import cv2
 import numpy as np
 import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from datamodules.augmentation import UNCHANGED, Augmentation
+from datamodules.loading import build_loader
 from datamodules.reading import MissingBoxError, Readings
-from facelab import signals
 from facelab.bounds import Count, Processes
 from facelab.errors import ConfigError, DatasetError, printable
 from facelab.faces.batch import LandmarkBatch
@@ -26,7 +24,6 @@ from facelab.faces.geometry import Array, transform_points
 from facelab.faces.image import CropError, Orientation, PhotoFile, is_rotated_by_tag
 from facelab.faces.layouts import Layout
 from facelab.faces.pose import estimate_pose, flipped, turned
-from facelab.internals.lightning import processed_epochs
 from facelab.metrics.face_table import FaceTable, write_faces
 from facelab.run_folder import RunFolder
 
@@ -38,64 +35,6 @@ PoseSource = Literal["labelled", "estimated", "labelled and estimated", "none"]
 
 class MissingFaceError(DatasetError):
     """Error of a split without a face."""
-
-
-class EpochSampler(DistributedSampler[Any]):
-    """Sampler of (epoch, row), so the random draws of a sample can depend on (seed, epoch, row) alone.
-
-    Order and draws are then the same for every number of workers and after a resume. Torch's distributed sampler
-    distributes the rows among processes and repeats some so that all have the same number.
-    """
-
-    skip = 0
-    """Number of rows to skip in the next epoch; set on resume of an interrupted epoch."""
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Yield the rows of this process in the order of this epoch."""
-        skip, self.skip = self.skip, 0
-        return ((self.epoch, row) for row in itertools.islice(super().__iter__(), skip, None))
-
-
-class FirstEpochSampler(EpochSampler, SequentialSampler):  # type: ignore[misc]  # the types of their rows differ
-    """Sampler that repeats the rows and the draws of the first epoch, for ``overfit_batches`` of the Trainer.
-
-    Lightning keeps a sampler with ``overfit_batches`` only if it is a ``SequentialSampler``, and replaces any other by
-    one without epochs and processes.
-    """
-
-    def set_epoch(self, epoch: int) -> None:
-        """Do nothing: all epochs are equal."""
-
-
-class FaceLoader(DataLoader[LandmarkBatch]):
-    """Loader that can resume an interrupted epoch after the used batches. Its length is that of the whole epoch."""
-
-    used = 0
-    """Number of batches of the epoch that were used."""
-
-    def __iter__(self) -> Iterator[LandmarkBatch]:  # type: ignore[override]
-        """Yield the batches of an epoch."""
-        # For a prediction Lightning replaces the sampler by one without skip.
-        self.used = getattr(self.sampler, "skip", 0) // (self.batch_size or 1)
-        with signals.deferred():
-            batches = super().__iter__()
-        return self._count_used(batches)
-
-    def _count_used(self, batches: Iterator[LandmarkBatch]) -> Iterator[LandmarkBatch]:
-        """Yield the batches, count them and check for unreadable photos."""
-        for batch in batches:
-            if isinstance(self.dataset, FaceDataset):
-                self.dataset.readings.check()
-            self.used += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """Return the number of used batches of the epoch. Lightning stores it in the checkpoint."""
-        return {"used": self.used}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Skip the used batches in the next epoch."""
-        self.sampler.skip = state["used"] * self.batch_size  # type: ignore[attr-defined,operator]
 
 
 class FaceDataset(Dataset[LandmarkBatch]):
@@ -200,7 +139,7 @@ class FaceDataset(Dataset[LandmarkBatch]):
         file = PhotoFile(self.paths[row], self.orientations[row])
         if self.augment:
             cut = file.cut_out(warp.matrix @ self.crop.image_matrix(*boxes), size)
-            image = self.augment.change_pixels(rng, cut)
+            image = self.augment.pixels.change(rng, cut)
         else:
             image = self.crop.cut_out(file, *boxes)
         points, visible = transform_points(matrix, truth).astype(np.float32), face.visible
@@ -253,12 +192,6 @@ def collate(samples: list[LandmarkBatch]) -> LandmarkBatch:
     """Stack samples. Images keep the memory format channels last, with which convolutions are faster on a CPU."""
     image, *rest = default_collate([(sample.image.permute(1, 2, 0), *sample[1:]) for sample in samples])
     return LandmarkBatch(image.permute(0, 3, 1, 2), *rest)
-
-
-def start_worker(worker: int) -> None:
-    """Prepare a worker process. OpenCV uses one thread: more would compete with the training for the cores."""
-    signals.end_with_pool_parent()
-    cv2.setNumThreads(0)  # 0: no thread pool; 1 hangs in a forked process whose parent has used OpenCV (5.0.0)
 
 
 class LandmarkDataModule(LightningDataModule):
@@ -337,11 +270,8 @@ class LandmarkDataModule(LightningDataModule):
                 log.info("%s %s: %d faces", self.data.name, split, len(self.faces[role]))
 
     def train_dataloader(self) -> DataLoader[LandmarkBatch]:
-        """Return the shuffled loader. It drops an incomplete last batch: batch statistics of a few faces are noise."""
-        loader = self._loader("train", shuffle=True)
-        if self.trainer:  # a resumed run loads its first batches before Lightning calls set_epoch
-            loader.sampler.set_epoch(processed_epochs(self.trainer))  # type: ignore[attr-defined]
-        return loader
+        """Return the shuffled loader."""
+        return self._loader("train", shuffle=True)
 
     def val_dataloader(self) -> DataLoader[LandmarkBatch] | list[Any]:
         """Return the loader of every face once, without augmentation; empty if the validation split has no face."""
@@ -370,29 +300,19 @@ class LandmarkDataModule(LightningDataModule):
         """Write the table of a test to the folder of its run."""
         write_faces(table, folder.faces, [printable(path.name) for path in self.faces["test"].paths])
 
+    def has_validation(self) -> bool:
+        """Return whether the training has validation faces; known after :meth:`setup`."""
+        return "val" in self.faces
+
+    def names(self, batch: LandmarkBatch) -> list[str]:
+        """Return the names of the photos of a training batch."""
+        return [self.faces["train"].paths[row].name for row in batch.face_id.tolist()]
+
     def unreadable(self) -> dict[str, int]:
         """Return the number of faces of each split whose photo this process could not read."""
         return {role: faces.readings.unreadable for role, faces in self.faces.items()}
 
     def _loader(self, role: str, *, shuffle: bool) -> DataLoader[LandmarkBatch]:
         """Build the loader of the faces of this process."""
-        faces = self.faces[role]
-        world = self.trainer.world_size if self.trainer else 1
-        rank = self.trainer.global_rank if self.trainer else 0
-        # Torch's sampler shuffles by seed + epoch: with plain seeds, seed 2 would repeat the orders of seed 1.
-        seed = int(np.random.SeedSequence(self.seed).generate_state(1)[0])
-        repeats = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
-        kind = FirstEpochSampler if repeats else EpochSampler
-        sampler = kind(faces, num_replicas=world, rank=rank, shuffle=shuffle, seed=seed)
-        return FaceLoader(
-            faces,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            num_workers=self.num_workers,
-            collate_fn=collate,
-            worker_init_fn=start_worker,
-            drop_last=shuffle and len(faces) >= self.batch_size * world,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # otherwise each epoch would draw from the global generator
-        )
+        options = {"batch_size": self.batch_size, "num_workers": self.num_workers, "seed": self.seed}
+        return build_loader(self.faces[role], collate, self.trainer, **options, shuffle=shuffle)

@@ -86,6 +86,7 @@ STEPS: Sequence[Step] = (
             ("facelab.networks.backbone.TimmBackbone", "norm_epsilon"): None,
         }
     ),
+    Step(added={("lightning_modules.retinaface.RetinaFace", "val_scale"): "original"}),
 )
 """Changes from format 1 to 2, from 2 to 3, and so on."""
 FORMAT = 1 + len(STEPS)

@@ -1,13 +1,11 @@
-"""Base class of the face detectors: validation, test and prediction steps, search of a photo, optimizer."""
+"""Base class of the face detectors: validation, test and prediction steps, search of a photo."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
 import torch
-from lightning import LightningModule
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -25,35 +23,28 @@ from facelab.faces.detections import (
 )
 from facelab.faces.geometry import box_to_image, flip_image, image_box, transform_points
 from facelab.faces.layouts import FIVE5
-from facelab.metrics.detection import Definition, definitions
+from facelab.metrics.detection import Definition, definitions, example
 from facelab.metrics.detection_errors import DetectionErrors
 from facelab.metrics.detection_table import DetectionTable
-from facelab.renames import FORMAT
-
-IN_PROGRESS_BAR = "ap50"
-"""Metric shown in the progress bar; also the metric that detectors monitor."""
+from lightning_modules.method import MethodModule
 
 
-class DetectorModule(LightningModule, ABC):
+class DetectorModule(MethodModule):
     """Base class of the detectors. A method builds its network and overrides :meth:`search`.
 
     Args:
         detection: rule of the search.
-        loss: loss of the method. None, like the optimizer, if the module is not trained.
-        optimizer: function of the parameters that returns the optimizer.
-        scheduler: function of the optimizer that returns the scheduler, stepped once per epoch; None for a constant
-            rate.
+        loss: see :class:`MethodModule`.
+        optimizer: see :class:`MethodModule`.
+        scheduler: see :class:`MethodModule`.
 
     Attributes:
-        memory_format: memory format of images; ``facelab.profiling.compile`` sets it together with that of the weights.
+        val_detection: rule of the search in the validation; here that of ``detection``.
         table: detections and faces of the last validation or test.
-        remarks: sentences about the last test for its table.
     """
 
-    memory_format = torch.channels_last
+    in_progress_bar = "ap50"  # also the metric that detectors monitor
     layout = FIVE5
-    resumed = False
-    remarks: Sequence[str] = ()
     table: DetectionTable
 
     def __init__(
@@ -63,18 +54,13 @@ class DetectorModule(LightningModule, ABC):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None,
         scheduler: Callable[[Optimizer], LRScheduler] | None,
     ) -> None:
-        super().__init__()
-        self.detection, self.loss = detection, loss
-        self.optimizer, self.scheduler = optimizer, scheduler
+        super().__init__(loss, optimizer, scheduler)
+        self.detection = self.val_detection = detection
 
     def setup(self, stage: str) -> None:
         """Create the metric. Prediction does not need it."""
         if stage != "predict":
             self.errors = DetectionErrors(self.trainer.datamodule.data.tags)  # type: ignore[attr-defined]
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the format of the checkpoint."""
-        checkpoint["format"] = FORMAT
 
     @abstractmethod
     def search(self, image: Tensor) -> tuple[Candidates, Tensor]:
@@ -88,8 +74,8 @@ class DetectorModule(LightningModule, ABC):
             image; and the images ``(I,)`` in which the limit left out some.
         """
 
-    def detect(self, image: Tensor, size: Tensor) -> Detections:
-        """Find the faces in a batch of photos by the rule of the module.
+    def detect(self, image: Tensor, size: Tensor, rule: DetectionRule | None = None) -> Detections:
+        """Find the faces in a batch of photos.
 
         Photos of one size are searched together, without the padding of the batch. The result is therefore that of
         each photo alone.
@@ -97,7 +83,10 @@ class DetectorModule(LightningModule, ABC):
         Args:
             image: ``(B, 3, H, W)`` uint8 RGB, padded at the right and below.
             size: ``(B, 2)`` height and width of each photo in ``image``; 0 for a photo that could not be read.
+            rule: rule of the search; None for ``detection``. Threshold and number of candidates are always those of
+                ``detection``.
         """
+        rule = rule or self.detection
         cut_photos = torch.zeros(len(image), dtype=torch.bool, device=image.device)
         parts = [Candidates(*(torch.empty(0, *shape, device=image.device) for shape in ((4,), (), (5, 2), ())))]
         parts[0] = parts[0]._replace(photo=parts[0].photo.long())
@@ -106,15 +95,15 @@ class DetectorModule(LightningModule, ABC):
                 continue
             rows = (size == size.new_tensor([height, width])).all(dim=1).nonzero().squeeze(1)
             same = image[rows, :, :height, :width]
-            for new_height, new_width, flipped in self.detection.searches(height, width):
+            for new_height, new_width, flipped in rule.searches(height, width):
                 found, cut = self._search_resized(same, new_height, new_width, flipped=flipped)
                 cut_photos[rows[cut]] = True
                 parts.append(found._replace(photo=rows[found.photo]))
         found = concatenate(parts)
         found = found.take(order(found.photo, found.scores))
-        found = (vote if self.detection.votes else suppress)(found, self.detection)
+        found = (vote if rule.votes else suppress)(found, rule)
         found = found.take(order(found.photo, found.scores))
-        kept = first_of_each(found.photo, self.detection.most)
+        kept = first_of_each(found.photo, rule.most)
         cut_photos[found.photo[~kept]] = True
         return Detections(*found.take(kept), cut_photos)
 
@@ -139,23 +128,23 @@ class DetectorModule(LightningModule, ABC):
         self, batch: DetectionBatch, batch_index: int
     ) -> Detections:
         """Find the faces of a batch and update the metric. Callbacks use the returned detections."""
-        detections = self.detect(batch.image, batch.size)
-        self.errors.update(detections, batch)
-        return detections
+        return self._measure(batch, self.val_detection)
 
     def test_step(  # type: ignore[override]
         self, batch: DetectionBatch, batch_index: int
     ) -> Detections:
         """Find the faces of a batch and update the metric, see :meth:`validation_step`."""
-        return self.validation_step(batch, batch_index)
+        return self._measure(batch, self.detection)
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the metrics of the table as ``val/...``."""
-        self._log_table("val")
+    def _measure(self, batch: DetectionBatch, rule: DetectionRule) -> Detections:
+        """Find the faces of a batch and update the metric."""
+        detections = self.detect(batch.image, batch.size, rule)
+        self.errors.update(detections, batch)
+        return detections
 
-    def on_test_epoch_end(self) -> None:
-        """Log the metrics of the table as ``test/...``."""
-        self._log_table("test")
+    def example(self, tags: tuple[str, ...]) -> DetectionTable:
+        """Build a table of one photo for the names of the metrics; see :class:`MethodModule`."""
+        return example(tags)
 
     def metrics(self, table: DetectionTable) -> dict[str, Definition]:
         """Define the metrics of a table by name."""
@@ -165,22 +154,6 @@ class DetectorModule(LightningModule, ABC):
         """Return the settings of the method that must be equal for two results to be comparable."""
         return asdict(self.detection)
 
-    def _log_table(self, role: str) -> None:
-        """Compute the table, log its metrics and reset the collected detections."""
-        self.table = self.errors.table()
-        self.errors.reset()
-        for name, definition in self.metrics(self.table).items():
-            # Every process has the whole table and the same numbers; Lightning still requests sync_dist.
-            self.log(f"{role}/{name}", definition.value(), sync_dist=True, prog_bar=name == IN_PROGRESS_BAR)
-
     def predict_step(self, batch: DetectionBatch, batch_index: int) -> Detections:
         """Find the faces of a batch, in pixels of its images."""
         return self.detect(batch.image, batch.size)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizer of all parameters and the scheduler, which is stepped once per epoch."""
-        assert self.optimizer is not None, "a module without an optimizer cannot be trained"
-        optimizer = self.optimizer(self.parameters())
-        if self.scheduler is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self.scheduler(optimizer)}

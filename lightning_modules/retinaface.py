@@ -1,13 +1,15 @@
 """RetinaFace (Deng et al., CVPR 2020, arXiv 1905.00641), as in biubug6/Pytorch_Retinaface."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from facelab.coders.anchors import AnchorCoder
-from facelab.faces.detections import Candidates, DetectionRule
+from facelab.faces.batch import DetectionBatch
+from facelab.faces.detections import Candidates, DetectionRule, Scale
 from facelab.networks.official import OfficialLayers
 from facelab.networks.retinaface import AnchorPrediction, RetinaFaceHead, match_retinaface_layers
 from lightning_modules.detector import DetectorModule
@@ -21,7 +23,9 @@ class RetinaFace(DetectorModule):
         head: finished with the backbone's channels and strides and the number of anchors of a cell.
         coder: faces to anchors and back.
         detection: see :class:`DetectorModule`.
-        loss: see :class:`DetectorModule`.
+        val_scale: scale of the search in the validation, see :class:`DetectionRule`; the other values of the rule are
+            those of ``detection``.
+        loss: function of prediction and target that returns weighted terms; see :class:`MethodModule`.
         optimizer: see :class:`DetectorModule`.
         scheduler: see :class:`DetectorModule`.
     """
@@ -32,11 +36,13 @@ class RetinaFace(DetectorModule):
         head: Callable[..., RetinaFaceHead],
         coder: AnchorCoder,
         detection: DetectionRule,
+        val_scale: Scale,
         loss: nn.Module | None,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None,
         scheduler: Callable[[Optimizer], LRScheduler] | None,
     ) -> None:
         super().__init__(detection, loss, optimizer, scheduler)
+        self.val_detection = replace(detection, scale=val_scale)
         self.backbone, self.coder = backbone, coder
         self.head = head(channels=backbone.channels, strides=backbone.strides, anchors=coder.per_cell)
 
@@ -48,6 +54,12 @@ class RetinaFace(DetectorModule):
         """Predict all anchors of images ``(B, 3, H, W)`` uint8 RGB."""
         prediction: AnchorPrediction = self.head(self.backbone(image))
         return prediction
+
+    def training_step(self, batch: DetectionBatch, batch_index: int) -> Tensor:
+        """Compute the sum of the loss terms of a batch of photos or crops of one size."""
+        prediction = self(batch.image.contiguous(memory_format=self.memory_format))
+        target = self.coder.target(batch, self.coder.anchors(prediction.shapes, batch.image.device))
+        return self.total(self.loss(prediction, target), batch)
 
     def search(self, image: Tensor) -> tuple[Candidates, Tensor]:
         """Find candidates in images of one size; see :class:`DetectorModule`."""

@@ -28,6 +28,10 @@ SAMPLE = {
 }
 """Overrides that an option requires: keys without a value, and parts that fit it."""
 SMALL_FACES = ("data=synthetic68", "data.train=16", "data.val=6", "data.test=8", "data.size=96")
+SMALL_SCENES = (
+    *("data=synthetic_scenes", "data.train=12", "data.val=4", "data.test=5", "data.width=128", "data.height=96"),
+    *("data.faces=3", "data.smallest=20", "data.largest=60", "datamodule.batch_size=4", "datamodule.num_workers=0"),
+)
 SMALL_BATCHES = ("crop.size=64", "datamodule.batch_size=4", "datamodule.num_workers=0")
 
 
@@ -57,6 +61,8 @@ MODELS = [model for model in options("model") if "detection" not in groups_of(mo
 """Landmark methods."""
 DETECTORS = [model for model in options("model") if "detection" in groups_of(model)]
 """Methods that find faces in photos."""
+TRAINED = [*MODELS, *(model for model in DETECTORS if "loss" in groups_of(model))]
+"""Methods that can be trained."""
 DETECTION_SETS = [name for name in options("data") if "layouts.FIVE5" in (CONF / "data" / f"{name}.yaml").read_text()]
 """Datasets of boxes."""
 
@@ -99,8 +105,9 @@ def method(model: str) -> Method:
 
 
 def small(model: str) -> list[str]:
-    """Return overrides that train a method on few small faces with small parts."""
-    return [f"model={model}", *SMALL_FACES, *SMALL_BATCHES, *method(model).small]
+    """Return overrides that train a method on few small faces or scenes with small parts."""
+    data = SMALL_SCENES if model in DETECTORS else (*SMALL_FACES, *SMALL_BATCHES)
+    return [f"model={model}", *data, *method(model).small]
 
 
 def small_with(model: str, group: str, option: str) -> list[str]:

@@ -5,19 +5,19 @@ RetinaFace (Deng et al., CVPR 2020) as in biubug6/Pytorch_Retinaface, after "SSD
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Annotated, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
-from annotated_types import Len
 from torch import Tensor, nn
 
 from facelab.bounds import Count, Positive, Share
 from facelab.errors import ConfigError
+from facelab.faces.batch import DetectionBatch
 from facelab.faces.boxes import iou
 from facelab.faces.detections import Candidates, first_of_each, order
 from facelab.faces.geometry import from_grid
 
-Pair: TypeAlias = Annotated[Sequence[Positive], Len(2, 2)]
+Pair: TypeAlias = tuple[Positive, Positive]
 """Two positive numbers."""
 CACHED = 8
 """Number of image sizes whose anchors are kept; a search at several sizes has five."""
@@ -25,6 +25,14 @@ CACHED = 8
 
 BACKGROUND, UNUSED = -1, -2
 """Match of an anchor without a face: background, and neither face nor background, on an ignored face."""
+
+
+class AnchorTarget(NamedTuple):
+    """Faces of B images as their A anchors."""
+
+    match: Tensor  # (B, A) int64 row of the matched face in the batch, or BACKGROUND or UNUSED
+    boxes: Tensor  # (P, 4) encoded box of each matched anchor, in the order of match.nonzero()
+    points: Tensor  # (P, N, 2) encoded landmarks of each matched anchor; NaN where not annotated
 
 
 class AnchorCoder(nn.Module):
@@ -75,6 +83,19 @@ class AnchorCoder(nn.Module):
             ``(A, 4)`` x and y of the centre, width and height, in pixels of the image.
         """
         return _anchors(self.strides, self.sizes, tuple(shapes), device)
+
+    def target(self, batch: DetectionBatch, anchors: Tensor) -> AnchorTarget:
+        """Match the anchors of all images of a batch with its faces, and encode these."""
+        match = torch.full((len(batch.image), len(anchors)), BACKGROUND, device=anchors.device)
+        rows = batch.photo.argsort(stable=True)  # faces of each image one after another
+        for row, faces in zip(match, rows.split(batch.photo.bincount(minlength=len(match)).tolist()), strict=True):
+            if len(faces):
+                found = self.match(batch.boxes[faces], batch.ignore[faces], anchors)
+                row[:] = torch.where(found >= 0, faces[found], found)
+        _, anchor = (matched := match >= 0).nonzero(as_tuple=True)
+        return AnchorTarget(
+            match, *self.encode(batch.boxes[match[matched]], batch.points[match[matched]], anchors[anchor])
+        )
 
     def encode(self, boxes: Tensor, points: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
         """Encode faces as offsets from anchors, one face for each anchor.

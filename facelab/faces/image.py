@@ -3,10 +3,11 @@
 import struct
 from pathlib import Path
 from stat import S_ISREG
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
 import cv2
 import numpy as np
+from annotated_types import Interval
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
@@ -21,6 +22,21 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 Orientation = Literal["shown", "stored"]
 """Orientation in which the coordinates are pixels. ``shown``: the photo rotated by the orientation tag of the camera
 (EXIF), as every viewer and label tool shows it; ``stored``: the pixels as stored in the file."""
+Interpolation = Literal["linear", "cubic", "nearest", "lanczos"]
+"""Interpolation of a crop between the pixels of the photo."""
+INTERPOLATIONS: dict[Interpolation, int] = {
+    "linear": cv2.INTER_LINEAR,
+    "cubic": cv2.INTER_CUBIC,
+    "nearest": cv2.INTER_NEAREST,
+    "lanczos": cv2.INTER_LANCZOS4,
+}
+"""OpenCV's constants of the interpolations."""
+Level: TypeAlias = Annotated[int, Interval(ge=0, le=255)]
+"""Brightness of a channel."""
+Colour: TypeAlias = tuple[Level, Level, Level]
+"""Red, green and blue, 0 to 255."""
+BLACK: Colour = (0, 0, 0)
+"""Colour of a crop outside of the photo, unless another is chosen."""
 MAX_BYTES = 1 << 30
 """Size of the largest file that is read, in bytes."""
 # Pillow warns above this limit and raises above twice the limit. Its default, 90 megapixels, is too low for
@@ -204,7 +220,15 @@ def _shrink(matrix: Array) -> float:
     return 1 / float(np.hypot(matrix[0, :2], matrix[1, :2]).max())
 
 
-def warp(image: Array, matrix: Array, size: int, *, reduce: int) -> NDArray[np.uint8]:
+def warp(
+    image: Array,
+    matrix: Array,
+    size: int,
+    *,
+    reduce: int,
+    interpolation: Interpolation = "linear",
+    border: Colour = BLACK,
+) -> NDArray[np.uint8]:
     """Cut a crop from a decoded photo with a single interpolation.
 
     An image with at least two pixels per crop pixel is averaged over squares first: bilinear interpolation reads only
@@ -215,15 +239,19 @@ def warp(image: Array, matrix: Array, size: int, *, reduce: int) -> NDArray[np.u
         matrix: ``(3, 3)`` map from pixels of the photo at full size to crop pixels.
         size: side of the crop in pixels.
         reduce: factor by which ``image`` was reduced.
+        interpolation: between the pixels of the image.
+        border: colour outside the photo.
 
     Returns:
-        ``(size, size, 3)`` uint8, black outside the photo.
+        ``(size, size, 3)`` uint8.
     """
     to_crop = matrix @ reduce_image(1 / reduce)
     factor = max(int(_shrink(to_crop)), 1)
     if factor > 1:
         image, to_crop = _average_squares(image, factor), to_crop @ reduce_image(1 / factor)
-    return cv2.warpAffine(image, to_crop[:2], (size, size), flags=cv2.INTER_LINEAR).astype(np.uint8, copy=False)
+    flags = INTERPOLATIONS[interpolation]
+    crop = cv2.warpAffine(image, to_crop[:2], (size, size), flags=flags, borderValue=tuple(border))
+    return crop.astype(np.uint8, copy=False)
 
 
 def cut_rectangle(image: Array, x0: int, y0: int, x1: int, y1: int) -> NDArray[np.uint8]:
@@ -260,7 +288,9 @@ class PhotoFile:
         """
         return upright(self.path)[1] if self.orientation == "shown" else image_box(*image_size(self.path))
 
-    def cut_out(self, matrix: Array, size: int) -> NDArray[np.uint8]:
+    def cut_out(
+        self, matrix: Array, size: int, *, interpolation: Interpolation = "linear", border: Colour = BLACK
+    ) -> NDArray[np.uint8]:
         """Cut a crop from the photo with a single interpolation.
 
         The photo is decoded once per reduction factor, for any number of crops.
@@ -268,9 +298,11 @@ class PhotoFile:
         Args:
             matrix: ``(3, 3)`` map from pixels of the photo to crop pixels.
             size: side of the crop in pixels.
+            interpolation: between the pixels of the photo.
+            border: colour outside the photo.
 
         Returns:
-            ``(size, size, 3)`` uint8 RGB, black outside the photo.
+            ``(size, size, 3)`` uint8 RGB.
 
         Raises:
             ImageError: the file cannot be read completely.
@@ -288,7 +320,7 @@ class PhotoFile:
             )
         self._check_overlap(from_stored, (size, size), (width, height))
         try:
-            return warp(image, from_stored, size, reduce=reduce)
+            return warp(image, from_stored, size, reduce=reduce, interpolation=interpolation, border=border)
         except cv2.error as error:
             raise CropError(f"{self.path}: {error.err}") from error
 

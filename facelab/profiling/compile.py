@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 from facelab.errors import ConfigError
-from lightning_modules.landmark import LandmarkModule
+from lightning_modules.method import MethodModule
 
 MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 """Torch's memory formats by their name in the configuration."""
 
 
-def set_format_and_compile(module: LandmarkModule, memory_format: str, compile: bool) -> None:
+def set_format_and_compile(module: MethodModule, memory_format: str, compile: bool) -> None:
     """Set the memory format of a module's weights and future images, and compile its networks, in place.
 
     Results are the same except for rounding. The names of the weights in a checkpoint do not change.

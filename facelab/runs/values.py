@@ -197,13 +197,13 @@ def _is_not_finite(value: Any) -> bool:
 
 
 def _is_within(value: Any, bound: Any) -> bool:
-    """Return whether every number in a value, or the length of a text, is within a bound."""
-    if isinstance(value, ListConfig):
-        return all(_is_within(read(value, key), bound) for key in keys_of(value))
+    """Return whether every number in a value, or the length of a text or a list, is within a bound."""
     if isinstance(bound, GroupedMetadata):
         return all(_is_within(value, part) for part in bound)
     if isinstance(bound, MinLen):
-        return not isinstance(value, str) or len(value) >= bound.min_length
+        return not isinstance(value, str | ListConfig) or len(value) >= bound.min_length
+    if isinstance(value, ListConfig):
+        return all(_is_within(read(value, key), bound) for key in keys_of(value))
     test = next((test for kind, test in _COMPARED.items() if isinstance(bound, kind)), None)
     return test is None or not isinstance(value, int | float) or test(value, bound)
 

@@ -57,7 +57,7 @@ def test_augment_none_changes_nothing() -> None:
         warp = option("none").draw(rng(seed), 12, NOBODY)
         np.testing.assert_allclose(warp.matrix, np.eye(3), atol=1e-12)
         assert (warp.flipped, warp.degrees) == (False, 0.0)
-        np.testing.assert_array_equal(option("none").change_pixels(rng(seed), image), image)
+        np.testing.assert_array_equal(option("none").pixels.change(rng(seed), image), image)
 
 
 def test_augmentation_is_determined_by_its_generator() -> None:
@@ -66,7 +66,7 @@ def test_augmentation_is_determined_by_its_generator() -> None:
     first, second = ([option("pipnet").draw(rng(s), SIZE, NOBODY).matrix for s in range(20)] for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert len({matrix.tobytes() for matrix in first}) > 15
-    first, second = ([option("pipnet").change_pixels(rng(s), image) for s in range(20)] for _ in range(2))
+    first, second = ([option("pipnet").pixels.change(rng(s), image) for s in range(20)] for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
 
@@ -133,7 +133,7 @@ def test_augment_pipnet_pixels_match_the_reference_code() -> None:
     contrasts = (220, int(albumentations.ToGray(p=1.0)(image=stripes)["image"].max()))
     grey, blurred, hidden, sides = [], [], [], []
     for _ in range(count):
-        image = paper.change_pixels(generator, stripes.copy()).astype(int)
+        image = paper.pixels.change(generator, stripes.copy()).astype(int)
         grey.append(bool((np.ptp(image, axis=2) == 0).all()))
         steps = np.abs(np.diff(image[..., 0], axis=1))
         blurred.append((steps == contrasts[grey[-1]]).mean() < 0.5)
@@ -239,7 +239,7 @@ def test_augmentation_refuses_transforms_that_need_metadata() -> None:
 def test_augmentation_accepts_pixel_transforms(harmless: Any) -> None:
     """Would catch compositions and dropouts refused together with transforms that move pixels."""
     image = rng().integers(0, 256, (32, 32, 3)).astype(np.uint8)
-    changed = augmentation([harmless]).change_pixels(rng(), image)
+    changed = augmentation([harmless]).pixels.change(rng(), image)
     assert changed.shape == image.shape
     assert (changed != image).any()
 
@@ -247,7 +247,7 @@ def test_augmentation_accepts_pixel_transforms(harmless: Any) -> None:
 def test_augmentation_refuses_normalisation() -> None:
     """Would catch pixels that are normalised twice: here and again in the network."""
     with pytest.raises(TypeError, match="networks normalise by themselves"):
-        augmentation([albumentations.Normalize()]).change_pixels(rng(), np.zeros((8, 8, 3), np.uint8))
+        augmentation([albumentations.Normalize()]).pixels.change(rng(), np.zeros((8, 8, 3), np.uint8))
 
 
 @pytest.mark.parametrize("fault", [{"scale_limit": 1.0}, {"scale_limit": -0.1}, {"flip_probability": 50.0}])

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from datamodules.augmentation import Augmentation
-from datamodules.landmark import EpochSampler, FaceDataset, LandmarkDataModule, collate
+from datamodules.landmark import FaceDataset, LandmarkDataModule, collate
+from datamodules.loading import EpochSampler
 from datamodules.pipnet import PIPNetDataModule
 from facelab.errors import ConfigError, DatasetError
 from facelab.faces.batch import LandmarkBatch

@@ -49,7 +49,7 @@ def retinaface() -> RetinaFace:
     torch.manual_seed(0)
     coder = AnchorCoder((8, 16, 32), ((16, 32), (64, 128), (256, 512)), (0.1, 0.2), 0.35, 0.2)
     backbone = MobileNetV1(0.25, pretrained=False, weights=None)
-    module = RetinaFace(backbone, partial(RetinaFaceHead, width=16), coder, rule(), None, None, None)
+    module = RetinaFace(backbone, partial(RetinaFaceHead, width=16), coder, rule(), "original", None, None, None)
     for predict in module.head.predict:
         torch.nn.init.normal_(predict.weight, std=0.5)
     return module.eval()
