@@ -25,7 +25,10 @@ from facelab.runs.targets import trusting
 
 log = logging.getLogger(__name__)
 
-DETECTION = ("scale", "threshold", "candidates", "nms_iou", "most", "official_areas")
+DETECTION = (
+    *("scale", "threshold", "candidates", "nms_iou", "most", "official_areas"),
+    *("min_face", "factor", "thresholds", "nms_iom", "cells", "resize", "official_pixels"),  # of MTCNN
+)
 """Keys of ``detection``, whose values the constructor of the rule checks."""
 CHANGES = {
     "box": "crop.box",

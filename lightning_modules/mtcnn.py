@@ -60,15 +60,18 @@ class Stage(DetectorModule):
         found, cut = self.cascade(image, size, self.detection)
         return found, cut.nonzero().squeeze(1)
 
-    def detect(self, image: Tensor, size: Tensor) -> Detections:
+    def detect(  # type: ignore[override]
+        self, image: Tensor, size: Tensor, rule: CascadeRule | None = None
+    ) -> Detections:
         """Find the faces in a batch of photos; the candidates of all photos, of any size, are looked at together.
 
         Args:
             image: ``(B, 3, H, W)`` uint8 RGB, padded at the right and below.
             size: ``(B, 2)`` height and width of each photo in ``image``; 0 for a photo that could not be read.
+            rule: rule of the search; None for ``detection``.
         """
         found: Candidates
-        found, cut = self.cascade(image, size, self.detection)
+        found, cut = self.cascade(image, size, rule or self.detection)
         return Detections(*found, cut)
 
 

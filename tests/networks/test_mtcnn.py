@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mtcnn_weights import LAYERS, published
 from torch import Tensor
 
 from facelab.errors import CheckpointError
@@ -12,18 +13,6 @@ from facelab.networks.mtcnn import CascadeNetwork, ONet, PNet, RNet, match_mtcnn
 
 WEIGHTS = Path(os.environ.get("FACE_DATA", "none"), "..", "weights", "mtcnn")
 """Folder of facenet-pytorch's files."""
-LAYERS: dict[str, dict[str, tuple[int, ...]]] = {
-    "pnet": {"conv1": (10, 3, 3, 3), "conv2": (16, 10, 3, 3), "conv3": (32, 16, 3, 3)}
-    | {"conv4_1": (2, 32, 1, 1), "conv4_2": (4, 32, 1, 1)}
-    | {"prelu1": (10,), "prelu2": (16,), "prelu3": (32,)},
-    "rnet": {"conv1": (28, 3, 3, 3), "conv2": (48, 28, 3, 3), "conv3": (64, 48, 2, 2), "dense4": (128, 576)}
-    | {"dense5_1": (2, 128), "dense5_2": (4, 128)}
-    | {"prelu1": (28,), "prelu2": (48,), "prelu3": (64,), "prelu4": (128,)},
-    "onet": {"conv1": (32, 3, 3, 3), "conv2": (64, 32, 3, 3), "conv3": (64, 64, 3, 3), "conv4": (128, 64, 2, 2)}
-    | {"dense5": (256, 1152), "dense6_1": (2, 256), "dense6_2": (4, 256), "dense6_3": (10, 256)}
-    | {"prelu1": (32,), "prelu2": (64,), "prelu3": (64,), "prelu4": (128,), "prelu5": (256,)},
-}
-"""Shapes of the weights of facenet-pytorch."""
 EXPECTED = {
     "pnet": ([0.179639, -0.193359], [-0.145285, 0.183616, 0.25445, -0.150713], 0.184510),
     "rnet": ([-0.179117, 0.01626], [-0.320903, 0.290476, 0.099771, -0.54367], 0.241699),
@@ -51,18 +40,6 @@ def ramp(side: int) -> Tensor:
     """Return an image whose channels grow to the right, downwards and to both; it shows exchanged axes."""
     x = torch.linspace(-1, 1, side, dtype=torch.float64).expand(side, side)
     return (torch.stack([x, x.T, (x + x.T) / 2]) * 128 + 127.5)[None]
-
-
-def published(name: str) -> dict[str, Tensor]:
-    """Return weights by a formula under the names of facenet-pytorch."""
-    file = {}
-    for layer, shape in LAYERS[name].items():
-        for kind in ("weight", "bias")[: 1 + ("prelu" not in layer)]:
-            of_kind = shape if kind == "weight" else shape[:1]
-            index = torch.arange(torch.Size(of_kind).numel(), dtype=torch.float64) + len(file)
-            spread = (2 / torch.Size(of_kind[1:]).numel()) ** 0.5 if len(of_kind) > 1 else 0.25
-            file[f"{name}.{layer}.{kind}"] = (torch.sin(index * index * 0.37) * spread).reshape(of_kind)
-    return file
 
 
 def to_caffe(file: dict[str, Tensor]) -> dict[str, Tensor]:
