@@ -47,8 +47,8 @@ def parse() -> argparse.Namespace:
         "--html",
         type=Path,
         metavar="FILE",
-        help="also write a self-contained page: tables, curves, error distributions, error against cost, face-by-face "
-        "comparison with the best runs and those of --pair, worst faces",
+        help="also write a self-contained page: tables, curves, error distributions, precision and recall of "
+        "detectors, error against cost, face-by-face comparison with the best runs and those of --pair, worst faces",
     )
     parser.add_argument(
         "--pictures",

@@ -1,9 +1,12 @@
-"""Evaluation of a trained run on its dataset or on another one: ``python evaluate.py ckpt=RUN data=wflw98``."""
+"""Evaluation of a trained run on its dataset or on another one: ``python evaluate.py ckpt=RUN data=wflw98``.
+
+``python evaluate.py predictions=PATH data=wider_face`` measures the detections of any program.
+"""
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -14,9 +17,10 @@ from facelab.errors import ConfigError
 from facelab.files import expand_home
 from facelab.run_folder import RunFolder
 from facelab.runs.build import build, build_trainer, check, write_config
-from facelab.runs.check import PATHS
+from facelab.runs.check import DETECTION, PATHS
 from facelab.runs.checkpoint import ABSENT, LoadedRun, is_detector, load_run, needed, parse_supplements
 from facelab.runs.loggers import follow_loggers
+from facelab.runs.predicted import is_predicted, measure_predictions, submit
 from facelab.runs.recording import track_run
 from facelab.runs.report import report
 from facelab.runs.resume import remove_results
@@ -25,31 +29,32 @@ from facelab.runs.targets import trusting
 
 log = logging.getLogger(__name__)
 
-DETECTION = (
-    *("scale", "threshold", "candidates", "nms_iou", "most", "official_areas"),
-    *("min_face", "factor", "thresholds", "nms_iom", "cells", "resize", "official_pixels"),  # of MTCNN
-)
-"""Keys of ``detection``, whose values the constructor of the rule checks."""
+OF_DETECTORS = ("submission", "wider_rounded")
+"""Further options of detectors."""
 CHANGES = {
     "box": "crop.box",
     "flip_test": "model.flip_test",
     "batch_size": "datamodule.batch_size",
     "num_workers": "datamodule.num_workers",
     "max_unreadable": "datamodule.max_unreadable",
-    **{key: key for key in (f"detection.{name}" for name in DETECTION)},
+    **{key: key for key in DETECTION},
 }
 """Key in the configuration of the run that an option changes, unless it is null."""
 EVALUATE_KEYS: dict[str, Any] = {
     "task": Text,
-    "ckpt": Name,
-    **dict.fromkeys(("trust", "supplements"), Sequence[str]),
+    **dict.fromkeys(("ckpt", "predictions", "predicted.images"), Name | None),
+    "predicted.missing": Literal["error", "empty"],
+    "name": Name,
+    "submission": Literal["float", "integer"] | None,
+    "wider_rounded": bool,
+    **dict.fromkeys(("trust", "supplements", "predicted.ignore"), Sequence[str]),
     "flip_test": bool | None,
     "batch_size": Count | None,
     "num_workers": Processes | None,
     "max_unreadable": Share | None,
     **dict.fromkeys(("logger", "callbacks"), dict[str, Any] | None),
     **dict.fromkeys(("split", "box", "box_jitter", "trainer", "data"), Any),
-    **dict.fromkeys((f"detection.{name}" for name in DETECTION), Any),
+    **DETECTION,
     **PATHS,
 }
 """Keys that evaluate.py reads, with the types of those that no constructor checks."""
@@ -59,22 +64,30 @@ EVALUATE_OPTIONS = ("ckpt", "split", "box", "flip_test", "batch_size", "num_work
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(cfg: DictConfig) -> None:
-    """Open the run, apply the requested changes, test it, and write the results to a new run folder."""
+    """Measure a run or predictions, and write the results to a new run folder."""
     folder = Path(cfg.paths.run)
     with exits(), track_run(folder, cfg.task) as status, trusting(cfg.trust):
         check(cfg, EVALUATE_KEYS)
-        run = load_run(expand_home(str(cfg.ckpt)), cfg.paths, parse_supplements(cfg.supplements))
-        datamodule = build_data(run, cfg)
-        follow_loggers(cfg, run.checkpoint)
-        evaluated = evaluated_config(run, cfg)
-        trainer = build_trainer(cfg)
-        status |= {"begun": True, "tested": str(run.checkpoint)}
-        remove_results(folder)
-        write_config(folder, evaluated)
-        for logger in trainer.loggers:
-            logger.log_hyperparams(OmegaConf.to_container(evaluated, resolve=True))
-        trainer.test(run.module, datamodule, verbose=False)
+        data = (measure_predictions if is_predicted(cfg) else measure_run)(folder, cfg, status)
+        if cfg.submission:
+            submit(folder, data, cfg)
     report(folder)
+
+
+def measure_run(folder: Path, cfg: DictConfig, status: dict[str, Any]) -> Any:
+    """Open the run, apply the requested changes, test it, and return the reader of the dataset."""
+    run = load_run(expand_home(str(cfg.ckpt)), cfg.paths, parse_supplements(cfg.supplements))
+    datamodule = build_data(run, cfg)
+    follow_loggers(cfg, run.checkpoint)
+    evaluated = evaluated_config(run, cfg)
+    trainer = build_trainer(cfg)
+    status |= {"begun": True, "tested": str(run.checkpoint)}
+    remove_results(folder)
+    write_config(folder, evaluated)
+    for logger in trainer.loggers:
+        logger.log_hyperparams(OmegaConf.to_container(evaluated, resolve=True))
+    trainer.test(run.module, datamodule, verbose=False)
+    return datamodule.data
 
 
 def build_data(run: LoadedRun, cfg: DictConfig) -> Any:
@@ -110,6 +123,7 @@ def build_data(run: LoadedRun, cfg: DictConfig) -> Any:
     check(measured, nodes, absent=ABSENT)
     if is_detector(run.cfg):
         run.module.detection = build(measured, "detection")
+        run.module.wider_rounded = cfg.wider_rounded
     else:
         run.module.flip_test = run.cfg.model.flip_test
     datamodule = build(measured, "datamodule")
@@ -119,6 +133,9 @@ def build_data(run: LoadedRun, cfg: DictConfig) -> Any:
     if jitter:
         refuse_foreign(run, "box_jitter", jitter, has_it=not is_detector(run.cfg))
         datamodule.box_jitter = jitter
+    for option in OF_DETECTORS:
+        if cfg[option]:
+            refuse_foreign(run, option, cfg[option], has_it=is_detector(run.cfg))
     return datamodule
 
 
@@ -129,7 +146,7 @@ def refuse_foreign(run: LoadedRun, option: str, value: Any, *, has_it: bool) -> 
         ConfigError: ``has_it`` is false.
     """
     if not has_it:
-        kind = "detectors" if option.startswith("detection.") else "landmark methods"
+        kind = "detectors" if option.startswith(("detection.", *OF_DETECTORS)) else "landmark methods"
         raise ConfigError(
             option, f"={value} is an option of {kind}; this run is of {type(run.module).__name__}, which has none"
         )
@@ -145,6 +162,8 @@ def evaluated_config(run: LoadedRun, cfg: DictConfig) -> DictConfig:
         requested["supplements"] = cfg.supplements
     if build(cfg, "box_jitter"):
         requested["box_jitter"] = cfg.box_jitter
+    if cfg.wider_rounded:
+        requested["wider_rounded"] = True
     run.cfg.pop("logger", None)  # those of the run are not used
     if used := {name: node for name, node in (cfg.logger or {}).items() if node is not None}:
         run.cfg.logger = used

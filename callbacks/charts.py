@@ -9,6 +9,7 @@ from lightning import Callback, Trainer
 from callbacks.wandb_logger import ERROR_HEADING, log_to_wandb, number
 from facelab.faces.geometry import Array
 from facelab.metrics import detection, landmarks
+from facelab.metrics.detection_curves import Curve, curves
 from facelab.metrics.detection_table import DetectionTable
 from facelab.metrics.face_table import FaceTable, Normaliser, nme_per_face
 from facelab.metrics.record import SCALES, Unit
@@ -32,6 +33,8 @@ They are the same for all runs and end at the largest threshold of a failure rat
 
 class Charts(Callback):
     """Charts of a test in W&B: the parts of each breakdown, a table of all metrics, cumulative errors of landmarks.
+
+    A detector has two curves in place of these errors: precision by recall, and recall by false detections per photo.
 
     W&B stores the table of a chart under the chart's name followed by ``_table``. The module logs the same numbers:
     the bar ``0_30`` of ``test/nme_box_yaw`` is ``test/nme_box_yaw_0_30``, in percent. Without a W&B logger the
@@ -65,10 +68,15 @@ def charts(table: FaceTable | DetectionTable, metrics: Mapping[str, Definition])
     if isinstance(table, FaceTable):
         curve_by_name = {name: landmarks.ced(nme_per_face(table, name), ERRORS) for name in NORMALISERS}
         defined = {name: curve for name, curve in curve_by_name.items() if not np.isnan(curve).any()}
-    return {
+    drawn = {
         f"test/{whole}_{breakdown}": _bars(f"{whole}_{breakdown}", whole, unit, parts)
         for (whole, breakdown, unit), parts in breakdowns.items()
-    } | ({"test/ced": _curves(defined)} if defined else {})
+    }
+    if defined:
+        drawn["test/ced"] = _curves(defined)
+    if isinstance(table, DetectionTable) and (found := curves(table)):
+        drawn |= _detections({name: curve.thinned() for name, curve in found.items()})
+    return drawn
 
 
 def _bars(name: str, whole: str, unit: Unit, parts: Mapping[str, Definition]) -> "CustomChart":
@@ -97,9 +105,35 @@ def _scaled(metric: Definition) -> float | None:
     return number(SCALES[metric.unit].factor * metric.value())
 
 
-def _curves(curves: dict[str, Array]) -> "CustomChart":
+def _curves(shares: dict[str, Array]) -> "CustomChart":
     """Plot the percentage of the faces whose error is at most x, with one curve per normaliser."""
     import wandb
 
-    x, y = (100 * ERRORS).tolist(), [(100 * curve).tolist() for curve in curves.values()]
-    return wandb.plot.line_series(x, y, list(curves), title="cumulative share of faces in percent", xname=ERROR_HEADING)
+    x, y = (100 * ERRORS).tolist(), [(100 * share).tolist() for share in shares.values()]
+    return wandb.plot.line_series(x, y, list(shares), title="cumulative share of faces in percent", xname=ERROR_HEADING)
+
+
+def _detections(found: Mapping[str, Curve]) -> dict[str, "CustomChart"]:
+    """Plot the curves of a detector, one line for each AP.
+
+    W&B draws linear axes only; therefore x is the logarithm of the false detections per photo.
+    """
+    import wandb
+
+    precision, recall = zip(*((curve.precision_line(), curve.recall_line()) for curve in found.values()), strict=True)
+    return {
+        "test/precision_recall": wandb.plot.line_series(
+            [(100 * x).tolist() for x, _ in precision],
+            [(100 * y).tolist() for _, y in precision],
+            list(found),
+            title="best precision in percent at this recall or a higher one",
+            xname="recall in percent",
+        ),
+        "test/recall_fppi": wandb.plot.line_series(
+            [np.log10(x).tolist() for x, _ in recall],
+            [(100 * y).tolist() for _, y in recall],
+            list(found),
+            title="recall in percent",
+            xname="log10 of false detections per photo",
+        ),
+    }

@@ -217,7 +217,7 @@ class WorstPhotos(Callback):
             boxes=table.boxes[found],
             scores=table.scores[found],
             points=table.points[found],
-            caption=f"{counts} {printable(photos.photos[table.photo_id[row]].path.stem)}",
+            caption=f"{counts}\n{printable(photos.photos[table.photo_id[row]].path.stem)}",
         )
 
 

@@ -7,18 +7,10 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from facelab.files import write_json
-from facelab.metrics.record import as_json
+from facelab.metrics.record import as_results
 from facelab.profiling.cost import cost
 from facelab.run_folder import RunFolder
 from lightning_modules.landmark import LandmarkModule
-
-EVALUATOR_VERSION = 1
-"""Version in the protocol; increase it when a change alters a metric of the same predictions.
-
-Old and new metrics are then not compared.
-"""
-RESAMPLES = 1000
-"""Resamples of the bootstrap of each 95 % interval."""
 
 
 class Results(Callback):
@@ -44,7 +36,7 @@ class Results(Callback):
 
     @rank_zero_only
     def on_test_end(self, trainer: Trainer, module: LightningModule) -> None:
-        """Write the tables: the faces of a landmark method, the detections and photos of a detector."""
+        """Write the tables: the faces of a landmark method, the detections, photos and curves of a detector."""
         trainer.datamodule.write_table(module.table, self.folder)  # type: ignore[attr-defined]
 
 
@@ -60,10 +52,9 @@ def results(module: Any, datamodule: Any) -> dict[str, Any]:
         unreadable (faces or photos of each split that this process could not read), and remarks of the method if it
         has any.
     """
-    definitions = module.metrics(module.table)
+    protocol = {**datamodule.protocol(module.table), **module.protocol()}
     return {
-        "protocol": {**datamodule.protocol(module.table), **module.protocol(), "evaluator": EVALUATOR_VERSION},
-        "metrics": {name: as_json(each.record(RESAMPLES, seed=0)) for name, each in definitions.items()},
+        **as_results(protocol, module.metrics(module.table)),
         "cost": cost(module, datamodule.crop.size, pose=False) if isinstance(module, LandmarkModule) else {},
         "unreadable": datamodule.unreadable(),
         **({"remarks": list(module.remarks)} if module.remarks else {}),

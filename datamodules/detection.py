@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from facelab.faces.face import Annotations, Photo, Split
 from facelab.faces.geometry import Array
 from facelab.faces.image import read_image
 from facelab.faces.layouts import FIVE5
+from facelab.metrics.detection_curves import curves, write_curves
 from facelab.metrics.detection_files import write_detection_table, write_detections, write_photos
 from facelab.metrics.detection_table import DetectionTable
 from facelab.run_folder import RunFolder
@@ -51,7 +53,7 @@ class PhotoDataset(Dataset[DetectionBatch]):
             raise MissingPhotoError(
                 f"{data.name}: the split {split!r} has no photo; check data.root, or choose another split"
             )
-        self.tag_names, self.ignore = data.tags, frozenset(ignore)
+        self.tag_names, self.ignore = data.tags, tuple(ignore)
         self.first_face = np.cumsum([0, *(len(photo.faces) for photo in self.photos)])
         paths = [photo.path for photo in self.photos]
         self.readings = Readings(f"{data.name} {split}", "photo", paths, max_unreadable)
@@ -68,22 +70,21 @@ class PhotoDataset(Dataset[DetectionBatch]):
 
     def faces(self, row: int) -> DetectionBatch:
         """Return the faces of a photo in pixels of the photo, as a batch of one without a pixel."""
-        faces, n = self.photos[row].faces, FIVE5.num_points
-        points = torch.from_numpy(_stack([face.points for face in faces], (n, 2)))
-        tags = [[tag in face.tags for tag in self.tag_names] for face in faces]
+        columns = true_columns([self.photos[row]], self.tag_names, self.ignore)
+        truth = {name: torch.from_numpy(column) for name, column in columns.items()}
         return DetectionBatch(
             image=torch.zeros(1, 3, 0, 0, dtype=torch.uint8),
             size=torch.zeros(1, 2, dtype=torch.int64),
             to_photo=torch.eye(3)[None],
             photo_id=torch.tensor([row]),
-            boxes=torch.from_numpy(_stack([face.box for face in faces], (4,))),
-            points=points,
-            valid=points.isfinite().all(dim=-1),
-            pose=torch.from_numpy(_stack([face.pose for face in faces], (3,))),
-            tags=torch.tensor(tags, dtype=torch.bool).reshape(len(faces), len(self.tag_names)),
-            ignore=torch.tensor([bool(face.tags & self.ignore) for face in faces], dtype=torch.bool),
-            face_id=torch.arange(len(faces)) + int(self.first_face[row]),
-            photo=torch.zeros(len(faces), dtype=torch.int64),
+            boxes=truth["true_boxes"],
+            points=truth["true_points"],
+            valid=truth["true_points"].isfinite().all(dim=-1),
+            pose=truth["pose"],
+            tags=truth["tags"],
+            ignore=truth["ignore"],
+            face_id=truth["face_id"] + int(self.first_face[row]),
+            photo=truth["true_photo"],
         )
 
 
@@ -98,6 +99,27 @@ def _stack(arrays: Sequence[Array], shape: tuple[int, ...]) -> Array:
     return np.stack(arrays).astype(np.float32) if arrays else np.empty((0, *shape), np.float32)
 
 
+def true_columns(photos: Sequence[Photo], tag_names: tuple[str, ...], ignore: Sequence[str]) -> dict[str, Array]:
+    """Return the columns of the faces of :func:`detection_table`, with the rows of the photos as their ``photo_id``.
+
+    Args:
+        photos: photos of a split.
+        tag_names: names of the T tags of the dataset.
+        ignore: tags of the ignored faces.
+    """
+    faces = [face for photo in photos for face in photo.faces]
+    tags = [[tag in face.tags for tag in tag_names] for face in faces]
+    return {
+        "face_id": np.arange(len(faces)),
+        "true_boxes": _stack([face.box for face in faces], (4,)),
+        "true_points": _stack([face.points for face in faces], (FIVE5.num_points, 2)),
+        "pose": _stack([face.pose for face in faces], (3,)),
+        "tags": np.array(tags, np.bool_).reshape(len(faces), len(tag_names)),
+        "ignore": np.array([not face.tags.isdisjoint(ignore) for face in faces], np.bool_),
+        "true_photo": np.repeat(np.arange(len(photos)), [len(photo.faces) for photo in photos]),
+    }
+
+
 def fingerprint(photos: Sequence[Photo]) -> str:
     """Hash the names, the true boxes and the true points of photos; the hash is the same on every machine."""
     digest = hashlib.sha256()
@@ -106,6 +128,67 @@ def fingerprint(photos: Sequence[Photo]) -> str:
         for face in photo.faces:
             digest.update(np.concatenate([face.box, face.points.ravel()]).astype(np.float32).tobytes())
     return digest.hexdigest()[:16]
+
+
+def ignored_tags(data: Annotations, ignore: Sequence[str]) -> tuple[str, ...]:
+    """Return the tags of a dataset of boxes whose faces are neither faces to find nor background.
+
+    Args:
+        data: reader of the dataset.
+        ignore: such tags of several datasets.
+
+    Raises:
+        ConfigError: the dataset has not the five points of a detector, or a tag is spelled almost as one of the
+            dataset.
+    """
+    if data.layout.name != FIVE5.name:
+        raise ConfigError(
+            "data",
+            f"={data.name} has the {data.layout.num_points} landmarks of {data.layout.name}; a detector needs a "
+            f"dataset of boxes with the points of {FIVE5.name}",
+            mounted=True,
+        )
+    for tag in {*ignore} - {*data.tags}:
+        if nearest := difflib.get_close_matches(tag, data.tags, n=1):
+            raise ConfigError("ignore", f"=[{tag}]: no face of {data.name} has this tag; did you mean {nearest[0]}?")
+    return tuple(tag for tag in data.tags if tag in ignore)
+
+
+def protocol_of(
+    data: Annotations, split: Split, ignore: Sequence[str], photos: Sequence[Photo], table: DetectionTable
+) -> dict[str, Any]:
+    """Return the settings of the data that must be equal for two tests to be comparable.
+
+    Args:
+        data: reader of the dataset.
+        split: tested split.
+        ignore: tags of the ignored faces.
+        photos: photos of the split.
+        table: photos that were tested, by their rows in ``photos``.
+    """
+    return {
+        "dataset": data.name,
+        "split": split,
+        "photos": len(table.photo_id),
+        "faces": len(table.face_id),
+        "truth": fingerprint([photos[row] for row in table.photo_id.tolist()]),
+        "ignore": list(ignore),
+    }
+
+
+def photo_names(photos: Sequence[Photo]) -> list[str]:
+    """Return names of photos for tables: that of the file, with its folder where another photo has the same."""
+    times = Counter(photo.path.name for photo in photos)
+    return [printable("/".join(path.parts[-1 - (times[path.name] > 1) :])) for path in (photo.path for photo in photos)]
+
+
+def write_tables(table: DetectionTable, photos: Sequence[Photo], folder: RunFolder) -> None:
+    """Write the table of a test of a split's photos to the folder of its run."""
+    names = photo_names(photos)
+    write_detection_table(table, folder.detections, names)
+    write_detections(table, folder.detections_csv, names)
+    write_photos(table, folder.photos, names)
+    write_curves(curves(table), folder.detection_curves)
 
 
 def collate(samples: Sequence[DetectionBatch]) -> DetectionBatch:
@@ -138,8 +221,7 @@ class DetectionDataModule(LightningDataModule):
         ignore: tags of the faces that are neither faces to find nor background. A dataset may lack some of them.
 
     Raises:
-        ConfigError: the dataset has not the five points of a detector, or a tag is spelled almost as one of the
-            dataset.
+        ConfigError: see :func:`ignored_tags`.
     """
 
     batch_type: ClassVar[type] = DetectionBatch
@@ -155,21 +237,9 @@ class DetectionDataModule(LightningDataModule):
         ignore: Sequence[str],
     ) -> None:
         super().__init__()
-        if data.layout.name != FIVE5.name:
-            raise ConfigError(
-                "data",
-                f"={data.name} has the {data.layout.num_points} landmarks of {data.layout.name}; a detector needs a "
-                f"dataset of boxes with the points of {FIVE5.name}",
-                mounted=True,
-            )
-        for tag in {*ignore} - {*data.tags}:
-            if nearest := difflib.get_close_matches(tag, data.tags, n=1):
-                raise ConfigError(
-                    "ignore", f"=[{tag}]: no face of {data.name} has this tag; did you mean {nearest[0]}?"
-                )
         self.data, self.batch_size, self.num_workers, self.seed = data, batch_size, num_workers, seed
         self.test_split, self.max_unreadable = test_split, max_unreadable
-        self.ignore = tuple(tag for tag in data.tags if tag in ignore)
+        self.ignore = ignored_tags(data, ignore)
         self.photos: dict[str, PhotoDataset] = {}
 
     def setup(self, stage: str) -> None:
@@ -200,22 +270,11 @@ class DetectionDataModule(LightningDataModule):
 
     def protocol(self, table: DetectionTable) -> dict[str, Any]:
         """Return the settings of a test that must be equal for two results to be comparable."""
-        photos, rows = self.photos["test"].photos, table.photo_id.tolist()
-        return {
-            "dataset": self.data.name,
-            "split": self.test_split,
-            "photos": len(rows),
-            "faces": len(table.face_id),
-            "truth": fingerprint([photos[row] for row in rows]),
-            "ignore": list(self.ignore),
-        }
+        return protocol_of(self.data, self.test_split, self.ignore, self.photos["test"].photos, table)
 
     def write_table(self, table: DetectionTable, folder: RunFolder) -> None:
         """Write the table of a test to the folder of its run."""
-        names = [printable(photo.path.name) for photo in self.photos["test"].photos]
-        write_detection_table(table, folder.detections, names)
-        write_detections(table, folder.detections_csv, names)
-        write_photos(table, folder.photos, names)
+        write_tables(table, self.photos["test"].photos, folder)
 
     def unreadable(self) -> dict[str, int]:
         """Return the number of photos of each split that this process could not read."""

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from facelab.api import Landmarker, load
+    from facelab.api import Detector, Landmarker, load
 
 __version__ = "0.1.0"
 
@@ -18,12 +18,12 @@ MAX_PIXELS = 300_000_000
 decompression bomb."""
 # OpenCV reads this once, when it is imported.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(MAX_PIXELS))
-__all__ = ["MAX_PIXELS", "Landmarker", "__version__", "load"]
+__all__ = ["MAX_PIXELS", "Detector", "Landmarker", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import :func:`load` and :class:`Landmarker` when they are used: importing torch takes seconds."""
-    if name in ("Landmarker", "load"):
+    """Import :func:`load` and its classes when they are used: importing torch takes seconds."""
+    if name in ("Detector", "Landmarker", "load"):
         from facelab import api
 
         return getattr(api, name)

@@ -125,6 +125,16 @@ class RunFolder:
         """Return the path of the counts of a detector's test, one row for each photo."""
         return self.path / "photos.csv"
 
+    @property
+    def detection_curves(self) -> Path:
+        """Return the path of the curves of a detector's test: precision, recall and false detections per photo."""
+        return self.path / "detection_curves.csv"
+
+    @property
+    def submission(self) -> Path:
+        """Return the path of the folder of a detector's detections in the format of WIDER FACE."""
+        return self.path / "submission"
+
     def bad_batch(self, rank: int) -> Path:
         """Return the path of a batch whose loss was not finite, with the weights, of one rank."""
         return self.path / f"bad_batch_rank{rank}.pt"

@@ -26,6 +26,7 @@ from facelab.faces.layouts import FIVE5
 from facelab.metrics.detection import Definition, definitions, example
 from facelab.metrics.detection_errors import DetectionErrors
 from facelab.metrics.detection_table import DetectionTable
+from facelab.metrics.wider import ROUNDED
 from lightning_modules.method import MethodModule
 
 
@@ -41,10 +42,12 @@ class DetectorModule(MethodModule):
     Attributes:
         val_detection: rule of the search in the validation; here that of ``detection``.
         table: detections and faces of the last validation or test.
+        wider_rounded: whether the AP of WIDER FACE rounds as its Matlab code; ``evaluate.py`` sets it.
     """
 
     in_progress_bar = "ap50"  # also the metric that detectors monitor
     layout = FIVE5
+    wider_rounded = False
     table: DetectionTable
 
     def __init__(
@@ -148,11 +151,11 @@ class DetectorModule(MethodModule):
 
     def metrics(self, table: DetectionTable) -> dict[str, Definition]:
         """Define the metrics of a table by name."""
-        return definitions(table)
+        return definitions(table, wider_rounded=self.wider_rounded)
 
     def protocol(self) -> dict[str, Any]:
         """Return the settings of the method that must be equal for two results to be comparable."""
-        return asdict(self.detection)
+        return {**asdict(self.detection), **({"wider": ROUNDED} if self.wider_rounded else {})}
 
     def predict_step(self, batch: DetectionBatch, batch_index: int) -> Detections:
         """Find the faces of a batch, in pixels of its images."""

@@ -130,13 +130,13 @@ def stamped() -> Iterator[None]:
 
 
 @functools.cache
-def _composed(words: tuple[str, ...], name: str, cwd: Path) -> tuple[bytes, DictConfig]:
-    """Compose once; return the whole configuration, pickled to be copied faster than by deepcopy, and Hydra's own."""
+def _composed(words: tuple[str, ...], name: str, cwd: Path) -> bytes:
+    """Compose once; return the configuration and Hydra's own, pickled to be copied faster than by deepcopy."""
     whole = _compose(words, name, CONF)
     HydraConfig.instance().set_config(whole)
-    hydra = HydraConfig.instance().cfg
-    assert hydra is not None
-    return pickle.dumps(whole), hydra
+    with open_dict(whole):
+        del whole["hydra"]
+    return pickle.dumps((whole, HydraConfig.instance().cfg))
 
 
 def _compose(words: Sequence[str], name: str, folder: Path) -> DictConfig:
@@ -146,12 +146,12 @@ def _compose(words: Sequence[str], name: str, folder: Path) -> DictConfig:
 
 def compose_config(words: Sequence[str], name: str = "train", folder: Path = CONF) -> DictConfig:
     """Compose the configuration that Hydra passes to a door."""
+    cfg: DictConfig
     if folder == CONF:
-        whole, HydraConfig.instance().cfg = _composed(tuple(words), name, Path.cwd())
-        cfg: DictConfig = pickle.loads(whole)
-    else:
-        cfg = _compose(words, name, folder)
-        HydraConfig.instance().set_config(cfg)
+        cfg, HydraConfig.instance().cfg = pickle.loads(_composed(tuple(words), name, Path.cwd()))
+        return cfg
+    cfg = _compose(words, name, folder)
+    HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg["hydra"]
     return cfg

@@ -1,5 +1,6 @@
 """Fixtures and helpers of several test files: a cache of rendered faces, doors in this process, and a trained run."""
 
+import atexit
 import gc
 import json
 import os
@@ -23,6 +24,7 @@ from facelab.metrics.record import Metric, read_metrics
 
 # Set before any import of torch: tests are small, and several processes share the machine.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # a second thread of torch otherwise waits in a loop that fills a core
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 os.environ.setdefault("WANDB_SILENT", "true")
 cv2.setNumThreads(1)
@@ -47,11 +49,9 @@ PLAIN = (
 def pytest_collection_finish() -> None:
     """Exempt the imported modules from garbage collection."""
     gc.freeze()
-
-
-def pytest_unconfigure() -> None:
-    """Collect them at the end again; a library of torch reports what it finds left."""
-    gc.unfreeze()
+    # Collect them at the end again; a library of torch reports what it finds left. Not before pytest has ended, which
+    # collects five times.
+    atexit.register(gc.unfreeze)
 
 
 def metrics_of(run: Path) -> dict[str, Metric]:

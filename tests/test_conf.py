@@ -168,6 +168,25 @@ def test_evaluate_config_names_runs(checkpoint: str, name: str) -> None:
         assert cfg.paths.name == f"{name}-own-val"
 
 
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["predictions=results/mtcnn"], "mtcnn"),
+        (["predictions=results/2026-11-20_07-17-00_yunet.bbox.json"], "yunet.bbox"),
+        (["predictions=logs/2026-11-20_07-17-00_retinaface-s1/detections.npz"], "retinaface-s1"),
+        (["predictions=logs/2026-11-20_07-17-00_retinaface-s1/submission/"], "retinaface-s1"),
+        (["predictions=a.json", "name=biubug6"], "biubug6"),
+        ([], "none"),
+    ],
+)
+def test_evaluate_config_names_predictions(words: list[str], name: str) -> None:
+    """Would catch predictions of two programs that are all called `detections` in a table."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FACELAB_STAMP", "now")
+        cfg = compose_config([*words, "split=val"], "evaluate")
+        assert cfg.paths.name == f"{name}-own-val"
+
+
 # Parts of a method
 
 

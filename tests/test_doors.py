@@ -367,7 +367,7 @@ def test_train_explains_wandb_without_an_account(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "ckpt: is not set"),
+        ([], "ckpt: name either a run (ckpt=RUN) or detections (predictions=PATH data=...)"),
         (["ckpt=/gone"], "/gone is neither a run folder nor a checkpoint file"),
         (["ckpt={run}", "data=lapa106", "data.root=/gone"], "has the 106 landmarks of lapa106, but the run predicts"),
         (["ckpt={run}", "data=synthetic98"], "the 68 of ibug68"),

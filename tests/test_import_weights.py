@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.init import kaiming_normal_
 
 from facelab.errors import CheckpointError
 from facelab.networks.official import OfficialLayers, match_tensors
@@ -258,6 +259,13 @@ PFLDS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build networks with zeros, as random numbers take long; `jittered` or a file then gives them their weights."""
+    for name in ("kaiming_normal_", "kaiming_uniform_"):
+        monkeypatch.setattr(nn.init, name, lambda tensor, *_, **__: nn.init.zeros_(tensor))
+
+
 def jittered(network: nn.Module) -> nn.Module:
     """Set weights and normalisations so that the output depends on the image and on every layer; return the network."""
     generator = torch.Generator().manual_seed(0)
@@ -265,7 +273,7 @@ def jittered(network: nn.Module) -> nn.Module:
         for module in network.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
                 # torch's default shrinks the image in each layer, until the output depends on the biases only.
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+                kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
             if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
                 for value, low, high in (
                     *((module.running_mean, -0.2, 0.2), (module.running_var, 0.5, 1.5)),

@@ -18,7 +18,7 @@ from hydra._internal.defaults_list import DefaultsList, Overrides
 from hydra._internal.hydra import Hydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override
-from omegaconf import grammar_parser
+from omegaconf import DictConfig, grammar_parser
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -41,6 +41,7 @@ def warm_hydra() -> Iterator[None]:
         parse = functools.lru_cache(maxsize=10_000)(grammar_parser.parse)  # its trees are only read
         patch.setattr(omegaconf.base, "parse", parse)
         patch.setattr(omegaconf._utils, "parse", parse)
+        patch.setattr(DictConfig, "__deepcopy__", _pickle_to_copy(DictConfig.__deepcopy__))
         # A door composes an additional time for `hydra.mode`, which no test in this process sets.
         patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
         yield
@@ -109,6 +110,24 @@ def _once(method: Callable[..., Any]) -> Callable[..., Any]:
         return pickle.loads(made[key])
 
     return cached
+
+
+def _pickle_to_copy(copy_parts: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
+    """Copy a configuration in half the time of deepcopy or less; as there, the parent is kept and not copied."""
+
+    def copied(self: DictConfig, memo: dict[int, Any]) -> DictConfig:
+        parent = self.__dict__["_parent"]
+        self.__dict__["_parent"] = None
+        try:
+            made: DictConfig = pickle.loads(pickle.dumps(self))
+        except pickle.PicklingError:  # a schema of a plugin that was imported twice
+            made = copy_parts(self, memo)
+        finally:
+            self.__dict__["_parent"] = parent
+        made.__dict__["_parent"] = parent
+        return made
+
+    return copied
 
 
 def _map_if_read(create: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,7 +6,7 @@ import os
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -68,6 +68,7 @@ def read_table(
     *,
     delimiter: str | None,
     allow_nan: bool,
+    dtype: type[np.floating[Any]] = np.float32,
 ) -> Array:
     """Parse lines of numbers.
 
@@ -79,15 +80,16 @@ def read_table(
         first_line: number of the first line in the file, counted from 1, for the message.
         delimiter: separator of the values; None is white space.
         allow_nan: whether ``nan`` is allowed, for points that are not annotated.
+        dtype: type of the numbers.
 
     Returns:
-        ``(R, width)`` float32.
+        ``(R, width)``.
 
     Raises:
         DatasetError: a line does not contain ``width`` finite numbers; the message contains the file and the line.
     """
     try:
-        table = np.loadtxt(lines, np.float32, comments=None, delimiter=delimiter, ndmin=2)
+        table = np.loadtxt(lines, dtype, comments=None, delimiter=delimiter, ndmin=2)
     except ValueError as error:
         fault = str(error)
     else:
@@ -112,7 +114,7 @@ def _check_line(fields: Sequence[str], width: int, meaning: str, place: str, all
         if abs(value) > float(np.finfo(np.float32).max):
             raise DatasetError(f"{place}: {field!r} is not a finite number")
         if np.isnan(value) and not allow_nan:
-            raise DatasetError(f"{place}: {field!r}, but every number of this dataset is annotated")
+            raise DatasetError(f"{place}: {field!r}, but every number is needed")
 
 
 def read_txt(path: Path, layout: Layout, *, allow_nan: bool) -> Array:

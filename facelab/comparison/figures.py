@@ -24,6 +24,8 @@ from facelab.errors import RunError
 from facelab.faces.geometry import Array
 from facelab.faces.layouts import IBUG68
 from facelab.files import read_table
+from facelab.metrics import detection, detection_curves, wider
+from facelab.metrics.detection_curves import Curve
 from facelab.metrics.landmarks import THRESHOLDS, definitions, example
 from facelab.metrics.record import SCALES, Unit
 from facelab.run_folder import RunFolder
@@ -39,6 +41,10 @@ DISTRIBUTIONS = {
     "nme_ioc": ("eye corners", "normalised by the distance of the outer eye corners"),
 }
 """Short and long name of the normaliser, by the error whose distribution and dependence on costs is drawn."""
+DETECTION_FACES = {"ap50": "all", **{f"wider_{name}": name for name in wider.LISTS}}
+"""Short name of the faces to find, by the AP whose curves are drawn."""
+RECALLS = tuple(f"recall_fppi_{name}" for name in detection.FALSE_PER_PHOTO)
+"""Metrics on the curve of all faces over the false detections per photo."""
 FAILURE = THRESHOLDS["08"]
 """Error ``nme_ioc`` above which a face is marked as a failure."""
 MOST_PAIRS = 1000
@@ -224,7 +230,8 @@ def _entry(row: Row, metric: str) -> list[Any]:
 def _metrics_of_figures(table: Table) -> list[str]:
     """List the metrics that the figures show."""
     metrics = {name: metric for run in table.runs for name, metric in run.metrics.items()}
-    return [name for name, metric in metrics.items() if name in DISTRIBUTIONS or metric.breakdown]
+    whole = (*DISTRIBUTIONS, *DETECTION_FACES, *RECALLS)
+    return [name for name, metric in metrics.items() if name in whole or metric.breakdown]
 
 
 def _groups(table: Table) -> list[dict[str, Any]]:
@@ -314,6 +321,29 @@ def figures_of_errors() -> list[dict[str, Any]]:
     ]
 
 
+def figures_of_detections() -> dict[str, Any]:
+    """Describe the curves of detectors: the faces to choose from, and the figures of the lines of :func:`_lines`.
+
+    ``tips`` are the metrics in the tooltips of each figure.
+    """
+    scale = SCALES["fraction"]
+    precision, recall, false = _axis("precision", "fraction"), _axis("recall", "fraction"), "false detections per photo"
+    return {
+        "faces": [
+            {"metric": metric, "short": short, "tips": [[metric], RECALLS if metric == "ap50" else []]}
+            for metric, short in DETECTION_FACES.items()
+        ],
+        "remark": f"A detection finds a face that it overlaps by at least {detection.IOU} (IoU). A curve ends at the "
+        "lowest score of the run's detections.",
+        "figures": [
+            {"title": "Precision", "about": "the best at this recall or a higher one; the AP is the area below"}
+            | {"x": recall, "y": precision, "range": [0, scale.factor], "log": False},
+            {"title": "Recall", "about": f"against {false}"}
+            | {"x": false, "y": recall, "range": detection_curves.FALSE_AXIS[[0, -1]].tolist(), "log": True},
+        ],
+    }
+
+
 def _run_data(run: Run, figures: dict[str, Any], steps: dict[tuple[int, ...], int]) -> dict[str, Any]:
     """Collect the name of a run and its curves, or why they cannot be read.
 
@@ -357,6 +387,33 @@ def _read_faces(runs: Sequence[Run]) -> tuple[dict[int, Faces], dict[int, str]]:
             names = names if faces[place].names == names else faces[place].names
             faces[place] = faces[place]._replace(names=names)
     return faces, faults
+
+
+def _lines(curve: Curve) -> list[list[list[float | None]]]:
+    """Return x and y of the two lines of a detector: precision by recall, and recall by false detections per photo."""
+    (found, precision), (false, recall) = curve.precision_line(), curve.recall_line()
+    percents = [_scaled(share, "fraction") for share in (found, precision, recall)]
+    return [percents[:2], [[*map(_plain, false)], percents[2]]]
+
+
+def _read_detections(runs: Sequence[Run]) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
+    """Read the curves of detectors.
+
+    Returns:
+        The lines of each run that has a readable ``detection_curves.csv``, and why the others cannot be read, by index.
+    """
+    lines: dict[int, dict[str, Any]] = {}
+    faults: dict[int, str] = {}
+    for place, run in enumerate(runs):
+        try:
+            curves = detection_curves.read_curves(RunFolder(run.folder).detection_curves)
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            faults[place] = one_line(str(error))
+            continue
+        lines[place] = {name: _lines(curve) for name, curve in curves.items() if name in DETECTION_FACES}
+    return lines, faults
 
 
 def _pairs(table: Table, faces: dict[int, Faces], named: Collection[Path]) -> dict[str, Any]:
@@ -422,11 +479,13 @@ def section_data(table: Table, figures: dict[str, Any], named: Collection[Path] 
         }
         for row, label in zip(table.rows, labels_of(table), strict=True)
     ]
-    faces, faults = _read_faces(table.runs)
+    (faces, faults), (detections, broken) = _read_faces(table.runs), _read_detections(table.runs)
     steps: dict[tuple[int, ...], int] = {}
     runs = [_run_data(run, figures, steps) for run in table.runs]
-    for place, fault in faults.items():
+    for place, fault in [*faults.items(), *broken.items()]:
         runs[place]["faults"].append(fault)
+    for place, lines in detections.items():
+        runs[place]["detections"] = lines
     for place, of_run in faces.items():
         runs[place]["errors"] = {
             name: _scaled(errors, "fraction") for name in DISTRIBUTIONS if (errors := distribution(of_run.errors[name]))

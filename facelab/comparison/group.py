@@ -20,7 +20,10 @@ MAIN = (
     *("nme_box_yaw_0_30", "nme_box_yaw_30_60", "nme_box_yaw_60_90", "nme_box_yaw_mean", "mae_angle"),
 )
 """Metrics of landmark methods that are shown by default."""
-MAIN_OF_DETECTORS = ("ap50", "ap", "recall", "wider_easy", "wider_medium", "wider_hard", "nme5_box")
+MAIN_OF_DETECTORS = (
+    *("ap50", "ap", "recall", "recall_fppi_01", "recall_fppi_1"),
+    *("wider_easy", "wider_medium", "wider_hard", "nme5_box"),
+)
 """Metrics of detectors that are shown by default."""
 MODEL = "model._target_"
 """Key of the method in the configuration."""

@@ -80,11 +80,10 @@ function scale(values, from, to, { zero = false, log = "auto", ticks = 5, pad = 
   if (pad) { const room = pad * (high - low); low -= room; high += room; }
   if (high === low) { high += Math.abs(high) * 0.1 || 1; low -= zero ? 0 : Math.abs(low) * 0.1 || 1; }
   const step = niceStep(high - low, ticks);
-  if (!zero || low < 0) low = Math.floor(low / step + 1e-9) * step;
-  high = Math.ceil(high / step - 1e-9) * step;
+  if (!pad) { low = Math.floor(low / step + 1e-9) * step; high = Math.ceil(high / step - 1e-9) * step; }
   const at = (value) => from + ((value - low) / (high - low)) * (to - from);
   const marks = [];
-  for (let i = 0; low + i * step <= high + step * 1e-6; i++) marks.push(low + i * step);
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-6; i++) marks.push(i * step);
   return { at, marks, log: false, end: high };
 }
 
@@ -200,6 +199,31 @@ function drawDistribution(figure, section, { metric, axis, failure }) {
   missing(figure, "Errors of single faces are missing", section.named(without));
 }
 
+/** Draw a line of each detector for the chosen faces: the precision (place 0) or the recall (1). */
+function drawDetections(figure, section, place) {
+  const { x, y, range, log } = DATA.detections.figures[place], { metric, tips } = DATA.detections.faces[section.options.faces];
+  const found = [], without = [];
+  for (const row of section.drawn()) {
+    const lines = row.runs.map((run) => section.runs[run].detections?.[metric]?.[place]).filter(Boolean);
+    if (lines.length) found.push({ row, lines }); else without.push(row);
+  }
+  if (found.length) {
+    const { svg, X, Y } = plot(figure, {
+      x: { values: range, zero: !log, log, label: x },
+      y: { values: [0, 100], zero: true, label: y },
+    });
+    for (const { row, lines } of found) {
+      const words = tips[place].filter((name) => row.metrics[name]).map((name) => `${name} ${row.metrics[name][3]}`);
+      for (const [xs, ys] of lines) {
+        const at = xs.map((value, i) => [X(value), Y(ys[i])]);
+        const marks = lines[0][0] === xs && at.length ? spread(at, row.slot, 3) : [];
+        series(svg, row, line(row.slot, at, { opacity: lines.length > 1 ? 0.7 : 1 }), ...marks.map(([x, y]) => mark(row.slot, x, y)), title([row.label, words.join(", ")].filter(Boolean).join(": ")));
+      }
+    }
+  }
+  missing(figure, "Curves are missing", section.named(without));
+}
+
 /** Draw values with intervals: a band per item, and in it a mark for each entry [value, low, high, text] of each row. */
 function drawIntervals(figure, rows, items, axis, entriesOf, { zero = false } = {}) {
   const step = rows.length > 1 ? Math.min(9, 60 / rows.length) : 0, band = Math.max(24, step * rows.length + 8);
@@ -301,7 +325,7 @@ class Section {
   constructor(root, data) {
     Object.assign(this, data);
     this.root = root;
-    this.options = { x: "epoch", error: 0 };
+    this.options = { x: "epoch", error: 0, faces: 0 };
     this.rows.forEach((row, place) => { row.place = place; row.slot = place < DATA.drawn ? place : null; });
     this.boxes = [...root.querySelectorAll("input[data-row]")];
     this.build();
@@ -316,10 +340,12 @@ class Section {
   build() {
     const place = this.root.querySelector(".figures");
     const monitors = [...new Set(this.runs.flatMap((run) => Object.keys(run.curves)))].sort();
-    const hasErrors = this.runs.some((run) => run.errors);
+    const hasErrors = this.runs.some((run) => run.errors), detected = this.runs.map((run) => run.detections ?? {});
+    const faces = DATA.detections.faces.map(({ metric, short }, i) => [i, short, metric]).filter(([, , metric]) => detected.some((lines) => lines[metric]));
     this.legend = element("ul", { "aria-label": "drawn runs" });
     const bar = element("div", { class: "legend" }, this.legend);
     if (monitors.length) bar.append(this.radios("x", "x axis of curves", [["epoch", "epoch"], ["step", "step"]]));
+    if (faces.length > 1) bar.append(this.radios("faces", "faces of precision and recall", faces));
     if (this.costs.length) bar.append(this.radios("error", "cost figures normalised by", DATA.errors.map(({ short }, i) => [i, short])));
     place.append(bar);
     this.figures = [];
@@ -338,9 +364,10 @@ class Section {
     };
     add("Training", monitors.map((name) => [name, DATA.curves[name].about, (figure) => drawCurves(figure, this, name)]));
     add("Distribution of errors", !hasErrors ? [] : DATA.errors.map((error) => [error.metric, error.about, (figure) => drawDistribution(figure, this, error)]));
+    add("Precision and recall", !faces.length ? [] : DATA.detections.figures.map(({ title, about }, i) => [title, about, (figure) => drawDetections(figure, this, i)]), DATA.detections.remark);
     add("By part of the faces", this.groups.map((group) => [group.title, group.about, (figure) => drawIntervals(figure, this.drawn(), group.items, group.axis, (row, [, , metric]) => [row.metrics[metric] ?? []])]), "The metric of each part, with its number of faces. Bars: mean ± standard deviation over seeds, or the 95 % interval of a single run.");
     add("Error against cost", this.costs.map((cost) => [cost.title, cost.about, (figure) => drawCost(figure, this, cost)]), "Each point is a row of the table; grey rows are not selected. Dashed: the Pareto front, the rows for which no other row is both cheaper and better.");
-    if (this.rows.some((row) => Object.keys(row.metrics).length) && !this.costs.length)
+    if (this.rows.some((row) => DATA.errors.some(({ metric }) => row.metrics[metric])) && !this.costs.length)
       place.append(element("p", { class: "quiet note" }, "Error against MACs and latency: no run has counted MACs or a measured latency."));
     this.buildPair(place);
     const faults = this.runs.flatMap((run) => run.faults.map((fault) => `${run.name}: ${fault}`));

@@ -18,7 +18,14 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from facelab.comparison.figures import figures_of_curves, figures_of_errors, labels_of, section_data, unmeasured_data
+from facelab.comparison.figures import (
+    figures_of_curves,
+    figures_of_detections,
+    figures_of_errors,
+    labels_of,
+    section_data,
+    unmeasured_data,
+)
 from facelab.comparison.grid import Cell, build_cells, disagreement, grid_without_numbers, headings, one_line, remarks
 from facelab.comparison.group import Table
 from facelab.comparison.read import STAMP, Run
@@ -60,7 +67,8 @@ def write_page(
     if missing:
         sections += [unmeasured] * bool(unmeasured["rows"])
         body.append(_unmeasured(runs, has_curves=bool(unmeasured["rows"]), number=len(sections)))
-    data = {"drawn": DRAWN, "curves": curves, "errors": figures_of_errors(), "sections": sections}
+    data = {"drawn": DRAWN, "curves": curves, "errors": figures_of_errors(), "detections": figures_of_detections()}
+    data["sections"] = sections
     text = _document(runs, tables, "\n".join(body), data)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -26,7 +26,8 @@ SAME_SIZE = 1e-3
 
 PAIR_REMARK = (
     "Differences of percentages are in percentage points. p: twice the share of resamples in which the difference is "
-    "zero or has the opposite sign. Better: the run with the better value, if the interval excludes zero."
+    "zero or has the opposite sign. Better: the run with the better value, if the interval excludes zero before and "
+    "after rounding."
 )
 """Explanation of the columns of :func:`pair_cells`."""
 
@@ -163,8 +164,13 @@ def pair_cells(pair: Pair, records: Mapping[str, Metric]) -> list[list[Cell]]:
 
 
 def _better(difference: Difference, record: Metric) -> str:
-    """Return which run of a pair is better, A or B; a dash if the interval contains zero or neither direction is."""
-    if record.better == "none" or not (difference.low > 0 or difference.high < 0):
+    """Return which run of a pair is better, A or B; a dash if neither direction is or the interval contains zero.
+
+    The interval must exclude zero before and after rounding: a difference that is shown as zero has no better run.
+    """
+    nearest = difference.low if difference.low > 0 else difference.high
+    excludes_zero = difference.low > 0 or difference.high < 0
+    if record.better == "none" or not excludes_zero or float(record.text(nearest)) == 0:
         return "-"
     return "A" if (difference.low > 0) == (record.better == "higher") else "B"
 

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from facelab.faces.geometry import Array, box_to_image, image_box, transform_points
-from facelab.faces.layouts import FIVE5, Layout
+from facelab.faces.layouts import Layout
 
 Colour = tuple[int, int, int]
 """Red, green and blue, 0 to 255."""
@@ -19,6 +19,10 @@ SMALLEST_WITH_POINTS = 24
 """Shorter side in pixels of the smallest face in a tile whose points are drawn; they would cover a smaller one."""
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 """Font of captions and scores."""
+SMALLEST_FONT = 0.32
+"""Scale of the smallest :data:`FONT` that can be read: digits of 7 pixels."""
+WHITE: Colour = (255, 255, 255)
+"""RGB of text."""
 SUBPIXEL_BITS = 4
 """Fractional bits of OpenCV's fixed-point drawing coordinates: steps of 1/16 pixel."""
 
@@ -38,8 +42,7 @@ def draw_landmarks(image: Array, points: Array, layout: Layout, colour: Colour, 
     """
     image = np.ascontiguousarray(image).copy()
     radius = max(1.0, max(image.shape[:2]) / 200)
-    drawn: Array = np.all(np.abs(points) < 2**20, axis=1)  # False for NaN and for numbers too large for OpenCV
-    fixed = np.round(np.where(drawn[:, None], points, 0) * 2**SUBPIXEL_BITS).astype(int)
+    drawn, fixed = _fixed_point(points)
     thickness = max(1, round(radius / 2))
     if lines:
         for polyline in chain.from_iterable(layout.regions.values()):
@@ -47,9 +50,21 @@ def draw_landmarks(image: Array, points: Array, layout: Layout, colour: Colour, 
                 if drawn[a] and drawn[b]:
                     ends = fixed[a].tolist(), fixed[b].tolist()
                     cv2.line(image, *ends, colour, thickness, cv2.LINE_AA, SUBPIXEL_BITS)
+    _draw_dots(image, points, radius, colour)
+    return image
+
+
+def _fixed_point(points: Array) -> tuple[Array, Array]:
+    """Return which of points ``(N, 2)`` can be drawn, ``(N,)``, and all in OpenCV's fixed-point coordinates."""
+    drawn: Array = np.all(np.abs(points) < 2**20, axis=1)  # False for NaN and for numbers too large for OpenCV
+    return drawn, np.round(np.where(drawn[:, None], points, 0) * 2**SUBPIXEL_BITS).astype(int)
+
+
+def _draw_dots(image: Array, points: Array, radius: float, colour: Colour) -> None:
+    """Draw points ``(N, 2)`` into an image as dots of a radius in pixels; NaN is not drawn."""
+    drawn, fixed = _fixed_point(points)
     for point in fixed[drawn]:
         cv2.circle(image, point.tolist(), int(radius * 2**SUBPIXEL_BITS), colour, -1, cv2.LINE_AA, SUBPIXEL_BITS)
-    return image
 
 
 def tile(
@@ -63,7 +78,7 @@ def tile(
         side: side of the tile in pixels.
         truth: ``(N, 2)`` annotated points in pixels of ``image``, or None.
         prediction: ``(N, 2)`` predicted points in pixels of ``image``, or None.
-        caption: short text; empty for none.
+        caption: lines of text; empty for none.
 
     Returns:
         ``(side, side, 3)`` uint8.
@@ -89,22 +104,59 @@ def photo_tile(
         boxes: ``(D, 4)`` detections in pixels of ``image``.
         scores: ``(D,)`` their scores.
         points: ``(D, 5, 2)`` their points; NaN from a detector without points.
-        caption: short text; empty for none.
+        caption: lines of text; empty for none.
 
     Returns:
         ``(side, side, 3)`` uint8.
     """
     canvas, to_tile = _canvas(image, side)
-    for corners, colour in ((truth, TRUTH), (boxes, PREDICTION)):
-        ends = transform_points(to_tile, corners.reshape(-1, 2, 2)).clip(-(2**15), 2**15)
-        for start, end in np.round(ends * 2**SUBPIXEL_BITS).astype(int).tolist():
-            cv2.rectangle(canvas, start, end, colour, 1, cv2.LINE_AA, SUBPIXEL_BITS)
-    for box, score, face in zip(boxes, scores, points, strict=True):
-        if np.ptp(transform_points(to_tile, box.reshape(2, 2)), axis=0).min() >= SMALLEST_WITH_POINTS:
-            canvas = draw_landmarks(canvas, transform_points(to_tile, face), FIVE5, PREDICTION, lines=False)
-        x, y = transform_points(to_tile, box[None, :2])[0].clip(0, side).round().astype(int).tolist()
-        cv2.putText(canvas, f"{score:.2f}", (x, y - 2), FONT, side / 1200, PREDICTION, 1, cv2.LINE_AA)
+    true_boxes, found = (transform_points(to_tile, each.reshape(-1, 2, 2)).reshape(-1, 4) for each in (truth, boxes))
+    _draw_boxes(canvas, true_boxes, TRUTH)
+    draw_detections(canvas, found, scores, transform_points(to_tile, points))
     return _with_caption(canvas, caption)
+
+
+def draw_detections(image: Array, boxes: Array, scores: Array, points: Array) -> None:
+    """Draw boxes, scores and points of detections into an image, red, in the size of each face.
+
+    Args:
+        image: ``(H, W, 3)`` uint8 RGB, contiguous.
+        boxes: ``(D, 4)`` in pixels of ``image``.
+        scores: ``(D,)``.
+        points: ``(D, 5, 2)`` in pixels of ``image``; NaN from a detector without points. Those of a face below
+            :data:`SMALLEST_WITH_POINTS` are not drawn.
+    """
+    _draw_boxes(image, boxes, PREDICTION)
+    for box, face in zip(boxes, points, strict=True):
+        if (side := (box[2:] - box[:2]).min()) >= SMALLEST_WITH_POINTS:
+            _draw_dots(image, face, max(1.0, side / 40), PREDICTION)
+    for box, score in zip(boxes, scores, strict=True):
+        _draw_score(image, box, score)
+
+
+def _draw_boxes(image: Array, boxes: Array, colour: Colour) -> None:
+    """Draw boxes into an image, thicker in a large image, but thin around a small face."""
+    for box in boxes.clip(-(2**15), 2**15):
+        thickness = round(min(max(image.shape) / 500, (box[2:] - box[:2]).min() / 30))
+        start, end = np.round(box.reshape(2, 2) * 2**SUBPIXEL_BITS).astype(int).tolist()
+        cv2.rectangle(image, start, end, colour, max(1, thickness), cv2.LINE_AA, SUBPIXEL_BITS)
+
+
+def _draw_score(image: Array, box: Array, score: float) -> None:
+    """Write a score above its box, or below the upper edge of the box if there is no room above.
+
+    The text is half as wide as the box, but at least in :data:`SMALLEST_FONT`, and lies within the image.
+    """
+    width = image.shape[1]
+    left, top, right, _ = box.clip(-(2**15), 2**15).tolist()
+    largest = max(max(image.shape) / 1200, SMALLEST_FONT)
+    text, scale = f"{score:.2f}", min(max((right - left) / 150, SMALLEST_FONT), largest)
+    thickness = max(1, round(1.5 * scale))
+    (wide, high), _ = cv2.getTextSize(text, FONT, scale, thickness)
+    wide, high = wide + 2, high + 4  # with a margin
+    x, y = min(max(round(left), 0), width - wide), round(top) - high if top >= high else max(round(top), 0)
+    cv2.rectangle(image, (x, y), (x + wide, y + high), PREDICTION, -1)
+    cv2.putText(image, text, (x + 1, y + high - 2), FONT, scale, WHITE, thickness, cv2.LINE_AA)
 
 
 def _canvas(image: Array, side: int) -> tuple[Array, Array]:
@@ -118,12 +170,23 @@ def _canvas(image: Array, side: int) -> tuple[Array, Array]:
 
 
 def _with_caption(canvas: Array, caption: str) -> Array:
-    """Write a text on a black ground at the bottom of a tile; return the tile."""
-    if caption:
-        side = len(canvas)
-        (width, height), baseline = cv2.getTextSize(caption, FONT, side / 480, 1)
-        cv2.rectangle(canvas, (0, side - height - baseline - 4), (width + 8, side), (0, 0, 0), -1)
-        cv2.putText(canvas, caption, (4, side - baseline - 1), FONT, side / 480, (255, 255, 255), 1, cv2.LINE_AA)
+    """Write the lines of a text on a black ground at the bottom of a tile; return the tile.
+
+    A line that is too long is written smaller, and shortened if it could not be read.
+    """
+    side = bottom = len(canvas)
+    for line in reversed(caption.splitlines()):
+        scale = side / 480
+        (width, height), baseline = cv2.getTextSize(line, FONT, scale, 1)
+        if width > side - 8:
+            scale = max(scale * (side - 8) / width, min(scale, SMALLEST_FONT))
+        shown, kept = line, line
+        while (width := cv2.getTextSize(shown, FONT, scale, 1)[0][0]) > side - 8 and kept:
+            kept = kept[:-1]
+            shown = f"{kept}..."
+        cv2.rectangle(canvas, (0, bottom - height - baseline - 4), (width + 8, bottom), (0, 0, 0), -1)
+        cv2.putText(canvas, shown, (4, bottom - baseline - 1), FONT, scale, WHITE, 1, cv2.LINE_AA)
+        bottom -= height + baseline + 4
     return canvas
 
 

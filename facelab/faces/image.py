@@ -3,7 +3,7 @@
 import struct
 from pathlib import Path
 from stat import S_ISREG
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import cv2
 import numpy as np
@@ -264,6 +264,20 @@ def _cut_pixels(image: Array, matrix: Array, size: tuple[int, int]) -> NDArray[n
     return cv2.warpAffine(image, matrix[:2], size, flags=cv2.INTER_NEAREST).astype(np.uint8, copy=False)
 
 
+def rgb_image(image: Any, name: str) -> NDArray[np.uint8]:
+    """Return an image in memory as an array.
+
+    Raises:
+        ImageError: it is not ``(H, W, 3)`` uint8, or has no pixel; the message begins with ``name``.
+    """
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        raise ImageError(
+            f"{name}: expected an RGB image (height, width, 3) of uint8, found {array.shape} of {array.dtype}"
+        )
+    return array
+
+
 class CropError(ImageError):
     """Crop that cannot be cut from a readable photo."""
 
@@ -388,11 +402,7 @@ class PhotoArray(PhotoFile):
 
     def __init__(self, image: Array, name: str) -> None:
         super().__init__(Path(name), "stored")
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise ImageError(
-                f"{name}: expected an RGB image (height, width, 3) of uint8, found {image.shape} of {image.dtype}"
-            )
-        self._decoded[1] = np.ascontiguousarray(image)
+        self._decoded[1] = np.ascontiguousarray(rgb_image(image, name))
 
     def box(self) -> Array:
         """Return the box ``(4,)`` of the whole image."""

@@ -16,6 +16,8 @@ from facelab.faces.geometry import Array, bounding_box
 
 COLUMNS = ("image", "x0", "y0", "x1", "y1")
 """Columns of a CSV file of boxes."""
+RULE = "detection"
+"""Key of the rule of the detector in a ``detections.json``, which a ``landmarks.json`` lacks."""
 Boxes = dict[str, list[Array]]
 """Boxes of faces by the name of their photo, each ``(4,)`` x0 y0 x1 y1."""
 
@@ -26,8 +28,8 @@ def read_boxes(path: Path) -> Boxes:
     Args:
         path: a CSV file with the header ``image,x0,y0,x1,y1`` and one face per line, or a JSON file,
             ``{"photo.jpg": [[x0, y0, x1, y1], ...], ...}``. Names of photos are relative to the folder of the photos.
-            Also a ``landmarks.json`` of predict.py, whose boxes are the tight boxes of its landmarks: a method can
-            start from the prediction of another.
+            Also a ``detections.json`` of predict.py with the boxes of a detector, and its ``landmarks.json``, whose
+            boxes are the tight boxes of its landmarks: a method can start from the prediction of another.
 
     Raises:
         DatasetError: the file has another format; the message contains the line, or the photo and the face.
@@ -58,7 +60,9 @@ def _boxes_of_rows(rows: Any, path: Path) -> Boxes:
     boxes: Boxes = {}
     header = ",".join(COLUMNS)
     if tuple(field.strip() for field in next(rows)) != COLUMNS:
-        raise DatasetError(f"{path}, line 1: expected the header {header}")
+        raise DatasetError(
+            f"{path}, line 1: expected the header {header}; of the results of predict.py, pass the .json file"
+        )
     for row in filter(None, rows):
         place = f"{path}, line {rows.line_num}"
         if len(row) != len(COLUMNS):
@@ -83,8 +87,9 @@ def _boxes_of_json(path: Path) -> Boxes:
         raise DatasetError(f"{path}: the JSON cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise DatasetError(f'{path}: expected {{"photo.jpg": [[x0, y0, x1, y1], ...], ...}}, found {_kind(content)}')
-    if isinstance(content.get("images"), dict):
-        content = {name: _boxes_of_landmarks(path, name, photo) for name, photo in content["images"].items()}
+    if isinstance(images := content.get("images"), dict):
+        read = _boxes_of_detections if RULE in content else _boxes_of_landmarks
+        content = {name: read(path, name, photo) for name, photo in images.items()}
     boxes: Boxes = {}
     for name, faces in content.items():
         if not isinstance(faces, list):
@@ -107,6 +112,14 @@ def _boxes_of_landmarks(path: Path, name: str, photo: Any) -> list[list[float]]:
     except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(f"{path}, {name!r}: expected the faces of a landmarks.json, each with points") from error
     return [bounding_box(face).tolist() for face in points]
+
+
+def _boxes_of_detections(path: Path, name: str, photo: Any) -> list[Any]:
+    """Return the boxes of a photo in a ``detections.json``."""
+    try:
+        return [face["box"] for face in photo["faces"]]
+    except (KeyError, TypeError) as error:
+        raise DatasetError(f"{path}, {name!r}: expected the faces of a detections.json, each with a box") from error
 
 
 def _unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:

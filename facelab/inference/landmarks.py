@@ -1,12 +1,7 @@
-"""Landmark prediction on photos without annotations.
+"""Landmark prediction on photos without annotations."""
 
-All coordinates in this package are in pixels of the **upright** photo, rotated by its EXIF orientation.
-"""
-
-import os
 import unicodedata
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import NamedTuple
@@ -14,32 +9,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from facelab.errors import ConfigError, DatasetError, ImageError, printable
+from facelab.errors import ImageError
 from facelab.faces.crop import Crop
 from facelab.faces.geometry import Array, from_cells
-from facelab.faces.image import SUFFIXES, CropError, PhotoFile
-from facelab.files import expand_home, walk
+from facelab.faces.image import CropError, PhotoFile
 from facelab.inference.boxes_file import Boxes
+from facelab.inference.photos import Photos, PredictedPhoto, Skipped, reason_of
 from lightning_modules.landmark import LandmarkModule
 
 MAX_BOX_FACTOR = 50
 """Maximum side of a face box, as a multiple of the photo's longer side; a larger box is a mistake in its units."""
-
-
-class Photos(NamedTuple):
-    """The photos to predict."""
-
-    folder: Path
-    paths: dict[str, Path]  # name relative to the folder, with / on every system -> file
-    left_aside: dict[str, int]  # number of other files in the folder, by their ending
-
-
-class Skipped(NamedTuple):
-    """Photo, or one face of it, without a prediction, and the reason."""
-
-    image: str
-    face: int | None  # None for the whole photo
-    reason: str
 
 
 class PredictedFace(NamedTuple):
@@ -50,16 +29,6 @@ class PredictedFace(NamedTuple):
     points: Array  # (N, 2)
     confidence: Array  # (N,) in [0, 1]
     pose: Array | None  # (3,) yaw, pitch, roll in degrees; None if the model predicts no pose
-
-
-class PredictedPhoto(NamedTuple):
-    """The predictions on one photo."""
-
-    name: str
-    path: Path
-    size: tuple[int, int] | None  # width and height; None if the photo has no box or could not be read
-    faces: list[PredictedFace]
-    skipped: list[Skipped]
 
 
 class CropPrediction(NamedTuple):
@@ -81,53 +50,6 @@ class FaceCrops(NamedTuple):
     skipped: list[Skipped]
 
 
-def find_photos(images: str) -> Photos:
-    """Find the photos of a folder and its subfolders, a single photo, or the photos that match a pattern.
-
-    Files and folders whose names begin with a dot are skipped. The names of the photos are relative to the folder, to
-    the photo's folder, or to the last folder of the pattern before its first wildcard.
-
-    Raises:
-        ConfigError: there is no such file or folder, or it contains no photo.
-        DatasetError: a folder cannot be read.
-    """
-    given = expand_home(images)
-    if given.is_file():
-        return Photos(given.parent, {printable(given.name): given}, {})
-    if given.is_dir():
-        folder = given
-        try:
-            files = list({os.path.realpath(file): file for file in reversed(walk(given))}.values())
-        except OSError as error:
-            raise DatasetError(f"{error.filename}: {error.strerror}") from error
-    elif any(mark in images for mark in "*?["):
-        wild = next(i for i, part in enumerate(given.parts) if any(mark in part for mark in "*?["))
-        folder = Path(*given.parts[:wild])
-        matches = folder.glob("/".join(given.parts[wild:]))
-        found = {
-            os.path.realpath(file): file for file in sorted(matches) if file.is_file() and _is_visible(file, folder)
-        }
-        files = list(found.values())
-    else:
-        raise ConfigError("images", f"={images}: there is no such file or folder")
-    photos = sorted(file for file in files if file.suffix.lower() in SUFFIXES)
-    others = Counter(file.suffix.lower() or "no ending" for file in files if file.suffix.lower() not in SUFFIXES)
-    if not photos:
-        content = f"only other files ({_counted(others)})" if others else "no file"
-        raise ConfigError("images", f"={images}: contains {content}; expected photos ({', '.join(sorted(SUFFIXES))})")
-    return Photos(folder, {printable(file.relative_to(folder).as_posix()): file for file in photos}, dict(others))
-
-
-def _is_visible(file: Path, folder: Path) -> bool:
-    """Return whether no part of a path within the folder begins with a dot."""
-    return not any(part.startswith(".") for part in file.relative_to(folder).parts)
-
-
-def _counted(counts: Mapping[str, int]) -> str:
-    """Join counts and names for a message."""
-    return ", ".join(f"{count} {name}" for name, count in counts.items())
-
-
 def predict(
     module: LandmarkModule,
     crop: Crop,
@@ -137,7 +59,7 @@ def predict(
     pool: Executor,
     *,
     fractions: bool,
-) -> Iterator[list[PredictedPhoto]]:
+) -> Iterator[list[PredictedPhoto[PredictedFace]]]:
     """Predict the landmarks of all faces of all photos, a chunk of photos at a time.
 
     Args:
@@ -198,21 +120,16 @@ def cut_faces(
                 matrix = crop.matrix(box, whole)
                 image = crop.cut_out(photo, box, whole)
             except CropError as error:
-                crops.skipped.append(Skipped(name, face, _reason_of(photo.path, error)))
+                crops.skipped.append(Skipped(name, face, reason_of(photo.path, error)))
                 continue
             crops.faces.append(face)
             crops.boxes.append(box)
             crops.images.append(image)
             crops.to_photo.append(np.linalg.inv(matrix))
     except ImageError as error:
-        return FaceCrops(None, [], [], [], [], [Skipped(name, None, _reason_of(photo.path, error))])
+        return FaceCrops(None, [], [], [], [], [Skipped(name, None, reason_of(photo.path, error))])
     width, height = (whole[2:] - whole[:2]).round().astype(int).tolist()
     return crops._replace(size=(width, height))
-
-
-def _reason_of(path: Path, error: ImageError) -> str:
-    """Return the message of an error without the photo's name."""
-    return str(error).strip().removeprefix(f"{printable(str(path))}: ")
 
 
 def _fault_of(box: Array, whole: Array) -> str | None:
@@ -244,9 +161,9 @@ def predict_crops(module: LandmarkModule, crops: Sequence[Array], batch_size: in
 
 def collect(
     module: LandmarkModule, name: str, path: Path, crops: FaceCrops, predictions: Iterator[CropPrediction]
-) -> PredictedPhoto:
+) -> PredictedPhoto[PredictedFace]:
     """Take the predictions of the faces of one photo from the iterator."""
-    photo = PredictedPhoto(name, path, crops.size, [], list(crops.skipped))
+    photo = PredictedPhoto[PredictedFace](name, path, crops.size, [], list(crops.skipped))
     for face, box, to_photo in zip(crops.faces, crops.boxes, crops.to_photo, strict=True):
         points, confidence, pose = next(predictions)
         if np.isfinite(points).all():
@@ -255,10 +172,3 @@ def collect(
         else:
             photo.skipped.append(Skipped(name, face, "the predicted points are not finite; did the training diverge?"))
     return photo
-
-
-def boxes_without_photo(boxes: Boxes, photos: Photos) -> list[Skipped]:
-    """List the photos of a file of boxes that are not among the photos to predict."""
-    reason = f"the file of boxes contains it, but it is not among the photos of {photos.folder}"
-    existing = {unicodedata.normalize("NFC", name) for name in photos.paths}
-    return [Skipped(name, None, reason) for name in boxes if name not in existing]

@@ -1,7 +1,7 @@
-"""Files of a prediction: landmarks as JSON and CSV, and pictures."""
+"""Files of a prediction: landmarks and detections as JSON and CSV, and pictures."""
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -12,11 +12,13 @@ from facelab.errors import ImageError
 from facelab.faces.drawing import PREDICTION, draw_landmarks
 from facelab.faces.geometry import Array, bounding_box
 from facelab.faces.image import read_image
-from facelab.faces.layouts import Layout
+from facelab.faces.layouts import FIVE5, Layout
 from facelab.files import replacing
 from facelab.inference.boxes_file import COLUMNS
-from facelab.inference.landmarks import PredictedFace, PredictedPhoto
-from facelab.metrics.face_table import ANGLES
+from facelab.inference.detections import DetectedFace
+from facelab.inference.landmarks import PredictedFace
+from facelab.inference.photos import PredictedPhoto
+from facelab.metrics.face_table import ANGLES, cells
 
 UNITS = "pixels of the upright photo, x right, y down; the centre of the top-left pixel is (0, 0)"
 POSE = "yaw, pitch, roll in degrees, positive: nose towards image-left, chin up, clockwise"
@@ -24,8 +26,13 @@ DECIMALS = 3
 """Decimal places of written numbers: a thousandth of a pixel."""
 
 
-def contents(photos: Sequence[PredictedPhoto], layout: Layout) -> dict[str, Any]:
-    """Return the content of ``landmarks.json``: the predictions on all readable photos, and the units."""
+def contents(photos: Sequence[PredictedPhoto[Any]], layout: Layout) -> dict[str, Any]:
+    """Return the content of a JSON file: the predictions on all readable photos, and the units.
+
+    Args:
+        photos: photos with :class:`PredictedFace` or :class:`DetectedFace`.
+        layout: layout of their points.
+    """
     return {
         "units": f"{UNITS}; boxes are x0 y0 x1 y1, sizes width and height",
         **({"pose": POSE} if _has_pose(photos) else {}),
@@ -38,49 +45,68 @@ def contents(photos: Sequence[PredictedPhoto], layout: Layout) -> dict[str, Any]
     }
 
 
-def _face_contents(face: PredictedFace) -> dict[str, Any]:
-    """Return a face as JSON content."""
-    numbers = {"box": face.box, "points": face.points, "confidence": face.confidence}
-    numbers |= {} if face.pose is None else {"pose": face.pose}
-    return {"face": face.face, **{name: value.round(DECIMALS).tolist() for name, value in numbers.items()}}
+def _face_contents(face: PredictedFace | DetectedFace) -> dict[str, Any]:
+    """Return a face as JSON content, without what was not predicted."""
+    given = {name: value for name, value in face._asdict().items() if value is not None}
+    return {name: np.round(value, DECIMALS).tolist() for name, value in given.items()}
 
 
-def _has_pose(photos: Iterable[PredictedPhoto]) -> bool:
+def _has_pose(photos: Iterable[PredictedPhoto[Any]]) -> bool:
     """Return whether any face has a predicted pose."""
     return any(face.pose is not None for photo in photos for face in photo.faces)
 
 
-def write_csv(path: Path, photos: Sequence[PredictedPhoto], layout: Layout) -> None:
+def write_landmarks(path: Path, photos: Sequence[PredictedPhoto[PredictedFace]], layout: Layout) -> None:
     """Write one line per face: photo, face, box, points, mean confidence of the points, and the pose if predicted."""
-    points = [f"p{i}_{axis}" for i in range(layout.num_points) for axis in "xy"]
+    _write_csv(path, photos, layout, "mean_confidence", lambda face: face.confidence.mean())
+
+
+def write_detections(path: Path, photos: Sequence[PredictedPhoto[DetectedFace]]) -> None:
+    """Write one line per face: photo, face, box, points, score, and the pose if any was estimated."""
+    _write_csv(path, photos, FIVE5, "score", lambda face: face.score)
+
+
+def _write_csv(
+    path: Path,
+    photos: Sequence[PredictedPhoto[Any]],
+    layout: Layout,
+    certainty: str,
+    certainty_of: Callable[[Any], float],
+) -> None:
+    """Write one line per face; what a face lacks is an empty cell."""
+    columns = [f"p{i}_{axis}" for i in range(layout.num_points) for axis in "xy"]
     pose = ANGLES if _has_pose(photos) else ()
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow([COLUMNS[0], "face", *COLUMNS[1:], *points, "mean_confidence", *pose])
+        writer.writerow([COLUMNS[0], "face", *COLUMNS[1:], *columns, certainty, *pose])
         for photo in photos:
             for face in photo.faces:
-                angles = np.empty(0) if face.pose is None else face.pose
-                numbers = np.concatenate([face.box, face.points.ravel(), [face.confidence.mean()], angles])
-                writer.writerow([photo.name, face.face, *numbers.round(DECIMALS).tolist()])
+                points = np.full(len(columns), np.nan) if face.points is None else face.points.ravel()
+                angles = np.full(len(pose), np.nan) if face.pose is None else face.pose
+                numbers = np.concatenate([face.box, points, [certainty_of(face)], angles])
+                writer.writerow([photo.name, face.face, *cells(numbers.round(DECIMALS))])
 
 
-def write_picture(photo: PredictedPhoto, layout: Layout, folder: Path) -> None:
-    """Draw points and outlines on a photo at full resolution and write it under its name into a folder.
+def write_picture(photo: PredictedPhoto[Any], draw: Callable[[Array, Any], Array], folder: Path) -> None:
+    """Draw the faces on a photo at full resolution and write it under its name into a folder.
 
-    A photo that is neither JPEG nor PNG is written as PNG. The size of the dots depends on the size of the face.
+    A photo that is neither JPEG nor PNG is written as PNG.
+
+    Args:
+        photo: the photo.
+        draw: function of the image and the faces that returns the picture.
+        folder: folder of the pictures.
 
     Raises:
         ImageError: the photo cannot be read again, or is too large for its format.
         OSError: the picture cannot be written.
     """
-    image = read_image(photo.path, orientation="shown")
-    for face in photo.faces:
-        draw_face(image, face.points, layout)
+    picture = draw(read_image(photo.path, orientation="shown"), photo.faces)
     keeps_format = PurePosixPath(photo.name).suffix.lower() in {".jpg", ".jpeg", ".png"}
     path = folder / (photo.name if keeps_format else f"{photo.name}.png")
     # Python writes the file because OpenCV cannot open every file name that the system allows.
     try:
-        _, content = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        _, content = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     except cv2.error as error:
         raise ImageError(f"{photo.path}: {error.err}") from error
     with replacing(path) as temporary:

@@ -33,6 +33,7 @@ from facelab.metrics.ranking import (
     area_under_curve,
     average_precision,
     evenly,
+    last,
     recall_at,
     recall_of_all,
 )
@@ -96,7 +97,7 @@ class Definition(NamedTuple):
 def _weights(photos: int, resamples: int, seed: int) -> Array:
     """Draw how often each photo is in each resample, ``(P, R)``."""
     drawn = np.random.default_rng(seed).multinomial(photos, np.full(photos, 1 / photos), resamples)
-    return drawn.T.astype(np.float64)
+    return drawn.T.astype(np.float32)
 
 
 def rank(table: DetectionTable, pairs: Pairs, least: float, faces: Array, false: Array) -> Ranking:
@@ -157,34 +158,14 @@ def count_photos(table: DetectionTable, least_score: float) -> PhotoCounts:
     return PhotoCounts(faces, hits, faces - hits, false)
 
 
-class Curve(NamedTuple):
-    """Precision and recall at each distinct score, from the highest to the lowest."""
-
-    score: Array  # (K,) threshold
-    precision: Array  # (K,)
-    recall: Array  # (K,); NaN without a face
-    false_per_photo: Array  # (K,)
-
-
-def curve(table: DetectionTable, least: float = IOU) -> Curve:
-    """Compute the curve of the detections of the photos that could be read.
-
-    Args:
-        table: the photos.
-        least: overlap of a detection with its face, at least :data:`IOU`.
-    """
-    table = table.readable()
-    ranked = rank(table, all_pairs(table), least, ~table.ignore, np.ones(len(table.scores), np.bool_))
-    ends = ranked.thresholds()
-    counts = ranked.counts(ends)
-    precision, recall = counts.precision()[:, 0], counts.recall()[:, 0]
-    return Curve(ranked.score[ends - 1], precision, recall, counts.false[:, 0] / max(counts.photos, 1))
-
-
-def definitions(table: DetectionTable) -> dict[str, Definition]:
+def definitions(table: DetectionTable, *, wider_rounded: bool = False) -> dict[str, Definition]:
     """Define all metrics of a table by name. This is the only place to add one.
 
     The names depend on the tags, and whether any yaw is known; they do not depend on which faces a part has.
+
+    Args:
+        table: the photos.
+        wider_rounded: whether the AP of WIDER FACE rounds as its Matlab code, see :func:`wider.best_faces`.
     """
     whole, table = table, table.readable()
     pairs, every = all_pairs(table), np.ones(len(table.scores), np.bool_)
@@ -194,7 +175,7 @@ def definitions(table: DetectionTable) -> dict[str, Definition]:
     metrics = {
         "ap50": _ranked(base, ranked[:1], average_precision),
         "ap": _ranked(base, ranked, average_precision),
-        "recall": _ranked(base, ranked[:1], recall_of_all),
+        "recall": _ranked(base, ranked[:1], recall_of_all, last),
     }
     for name, false in FALSE_PER_PHOTO.items():
         metrics[f"recall_fppi_{name}"] = _ranked(base, ranked[:1], partial(recall_at, false_per_photo=false))
@@ -202,10 +183,10 @@ def definitions(table: DetectionTable) -> dict[str, Definition]:
         one = [rank(table, pairs, IOU, counted & faces, false_detections)]
         number = int((counted & faces).sum())
         of_part = partial(base, faces=number, left_out=int(faces.sum()) - number, breakdown=breakdown, part=part)
-        for name, statistic in (("ap50", average_precision), ("recall", recall_of_all)):
-            metrics[f"{name}_{breakdown}_{part}"] = _ranked(partial(of_part, whole=name), one, statistic)
+        for name, statistic, ends in (("ap50", average_precision, evenly), ("recall", recall_of_all, last)):
+            metrics[f"{name}_{breakdown}_{part}"] = _ranked(partial(of_part, whole=name), one, statistic, ends)
     if set(wider.LISTS) <= set(table.tag_names):
-        best = wider.best_faces(table)
+        best = wider.best_faces(table, rounded=wider_rounded)
         for name in wider.LISTS:
             listed = table.tags[:, table.tag_names.index(name)]
             metrics[f"wider_{name}"] = _wider(base, table, best, listed)
@@ -234,13 +215,18 @@ def _parts(table: DetectionTable) -> Iterator[tuple[str, str, Array, Array]]:
         yield from (("yaw", part, faces, every) for part, faces in yaws.items())
 
 
-def _ranked(base: Callable[..., Definition], ranked: list[Ranking], statistic: Area) -> Definition:
-    """Define the mean of a number of several rankings."""
+def _ranked(
+    base: Callable[..., Definition],
+    ranked: list[Ranking],
+    statistic: Area,
+    ends: Callable[[Ranking], NDArray[np.int64]] = evenly,
+) -> Definition:
+    """Define the mean of a number of several rankings, with the thresholds that its resamples need."""
     exact = np.mean([statistic(each.counts(each.thresholds())) for each in ranked])
 
     def resampled(weights: Array) -> Array:
         """Compute the number of each resample, at fewer thresholds."""
-        return np.mean([statistic(each.counts(evenly(each), weights)) for each in ranked], axis=0)
+        return np.mean([statistic(each.counts(ends(each), weights)) for each in ranked], axis=0)
 
     return base(float(exact), resampled)
 

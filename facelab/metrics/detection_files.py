@@ -20,7 +20,7 @@ KINDS = {"i": "integers", "f": "numbers", "b": "true or false", "U": "text"}
 COLUMNS = {
     "photo_id": ("i", ("P",)),
     "skipped": ("b", ("P",)),
-    "cut": ("b", ("P",)),
+    "cut": ("f", ("P",)),
     "boxes": ("f", ("D", 4)),
     "scores": ("f", ("D",)),
     "points": ("f", ("D", 5, 2)),
@@ -146,7 +146,7 @@ def write_photos(table: DetectionTable, path: Path, photos: Sequence[str]) -> No
         **{name: column.tolist() for name, column in count_photos(table, SHOWN)._asdict().items()},
         "ignored": np.bincount(table.true_photo[table.ignore], minlength=len(table.photo_id)).tolist(),
         "skipped": table.skipped.astype(int).tolist(),
-        "cut": table.cut.astype(int).tolist(),
+        "cut": ["" if np.isnan(cut) else int(cut) for cut in table.cut],
     }
     _write(path, columns)
 

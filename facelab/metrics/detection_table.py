@@ -21,7 +21,7 @@ class DetectionTable(NamedTuple):
     tag_names: tuple[str, ...]  # Annotations.tags, the names of the columns of tags
     photo_id: NDArray[np.int64]  # (P,) row of the split
     skipped: NDArray[np.bool_]  # (P,) the photo could not be read; it has no detection, and its faces are ignored
-    cut: NDArray[np.bool_]  # (P,) a limit of the number of detections removed some
+    cut: Array  # (P,) 1 if a limit of the number of detections removed some, 0 if not, NaN if nobody knows
     boxes: Array  # (D, 4)
     scores: Array  # (D,)
     points: Array  # (D, 5, 2); NaN from a detector without points
@@ -84,7 +84,7 @@ def detection_table(
         tag_names: names of the T tags.
         photo_id: ``(P,)``, unique, in any order.
         skipped: ``(P,)`` bool.
-        cut: ``(P,)`` bool.
+        cut: ``(P,)`` of any type: whether a limit removed detections, NaN if it is not known.
         boxes: ``(D, 4)``; a box with a NaN or infinite number finds no face.
         scores: ``(D,)``.
         points: ``(D, 5, 2)``.
@@ -128,7 +128,7 @@ def detection_table(
         tag_names=tag_names,
         photo_id=photo_id.astype(np.int64),
         skipped=skipped,
-        cut=cut & ~skipped,
+        cut=np.where(skipped, 0.0, cut),
         boxes=boxes[order],
         scores=scores[order].astype(np.float64),
         points=points[order].astype(np.float64),

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 Unit = Literal["fraction", "degrees", "pixels", "count"]
 """Unit of the numbers in files and logs; a count is a whole number."""
@@ -25,6 +25,13 @@ SCALES: dict[Unit, Scale] = {
     "count": Scale("", 1, 0),
 }
 """Scale by unit; files and logs contain the unscaled numbers."""
+EVALUATOR_VERSION = 1
+"""Version in the protocol; increase it when a change alters a metric of the same predictions.
+
+Old and new metrics are then not compared.
+"""
+RESAMPLES = 1000
+"""Resamples of the bootstrap of each 95 % interval."""
 INFINITE = "inf"
 """Infinity in a JSON file, where null is NaN: an annotated point has no finite prediction, or there is no face."""
 
@@ -56,6 +63,22 @@ class Metric(NamedTuple):
         """
         scale = SCALES[self.unit]
         return "-" if math.isnan(number) else f"{scale.factor * number:{'+' * plus}.{scale.decimals}f}"
+
+
+class Definition(Protocol):
+    """Metric of a table that can compute its record."""
+
+    def record(self, resamples: int, seed: int) -> Metric:
+        """Compute the record with the 95 % bootstrap interval of a number of resamples."""
+        ...
+
+
+def as_results(protocol: Mapping[str, Any], definitions: Mapping[str, Definition]) -> dict[str, Any]:
+    """Return the protocol of a test and the records of its metrics, as ``metrics.json`` contains them."""
+    return {
+        "protocol": {**protocol, "evaluator": EVALUATOR_VERSION},
+        "metrics": {name: as_json(each.record(RESAMPLES, seed=0)) for name, each in definitions.items()},
+    }
 
 
 def as_json(metric: Metric) -> dict[str, Any]:

@@ -25,11 +25,13 @@ LISTS = ("easy", "medium", "hard")
 """Tags of the faces of the three lists of the official val."""
 IOU = 0.5
 """Smallest overlap of a detection with its face."""
+ROUNDED = "rounded as in Matlab"
+"""Entry ``wider`` of the protocol of a test with rounding."""
 THRESHOLDS = 1 - np.arange(1, 1001) / 1000
 """Thresholds of the stretched scores at which the curve has a point."""
 
 
-def best_faces(table: DetectionTable, *, rounded: bool = False) -> NDArray[np.int64]:
+def best_faces(table: DetectionTable, *, rounded: bool) -> NDArray[np.int64]:
     """Return the face that each detection overlaps most, ``(D,)`` rows of the faces; -1 below :data:`IOU`.
 
     Among equal overlaps it is the first row of the annotations.

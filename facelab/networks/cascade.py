@@ -32,7 +32,7 @@ STRIDE = 2
 CHUNK = 256
 """Crops that a network sees at a time, which limits the memory: O-Net's first feature maps take 0.3 MB per crop."""
 PIXELS = 2**19
-"""Pixels that P-Net sees at a time, unless a photo has more. On a CPU, two million at a time take twice as long each."""
+"""Pixels that P-Net sees at a time, unless one photo has more; on a CPU, two million at once take twice as long."""
 FAR = 2.0**20
 """Largest coordinate in pixels of a crop; only weights without a training lead to larger ones."""
 

@@ -28,8 +28,9 @@ from facelab.runs.check import check_config
 from facelab.runs.references import copy_part
 from facelab.runs.resolvers import foreign_interpolation
 
-if TYPE_CHECKING:  # importing OpenCV takes a tenth of a second
+if TYPE_CHECKING:  # importing OpenCV takes a tenth of a second, torch seconds
     from facelab.faces.crop import BoxSource, Crop
+    from facelab.faces.detections import DetectionRule
 
 log = logging.getLogger(__name__)
 
@@ -233,6 +234,23 @@ def build_crop(run: LoadedRun, box: "BoxSource", changes: Mapping[str, Any]) -> 
     check(part, ("crop",))
     crop: Crop = build(part, "crop")
     return crop
+
+
+def build_rule(run: LoadedRun, changes: Mapping[str, Any]) -> "DetectionRule":
+    """Build the rule by which a detector searches a photo.
+
+    Args:
+        run: the run.
+        changes: arguments of the rule to change, by name; None keeps the value of the run.
+
+    Raises:
+        FacelabError: a value is invalid.
+    """
+    wanted = {key: value for key, value in changes.items() if value is not None}
+    part = needed(OmegaConf.merge(run.cfg, {"detection": wanted}), "detection")  # type: ignore[arg-type]
+    check(part, ("detection",))
+    rule: DetectionRule = build(part, "detection")
+    return rule
 
 
 def saved_config(folder: Path) -> dict[str, Any]:

@@ -37,16 +37,20 @@ def fix_choices(text: str, cfg: DictConfig) -> str:
     return re.sub(r"\$\{chosen:([^{}]*)\}", lambda match: _chosen(*match[1].split(","), _root_=cfg), text)
 
 
-def run_name(checkpoint: str) -> str:
+def run_name(checkpoint: str | None, predictions: str | None = None) -> str:
     """Return the name of a checkpoint's run: its folder name without the stamp; in a sweep, sweep stamp and job number.
 
     Args:
-        checkpoint: a run folder or a checkpoint file, which need not exist.
+        checkpoint: a run folder or a checkpoint file, which need not exist; None for predictions.
+        predictions: a file or folder of predictions, which may be that of a run.
     """
-    path = resolve_links(expand_home(str(checkpoint)))
-    if owner := owner_of(path):
+    path = resolve_links(expand_home(str(checkpoint or predictions or "none")))
+    owner = RunFolder(path.parent)
+    if path in (owner.detections, owner.submission):
         path = owner.path
-    name = RunFolder(path).name.replace("/", "-").removesuffix(".ckpt")
+    elif checkpoint_owner := owner_of(path):
+        path = checkpoint_owner.path
+    name = re.sub(r"\.(ckpt|npz|json)$", "", RunFolder(path).name.replace("/", "-"))
     return re.sub(f"{STAMPED}_", "", name)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -195,8 +196,10 @@ def remove_results(folder: Path) -> None:
     """Remove old test results before a new test starts, because they do not belong to its configuration."""
     files = RunFolder(folder)
     if is_first():
-        for results in (files.metrics, files.faces):
+        of_detectors = (files.detections, files.detections_csv, files.photos, files.detection_curves)
+        for results in (files.metrics, files.faces, *of_detectors):
             results.unlink(missing_ok=True)
+        shutil.rmtree(files.submission, ignore_errors=True)
 
 
 def _is_of(key: str, nodes: Sequence[str]) -> bool:

@@ -6,6 +6,7 @@ This is the only file below the scripts that exits.
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -52,7 +53,7 @@ def start(resumable: bool = False, opens: str | None = None) -> None:
 
     Args:
         resumable: whether the script accepts ``resume=FOLDER``.
-        opens: key of the run that the script opens, if it accepts supplements of its configuration.
+        opens: pattern of the keys of the run that the script opens, if it accepts supplements of its configuration.
 
     Raises:
         SystemExit: the command line cannot be read, or ``resume=`` does not name a run or, with ``-m``, a sweep.
@@ -71,7 +72,7 @@ def _start(resumable: bool, opens: str | None) -> None:
     else:
         check_typed(argv, RESUME_PREFIX if resumable else None)
         argv = with_trainer_keys(argv)
-        if opens and any(word.startswith(f"{opens}=") for word in argv):
+        if opens and any(re.match(f"({opens})=", word) for word in argv):
             argv = take_supplements(argv)
     if resumable and (words := [word for word in argv if word.startswith("ckpt=")]):
         raise ConfigError(

@@ -194,7 +194,7 @@ def test_reader_accepts_nan_only_in_custom_data(name: str, tmp_path: Path) -> No
     path, line, separator = FORMATS[name].LINE
     break_line(tmp_path / path, line, in_first_field("nan", separator))
     may_be_missing = getattr(FORMATS[name], "MAY_BE_MISSING", False)
-    message = "one coordinate is nan, the other not" if may_be_missing else "every number of this dataset is annotated"
+    message = "one coordinate is nan, the other not" if may_be_missing else "every number is needed"
     with pytest.raises(DatasetError, match=f"{path.name}, line {line}: .*{message}"):
         reader(tmp_path).photos("all")
     if may_be_missing:

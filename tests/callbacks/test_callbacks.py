@@ -22,12 +22,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from callbacks import pictures
 from callbacks.pictures import FaceGrid, WorstFaces, save_picture
-from callbacks.results import RESAMPLES, Results
+from callbacks.results import Results
 from datamodules.landmark import fingerprint
 from facelab.faces.batch import LandmarkBatch
 from facelab.faces.layouts import FIVE5
 from facelab.metrics import landmarks
 from facelab.metrics.face_table import FaceTable, face_table, nme_per_face, read_faces
+from facelab.metrics.record import RESAMPLES
 from facelab.profiling.cost import cost
 from facelab.runs.build import build
 from facelab.runs.checkpoint import load_run

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from callbacks.charts import charts
 from callbacks.wandb_logger import ERROR_HEADING, TolerantWandbLogger
 from facelab.faces.layouts import FIVE5, IBUG68, Layout
-from facelab.metrics import detection
+from facelab.metrics import detection, wider
 from facelab.metrics.face_table import FaceTable, nme_per_face, read_faces
 from facelab.metrics.landmarks import auc, ced, definitions
 
@@ -299,6 +299,30 @@ def test_charts_of_a_detector() -> None:
     metrics = detection.definitions(table)
     drawn = charts(table, metrics)
     parts = {f"test/{each.whole}_{each.breakdown}" for each in metrics.values() if each.breakdown}
-    assert drawn.keys() == parts > {"test/ap50_size", "test/recall_tag", "test/nme5_box_yaw"}
+    assert parts > {"test/ap50_size", "test/recall_tag", "test/nme5_box_yaw"}
+    assert drawn.keys() == parts | {"test/precision_recall", "test/recall_fppi"}
     recall = 100 * metrics["recall_tag_masked"].value()
     assert drawn["test/recall_tag"].table.data == [["masked", recall, 1]]
+
+
+def test_charts_of_a_detector_contain_its_curves() -> None:
+    """Would catch a line of another AP, fractions on an axis in percent, and a curve of no detection."""
+    table = detection.example(wider.LISTS)
+    table = table._replace(
+        **{name: np.repeat(getattr(table, name), 4, axis=0) for name in ("boxes", "points", "photo")},
+        scores=np.array([0.9, 0.8, 0.7, 0.6]),  # one hit, then three false detections
+        tags=np.array([[True, False, True]]),
+    )
+    drawn = charts(table, {})
+    lines = {
+        name: np.array([row[::2] for row in chart.table.data if row[1] == "ap50"]) for name, chart in drawn.items()
+    }
+    precision = [[0, 100], [100, 100], [100, 50], [100, 100 / 3], [100, 25]]
+    np.testing.assert_allclose(lines["test/precision_recall"], precision)
+    recall = [[-2, 100], [0, 100], [math.log10(2), 100], [math.log10(3), 100]]
+    np.testing.assert_allclose(lines["test/recall_fppi"], recall, atol=1e-12)
+    assert {row[1] for row in drawn["test/recall_fppi"].table.data} == {"ap50", "wider_easy", "wider_hard"}
+    assert drawn.keys() == {"test/precision_recall", "test/recall_fppi"}
+    nothing = {name: getattr(table, name)[:0] for name in ("boxes", "points", "photo", "scores")}
+    assert charts(table._replace(**nothing), {}) == {}
+    json.dumps([chart.table.data for chart in drawn.values()], allow_nan=False)

@@ -22,6 +22,7 @@ from facelab.comparison.page import write_page
 from facelab.comparison.read import Run
 from facelab.comparison.write import write_csv, write_markdown
 from facelab.files import write_json
+from facelab.metrics.detection_curves import Curve, write_curves
 from facelab.metrics.record import Metric, as_json
 
 PROTOCOL = {
@@ -187,6 +188,29 @@ def write_results(folder: Path, error: float, seed: int, *, faces: int, macs: fl
         value = error / 100 * (1 + 3 * math.exp(-epoch / 4)) * (1 + 0.04 * noise.random())
         rows.append(f"{epoch},{epoch * 100 + 99},,,{value:.6f}")
     (folder / "metrics.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def write_detector(folder: Path, quality: float, *, curves: tuple[str, ...] = ("ap50", "wider_easy")) -> Path:
+    """Write the folder of a detector with curves that end at this recall, and metrics that agree with them."""
+    recall = np.linspace(0, 1, 5001)[1:] * quality
+    precision = 1 - (recall / quality) ** 8 / 2
+    false = np.geomspace(0.004, 20, len(recall))
+    curve = Curve(1 - recall, recall, precision, precision, false)
+    metric = ERROR._replace(better="higher")
+    metrics = {name: metric._replace(value=float(np.trapezoid(precision, recall))) for name in ("ap50", *curves)}
+    metrics |= {f"recall_fppi_{name}": metric for name in ("01", "1")}
+    for name, most in (("01", 0.1), ("1", 1)):
+        metrics[f"recall_fppi_{name}"] = metric._replace(value=recall[false <= most][-1], low=0.2, high=0.99)
+    for part, value in (("0_16", 0.0), ("128_up", 1.0)):
+        metrics[f"ap50_size_{part}"] = metric._replace(value=value, whole="ap50", breakdown="size", part=part)
+    config = with_values(CONFIG, crop__size=int(1000 * quality))
+    write_run(folder, config=config, measured=False)
+    protocol = {"dataset": "wider_face", "split": "test", "photos": 9, "faces": 100, "scale": "original"}
+    content = {"protocol": protocol, "metrics": {name: as_json(each) for name, each in metrics.items()}}
+    write_json(folder / "metrics.json", content)
+    if curves:
+        write_curves(dict.fromkeys(curves, curve), folder / "detection_curves.csv")
     return folder
 
 

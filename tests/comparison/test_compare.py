@@ -23,6 +23,7 @@ from facelab.comparison.page import labels_of
 from facelab.comparison.read import Run, read_run, read_runs, setting, settings
 from facelab.comparison.write import write_csv
 from facelab.errors import RunError
+from facelab.metrics.landmarks import Difference
 from facelab.metrics.record import as_json
 
 OLD: dict[str, Any] = {"counts": {"nme_box": 100}, "intervals": {}, "metrics": {"nme_box": 0.04}}
@@ -723,6 +724,26 @@ def test_compare_pair_uses_the_common_faces(
     write_faces(b, errors, photos, size=90)  # other true points for the same photos
     with pytest.raises(SystemExit, match="no common face"):
         run_compare(monkeypatch, tmp_path / "runs" / "*", "--pair", "first", "second")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown", "better"),
+    [
+        (0.001, 0.002, "+0.10..+0.20", "B"),
+        (-0.002, -0.001, "-0.20..-0.10", "A"),
+        (-0.001, 0.002, "-0.10..+0.20", "-"),
+        (0.00001, 0.002, "+0.00..+0.20", "-"),
+        (-0.00004, -0.00001, "-0.00..-0.00", "-"),
+        (math.nan, math.nan, "-..-", "-"),
+    ],
+)
+def test_pair_cells_name_the_better_run_if_the_shown_interval_excludes_zero(
+    low: float, high: float, shown: str, better: str
+) -> None:
+    """Would catch a better run beside a difference that is shown as zero."""
+    difference = Difference((low + high) / 2, low, high, probability=0.01, smaller=0.5, faces=10)
+    rows = pairs.pair_cells(pairs.Pair(10, (10, 10), {"nme_box": difference}), {"nme_box": ERROR})
+    assert (rows[1][2].text, rows[1][-1].text) == (shown, better)
 
 
 def test_compare_script_refuses_an_ambiguous_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from run_folders import CONFIG, grid_of_runs, with_values, write_results, write_run
+from run_folders import CONFIG, grid_of_runs, with_values, write_detector, write_results, write_run
 
-from facelab.comparison.figures import distribution, figures_of_curves, pareto, read_curves, section_data, thin
+from facelab.comparison.figures import (
+    distribution,
+    figures_of_curves,
+    figures_of_detections,
+    pareto,
+    read_curves,
+    section_data,
+    thin,
+)
 from facelab.comparison.grid import build_cells
 from facelab.comparison.group import Table, compare
 from facelab.comparison.pairs import compare_pair, pair_cells, pair_line, paired_metrics
@@ -156,3 +164,23 @@ def test_section_data_compares_the_common_faces(tmp_path: Path) -> None:
         line, entries = pairs["of"][b][a]
         assert pairs["lines"][line].endswith(f"the 6 common faces {numbers}.")
         assert {tuple(entry[:3]) for entry in entries} == {(0, 0, 0)}
+
+
+def test_section_data_holds_the_curves_of_detectors(tmp_path: Path) -> None:
+    """Would catch the curve of another run, fractions on an axis in percent, or a tooltip unlike the table."""
+    for name, quality in (("good", 0.9), ("bad", 0.6)):
+        write_detector(tmp_path / name, quality)
+    write_detector(tmp_path / "old", 0.3, curves=())
+    table, data = data_of(tmp_path / "*")
+    assert [run.get("detections", {}).keys() for run in data["runs"]] == [{"ap50", "wider_easy"}] * 2 + [set()]
+    faces = {each["metric"]: each for each in figures_of_detections()["faces"]}
+    assert list(faces) == ["ap50", "wider_easy", "wider_medium", "wider_hard"]
+    _, *cells = build_cells(compare(table.runs, ["ap50", "recall_fppi_01", "recall_fppi_1"])[0])
+    for place, quality in enumerate((90, 60)):
+        (recall, precision), (false, found) = data["runs"][place]["detections"]["ap50"]
+        assert (recall[0], recall[-1], precision[0], precision[-1]) == (0, quality, 100, 50)
+        assert false[0] == 0.01 and 8 < false[-1] <= 10 and sorted(found) == found and found[-1] < quality
+        texts = [data["rows"][place]["metrics"][name][3] for tips in faces["ap50"]["tips"] for name in tips]
+        shown = [line for line in cells[place] if line.number]
+        assert texts == [f"{cell.text} %" + f" ({cell.below})" * bool(cell.below) for cell in shown] and len(shown) == 3
+    assert data["groups"][0]["axis"] == "ap50, %" and data["groups"][0]["items"][0][0] == "under 16 px"

@@ -26,6 +26,7 @@ from facelab.run_folder import MAX_JOBS
 
 NESTED_ALIASES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{x: *a{n - 1}, y: *a{n - 1}}}\n" for n in range(1, 40))
 """A YAML file of two kilobytes that expands to 2 ** 39 values."""
+CURVES = "metric,score,recall,precision,envelope,false_per_photo\n"
 FACES = "face_id,photo,nme_ioc,nme_box,box\n"
 
 
@@ -122,6 +123,13 @@ BAD_BESIDE: dict[str, dict[str, Callable[[Path], None]]] = {
         "nul": write_content("epoch,step,train/loss\n0,1,\x00\n"),
         "field": write_content("epoch,step,train/loss\n0,1," + "1" * 200_000 + "\n"),
     },
+    "detection_curves.csv": ANY_BAD
+    | {
+        "text": write_content(CURVES + "ap50,1,much,1,1,0\n"),
+        "unequal": write_content(CURVES + "ap50,1\n"),
+        "infinite": write_content(CURVES + "ap50,1,1,1,1,inf\n"),
+        "long": write_content(CURVES + "ap50,1,1,1,1,0\n" * 100_000),
+    },
     str(SAMPLES): {key: make for key, make in ANY_BAD.items() if key != "list"}
     | {
         "header": write_content(header(60_000, 60_000)),
@@ -145,6 +153,7 @@ def write_complete_run(folder: Path, **values: Any) -> Path:
     write_results(write_run(folder, config=with_values(CONFIG, **values), measured=False), 2, 1, faces=10)
     (folder / "samples").mkdir()
     Image.new("RGB", (30, 20)).save(folder / SAMPLES)
+    (folder / "detection_curves.csv").write_text(CURVES + "ap50,0.9,0.5,1,1,0.02\n")
     return folder
 
 

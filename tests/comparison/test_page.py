@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from run_folders import CONFIG, grid_of_runs, run_compare, with_values, write_results, write_run
+from run_folders import CONFIG, grid_of_runs, run_compare, with_values, write_detector, write_results, write_run
 
+from facelab.comparison.figures import DETECTION_FACES
 from facelab.comparison.grid import build_cells
 from facelab.comparison.group import compare
 from facelab.comparison.page import write_page
@@ -210,6 +211,60 @@ def test_page_works_in_a_browser(sweep: Path, tmp_path: Path, width: int) -> Non
     for metric, titles in (("nme_box", results["titles"]), ("nme_ioc", results["ioc"])):
         cell = first[[each.text for each in heading].index(metric)]
         assert f"resnet50, lr 0.0005 (2 seeds): {cell.text} % ({cell.below}) at 5600.0 M" in titles
+
+
+READ_DETECTORS = """
+<iframe id="page" src="page.html" style="width:{width}px;height:900px;border:0"></iframe><pre id="said"></pre>
+<script>
+document.getElementById("page").onload = () => {{
+  const page = document.getElementById("page").contentDocument, root = page.documentElement;
+  const all = (query) => [...page.querySelectorAll(query)];
+  const text = (query) => all(query).map((node) => node.textContent.trim());
+  const drawn = (figure) => [...figure.querySelectorAll("path.line")].map((line) => line.getAttribute("d"));
+  const lines = () => all("figure").map(drawn);
+  const figures = lines(), titles = text("figure g > title"), texts = text("figure"), labels = text("label");
+  all("label")[labels.indexOf("easy")].firstChild.click();
+  const easy = lines(), faults = page.getElementById("faults").textContent, notes = text("p.note");
+  const said = {{ figures, titles, texts, labels, easy, faults, notes, spare: root.clientWidth - root.scrollWidth }};
+  document.getElementById("said").textContent = JSON.stringify(said);
+}};
+</script>
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.parametrize("width", [1400, 390])
+def test_page_draws_the_curves_of_detectors(tmp_path: Path, width: int) -> None:
+    """Would catch an empty plot, a run without its line, lists that cannot be chosen, or a page wider than a phone."""
+    write_detector(tmp_path / "runs" / "good", 0.9)
+    write_detector(tmp_path / "runs" / "fair", 0.6, curves=("ap50",))
+    write_detector(tmp_path / "runs" / "old", 0.3, curves=())
+    write_and_read_page(tmp_path / "runs" / "*", tmp_path / "page.html")
+    text = browse(tmp_path, READ_DETECTORS.format(width=width), "--window-size=1500,1000")
+    said: dict[str, Any] = json.loads(re.search(r'id="said">(.*?)</pre>', text, re.DOTALL)[1])  # type: ignore[index]
+    assert said["faults"] == "" and said["spare"] >= 0
+    assert [len(lines) for lines in said["figures"]] == [2, 2, 0] and "NaN" not in str(said["figures"])
+    assert [len(lines) for lines in said["easy"]] == [1, 1, 0]
+    assert "100ap50, %" in said["texts"][2]  # the axis of values up to 100 % has no mark at 150
+    assert {"all", "easy"} < {*said["labels"]} and "medium" not in said["labels"]
+    assert all("Curves are missing: old" in text for text in said["texts"][:2])
+    assert "false detections per photo (log scale)" in said["texts"][1]
+    table = compare(read_runs([tmp_path / "runs" / "*"]), ["ap50", "recall_fppi_01", "recall_fppi_1"])[0]
+    _, first, *_ = build_cells(table)
+    ap, few, more = (cell.text for cell in first if cell.number)
+    assert said["titles"][0] == f"good: ap50 {ap} %"
+    assert said["titles"][2] == f"good: recall_fppi_01 {few} % (20.00..99.00), recall_fppi_1 {more} % (20.00..99.00)"
+    assert not any("MACs" in note for note in said["notes"])  # a detector has no cost of one face
+
+
+def test_write_page_limits_the_curves_of_detectors(tmp_path: Path) -> None:
+    """Would catch a page that grows with the number of detections."""
+    sizes = []
+    for runs in (1, 2):
+        write_detector(tmp_path / "runs" / str(runs), 0.9, curves=tuple(DETECTION_FACES))
+        sizes.append(len(write_and_read_page(tmp_path / "runs" / "*", tmp_path / "page.html")))
+    assert sizes[1] - sizes[0] < 20_000
 
 
 @pytest.mark.slow

@@ -463,7 +463,7 @@ def test_train_dataloader_varies_with_epoch_and_seed(faces: InMemory, third_epoc
 def test_face_dataset_draws_differ_between_samples(faces: InMemory) -> None:
     """Would catch neighbours that share rotation, occlusion or blur; all photos are identical here."""
     warped = FaceDataset(faces, "train", crop(), affine(**EVERYTHING), 1, 1.0)
-    changed = FaceDataset(faces, "train", crop(), affine(pixels=augment().pixels), 1, 1.0)
+    changed = FaceDataset(faces, "train", crop(), affine(pixels=augment().pixels.transforms), 1, 1.0)
     keys = [(number, row) for number in range(4) for row in range(13)]
     assert len({warped[key].points.numpy().tobytes() for key in keys}) == len(keys)
     images = Counter(changed[key].image.numpy().tobytes() for key in keys)

@@ -10,7 +10,7 @@ import torch
 from lightning import Trainer
 from torch import Tensor
 
-from datamodules.detection import DetectionDataModule, MissingPhotoError, fingerprint
+from datamodules.detection import DetectionDataModule, MissingPhotoError, fingerprint, photo_names, true_columns
 from facelab.errors import ConfigError, DatasetError
 from facelab.faces.batch import DetectionBatch
 from facelab.faces.detections import Candidates, DetectionRule
@@ -175,3 +175,25 @@ def test_detector_is_measured_on_a_split(scenes: Scenes, tmp_path: Path) -> None
     assert numbers["test/nme5_box"] == pytest.approx(0, abs=1e-6)
     assert len(module.errors.compute()["photo_id"]) == 0, "the next validation would contain this test"
     assert module.table.boxes.tolist() == [[10, 10, 20, 22], [5, 5, 25, 25]]
+
+
+def test_photo_names_are_those_of_the_files_unless_two_are_equal() -> None:
+    """Would catch a detections.npz that cannot be read for its own dataset, because its names are ambiguous."""
+    paths = ("/set/a/1.jpg", "/set/b/1.jpg", "/set/b/2.jpg")
+    assert photo_names([Photo(Path(path), (), "stored") for path in paths]) == ["a/1.jpg", "b/1.jpg", "2.jpg"]
+
+
+def test_true_columns_are_those_of_the_batches(scenes: Scenes) -> None:
+    """Would catch predictions that are measured on other faces, tags or ignored ones than a run."""
+    datamodule = module_of(scenes)
+    datamodule.setup("test")
+    dataset = datamodule.photos["test"]
+    samples = [dataset[(0, row)] for row in range(len(dataset))]
+    columns = true_columns(dataset.photos, dataset.tag_names, datamodule.ignore)
+    names = {"true_boxes": "boxes", "true_points": "points", "true_photo": "photo"}
+    assert columns["ignore"].any() and not columns["ignore"].all()
+    for name, column in columns.items():
+        parts = [getattr(sample, names.get(name, name)).numpy() for sample in samples]
+        if name == "true_photo":
+            parts = [part + row for row, part in enumerate(parts)]
+        np.testing.assert_array_equal(column, np.concatenate(parts))

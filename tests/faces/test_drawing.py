@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from facelab.faces.drawing import PREDICTION, TRUTH, draw_landmarks, grid, photo_tile, tile
+from facelab.faces.drawing import PREDICTION, TRUTH, draw_detections, draw_landmarks, grid, photo_tile, tile
 from facelab.faces.geometry import Array
 from facelab.faces.layouts import Layout
 
@@ -125,3 +125,53 @@ def test_photo_tile_without_faces_and_points() -> None:
     box, points = np.array([[0.0, 0, 300, 300]]), np.full((1, 5, 2), np.nan)
     drawn = photo_tile(black(300, 300), side=50, truth=none, boxes=box, scores=np.ones(1), points=points, caption="x")
     assert drawn.any()
+
+
+@pytest.mark.parametrize("corner", [(-20.0, -20.0), (100.0, 0.5), (370.0, 150.0), (-20.0, 290.0), (390.0, 5.0)])
+def test_draw_detections_keeps_the_score_within_the_image(corner: tuple[float, float]) -> None:
+    """Would catch a score that is cut off at the border of the image, as faces often are."""
+    sizes = []
+    for x, y in (corner, (150.0, 150.0)):
+        image = black(300, 400)
+        draw_detections(image, np.array([[x, y, x + 40, y + 40]]), np.array([0.5]), np.full((1, 5, 2), NAN))
+        sizes.append((image.min(axis=2) > 130).sum())  # white on red
+    assert sizes[0] == sizes[1] > 20
+
+
+def test_draw_detections_draws_points_in_the_size_of_the_face() -> None:
+    """Would catch dots of one pixel on a large face, and points that hide a small one."""
+    boxes = np.array([[20.0, 20, 220, 220], [300.0, 100, 320, 120]])
+    points = np.array([[[120.0, 120]] * 5, [[310.0, 110]] * 5])
+    image = black(300, 400)
+    draw_detections(image, boxes, np.array([0.9, 0.8]), points)
+    assert 7 <= (image[120, 100:140] == PREDICTION).all(axis=1).sum() <= 13
+    assert not image[105:115, 305:315].any()
+
+
+@pytest.mark.parametrize("length", [5, 38, 90])
+def test_tile_fits_each_line_of_its_caption(length: int) -> None:
+    """Would catch a long name that is cut at the edge of the tile, or lines that cover each other."""
+    picture = tile(black(64, 64), THREE, side=240, truth=None, prediction=None, caption=f"12 missed\n{'W' * length}")
+    rows, columns = np.nonzero(picture[..., 0] > 100)
+    assert columns.max() < 238
+    written = np.unique(rows)
+    assert (np.diff(written) > 1).sum() == 1  # one gap: two lines
+
+
+def test_tile_writes_a_long_line_smaller() -> None:
+    """Would catch names that differ only at the end, which is cut off."""
+    captions = ("12_Group_Large_Group_Large_551", "12_Group_Large_Group_Large_557")
+    one, other = (
+        tile(black(64, 64), THREE, side=192, truth=None, prediction=None, caption=caption) for caption in captions
+    )
+    assert (one != other).any()
+
+
+def test_tile_shortens_a_line_that_could_not_be_read() -> None:
+    """Would catch a name in letters of two pixels."""
+    pictures = [
+        tile(black(64, 64), THREE, side=240, truth=None, prediction=None, caption="W" * length) for length in (60, 90)
+    ]
+    assert (pictures[0] == pictures[1]).all()
+    rows = np.nonzero(pictures[0])[0]
+    assert np.ptp(rows) >= 6

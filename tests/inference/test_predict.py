@@ -24,6 +24,7 @@ from facelab.faces.image import PhotoFile, read_image, reduction, upright
 from facelab.faces.layouts import FIVE5
 from facelab.inference import boxes_file, landmarks
 from facelab.inference import write as write_module
+from facelab.inference.photos import Photos, find_photos
 from facelab.runs.build import build
 from facelab.runs.checkpoint import load_run
 from lightning_modules.pipnet import PIPNet
@@ -339,12 +340,12 @@ def test_find_photos_reads_folders_files_and_patterns(tmp_path: Path) -> None:
     for name in ("a.JPG", "b/c.png", "b/d/e.tiff", ".hidden/f.jpg", "notes.txt", "README"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    photos = landmarks.find_photos(str(tmp_path))
+    photos = find_photos(str(tmp_path))
     assert sorted(photos.paths) == ["a.JPG", "b/c.png", "b/d/e.tiff"]
     assert photos.left_aside == {".txt": 1, "no ending": 1}
-    assert list(landmarks.find_photos(f"{tmp_path}/**/*.png").paths) == ["b/c.png"]
-    assert list(landmarks.find_photos(f"{tmp_path}/b/[c]*").paths) == ["c.png"]
-    assert list(landmarks.find_photos(f"{tmp_path}/b/c.png").paths) == ["c.png"]
+    assert list(find_photos(f"{tmp_path}/**/*.png").paths) == ["b/c.png"]
+    assert list(find_photos(f"{tmp_path}/b/[c]*").paths) == ["c.png"]
+    assert list(find_photos(f"{tmp_path}/b/c.png").paths) == ["c.png"]
 
 
 @pytest.mark.parametrize("images", ["nowhere", "nowhere/*.jpg", "empty", "notes"])
@@ -354,7 +355,7 @@ def test_find_photos_refuses_a_place_without_photos(images: str, tmp_path: Path)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").touch()
     with pytest.raises(ConfigError, match=images.partition("/")[0]):
-        landmarks.find_photos(str(tmp_path / images))
+        find_photos(str(tmp_path / images))
 
 
 @pytest.mark.parametrize(
@@ -383,6 +384,9 @@ def test_find_photos_refuses_a_place_without_photos(images: str, tmp_path: Path)
             "'a.jpg': expected the faces of",
         ),
         ("b.json", '{"images": {"a.jpg": {"faces": [{"points": []}]}}}', "'a.jpg': expected the faces of a"),
+        ("b.json", '{"detection": {}, "images": {"a.jpg": {"faces": [[1, 2, 3, 4]]}}}', "faces of a detections.json"),
+        ("b.json", '{"detection": {}, "images": {"a.jpg": {"faces": [{"box": [1, 2]}]}}}', "'a.jpg', face 0: expected"),
+        ("b.csv", "image,face,x0,y0,x1,y1\na.jpg,0,1,2,3,4", "of the results of predict.py, pass the .json file"),
         ("b.txt", "a.jpg 1 2 3 4", "the ending .csv or .json"),
     ],
 )
@@ -402,6 +406,15 @@ def test_read_boxes_takes_the_landmarks_of_another_prediction(tmp_path: Path) ->
     (tmp_path / "landmarks.json").write_text(json.dumps(content))
     boxes = boxes_file.read_boxes(tmp_path / "landmarks.json")
     assert boxes["b.jpg"] == [] and [box.tolist() for box in boxes["a.jpg"]] == [[10.5, 20, 30, 44.25]]
+
+
+def test_read_boxes_takes_the_boxes_of_a_detector(tmp_path: Path) -> None:
+    """Would catch the boxes of the five points, which cut off forehead and chin, and a refused detection on a line."""
+    face = {"face": 0, "box": [0, 0, 50, 50.5], "score": 0.9, "points": [[10.5, 21]] * 5}
+    content = {"detection": {"threshold": 0.5}, "images": {"a.jpg": {"faces": [face, face]}, "b.jpg": {"faces": []}}}
+    (tmp_path / "detections.json").write_text(json.dumps(content))
+    boxes = boxes_file.read_boxes(tmp_path / "detections.json")
+    assert boxes["b.jpg"] == [] and [box.tolist() for box in boxes["a.jpg"]] == [[0, 0, 50, 50.5]] * 2
 
 
 def test_read_boxes_refuses_a_missing_file(tmp_path: Path) -> None:
@@ -448,9 +461,7 @@ def test_predict_skips_nan_points(trained: SimpleNamespace) -> None:
     crop = build(OmegaConf.load(trained.run / "config.yaml"), "crop")
     boxes = {"face2.png": [np.array([1.0, 1.0, 50.0, 50.0])]}
     with ThreadPoolExecutor(1) as pool:
-        ((photo,),) = landmarks.predict(
-            module, crop, landmarks.Photos(Path(), paths, {}), boxes, 2, pool, fractions=False
-        )
+        ((photo,),) = landmarks.predict(module, crop, Photos(Path(), paths, {}), boxes, 2, pool, fractions=False)
     assert photo.faces == []
     assert "diverge" in photo.skipped[0].reason
 

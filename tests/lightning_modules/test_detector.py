@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from facelab.coders.anchors import AnchorCoder
 from facelab.faces.batch import Detections
 from facelab.faces.detections import Candidates, DetectionRule
+from facelab.metrics.detection import example
+from facelab.metrics.wider import LISTS
 from facelab.networks.retinaface import MobileNetV1, RetinaFaceHead
 from lightning_modules.detector import DetectorModule
 from lightning_modules.retinaface import RetinaFace
@@ -53,6 +56,22 @@ def retinaface() -> RetinaFace:
     for predict in module.head.predict:
         torch.nn.init.normal_(predict.weight, std=0.5)
     return module.eval()
+
+
+def test_metrics_and_protocol_follow_the_rounding(retinaface: RetinaFace) -> None:
+    """Would catch a rounding that is named and not done, or done and not named."""
+    table = example(LISTS)
+    table = table._replace(
+        boxes=np.array([[-0.5, 9.99, 31.5, 25.01]]),  # 16 of 33 rows of the face, 17 if rounded
+        true_boxes=np.array([[-0.5, -0.5, 31.5, 31.5]]),
+        tags=np.ones((1, 3), np.bool_),
+    )
+    values = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for rounded in (False, True):
+            patch.setattr(retinaface, "wider_rounded", rounded)
+            values[rounded] = (retinaface.metrics(table)["wider_easy"].value(), retinaface.protocol().get("wider"))
+    assert values == {False: (0, None), True: (1, "rounded as in Matlab")}
 
 
 def found_in(found: Detections, photo: int) -> list[Tensor]:
@@ -125,7 +144,7 @@ def test_detect_of_photos_without_a_face() -> None:
     coder = AnchorCoder((8, 16, 32), ((16,), (64,), (256,)), (0.1, 0.2), 0.35, 0.2)
     backbone = MobileNetV1(0.25, pretrained=False, weights=None)
     strict = rule(threshold=1.0)
-    module = RetinaFace(backbone, partial(RetinaFaceHead, width=8), coder, strict, None, None, None).eval()
+    module = RetinaFace(backbone, partial(RetinaFaceHead, width=8), coder, strict, "original", None, None, None).eval()
     for photos in (0, 1):
         image, size = torch.zeros(photos, 3, 1, 1, dtype=torch.uint8), torch.ones(photos, 2, dtype=torch.int64)
         found = module.detect(image, size)

@@ -14,7 +14,8 @@ from torch.utils.data import DistributedSampler, TensorDataset
 from facelab.faces.batch import DetectionBatch, Detections
 from facelab.faces.geometry import Array
 from facelab.metrics import detection
-from facelab.metrics.detection import FALSE_PER_PHOTO, IOUS, SIZE_BUCKETS, count_photos, curve, definitions, example
+from facelab.metrics.detection import FALSE_PER_PHOTO, IOUS, SIZE_BUCKETS, count_photos, definitions, example
+from facelab.metrics.detection_curves import curves
 from facelab.metrics.detection_errors import DetectionErrors
 from facelab.metrics.detection_files import (
     COLUMNS,
@@ -268,7 +269,7 @@ def test_equal_scores_are_one_threshold() -> None:
     """Would catch a curve that puts the hits before the false detections of the same score."""
     columns = scenes()
     columns["scores"][:] = 0.5
-    points = curve(table_of(columns))
+    points = curves(table_of(columns))["ap50"]
     assert len(points.score) == 1
     ap = definitions(table_of(columns))["ap50"].value()
     assert ap == pytest.approx(points.precision[0] * math.floor(points.recall[0] * 100 + 1) / 101)
@@ -292,7 +293,7 @@ def test_metrics_without_faces_detections_or_photos() -> None:
             assert records["ap50"][:3] == records["recall"][:3] == (0, 0, 0)
             assert math.isnan(records["nme5_box"].value) and records["nme5_recall"].value == 0
         assert records["photos"].value == (0 if "P" in axes else PHOTOS - 1)
-        assert len(curve(table).score) == (0 if "D" in axes else 11)
+        assert curves(table) == {}
 
 
 def test_points_that_nobody_annotated_or_predicted_have_no_error() -> None:
@@ -322,7 +323,7 @@ def test_ignored_faces_are_neither_to_find_nor_background() -> None:
     record = definitions(table)["ap50"].record(10, seed=0)
     assert math.isnan(record.value) and (record.faces, record.left_out) == (0, 1)
     assert [column.tolist() for column in count_photos(table, 0.3)] == [[0], [0], [0], [0]]
-    assert len(curve(table).score) == 0
+    assert curves(table) == {}
 
 
 # Intervals
@@ -426,9 +427,9 @@ def test_detection_table_refuses_scores_without_an_order() -> None:
 def test_detection_without_finite_box_is_false() -> None:
     """Would catch a detection with NaN that finds a face or disappears."""
     columns = scenes()
-    before = curve(table_of(columns))
+    before = curves(table_of(columns))["ap50"]
     columns["boxes"][:] = np.nan
-    points = curve(table_of(columns))
+    points = curves(table_of(columns))["ap50"]
     assert points.recall.max() == 0 and points.false_per_photo[-1] > before.false_per_photo[-1]
 
 

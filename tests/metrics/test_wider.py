@@ -154,7 +154,7 @@ def loop_ap(
 
 def test_toy_set_has_its_known_numbers() -> None:
     """Would catch any other rule: best face also if taken, faces outside of the list, thresholds, empty photos."""
-    table, best = toy(), best_faces(toy())
+    table, best = toy(), best_faces(toy(), rounded=False)
     expected = {"easy": (2, 7, 1, 0.5), "medium": (4, 9, 3, 0.55), "hard": (6, 11, 5, 7 / 12)}
     for i, name in enumerate(LISTS):
         faces, counted, hits, ap = expected[name]
@@ -206,6 +206,15 @@ def test_ap_agrees_with_the_loop_on_random_photos(seed: int, rounded: bool) -> N
     assert aps(make_table(truth, found, dict.fromkeys(LISTS, kept)), rounded=rounded)["easy"] == pytest.approx(
         expected, abs=1e-12
     )
+
+
+def test_definitions_round_on_request() -> None:
+    """Would catch an option of the evaluation that changes the protocol alone."""
+    truth, found, kept = random_photos(0)
+    table = make_table(truth, found, dict.fromkeys(LISTS, kept))
+    exact, rounded = (definitions(table, wider_rounded=each)["wider_hard"].value() for each in (False, True))
+    assert (exact, rounded) == (aps(table)["hard"], aps(table, rounded=True)["hard"])
+    assert exact != rounded
 
 
 def test_a_resample_has_the_ap_of_the_repeated_photos() -> None:
@@ -302,7 +311,7 @@ def test_one_score_is_above_every_threshold() -> None:
     """Would catch 0 / 0 where all scores are equal."""
     table = toy()
     equal = table._replace(scores=np.full(len(table.scores), 0.7))
-    ranked = ranking(equal, best_faces(equal), equal.tags[:, 2])
+    ranked = ranking(equal, best_faces(equal, rounded=False), equal.tags[:, 2])
     assert (ends(ranked) == 11).all() and len(THRESHOLDS) == 1000
     assert aps(equal)["hard"] == pytest.approx(5 / 6 * 5 / 11)
 
