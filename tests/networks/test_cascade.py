@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from facelab.faces.boxes import iom
 from facelab.faces.detections import Candidates, CascadeRule, leaders_by_iom, leaders_of_groups
 from facelab.networks.cascade import Cascade, Photos, _correct, squares
 from facelab.networks.mtcnn import FacePrediction, ONet, PNet, RNet
@@ -237,6 +238,19 @@ def test_cascade_reports_photos_that_a_limit_cuts(cascade: Cascade) -> None:
         assert cut.tolist() == [True, False, True]
         assert found.photo.bincount(minlength=3).tolist() == [40, 0, 40]
     assert torch.equal(found.scores[:40], whole.scores[:40]), "the highest scores are kept"
+
+
+@torch.inference_mode()
+def test_finish_suppresses_by_the_scores_of_onet(cascade: Cascade) -> None:
+    """Would catch a last suppression in the order of R-Net's scores, which removes the best detection."""
+    image, size = batch_of([(80, 90)])
+    every, _ = cascade(image, size, rule(thresholds=(0.0, 0, 0), nms_iom=1.0))
+    found, _ = cascade(image, size, rule(thresholds=(0.0, 0, 0), nms_iom=0.5))
+    covered = iom(every.boxes, found.boxes) > 0.5
+    better = found.scores > every.scores[:, None]
+    removed = ~torch.isin(every.scores, found.scores)
+    assert 20 < removed.sum() < len(removed) - 3
+    assert (covered & better)[removed].any(dim=1).all()
 
 
 @torch.inference_mode()
