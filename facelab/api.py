@@ -12,7 +12,6 @@ import numpy as np
 from facelab.bounds import Device
 from facelab.errors import ConfigError, ImageError, RunError
 from facelab.faces.crop import BoxSource, Crop
-from facelab.faces.detections import DetectionRule
 from facelab.faces.drawing import draw_detections
 from facelab.faces.geometry import Array
 from facelab.faces.image import PhotoArray, rgb_image
@@ -333,8 +332,10 @@ def _landmarker(run: LoadedRun, crop: Mapping[CropChange, Any]) -> Landmarker:
 
 def _detector(run: LoadedRun, detection: Mapping[str, Any]) -> Detector:
     """Change the rule of an opened detector, and prepare its network for inference."""
-    changes = _plain("detection", detection, [field.name for field in fields(DetectionRule)])
-    if changes.get("threshold") is None:
+    known = [field.name for field in fields(run.module.detection)]
+    changes = _plain("detection", detection, known)
+    # A cascade has one threshold for each stage; those of its rule are meant for pictures already.
+    if "threshold" in known and changes.get("threshold") is None:
         changes["threshold"] = detections.THRESHOLD
     run.module.detection = build_rule(run, changes)
     fuse_normalisations(run.module)
@@ -348,7 +349,10 @@ def _plain(name: str, given: Mapping[Any, Any], known: Sequence[str] | None) -> 
     Raises:
         ConfigError: it is no mapping, or has another key.
     """
-    if not isinstance(given, Mapping) or (known and set(given) - {*known}):
-        keys = f"with the keys {', '.join(known)}" if known else "of dotted keys to values"
+    keys = f"with the keys {', '.join(known)}" if known else "of dotted keys to values"
+    if not isinstance(given, Mapping):
         raise ConfigError(name, f"={given!r}: expected a mapping {keys}", mounted=True)
+    for key in given:
+        if known and key not in known:
+            raise ConfigError(f"{name}.{key}", f"={given[key]}: expected a mapping {keys}", mounted=True)
     return {str(key): value.tolist() if isinstance(value, NUMPY) else value for key, value in given.items()}

@@ -5,7 +5,6 @@ A checkpoint of a stage has the networks of all stages before it, so it opens wi
 
 from collections.abc import Callable, Iterable, Mapping
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -18,7 +17,7 @@ from facelab.networks.mtcnn import match_mtcnn
 from lightning_modules.detector import DetectorModule
 
 
-class Stage(DetectorModule):
+class Stage(DetectorModule[CascadeRule]):
     """One stage of MTCNN, with the networks of the stages before it.
 
     Args:
@@ -29,8 +28,6 @@ class Stage(DetectorModule):
         scheduler: see :class:`DetectorModule`.
     """
 
-    detection: CascadeRule  # type: ignore[assignment]  # no search of resized photos
-
     def __init__(
         self,
         cascade: Cascade,
@@ -39,7 +36,7 @@ class Stage(DetectorModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None,
         scheduler: Callable[[Optimizer], LRScheduler] | None,
     ) -> None:
-        super().__init__(detection, loss, optimizer, scheduler)  # type: ignore[arg-type]
+        super().__init__(detection, loss, optimizer, scheduler)
         self.cascade = cascade
 
     def match_folder(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -54,21 +51,10 @@ class Stage(DetectorModule):
         matched = match_mtcnn(self.cascade.networks(), tensors)
         return {f"cascade.{name}": tensor for name, tensor in matched.items()}
 
-    def search(self, image: Tensor) -> tuple[Candidates, Tensor]:
-        """Find the faces in images of one size; see :class:`DetectorModule`."""
-        size = torch.tensor(image.shape[-2:], device=image.device).expand(len(image), 2)
-        found, cut = self.cascade(image, size, self.detection)
-        return found, cut.nonzero().squeeze(1)
+    def detect(self, image: Tensor, size: Tensor, rule: CascadeRule | None = None) -> Detections:
+        """Find the faces in a batch of photos; see :class:`DetectorModule`.
 
-    def detect(  # type: ignore[override]
-        self, image: Tensor, size: Tensor, rule: CascadeRule | None = None
-    ) -> Detections:
-        """Find the faces in a batch of photos; the candidates of all photos, of any size, are looked at together.
-
-        Args:
-            image: ``(B, 3, H, W)`` uint8 RGB, padded at the right and below.
-            size: ``(B, 2)`` height and width of each photo in ``image``; 0 for a photo that could not be read.
-            rule: rule of the search; None for ``detection``.
+        The candidates of all photos, of any size, are looked at together.
         """
         found: Candidates
         found, cut = self.cascade(image, size, rule or self.detection)

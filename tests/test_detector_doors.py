@@ -308,7 +308,7 @@ def test_predict_writes_the_faces_that_a_detector_finds(folder: Path, capsys: py
             ]
         drawn = read_image(folder / "found" / "pictures" / name)
         assert (drawn == detector.draw(image, faces)).all() and (drawn != image).any()
-    assert "60 faces in 3 of 3 photos" in printed and "score of at least 0.4" in printed and "scale: vga" in printed
+    assert "60 faces in 3 of 3 photos" in printed and "scale=vga, threshold=0.4" in printed
     assert "skipped a.png: some detections of the lowest scores" in printed
     assert json.loads((folder / "found" / "status.json").read_text())["state"] == "finished"
 

@@ -20,6 +20,8 @@ VGA = 640
 SHORTER, LONGER = 1600, 2150
 """Shorter side in pixels of a photo that is searched at ``large``, unless its longer side would exceed the second
 number; as in the official code of RetinaFace."""
+PNET_SIDE = 12
+"""Side in pixels of the square that P-Net of MTCNN sees."""
 CHUNK = 1024
 """Number of candidates whose overlaps are computed at a time, which limits the memory."""
 SHORTER_SIDES = (500, 800, 1100, 1400, 1700)
@@ -79,6 +81,10 @@ class DetectionRule:
         sizes = [(max(round(factor * height), 1), max(round(factor * width), 1)) for factor in factors]
         return [(*size, flipped) for size in sizes for flipped in (False, True)[: 1 + self.votes]]
 
+    def largest(self, height: int, width: int) -> tuple[int, int]:
+        """Return height and width in pixels of the largest image in which a photo is searched."""
+        return max(((h, w) for h, w, _ in self.searches(height, width)), key=lambda sides: sides[0] * sides[1])
+
 
 @dataclass(frozen=True)
 class CascadeRule:
@@ -115,16 +121,15 @@ class CascadeRule:
     resize: Literal["area", "bilinear"]
     official_pixels: bool
 
-    def levels(self, height: int, width: int, side: int) -> list[tuple[int, int, float]]:
-        """Return height, width and scale of the levels of the pyramid of a photo.
+    def largest(self, height: int, width: int) -> tuple[int, int]:
+        """Return height and width in pixels of the largest level of the pyramid of a photo, if it has any."""
+        scale = PNET_SIDE / self.min_face
+        return int(height * scale + 1), int(width * scale + 1)
 
-        Args:
-            height: of the photo in pixels.
-            width: of the photo in pixels.
-            side: pixels of a face in the level of its size.
-        """
-        levels, scale = [], side / self.min_face
-        while min(height, width) * scale >= side:
+    def levels(self, height: int, width: int) -> list[tuple[int, int, float]]:
+        """Return height, width and scale of the levels of the pyramid of a photo of a height and width in pixels."""
+        levels, scale = [], PNET_SIDE / self.min_face
+        while min(height, width) * scale >= PNET_SIDE:
             levels.append((int(height * scale + 1), int(width * scale + 1), scale))
             scale *= self.factor
         return levels

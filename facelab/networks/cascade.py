@@ -255,7 +255,7 @@ class Cascade(nn.Module):
         cells = Cells([], [], [], [], [])
         for (height, width), group in photos.groups.items():
             rows = torch.tensor(group).to(device, non_blocking=True)
-            for number, (new_height, new_width, scale) in enumerate(rule.levels(height, width, self.pnet.side)):
+            for number, (new_height, new_width, scale) in enumerate(rule.levels(height, width)):
                 exact = (new_width / width, new_height / height)
                 at_a_time = max(1, PIXELS // (new_height * new_width))
                 for start in range(0, len(group), at_a_time):

@@ -12,6 +12,7 @@ from annotated_types import Interval
 from torch import Tensor, nn
 
 from facelab.bounds import Share
+from facelab.faces.detections import PNET_SIDE
 from facelab.networks.official import OfficialLayers, match_tensors
 
 Width: TypeAlias = Annotated[float, Interval(ge=0.1, le=16)]
@@ -108,7 +109,7 @@ class PNet(CascadeNetwork):
         width: see :class:`CascadeNetwork`.
     """
 
-    side = 12
+    side = PNET_SIDE
 
     def __init__(self, landmarks: bool, width: Width) -> None:
         super().__init__((10, 16, 32), (3, 3, 3), (2, 0, 0), 1, 0, 0.0, landmarks, width)

@@ -98,13 +98,13 @@ def test_crops_of_the_official_code_are_stretched_at_the_border() -> None:
 
 def test_levels_have_the_sizes_of_the_pyramid() -> None:
     """Would catch a level too many, or one of another size: the numbers of a 640 x 480 photo are published ones."""
-    levels = rule().levels(480, 640, 12)
+    levels = rule().levels(480, 640)
     assert len(levels) == 10
     assert levels[0][:2] == (289, 385)
     assert sum(height * width for height, width, _ in levels) == 223_663
-    assert len(rule(min_face=10, factor=0.79).levels(480, 640, 12)) == 17
-    assert rule().levels(19, 400, 12) == []
-    assert len(rule().levels(20, 400, 12)) == 1
+    assert len(rule(min_face=10, factor=0.79).levels(480, 640)) == 17
+    assert rule().levels(19, 400) == []
+    assert len(rule().levels(20, 400)) == 1
 
 
 # Boxes
