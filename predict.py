@@ -140,7 +140,8 @@ def find_faces(cfg: DictConfig, photos: "Photos", status: MutableMapping[str, An
     from facelab.inference.write import write_detections
 
     supplements = parse_supplements(cfg.supplements)
-    detector = api.open_detector(str(cfg.detector), cfg.device, {**cfg.detection}, cfg.paths, supplements)
+    changes = {key: value for key, value in cfg.detection.items() if value is not None}
+    detector = api.open_detector(str(cfg.detector), cfg.device, changes, cfg.paths, supplements)
     rule = detector.module.detection
 
     def predict(pool: Executor) -> "Iterator[list[PredictedPhoto[Any]]]":
@@ -151,7 +152,8 @@ def find_faces(cfg: DictConfig, photos: "Photos", status: MutableMapping[str, An
     skipped = [skip for photo in predicted for skip in photo.skipped]
     write_detections(Path(cfg.output) / "detections.csv", predicted)
     write_results(cfg, "detections", detector, {RULE: described(rule)}, photos, predicted, skipped)
-    how = f"faces with a score of at least {rule.threshold} (detection.threshold), scale: {rule.scale}"
+    shown = ("scale", "threshold", "min_face", "thresholds")
+    how = "detection: " + ", ".join(f"{key}={value}" for key, value in asdict(rule).items() if key in shown)
     report(cfg, "detections", how, photos, predicted, skipped, speed)
     if not any(photo.size for photo in predicted):
         raise FacelabError("no photo could be searched; the reasons are above and in detections.json")

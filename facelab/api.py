@@ -12,7 +12,6 @@ import numpy as np
 from facelab.bounds import Device
 from facelab.errors import ConfigError, ImageError, RunError
 from facelab.faces.crop import BoxSource, Crop
-from facelab.faces.detections import DetectionRule
 from facelab.faces.drawing import draw_detections
 from facelab.faces.geometry import Array
 from facelab.faces.image import PhotoArray, rgb_image
@@ -24,6 +23,7 @@ from facelab.inference.detections import DetectedFace
 from facelab.inference.landmarks import FaceCrops, PredictedFace
 from facelab.inference.photos import Photos, PredictedPhoto
 from facelab.inference.write import draw_face
+from facelab.networks.fusion import fuse_normalisations
 from facelab.runs.build import choose_device
 from facelab.runs.checkpoint import LoadedRun, build_crop, build_rule, is_detector, load_run
 from facelab.runs.targets import trusting
@@ -143,7 +143,8 @@ class Detector:
     """Trained face detector.
 
     Args:
-        module: the method in evaluation mode, on its device, with the rule of the search.
+        module: the method in evaluation mode, on its device, with the rule of the search. Its convolutions contain
+            their normalisations, so it cannot be trained further.
         checkpoint: file of the weights.
 
     Attributes:
@@ -330,11 +331,15 @@ def _landmarker(run: LoadedRun, crop: Mapping[CropChange, Any]) -> Landmarker:
 
 
 def _detector(run: LoadedRun, detection: Mapping[str, Any]) -> Detector:
-    """Change the rule of an opened detector."""
-    changes = _plain("detection", detection, [field.name for field in fields(DetectionRule)])
-    if changes.get("threshold") is None:
+    """Change the rule of an opened detector, and prepare its network for inference."""
+    known = [field.name for field in fields(run.module.detection)]
+    changes = _plain("detection", detection, known)
+    # A cascade has one threshold for each stage; those of its rule are meant for pictures already.
+    if "threshold" in known and changes.get("threshold") is None:
         changes["threshold"] = detections.THRESHOLD
     run.module.detection = build_rule(run, changes)
+    fuse_normalisations(run.module)
+    run.module.to(memory_format=run.module.memory_format)
     return Detector(run.module, run.checkpoint)
 
 
@@ -344,7 +349,10 @@ def _plain(name: str, given: Mapping[Any, Any], known: Sequence[str] | None) -> 
     Raises:
         ConfigError: it is no mapping, or has another key.
     """
-    if not isinstance(given, Mapping) or (known and set(given) - {*known}):
-        keys = f"with the keys {', '.join(known)}" if known else "of dotted keys to values"
+    keys = f"with the keys {', '.join(known)}" if known else "of dotted keys to values"
+    if not isinstance(given, Mapping):
         raise ConfigError(name, f"={given!r}: expected a mapping {keys}", mounted=True)
+    for key in given:
+        if known and key not in known:
+            raise ConfigError(f"{name}.{key}", f"={given[key]}: expected a mapping {keys}", mounted=True)
     return {str(key): value.tolist() if isinstance(value, NUMPY) else value for key, value in given.items()}

@@ -63,9 +63,6 @@ class LandmarkModule(MethodModule):
         self.coder: Any = coder  # nn.Module has no types for encode and decode
         self.register_buffer("flip", torch.tensor(layout.flip), persistent=False)
 
-    def fit_statistics(self, datamodule: Any) -> None:
-        """Compute statistics of the training set that the method needs and store them as buffers; here none."""
-
     def setup(self, stage: str) -> None:
         """Create the metric and, before training, compute the statistics. Prediction needs neither."""
         if stage != "predict":

@@ -58,6 +58,9 @@ class MethodModule(LightningModule, ABC):
         self.loss: Any = loss
         self.optimizer, self.scheduler = optimizer, scheduler
 
+    def fit_statistics(self, datamodule: Any) -> None:
+        """Compute statistics of the training set that the method needs and store them as buffers; here none."""
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the format of the checkpoint."""
         checkpoint["format"] = FORMAT

@@ -8,14 +8,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from facelab.coders.anchors import AnchorCoder
-from facelab.faces.batch import DetectionBatch
+from facelab.faces.batch import DetectionBatch, Detections
 from facelab.faces.detections import Candidates, DetectionRule, Scale
+from facelab.faces.search import search_photos
 from facelab.networks.official import OfficialLayers
 from facelab.networks.retinaface import AnchorPrediction, RetinaFaceHead, match_retinaface_layers
 from lightning_modules.detector import DetectorModule
 
 
-class RetinaFace(DetectorModule):
+class RetinaFace(DetectorModule[DetectionRule]):
     """Class, box and five landmarks of each anchor of a feature pyramid.
 
     Args:
@@ -62,8 +63,18 @@ class RetinaFace(DetectorModule):
         return self.total(self.loss(prediction, target), batch)
 
     def search(self, image: Tensor) -> tuple[Candidates, Tensor]:
-        """Find candidates in images of one size; see :class:`DetectorModule`."""
-        logits, boxes, points, shapes = self(image)
+        """Find candidates in images of one size; see :data:`facelab.faces.search.SearchOfOneSize`.
+
+        They are at most ``detection.candidates`` of each image, and have at least ``detection.threshold``.
+        """
+        logits, boxes, points, shapes = self(image.contiguous(memory_format=self.memory_format))
         anchors = self.coder.anchors(shapes, image.device)
         rule = self.detection
         return self.coder.detect(logits, boxes, points, anchors, rule.threshold, rule.candidates)
+
+    def detect(self, image: Tensor, size: Tensor, rule: DetectionRule | None = None) -> Detections:
+        """Find the faces in a batch of photos; see :class:`DetectorModule`.
+
+        Threshold and number of candidates are always those of ``detection``.
+        """
+        return search_photos(self.search, image, size, rule or self.detection)

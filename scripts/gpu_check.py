@@ -6,8 +6,9 @@
     python scripts/gpu_check.py --rounds 1 --steps 2 --compile false model=pfld data.train=64 trainer=cpu
 
 The arguments after the options are overrides of ``train.py``. They follow the defaults ``trainer=gpu
-trainer.precision=bf16-mixed data=synthetic106 data.train=8192``. Without ``model=`` the script measures every method of
-conf/model/. It writes the JSON file again after each part, so that a stopped script loses one part.
+trainer.precision=bf16-mixed``, and, unless one begins with ``data``, ``data=synthetic106 data.train=8192``, or
+``data=synthetic_scenes data.train=512`` for a detector. Without ``model=`` the script measures every method that can be
+trained. It writes the JSON file again after each part, so that a stopped script loses one part.
 
 * ``step_ms``: one training step in a plain loop, on one batch in the memory of the device.
 * ``trainer_ms``: one step of Lightning's Trainer on the same batch, with the callback of ``on_nan``. ``trainer_share``
@@ -15,7 +16,8 @@ conf/model/. It writes the JSON file again after each part, so that a stopped sc
 * ``trainer_without_on_nan_ms``: the same without that callback. ``on_nan_cost`` is its time as a share of this one.
 * ``run_ms``: one step of the Trainer with the loader. ``run_share`` is ``step_ms / run_ms``.
 * ``loader_images_per_s``: number of workers to the speed of the loader without a training.
-* ``latency_p50_ms``: prediction of one crop in a batch of 1, in 32-bit floats.
+* ``latency_p50_ms``: prediction of one crop in a batch of 1, in 32-bit floats; not of a detector, whose time depends on
+  the photo.
 
 The contenders of a fit take turns in blocks of steps, so that a change in the machine's speed affects all of them. Each
 time is the median of the blocks.
@@ -38,10 +40,12 @@ from callbacks.finite_loss import FiniteLoss
 from facelab.files import write_json
 from facelab.profiling.cost import latency, machine
 from facelab.runs.build import build
-from facelab.runs.checkpoint import clear_initial_weights
+from facelab.runs.checkpoint import clear_initial_weights, is_detector
 from facelab.runs.environment import environment
-from scripts.train_speed import ROOT, WARM_UP, bare_step, build_module, configuration, moment
+from scripts.train_speed import WARM_UP, bare_step, build_module, configuration, moment, trained_models
 
+DATA = {False: ["data=synthetic106", "data.train=8192"], True: ["data=synthetic_scenes", "data.train=512"]}
+"""Dataset of the landmark methods, and of the detectors (True)."""
 LOADER_BATCH = 64
 """Samples of a batch while the loader is measured: so few that an epoch has many more batches than are prefetched."""
 
@@ -148,7 +152,8 @@ def loader_speed(cfg: DictConfig, workers: int) -> float:
     datamodule = build(cfg, "datamodule")
     datamodule.setup("fit")
     datamodule.num_workers = workers
-    datamodule.batch_size = min(LOADER_BATCH, max(1, len(datamodule.faces["train"]) // (2 * workers)))
+    samples = len(datamodule.train_dataloader().dataset)
+    datamodule.batch_size = min(LOADER_BATCH, max(1, samples // (2 * workers)))
     batches = iter(datamodule.train_dataloader())
     for _ in islice(batches, workers):
         pass
@@ -194,10 +199,9 @@ def main() -> None:
     """Measure the chosen methods, or all, and write the file after each part."""
     arguments, overrides = parse()
     chosen = [override for override in overrides if override.startswith("model=")]
-    defaults = ["trainer=gpu", "trainer.precision=bf16-mixed", "data=synthetic106", "data.train=8192"]
-    others = [*defaults, *(override for override in overrides if override not in chosen)]
-    every = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
-    models = chosen[-1].removeprefix("model=").split(",") if chosen else every
+    others = ["trainer=gpu", "trainer.precision=bf16-mixed", *(word for word in overrides if word not in chosen)]
+    models = chosen[-1].removeprefix("model=").split(",") if chosen else trained_models()
+    has_data = any(word.startswith("data") and not word.startswith("datamodule") for word in others)
     began = time.perf_counter()
     methods: dict[str, dict[str, Any]] = {model: {} for model in models}
     report: dict[str, Any] = {"complete": False, "seconds": 0.0, "methods": methods, "environment": environment()}
@@ -210,7 +214,8 @@ def main() -> None:
 
     for compiled in sorted(arguments.compile):  # the slow part last
         for model in models:
-            composed = configuration([f"model={model}", *others, f"compile={str(compiled).lower()}"])
+            data = [] if has_data else DATA[is_detector(configuration([f"model={model}"]))]
+            composed = configuration([f"model={model}", *data, *others, f"compile={str(compiled).lower()}"])
             # Pretrained weights change no speed, and there may be no way to fetch them.
             cfg = DictConfig(clear_initial_weights(OmegaConf.to_container(composed)))
             report["machine"] = machine(torch.device("cuda" if cfg.trainer.accelerator == "gpu" else "cpu"))
@@ -218,7 +223,8 @@ def main() -> None:
                 speeds = {str(workers): loader_speed(cfg, workers) for workers in arguments.workers}
                 write(methods[model], "loader_images_per_s", speeds)
             place = methods[model].setdefault("compile" if compiled else "eager", {})
-            write(place, "latency_p50_ms", latency_one(cfg, arguments.seconds))
+            if not is_detector(cfg):
+                write(place, "latency_p50_ms", latency_one(cfg, arguments.seconds))
             write(place, "training", training(cfg, arguments.rounds, arguments.steps, arguments.workers[-1]))
     write(report, "complete", True)
 

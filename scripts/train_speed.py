@@ -3,9 +3,9 @@
     python scripts/train_speed.py --options precision=bf16-mixed,compile=true data=ytf68
     python scripts/train_speed.py --peer PATH:FUNCTION model=pipnet data=ytf68 backbone=mbv2 ...
 
-The arguments after the options are overrides of ``train.py``; without ``model=`` the script measures every method of
-conf/model/. The contenders of a method take turns in blocks of steps, so that a change in the machine's speed affects
-all of them. The script prints the median block of each contender and its ratio to another one in the same turn.
+The arguments after the options are overrides of ``train.py``; without ``model=`` the script measures every method
+that can be trained. The contenders of a method take turns in blocks of steps, so that a change in the machine's speed
+affects all of them. The script prints the median block of each contender and its ratio to another one in the same turn.
 
 * ``loop``: this project's training by Lightning's Trainer with its loader; nothing is written to disk.
 * ``step``: training step, backward pass and optimizer step of the same method on one batch in memory. Its ratio to the
@@ -85,6 +85,12 @@ def configuration(overrides: list[str]) -> DictConfig:
     """Compose the configuration of train.py with these overrides."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose("train", [*overrides, "paths.run=null", "paths.name=benchmark", "paths.group=null"])
+
+
+def trained_models() -> list[str]:
+    """Return the methods of conf/model/ that can be trained."""
+    models = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
+    return [model for model in models if configuration([f"model={model}"]).model.loss is not None]
 
 
 def build_module(cfg: DictConfig) -> Any:
@@ -213,8 +219,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     chosen = [override for override in overrides if override.startswith("model=")]
     others = [override for override in overrides if override not in chosen]
-    every = sorted(path.stem for path in (ROOT / "conf" / "model").glob("*.yaml"))
-    for model in chosen[-1].removeprefix("model=").split(",") if chosen else every:
+    for model in chosen[-1].removeprefix("model=").split(",") if chosen else trained_models():
         print(f"model={model} {' '.join(others)}, {arguments.threads} threads, torch {torch.__version__}", flush=True)
         measure(arguments, [f"model={model}", *others])
 

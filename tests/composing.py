@@ -42,10 +42,14 @@ def options(group: str) -> list[str]:
 
 @functools.cache
 def default_parts(model: str) -> dict[str, str]:
-    """Return the option of each config group that a model file chooses."""
+    """Return the option of each config group that a model file chooses, also by the models that it begins with."""
     lines = (CONF / "model" / f"{model}.yaml").read_text().splitlines()
     parts = [line.partition("/")[2].split(":") for line in lines if line.startswith("  - /")]
-    return {group: option.strip() for group, option in parts}
+    first = [line.removeprefix("  - ") for line in lines if line.startswith("  - ") and "/" not in line]
+    inherited = [default_parts(other) for other in first if other != "_self_"]
+    return {key: value for part in inherited for key, value in part.items()} | {
+        group: option.strip() for group, option in parts
+    }
 
 
 def groups_of(model: str) -> set[str]:

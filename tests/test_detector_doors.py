@@ -14,6 +14,8 @@ import pytest
 import torch
 from composing import compose_config
 from conftest import ROOT, metrics_of, open_door
+from mtcnn_weights import LAYERS
+from mtcnn_weights import published as published_mtcnn
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -308,7 +310,7 @@ def test_predict_writes_the_faces_that_a_detector_finds(folder: Path, capsys: py
             ]
         drawn = read_image(folder / "found" / "pictures" / name)
         assert (drawn == detector.draw(image, faces)).all() and (drawn != image).any()
-    assert "60 faces in 3 of 3 photos" in printed and "score of at least 0.4" in printed and "scale: vga" in printed
+    assert "60 faces in 3 of 3 photos" in printed and "scale=vga, threshold=0.4" in printed
     assert "skipped a.png: some detections of the lowest scores" in printed
     assert json.loads((folder / "found" / "status.json").read_text())["state"] == "finished"
 
@@ -437,3 +439,70 @@ def test_compare_shows_detectors_beside_landmark_methods(folder: Path, capsys: p
     )
     page = (folder / "page.html").read_text()
     assert "Worst photos" in page and "Worst faces" in page
+
+
+# MTCNN
+
+
+@pytest.fixture(scope="module")
+def mtcnn(folder: Path) -> Path:
+    """Write files of weights of MTCNN beside the set of photos, and import them as ``onet`` and ``pnet``."""
+    (folder / "mtcnn").mkdir()
+    for name in LAYERS:
+        torch.save(
+            {key.partition(".")[2]: v for key, v in published_mtcnn(name).items()}, folder / "mtcnn" / f"{name}.pt"
+        )
+    for model in ("onet", "pnet"):
+        words = (f"model={model}", "data=mask_voc", f"data.root={folder / 'voc'}", "weights=mtcnn")
+        open_door("import_weights", *words, f"hydra.run.dir={model}", folder=folder)
+    return folder
+
+
+def test_import_weights_writes_a_cascade_that_opens_alone(mtcnn: Path) -> None:
+    """Would catch a stage whose earlier networks are not in its checkpoint, or keep random weights."""
+    whole, first = (load_run(mtcnn / name, None).module for name in ("onet", "pnet"))
+    assert list(whole.cascade.networks()) == ["pnet", "rnet", "onet"]
+    assert list(first.cascade.networks()) == ["pnet"]
+    assert whole.detection.official_pixels
+    weights = torch.load(mtcnn / "mtcnn" / "pnet.pt", weights_only=True)
+    for module in (whole, first):
+        torch.testing.assert_close(module.cascade.pnet.features[0].weight, weights["conv1.weight"].float())
+    source = json.loads((mtcnn / "onet" / "status.json").read_text())["imported"]
+    assert source["file"] == "mtcnn" and len(source["sha256"]) == 64
+
+
+@pytest.mark.parametrize("run", ["onet", "pnet"])
+def test_evaluate_measures_a_cascade(mtcnn: Path, run: str) -> None:
+    """Would catch a stage that cannot be measured, results that depend on the batch, and a rule that is not changed."""
+    options = ("split=val", "num_workers=0", "logger=none", "callbacks.progress=null", "detection.thresholds=[0.4,0,0]")
+    metrics = []
+    for size in (1, 3):
+        words = (*options, f"batch_size={size}", "detection.min_face=15", f"hydra.run.dir={run}-{size}")
+        open_door("evaluate", f"ckpt={run}", *words, folder=mtcnn)
+        metrics.append(json.loads((mtcnn / f"{run}-{size}" / "metrics.json").read_text()))
+    assert metrics[0]["metrics"] == metrics[1]["metrics"]
+    protocol = metrics[0]["protocol"]
+    assert (protocol["min_face"], protocol["thresholds"], protocol["official_pixels"]) == (15, [0.4, 0, 0], True)
+    table, _ = read_detection_table(mtcnn / f"{run}-1" / "detections.npz")
+    assert len(table.scores) > 3
+    assert np.isfinite(table.points).all() == (run == "onet")
+
+
+@pytest.mark.parametrize(
+    ("door", "words", "message"),
+    [
+        ("train", ["model=rnet"], "model: without loss and optimizer this version trains no RNet"),
+        ("evaluate", ["ckpt=onet", "detection.scale=vga"], "detection.scale=vga is an option of detectors; .* of ONet"),
+        ("evaluate", ["ckpt=onet", "detection.factor=1"], "detection.factor: 1 given"),
+        ("import_weights", ["model=onet", "weights=weights.pth"], "weights=weights.pth: a folder with a file of each"),
+        ("import_weights", ["model=onet", "weights=voc"], "weights=voc: a folder with a file of each network"),
+        ("import_weights", ["model=onet", "weights=partial"], "missing from the file: rnet.conv1.bias"),
+    ],
+)
+def test_doors_refuse_what_a_cascade_cannot_do(mtcnn: Path, door: str, words: list[str], message: str) -> None:
+    """Would catch a traceback, an option without effect, and a cascade with random weights in a stage."""
+    (mtcnn / "partial").mkdir(exist_ok=True)
+    for name in ("pnet", "onet"):
+        (mtcnn / "partial" / f"{name}.pt").write_bytes((mtcnn / "mtcnn" / f"{name}.pt").read_bytes())
+    with pytest.raises(SystemExit, match=message):
+        open_door(door, *words, "hydra.run.dir=refused", folder=mtcnn)

@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from composing import MODELS, small
+from composing import DETECTORS, TRAINED, small
 from conftest import ROOT
 
 TIMES = {"run_ms", "trainer_ms", "trainer_without_on_nan_ms", "step_ms", "run_share", "trainer_share", "on_nan_cost"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", TRAINED)
 def test_gpu_check_measures_every_method(model: str, tmp_path: Path) -> None:
     """Would catch a script that fails with one method, because a GPU is available for minutes only."""
     overrides = [*small(model), "datamodule.num_workers=1", "trainer=cpu"]
@@ -32,4 +32,4 @@ def test_gpu_check_measures_every_method(model: str, tmp_path: Path) -> None:
     assert set(measured["loader_images_per_s"]) == {"1", "2"}
     assert set(measured["eager"]["training"]) == TIMES
     assert all(measured["eager"]["training"][key] > 0 for key in TIMES - {"on_nan_cost"})
-    assert measured["eager"]["latency_p50_ms"] > 0
+    assert model in DETECTORS or measured["eager"]["latency_p50_ms"] > 0

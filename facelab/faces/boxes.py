@@ -114,10 +114,11 @@ def square(boxes: ArrayOrTensor) -> ArrayOrTensor:
         array([[-3.,  0.,  7., 10.]])
     """
     sides = boxes[..., 2:] - boxes[..., :2]
-    missing = sides[..., [1, 0]].clip(min=sides) - sides
-    grown = (missing / 2)[..., [0, 1, 0, 1]]
-    grown[..., :2] *= -1
-    return boxes + grown
+    margin = (sides[..., :1].clip(min=sides[..., 1:]) - sides) / 2
+    grown = boxes * 1.0  # a copy; no list of indices, which would be copied to the device of a tensor
+    grown[..., :2] -= margin
+    grown[..., 2:] += margin
+    return grown
 
 
 def jitter(boxes: Array, scale: tuple[float, float], shift: float, rng: np.random.Generator) -> Array:

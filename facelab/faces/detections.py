@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 import torch
+from annotated_types import Ge, Interval
 from torch import Tensor
 from torch.nn import functional
 from torchvision.ops import batched_nms
@@ -19,6 +20,8 @@ VGA = 640
 SHORTER, LONGER = 1600, 2150
 """Shorter side in pixels of a photo that is searched at ``large``, unless its longer side would exceed the second
 number; as in the official code of RetinaFace."""
+PNET_SIDE = 12
+"""Side in pixels of the square that P-Net of MTCNN sees."""
 CHUNK = 1024
 """Number of candidates whose overlaps are computed at a time, which limits the memory."""
 SHORTER_SIDES = (500, 800, 1100, 1400, 1700)
@@ -78,6 +81,59 @@ class DetectionRule:
         sizes = [(max(round(factor * height), 1), max(round(factor * width), 1)) for factor in factors]
         return [(*size, flipped) for size in sizes for flipped in (False, True)[: 1 + self.votes]]
 
+    def largest(self, height: int, width: int) -> tuple[int, int]:
+        """Return height and width in pixels of the largest image in which a photo is searched."""
+        return max(((h, w) for h, w, _ in self.searches(height, width)), key=lambda sides: sides[0] * sides[1])
+
+
+@dataclass(frozen=True)
+class CascadeRule:
+    """How the cascade of MTCNN searches a photo. Two results are comparable only if their rules are equal.
+
+    Args:
+        min_face: side in pixels of the smallest face: the first level of the pyramid makes it 12 pixels.
+        factor: side of a level of the pyramid as a fraction of that of the level before.
+        thresholds: smallest scores of P-Net, R-Net and O-Net.
+        nms_iou: IoU above which the candidate of the lower score is suppressed: among those of one level of the
+            pyramid, among those of all levels, and among those that R-Net keeps.
+        nms_iom: intersection over the smaller area above which the one of the lower score of two detections of O-Net
+            is suppressed.
+        cells: largest number of P-Net's cells of a photo before the suppression; those of the highest scores.
+        candidates: largest number of candidates of a photo that R-Net sees; those of the highest scores.
+        most: largest number of detections of a photo.
+        resize: ``area``: each pixel of a level or a crop is the mean of the pixels that it touches; ``bilinear``:
+            interpolation without smoothing.
+        official_pixels: whether boxes are those of facenet-pytorch, with which the published weights are used: cells
+            begin at whole pixels counted from 1, boxes are a pixel smaller in the first correction and in the
+            suppressions by IoU, and crops are cut off at the borders of the photo and stretched. Otherwise a cell is
+            the exact square that P-Net saw, candidates are rounded to whole pixels, and crops are filled with zeros
+            outside of the photo, as in the authors' code.
+    """
+
+    min_face: Annotated[float, Ge(3)]
+    factor: Annotated[float, Interval(ge=0.1, le=0.95)]
+    thresholds: tuple[Share, Share, Share]
+    nms_iou: tuple[Share, Share, Share]
+    nms_iom: Share
+    cells: Count
+    candidates: Count
+    most: Count
+    resize: Literal["area", "bilinear"]
+    official_pixels: bool
+
+    def largest(self, height: int, width: int) -> tuple[int, int]:
+        """Return height and width in pixels of the largest level of the pyramid of a photo, if it has any."""
+        scale = PNET_SIDE / self.min_face
+        return int(height * scale + 1), int(width * scale + 1)
+
+    def levels(self, height: int, width: int) -> list[tuple[int, int, float]]:
+        """Return height, width and scale of the levels of the pyramid of a photo of a height and width in pixels."""
+        levels, scale = [], PNET_SIDE / self.min_face
+        while min(height, width) * scale >= PNET_SIDE:
+            levels.append((int(height * scale + 1), int(width * scale + 1), scale))
+            scale *= self.factor
+        return levels
+
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:
     """Resize images by bilinear interpolation without smoothing, as the public codes of detectors do.
@@ -125,19 +181,55 @@ def suppress(found: Candidates, rule: DetectionRule) -> Candidates:
 
 def _leaders(found: Candidates, rule: DetectionRule) -> Tensor:
     """Return the rows that the suppression keeps, in their order."""
-    corners = _corners(found, rule)
+    return leaders_of_groups(_corners(found, rule), found.scores, found.photo, rule.nms_iou)
+
+
+def leaders_of_groups(corners: Tensor, scores: Tensor, group: Tensor, iou: float) -> Tensor:
+    """Return the boxes that no box of a higher score in the same group overlaps, in their order.
+
+    Args:
+        corners: ``(D, 4)``.
+        scores: ``(D,)``.
+        group: ``(D,)`` int64.
+        iou: largest IoU that is no overlap.
+    """
+    # float64: the offsets that separate groups would round float32, and a batch would differ from single photos.
+    corners = corners.double()
     if len(corners):
-        corners = corners - corners.min()  # torchvision separates the photos by offsets, for which no number may be < 0
-    return batched_nms(corners, found.scores.double(), found.photo, rule.nms_iou).sort().values
+        corners = corners - corners.min()  # torchvision separates the groups by offsets, for which no number may be < 0
+    return batched_nms(corners, scores.double(), group, iou).sort().values
 
 
 def _corners(found: Candidates, rule: DetectionRule) -> Tensor:
-    """Return the boxes for overlaps.
-
-    They are float64: the offsets that separate photos would round float32, and a batch would differ from single photos.
-    """
+    """Return the boxes for overlaps."""
     corners = found.boxes.double()
     return corners + corners.new_tensor([0, 0, 1, 1]) if rule.official_areas else corners
+
+
+def leaders_by_iom(found: Candidates, iom: float) -> Tensor:
+    """Return a mask of the detections that none of a higher score in the same photo covers or is covered by.
+
+    The suppression in falling score is the only solution of "a row is kept if no kept row of a higher score overlaps
+    it", which repetition reaches: the first t rows of a photo are right after t rounds, most photos after three.
+
+    Args:
+        found: detections in the order of :func:`order`.
+        iom: largest intersection over the smaller area that is no overlap.
+
+    Returns:
+        ``(D,)`` bool.
+    """
+    if not len(found.photo):
+        return torch.zeros_like(found.photo, dtype=torch.bool)
+    place = torch.arange(len(found.photo), device=found.photo.device) - torch.searchsorted(found.photo, found.photo)
+    photos, most = (torch.stack([found.photo[-1], place.amax()]) + 1).tolist()
+    table = found.boxes.new_zeros(photos, most, 4).index_put_((found.photo, place), found.boxes)
+    overlaps = (boxes.iom(table, table) > iom).triu(diagonal=1)  # [:, i, j]: i has the higher score
+    kept = torch.ones(photos, most, dtype=torch.bool, device=place.device)
+    while True:
+        before, kept = kept, ~(overlaps & kept[:, :, None]).any(dim=1)
+        if torch.equal(before, kept):
+            return kept[found.photo, place]
 
 
 def vote(found: Candidates, rule: DetectionRule) -> Candidates:

@@ -1,5 +1,6 @@
 """Face detection on photos without annotations."""
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from itertools import groupby
@@ -11,7 +12,7 @@ import torch
 
 from facelab import MAX_PIXELS
 from facelab.errors import ImageError
-from facelab.faces.detections import DetectionRule
+from facelab.faces.detections import CascadeRule, DetectionRule
 from facelab.faces.geometry import Array
 from facelab.faces.image import PhotoFile, read_image
 from facelab.faces.pose import estimate_pose_of_five
@@ -98,7 +99,7 @@ def _search_photos(
     return found
 
 
-def _read(path: Path, rule: DetectionRule) -> Array | str:
+def _read(path: Path, rule: DetectionRule | CascadeRule) -> Array | str:
     """Read a photo in the orientation of its tag, or return why it cannot be searched."""
     try:
         image = read_image(path, orientation="shown")
@@ -108,19 +109,26 @@ def _read(path: Path, rule: DetectionRule) -> Array | str:
     return image
 
 
-def check_searched(rule: DetectionRule, image: Array, name: str) -> None:
+def check_searched(rule: DetectionRule | CascadeRule, image: Array, name: str) -> None:
     """Refuse an image ``(H, W, 3)`` that the rule enlarges beyond the memory of any machine.
 
     Raises:
         ImageError: it has more than :data:`facelab.MAX_PIXELS` pixels where it is searched.
     """
-    height, width, _ = max(rule.searches(*image.shape[:2]), key=lambda each: each[0] * each[1])
+    height, width = rule.largest(*image.shape[:2])
     if height * width > MAX_PIXELS:
+        cause, remedy = _size_options(rule)
         raise ImageError(
-            f"{name}: detection.scale={rule.scale} enlarges {image.shape[1]} x {image.shape[0]} pixels to "
-            f"{width} x {height}; the largest allowed is {MAX_PIXELS // 10**6} megapixels, and detection.scale=vga "
-            "has a longer side of 640"
+            f"{name}: {cause} enlarges {image.shape[1]} x {image.shape[0]} pixels to {width} x {height}; the largest "
+            f"allowed is {MAX_PIXELS // 10**6} megapixels, and {remedy}"
         )
+
+
+def _size_options(rule: DetectionRule | CascadeRule) -> tuple[str, str]:
+    """Return the option that sets the size of the searched image, and a value that makes it smaller."""
+    if isinstance(rule, CascadeRule):
+        return f"detection.min_face={rule.min_face}", "a larger one has a smaller image"
+    return f"detection.scale={rule.scale}", "detection.scale=vga has a longer side of 640"
 
 
 def search(module: DetectorModule, images: Sequence[Array], batch_size: int) -> list[DetectedFaces]:
@@ -139,7 +147,7 @@ def search(module: DetectorModule, images: Sequence[Array], batch_size: int) -> 
     found: dict[int, DetectedFaces] = {}
     rows = sorted(range(len(images)), key=lambda row: images[row].shape)
     for (height, width, _), same in groupby(rows, key=lambda row: images[row].shape):
-        pixels = max(searched[0] * searched[1] for searched in module.detection.searches(height, width))
+        pixels = math.prod(module.detection.largest(height, width))
         together, waiting = min(batch_size, max(1, SEARCHED_PIXELS // pixels)), list(same)
         for start in range(0, len(waiting), together):
             batch = waiting[start : start + together]
@@ -156,7 +164,8 @@ def _search(module: DetectorModule, images: Array) -> Iterator[DetectedFaces]:
             size = torch.tensor([images.shape[1:3]] * len(images), device=module.device)
             found = module.detect(image, size)
     except torch.OutOfMemoryError:
-        reason = f"the memory of the device is too small at detection.scale={rule.scale}; vga or device=cpu may do"
+        cause, remedy = _size_options(rule)
+        reason = f"the memory of the device is too small at {cause}; device=cpu may do, and {remedy}"
         yield from [DetectedFaces([], [(None, reason)])] * len(images)
         return
     boxes, scores, points, photo, cut = (column.cpu().numpy() for column in found)

@@ -1,6 +1,7 @@
 """Published weights of the authors' codes, under the names of this project's layers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,8 @@ class OfficialLayers(NamedTuple):
     layers: Mapping[str, tuple[str, ...]]
     bgr: frozenset[str] = frozenset()  # layers of the module whose input channels are RGB, and in the file BGR
     unused: frozenset[str] = frozenset()  # layers of the file that the public code does not use
+    # Layer of the module -> function from its weights in the file to the order of axes and features of the module.
+    arranged: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({})
 
     def count_matches(self, names: Iterable[str]) -> int:
         """Count the tensors of a file that belong to the layers."""
@@ -74,14 +77,16 @@ def _join(name: str, own: Tensor, sources: list[str], file: Mapping[str, Tensor]
     shapes = ", ".join(f"{source} {tuple(part.shape)}" for source, part in zip(sources, parts, strict=True))
     if scalar is not None or len({part.shape[1:] for part in parts}) > 1:
         raise CheckpointError(f"shapes that do not fit together: {shapes}")
-    joined = torch.cat(parts)
+    joined, (layer, _, tensor) = torch.cat(parts), name.rpartition(".")
+    if tensor == "weight" and layer in official.arranged and joined.shape == own.shape:
+        joined = official.arranged[layer](joined)
     # A 1x1 convolution may be a linear layer in the file.
     if joined.shape != own.shape and (*joined.shape, 1, 1) != own.shape:
         raise CheckpointError(f"{shapes}: the model needs {tuple(own.shape)}; do data.layout and all parts fit?")
     if not joined.isfinite().all():
         raise CheckpointError(f"{sources[0]} has values that are not finite")
     joined = joined.reshape(own.shape).to(own.dtype)
-    return joined.flip(1) if name.rpartition(".")[0] in official.bgr else joined
+    return joined.flip(1) if layer in official.bgr else joined
 
 
 def _list_names(names: list[str]) -> str:

@@ -22,7 +22,11 @@ PATHS: dict[str, Any] = {
 }
 """Keys of ``paths`` that scripts and dashboards read, with their types."""
 DETECTION: dict[str, Any] = {
-    f"detection.{key}": Any for key in ("scale", "threshold", "candidates", "nms_iou", "most", "official_areas")
+    f"detection.{key}": Any
+    for key in (
+        *("scale", "threshold", "candidates", "nms_iou", "most", "official_areas"),
+        *("min_face", "factor", "thresholds", "nms_iom", "cells", "resize", "official_pixels"),  # of MTCNN
+    )
 }
 """Keys of ``detection`` by which a script changes the rule of a detector, whose constructor checks their values."""
 TRAIN_KEYS: dict[str, Any] = {

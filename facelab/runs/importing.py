@@ -31,6 +31,8 @@ FILLED = ("backbone.", "head.")
 """Prefixes of the tensors that the file must fill; a coder has tables only."""
 WRAPPER = "module."
 """Prefix that ``torch.nn.DataParallel`` puts before the name of each tensor."""
+WEIGHTS = (".npz", ".pt", ".pth", ".safetensors")
+"""Endings of the files of weights in a folder."""
 MAX_MEANFACE_BYTES = 2**20
 """Bytes of the largest file of a mean face that is read; one of 106 landmarks has 4 kB."""
 
@@ -85,7 +87,7 @@ def import_run(folder: Path, cfg: DictConfig) -> dict[str, Any]:
     weights = match_weights(module, file)
     module.load_state_dict(module.state_dict() | weights)
     set_mean_face(module, cfg.meanface)
-    source = {"file": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    source = {"file": str(file), "sha256": hash_files(file)}
     part.imported = source
     content = {
         "format": FORMAT,
@@ -100,6 +102,12 @@ def import_run(folder: Path, cfg: DictConfig) -> dict[str, Any]:
     return {"begun": True, "imported": source}
 
 
+def hash_files(path: Path) -> str:
+    """Return the SHA-256 of a file, or of the files of a folder one after the other in the order of their names."""
+    files = weight_files(path) if path.is_dir() else [path]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
 def match_weights(module: Any, file: Path) -> dict[str, Any]:
     """Return the tensors of a published file under the names of a module.
 
@@ -112,6 +120,8 @@ def match_weights(module: Any, file: Path) -> dict[str, Any]:
     match: Callable[[], dict[str, Any]]
     if hasattr(module, "match_arrays"):
         match = partial(module.match_arrays, read_arrays(file))
+    elif hasattr(module, "match_folder"):
+        match = partial(module.match_folder, read_folder(file))
     elif hasattr(module, "official"):
         official = module.official()
         own = {name: value for name, value in module.state_dict().items() if name.startswith(FILLED)}
@@ -146,6 +156,29 @@ def read_arrays(file: Path) -> dict[str, Any]:
         raise ConfigError(
             "weights", f"={file}: not a file of arrays written by numpy.savez ({error})", mounted=True
         ) from error
+
+
+def read_folder(folder: Path) -> dict[str, Any]:
+    """Read the tensors of all files in a folder, under the name of their file without its ending and a dot.
+
+    Raises:
+        ConfigError: there is no such folder, it contains no file of weights, or one cannot be read.
+        CheckpointError: a file contains no tensors by name.
+    """
+    if not folder.is_dir() or not (files := weight_files(folder)):
+        raise ConfigError(
+            "weights", f"={folder}: a folder with a file of each network is needed, such as pnet.pt", mounted=True
+        )
+    tensors: dict[str, Any] = {}
+    for file in files:
+        state = read_arrays(file) if file.suffix == ".npz" else next(iter(read_states(file).values()))
+        tensors |= {f"{file.stem}.{name}": tensor for name, tensor in state.items()}
+    return tensors
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of weights in a folder."""
+    return sorted(file for file in folder.iterdir() if file.suffix in WEIGHTS)
 
 
 def read_states(file: Path) -> dict[str, dict[str, Any]]:
@@ -203,7 +236,7 @@ def set_mean_face(module: Any, meanface: Any) -> None:
     """
     import torch
 
-    coder = module.coder
+    coder: Any = getattr(module, "coder", None)
     if not getattr(coder, "num_neighbours", 0):
         if meanface is not None:
             raise ConfigError("meanface", f"={meanface}: this method has no neighbours to set", mounted=True)

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from datamodules.detection import DetectionDataModule, MissingPhotoError, fingerprint, photo_names, true_columns
 from facelab.errors import ConfigError, DatasetError
-from facelab.faces.batch import DetectionBatch
+from facelab.faces.batch import DetectionBatch, Detections
 from facelab.faces.detections import Candidates, DetectionRule
 from facelab.faces.face import Face, Photo, Split
 from facelab.faces.layouts import FIVE5, IBUG68, Layout
+from facelab.faces.search import search_photos
 from lightning_modules.detector import DetectorModule
 
 SIZES = ((40, 60), (50, 30), (40, 60))
@@ -147,7 +148,7 @@ def test_fingerprint_depends_on_names_boxes_and_points_only(scenes: Scenes) -> N
     assert fingerprint([first._replace(path=Path("other.png")), *rest]) != reference
 
 
-class WhiteDetector(DetectorModule):
+class WhiteDetector(DetectorModule[DetectionRule]):
     """Detector that finds the white area of a photo, and nothing in a photo without one."""
 
     def search(self, image: Tensor) -> tuple[Candidates, Tensor]:
@@ -161,6 +162,9 @@ class WhiteDetector(DetectorModule):
         points = ((corners[:, :2] + corners[:, 2:]) / 2)[:, None].expand(-1, 5, 2)
         photo_of = torch.tensor(rows, dtype=torch.int64)
         return Candidates(corners, torch.full((len(rows),), 0.9), points, photo_of), photo_of[:0]
+
+    def detect(self, image: Tensor, size: Tensor, rule: DetectionRule | None = None) -> Detections:
+        return search_photos(self.search, image, size, rule or self.detection)
 
 
 def test_detector_is_measured_on_a_split(scenes: Scenes, tmp_path: Path) -> None:

@@ -15,9 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from facelab.errors import ImageError
+from facelab.faces.batch import Detections
 from facelab.faces.detections import Candidates, DetectionRule
 from facelab.faces.geometry import Array
 from facelab.faces.pose import MODEL_OF_FIVE, rotation, turned
+from facelab.faces.search import search_photos
 from facelab.inference import detections
 from facelab.inference.photos import Photos, PredictedPhoto, find_photos
 from facelab.runs.build import build
@@ -28,7 +30,7 @@ POSE = np.array([30.0, -10.0, 5.0])
 """Yaw, pitch and roll of the faces that :class:`Marks` finds; those with a score below 0.8 are turned by 90 degrees."""
 
 
-class Marks(DetectorModule):
+class Marks(DetectorModule[DetectionRule]):
     """Detector of red pixels: each is the centre of a face of 6 px, and its blue is its score, 255 for 1."""
 
     def __init__(self, rule: DetectionRule = RULE, box: float = 3.0, points: float = 0.1) -> None:
@@ -47,6 +49,9 @@ class Marks(DetectorModule):
         points = centre[:, None] + torch.where((scores < 0.8)[:, None, None], lying, self.face)
         found = Candidates(centre.repeat(1, 2) + self.box, scores, points, photo).take(kept)
         return found, torch.empty(0, dtype=torch.int64)
+
+    def detect(self, image: Tensor, size: Tensor, rule: DetectionRule | None = None) -> Detections:
+        return search_photos(self.search, image, size, rule or self.detection)
 
 
 def marked(height: int, width: int, marks: Sequence[tuple[int, int, int]] = ()) -> Array:

@@ -11,6 +11,7 @@ from torch import Tensor
 from facelab.coders.anchors import AnchorCoder
 from facelab.faces.batch import Detections
 from facelab.faces.detections import Candidates, DetectionRule
+from facelab.faces.search import search_photos
 from facelab.metrics.detection import example
 from facelab.metrics.wider import LISTS
 from facelab.networks.retinaface import MobileNetV1, RetinaFaceHead
@@ -24,7 +25,7 @@ def rule(**changes: Any) -> DetectionRule:
     return DetectionRule(**values | changes)
 
 
-class BrightDetector(DetectorModule):
+class BrightDetector(DetectorModule[DetectionRule]):
     """Detector that finds the brightest pixel of an image as a face of half its width, with its eyes at both sides."""
 
     def search(self, image: Tensor) -> tuple[Candidates, Tensor]:
@@ -36,6 +37,9 @@ class BrightDetector(DetectorModule):
         half = image.shape[-1] / 4
         corners = torch.cat([centre - half, centre + half], dim=1)
         return Candidates(corners, scores, centre[:, None] + eyes * half / 2, rows), rows[:0]
+
+    def detect(self, image: Tensor, size: Tensor, rule: DetectionRule | None = None) -> Detections:
+        return search_photos(self.search, image, size, rule or self.detection)
 
 
 def bright_photo(height: int, width: int, x: int, y: int) -> Tensor:
