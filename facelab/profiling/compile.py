@@ -21,8 +21,9 @@ def set_format_and_compile(module: MethodModule, memory_format: str, compile: bo
         module: module before its first step; it may be moved to another device afterwards.
         memory_format: ``channels_last``, which is faster for convolutions on a CPU and on tensor cores, or
             ``contiguous``.
-        compile: compile the networks with torch at their first call and again for each new batch size. This takes half
-            a minute or more, too long for a short run. Loss, coder and metrics are not compiled.
+        compile: compile the networks with torch at their first call and again for new sizes of batches and images, as
+            the photos of a detector's validation have. This takes half a minute or more, too long for a short run.
+            Loss, coder and metrics are not compiled.
 
     Raises:
         ConfigError: a value is none of the above, or torch cannot compile on this machine.

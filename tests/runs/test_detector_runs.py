@@ -65,7 +65,7 @@ def test_resume_of_a_detector_gives_the_uninterrupted_results(
 
 @pytest.mark.slow
 def test_detector_trains_on_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Would catch ranks with different weights, photos measured twice or never, or a rank without a face that waits."""
+    """Would catch weights that are not finite, photos measured twice or never, or a rank without a face that waits."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     words = [*OVERRIDES, "trainer=ddp_cpu", "datamodule.batch_size=1", "data.train=8", "hydra.run.dir=run"]
     run = finish(*words, folder=tmp_path)
