@@ -45,6 +45,8 @@ IOUS = np.arange(50, 100, 5) / 100
 """Overlaps whose APs ``ap`` averages (COCO)."""
 FALSE_PER_PHOTO = {"01": 0.1, "1": 1.0}
 """False detections per photo by the ending of the metric of the recall."""
+PROPOSALS = (30, 100, 300)
+"""Numbers of detections of a photo, those of the highest scores, with which the recall of proposals is measured."""
 SIZE_BUCKETS = ("0_16", "16_32", "32_64", "64_128", "128_up")
 """Names of the buckets of face size, in pixels; the median face of WIDER FACE has 18."""
 SIZE_EDGES = (16.0, 32.0, 64.0, 128.0)
@@ -131,6 +133,15 @@ def found_faces(table: DetectionTable, pairs: Pairs) -> NDArray[np.int64]:
     return assign(Pairs(*(column[own] for column in pairs)), len(table.scores), len(table.face_id))
 
 
+def places(table: DetectionTable) -> NDArray[np.int64]:
+    """Return the place of each detection among those of its photo by falling score, ``(D,)`` from 0."""
+    order = np.lexsort((-table.scores, table.photo))
+    photo = table.photo[order]
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order)) - np.searchsorted(photo, photo)
+    return place
+
+
 class PhotoCounts(NamedTuple):
     """Numbers of a photo at a threshold of the score, ``(P,)`` each."""
 
@@ -179,6 +190,10 @@ def definitions(table: DetectionTable, *, wider_rounded: bool = False) -> dict[s
     }
     for name, false in FALSE_PER_PHOTO.items():
         metrics[f"recall_fppi_{name}"] = _ranked(base, ranked[:1], partial(recall_at, false_per_photo=false))
+    for most in PROPOSALS:
+        kept = places(table) < most
+        first = [rank(table, Pairs(*(column[kept[pairs.detection]] for column in pairs)), IOU, counted, kept)]
+        metrics[f"recall_first_{most}"] = _ranked(base, first, recall_of_all, last)
     for breakdown, part, faces, false_detections in _parts(table):
         one = [rank(table, pairs, IOU, counted & faces, false_detections)]
         number = int((counted & faces).sum())

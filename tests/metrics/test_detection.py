@@ -155,6 +155,9 @@ def oracle(table: DetectionTable) -> dict[str, float]:
         allowed = [hits for hits, wrong in points if wrong / photos <= false]
         expected[f"recall_fppi_{name}"] = max(allowed, default=0) / faces
 
+    for most in detection.PROPOSALS:  # more than any photo has; another test has small limits
+        expected[f"recall_first_{most}"] = expected["recall"]
+
     def part(name: str, members: Array, counts: Any = lambda d: True) -> None:
         rows = [m for m in loop_matches(table, 0.5, to_find & members) if m[3] >= 0 or counts(m[2])]
         number = int((to_find & members).sum())
@@ -632,3 +635,24 @@ def test_example_defines_every_metric() -> None:
     assert names == definitions(table_of(scenes())).keys()
     assert definitions(example(TAGS))["ap50"].value() == pytest.approx(1)
     assert detection.definitions(example(()))["nme5_box"].value() == 0
+
+
+def test_recall_first_counts_the_best_detections_of_each_photo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch a limit over all photos, the detections of the lowest scores, or one detection too many."""
+    monkeypatch.setattr(detection, "PROPOSALS", (1, 3, 1000))
+    table = detection_table(TAGS, **scenes(ties=False)).readable()
+    found = definitions(table)
+    for most in detection.PROPOSALS:
+        rows = [
+            row
+            for photo in range(len(table.photo_id))
+            for row in sorted(np.flatnonzero(table.photo == photo), key=lambda row: -table.scores[row])[:most]
+        ]
+        columns = ("boxes", "scores", "points", "photo")
+        few = table._replace(**{name: getattr(table, name)[np.sort(rows)] for name in columns})
+        recall = sum(m[3] >= 0 for m in loop_matches(few, 0.5, ~table.ignore)) / int((~table.ignore).sum())
+        assert found[f"recall_first_{most}"].value() == pytest.approx(recall)
+    values = [found[f"recall_first_{most}"].value() for most in detection.PROPOSALS]
+    assert values[0] < values[1] < values[2] == found["recall"].value()
+    limits = found["recall_first_3"].record(200, 0)
+    assert limits.low < values[1] < limits.high
