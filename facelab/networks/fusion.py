@@ -17,7 +17,6 @@ def fuse_normalisations(network: nn.Module) -> None:
     for part in network.children():
         fuse_normalisations(part)
     if isinstance(network, nn.Sequential):
-        for (first, layer), (second, following) in pairwise(list(network.named_children())):
+        for index, (layer, following) in enumerate(pairwise(list(network))):
             if isinstance(layer, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
-                network._modules[first] = fuse_conv_bn_eval(layer, following)
-                network._modules[second] = nn.Identity()
+                network[index], network[index + 1] = fuse_conv_bn_eval(layer, following), nn.Identity()
