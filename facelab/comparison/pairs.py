@@ -1,9 +1,10 @@
 """Comparison of runs face by face."""
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,8 +14,10 @@ from facelab.comparison.read import Run
 from facelab.errors import RunError
 from facelab.faces.geometry import Array
 from facelab.files import resolve_links
+from facelab.metrics import detection
+from facelab.metrics.detection_files import read_detection_table
 from facelab.metrics.face_table import ERRORS, NORMALISERS, read_faces
-from facelab.metrics.landmarks import Difference, common_faces, means_over_faces, paired_bootstrap
+from facelab.metrics.landmarks import Difference, common_faces, means_over_faces, paired_bootstrap, summarise
 from facelab.metrics.record import SCALES, Metric
 from facelab.run_folder import RunFolder
 
@@ -46,6 +49,7 @@ class Pair(NamedTuple):
     common: int  # number of common faces
     faces: tuple[int, int]  # number of faces of each run
     differences: dict[str, Difference]  # metric to first minus second run
+    resampled: str = "faces"  # what a resample draws
 
 
 def read_errors(run: Run) -> Faces:
@@ -123,18 +127,59 @@ def compare_faces(runs: Sequence[Faces], other: Faces, metrics: Sequence[str]) -
 
 
 def compare_pair(a: Run, b: Run, metrics: Sequence[str]) -> Pair:
-    """Compare two runs on their common faces, see :func:`compare_faces`.
+    """Compare two runs, on their common faces, see :func:`compare_faces`, or on the photos of two detectors.
 
     Raises:
-        RunError: a run has no faces.csv or a broken one, or the runs have no common face or metric.
+        RunError: a run has no faces.csv or a broken one, or the runs have no common face or metric; of detectors see
+            :func:`compare_detections`.
     """
+    metrics = [name for name in metrics if name in b.metrics]  # whose records have the units
+    if all(RunFolder(run.folder).detections.is_file() for run in (a, b)):
+        return compare_detections(a, b, metrics)
     faces_a, faces_b = read_errors(a), read_errors(b)
-    pair = compare_faces([faces_a], faces_b, [name for name in metrics if name in b.metrics])[0]
+    pair = compare_faces([faces_a], faces_b, metrics)[0]
     if not pair.common:
         raise RunError(f"{a.name} and {b.name} have no common face among {len(faces_a.names)} and {len(faces_b.names)}")
     if not pair.differences:
         raise RunError(f"{a.name} and {b.name} have no metric in common; {b.name} has {', '.join(b.metrics) or 'none'}")
     return pair
+
+
+def compare_detections(a: Run, b: Run, metrics: Sequence[str]) -> Pair:
+    """Compare two detectors on the photos that both have searched; each resample draws the same photos for both.
+
+    Raises:
+        RunError: a ``detections.npz`` is broken, or the runs were tested on other photos or faces.
+    """
+    definitions, tables = [], []
+    for run in (a, b):
+        try:
+            table, names = read_detection_table(RunFolder(run.folder).detections)
+        except (OSError, ValueError) as error:
+            raise RunError(str(error)) from error
+        definitions.append(detection.definitions(table, wider_rounded="wider" in run.protocol))
+        tables.append((names, table.skipped, table.true_boxes, table.ignore))
+    if not all(np.array_equal(*columns, equal_nan=columns[0].dtype.kind == "f") for columns in _columns(*tables)):
+        raise RunError(
+            f"{a.name} and {b.name} were not tested on the same photos and faces; evaluate.py measures a run on others"
+        )
+    differences = {}
+    for name in metrics:
+        ours, theirs = (each.get(name) for each in definitions)
+        if ours is None or theirs is None or ours.resampled is None or theirs.resampled is None:
+            continue
+        weights = detection.photo_weights(ours.photos, RESAMPLES, SEED)
+        drawn = ours.resampled(weights) - theirs.resampled(weights)
+        drawn = drawn[np.isfinite(drawn)]  # a resample may lack the few faces of a part
+        if len(drawn):
+            differences[name] = summarise(ours.value() - theirs.value(), drawn, ours.faces, math.nan)
+    photos = len(tables[0][0])
+    return Pair(photos, (photos, photos), differences, "photos")
+
+
+def _columns(a: Sequence[Any], b: Sequence[Any]) -> list[tuple[Array, Array]]:
+    """Return the same column of two tables, as arrays."""
+    return [(np.asarray(one), np.asarray(other)) for one, other in zip(a, b, strict=True)]
 
 
 def paired_metrics(columns: Sequence[str]) -> list[str]:
@@ -155,7 +200,7 @@ def pair_cells(pair: Pair, records: Mapping[str, Metric]) -> list[list[Cell]]:
         value, low, high = (records[name].text(number, plus=True) for number in difference[:3])
         texts = [
             *(value, f"{low}..{high}", SCALES[records[name].unit].sign, rounded(difference.probability, 3)),
-            *(str(difference.faces), f"{100 * difference.smaller:.0f} %"),
+            *(str(difference.faces), "-" if math.isnan(difference.smaller) else f"{100 * difference.smaller:.0f} %"),
         ]
         cells.append(
             [Cell(name), *(Cell(text, number=True) for text in texts), Cell(_better(difference, records[name]))]
@@ -176,9 +221,9 @@ def _better(difference: Difference, record: Metric) -> str:
 
 
 def pair_line(pair: Pair) -> str:
-    """Describe the faces of a comparison of two runs."""
-    return "Paired bootstrap, {} resamples of the {} common faces (of {} and {}).".format(
-        RESAMPLES, pair.common, *pair.faces
+    """Describe the faces or photos of a comparison of two runs."""
+    return "Paired bootstrap, {} resamples of the {} common {} (of {} and {}).".format(
+        RESAMPLES, pair.common, pair.resampled, *pair.faces
     )
 
 

@@ -86,7 +86,7 @@ class Definition(NamedTuple):
         """
         low = high = math.nan
         if self.resampled and self.photos:
-            values = self.resampled(_weights(self.photos, resamples, seed))
+            values = self.resampled(photo_weights(self.photos, resamples, seed))
             if (values := values[~np.isnan(values)]).size:  # a resample may lack the few faces of a part
                 low, high = interval(values)
         return Metric(
@@ -96,7 +96,7 @@ class Definition(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1)
-def _weights(photos: int, resamples: int, seed: int) -> Array:
+def photo_weights(photos: int, resamples: int, seed: int) -> Array:
     """Draw how often each photo is in each resample, ``(P, R)``."""
     drawn = np.random.default_rng(seed).multinomial(photos, np.full(photos, 1 / photos), resamples)
     return drawn.T.astype(np.float32)

@@ -382,12 +382,24 @@ def _difference(numbers: Array, drawn: Array, smaller: Array) -> Difference:
         smaller: ``(F,)`` whether a has the smaller error.
     """
     value = float(numbers.mean()) if len(numbers) else math.nan
+    return summarise(value, drawn, len(numbers), float(nanmean(smaller)))
+
+
+def summarise(value: float, drawn: Array, faces: int, smaller: float) -> Difference:
+    """Summarise a difference of two runs.
+
+    Args:
+        value: the difference.
+        drawn: ``(R,)`` differences of the resamples.
+        faces: number of faces in the difference.
+        smaller: share of the faces on which the first run has the smaller error; NaN where faces have no error.
+    """
     low, high, probability = math.nan, math.nan, math.nan
     if math.isfinite(value):
         low, high = interval(drawn)[0], -interval(-drawn)[0]  # B - A has the same interval with the other sign
         smaller_side = 1 + min((drawn <= 0).sum(), (drawn >= 0).sum())
         probability = min(1.0, float(2 * smaller_side / (len(drawn) + 1)))
-    return Difference(value, low, high, probability, len(numbers), float(nanmean(smaller)))
+    return Difference(value, low, high, probability, faces, smaller)
 
 
 def common_faces(a: Array, b: Array) -> tuple[Array, Array]:
