@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from facelab.comparison.grid import Cell, rounded, visible_cells
-from facelab.comparison.group import MAIN
+from facelab.comparison.group import MAIN, MAIN_OF_DETECTORS
 from facelab.comparison.read import Run
 from facelab.errors import RunError
 from facelab.faces.geometry import Array
@@ -183,8 +183,8 @@ def _columns(a: Sequence[Any], b: Sequence[Any]) -> list[tuple[Array, Array]]:
 
 
 def paired_metrics(columns: Sequence[str]) -> list[str]:
-    """List the metrics that are compared face by face: those shown by default, then further columns of a table."""
-    return list(dict.fromkeys([*MAIN, *columns]))
+    """List the metrics of a pair of runs: those shown by default, then further columns of a table."""
+    return list(dict.fromkeys([*MAIN, *MAIN_OF_DETECTORS, *columns]))
 
 
 def pair_cells(pair: Pair, records: Mapping[str, Metric]) -> list[list[Cell]]:
