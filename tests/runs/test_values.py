@@ -102,7 +102,8 @@ def is_named(message: str, raw: Any, place: Place) -> bool:
     names_the_part = any(f"{part}:" in message or f"{part}." in message for part in parts) and (
         last in message or transform_fault in message
     )
-    return key_of(place) in message or reference in message or names_the_part
+    names_the_list = isinstance(place[-1], int) and f"{key_of(place[:-1])}:" in message
+    return key_of(place) in message or reference in message or names_the_part or names_the_list
 
 
 def findings(
