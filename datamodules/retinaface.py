@@ -27,6 +27,10 @@ from facelab.faces.pose import flipped
 log = logging.getLogger(__name__)
 
 
+PER_FACE = ("boxes", "points", "valid", "pose", "tags", "ignore", "face_id", "photo")
+"""Fields of a batch with a row for each face; the others have a row for each photo."""
+
+
 class Square(NamedTuple):
     """Square of a photo that becomes a training image."""
 
@@ -166,10 +170,9 @@ class SquareDataset(PhotoDataset):
 
     def _blank(self, row: int) -> DetectionBatch:
         """Return a black image without a face."""
-        size = self.augment.size
-        faces = self.faces(row)
-        nowhere = Square(np.array([[1.0, 0, size], [0, 1, size], [0, 0, 1]]), flipped=False)
-        return with_image(self.augment.place(faces, nowhere), np.zeros((size, size, 3), np.uint8))
+        size, faces = self.augment.size, self.faces(row)
+        none = {name: getattr(faces, name)[:0] for name in PER_FACE}
+        return with_image(faces._replace(**none), np.zeros((size, size, 3), np.uint8))
 
 
 def is_learned(faces: DetectionBatch) -> Tensor:

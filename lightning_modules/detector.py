@@ -53,10 +53,9 @@ class DetectorModule(MethodModule, Generic[Rule]):
         self.detection: Rule = detection
         self.val_detection: Rule = detection
 
-    def setup(self, stage: str) -> None:
-        """Create the metric. Prediction does not need it."""
-        if stage != "predict":
-            self.errors = DetectionErrors(self.trainer.datamodule.data.tags)  # type: ignore[attr-defined]
+    def collector(self, tags: tuple[str, ...]) -> DetectionErrors:
+        """Build the metric that collects the detections of an epoch; see :class:`MethodModule`."""
+        return DetectionErrors(tags)
 
     @abstractmethod
     def detect(self, image: Tensor, size: Tensor, rule: Rule | None = None) -> Detections:

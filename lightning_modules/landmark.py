@@ -63,13 +63,9 @@ class LandmarkModule(MethodModule):
         self.coder: Any = coder  # nn.Module has no types for encode and decode
         self.register_buffer("flip", torch.tensor(layout.flip), persistent=False)
 
-    def setup(self, stage: str) -> None:
-        """Create the metric and, before training, compute the statistics. Prediction needs neither."""
-        if stage != "predict":
-            datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-            self.errors = FaceErrors(self.layout, datamodule.data.tags)
-            if stage == "fit" and not self.resumed:
-                self.fit_statistics(datamodule)
+    def collector(self, tags: tuple[str, ...]) -> FaceErrors:
+        """Build the metric that collects the errors of an epoch; see :class:`MethodModule`."""
+        return FaceErrors(self.layout, tags)
 
     def training_step(self, batch: LandmarkBatch, batch_index: int) -> Tensor:
         """Compute the sum of the loss terms of a batch."""

@@ -61,6 +61,22 @@ class MethodModule(LightningModule, ABC):
     def fit_statistics(self, datamodule: Any) -> None:
         """Compute statistics of the training set that the method needs and store them as buffers; here none."""
 
+    @abstractmethod
+    def collector(self, tags: tuple[str, ...]) -> Any:
+        """Build the metric that collects the results of an epoch.
+
+        Args:
+            tags: tags of the dataset.
+        """
+
+    def setup(self, stage: str) -> None:
+        """Create the metric and, before training, compute the statistics. Prediction needs neither."""
+        if stage != "predict":
+            datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+            self.errors = self.collector(datamodule.data.tags)
+            if stage == "fit" and not self.resumed:
+                self.fit_statistics(datamodule)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the format of the checkpoint."""
         checkpoint["format"] = FORMAT

@@ -30,7 +30,7 @@ from facelab.runs.resolvers import foreign_interpolation
 
 if TYPE_CHECKING:  # importing OpenCV takes a tenth of a second, torch seconds
     from facelab.faces.crop import BoxSource, Crop
-    from facelab.faces.detections import DetectionRule
+    from facelab.faces.detections import CascadeRule, DetectionRule
 
 log = logging.getLogger(__name__)
 
@@ -236,7 +236,7 @@ def build_crop(run: LoadedRun, box: "BoxSource", changes: Mapping[str, Any]) -> 
     return crop
 
 
-def build_rule(run: LoadedRun, changes: Mapping[str, Any]) -> "DetectionRule":
+def build_rule(run: LoadedRun, changes: Mapping[str, Any]) -> "DetectionRule | CascadeRule":
     """Build the rule by which a detector searches a photo.
 
     Args:
@@ -249,7 +249,7 @@ def build_rule(run: LoadedRun, changes: Mapping[str, Any]) -> "DetectionRule":
     wanted = {key: value for key, value in changes.items() if value is not None}
     part = needed(OmegaConf.merge(run.cfg, {"detection": wanted}), "detection")  # type: ignore[arg-type]
     check(part, ("detection",))
-    rule: DetectionRule = build(part, "detection")
+    rule: DetectionRule | CascadeRule = build(part, "detection")
     return rule
 
 

@@ -209,13 +209,14 @@ def test_outside_of_the_photo_is_the_border_colour(tmp_path: Path) -> None:
 
 def test_photo_that_cannot_be_read_is_black_and_has_no_face(tmp_path: Path) -> None:
     """Would catch a broken photo that stops the training, has another size, or teaches faces on black."""
-    photos = Photos(tmp_path)
+    photos = Photos(tmp_path, [face(9.5, 9.5, 39.5, 39.5), face(-40, -40, -10, -10)])  # the second beside the photo
     photos.files[0].write_bytes(b"no image")
     train = dataset(tmp_path, photos)
     batch = collate([train[(0, 0)], train[(0, 1)]])
     assert batch.image.shape == (2, 3, 64, 64)
     assert not batch.image[0].any() and batch.image[1].any()
     assert set(batch.photo.tolist()) == {1}
+    assert len(train[(0, 0)].boxes) == 0
     assert train.readings.unreadable == 1
 
 
